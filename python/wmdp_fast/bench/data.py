@@ -1,0 +1,159 @@
+"""`wmdp-fast bench data`: how fast questions become batches, beside lm-eval's own preparation of the same questions."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from wmdp_fast._rust import RELEASE_BUILD, Tokenizer
+from wmdp_fast.bench.report import BenchReport, Measurement, machine, peak_gb
+from wmdp_fast.exceptions import TokenizerError
+from wmdp_fast.prepare import DEFAULT_TOKEN_BUDGET, plan, read_tasks, render
+from wmdp_fast.tasks import resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+    from pathlib import Path
+
+    from wmdp_fast.tasks import Task
+
+# Longer than any prompt here, so that nothing is cut off.
+_MAX_LENGTH = 1 << 20
+
+
+def bench_data(
+    *,
+    tasks: str | Sequence[str],
+    tokenizer: Path,
+    data: str | PathLike[str] | None = None,
+    num_fewshot: int = 0,
+    against: Sequence[str] = (),
+    sample: int = 200,
+) -> BenchReport:
+    """Reads, renders, tokenizes and plans every question of some tasks, from cold, and times each phase.
+
+    Args:
+        tasks: Task names.
+        tokenizer: A `tokenizer.json`, or a folder that holds one.
+        data: Folder with the datasets, in place of the hub.
+        num_fewshot: Few-shot examples before each question.
+        against: Peers to run in the same process afterwards; `lm-eval` is the only one.
+        sample: How many questions a peer prepares; its figures are given for that many, ratios per question.
+
+    Raises:
+        TokenizerError: There is no tokenizer at that path.
+        ValueError: A peer is unknown.
+    """
+    if unknown := set(against) - {"lm-eval"}:
+        raise ValueError(f"unknown peer {', '.join(sorted(unknown))}; known: lm-eval")
+    path = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
+    if not path.is_file():
+        raise TokenizerError(f"{path} does not exist; --tokenizer takes a tokenizer.json or a folder with one")
+    selection = resolve(tasks, num_fewshot=num_fewshot)
+
+    clock = _Clock()
+    loaded = Tokenizer(path.read_text(encoding="utf-8"), add_special_tokens=True, prefix_token_id=0, prefix_text="\0")
+    clock.lap("load tokenizer")
+    read = read_tasks(selection.tasks, data=data)
+    clock.lap("read")
+    prompts = [render(one) for one in read]
+    clock.lap("render")
+    requests = loaded.encode_requests(prompts, _MAX_LENGTH)
+    clock.lap("tokenize")
+    batches = sum(1 for _ in plan(requests))
+    clock.lap("plan")
+
+    questions = requests.num_questions
+    ours = Measurement(
+        seconds=clock.seconds | {"total": sum(clock.seconds.values())},
+        units={"questions": questions, "tokens": requests.num_tokens, "batches": batches},
+        per_second={
+            "questions": questions / sum(clock.seconds.values()),
+            "tokens": requests.num_tokens / sum(clock.seconds.values()),
+        },
+        peak_gb=peak_gb(),
+        notes={
+            "tokenizer engine": requests.engine,
+            "why not fastokens": requests.why_not_fast,
+            "why no shared prefixes": requests.why_no_cuts,
+            "release build": RELEASE_BUILD,
+        },
+    )
+    work: dict[str, Any] = {
+        "benchmark": "data",
+        "tasks": tasks if isinstance(tasks, str) else ",".join(tasks),
+        "num_fewshot": num_fewshot,
+        "questions": questions,
+        "tokens": requests.num_tokens,
+        "token_budget": DEFAULT_TOKEN_BUDGET,
+        "tokenizer engine": requests.engine,
+        "machine": machine(),
+    }
+    if not against:
+        return BenchReport(work, ours)
+    peer = _lm_eval(selection.tasks, path, data, sample)
+    theirs = peer.units["questions"]
+    ratio = {
+        phase: (peer.seconds[phase] / theirs) / (sum(ours.seconds[part] for part in parts) / questions)
+        for phase, parts in {
+            "render": ["render"],
+            "tokenize": ["tokenize"],
+            "render + tokenize": ["render", "tokenize"],
+        }.items()
+    }
+    work["peer sample"] = f"{theirs} questions"
+    return BenchReport(work, ours, {"lm-eval": peer}, {"lm-eval": ratio})
+
+
+class _Clock:
+    """Seconds between calls, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[phase] = now - self._last
+        self._last = now
+
+
+def _lm_eval(tasks: Sequence[Task], tokenizer: Path, data: str | PathLike[str] | None, sample: int) -> Measurement:
+    """lm-eval's context building and tokenization, as `simple_evaluate` does them, on questions of up to 8 tasks."""
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from wmdp_fast.bench.lm_eval_peer import quiet_lm_eval, task_configs
+
+    chosen = tasks[:: max(1, len(tasks) // 8)][:8]
+    with quiet_lm_eval():
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager, get_task_dict
+
+        loaded = get_task_dict(task_configs(chosen, data), TaskManager(include_defaults=False))
+        # lm-eval tokenizes inside its model class; the model itself is never run.
+        slow: Any = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer))  # type: ignore[no-untyped-call]
+        special = {"eos_token": slow.convert_ids_to_tokens(0), "pad_token": slow.convert_ids_to_tokens(0)}
+        slow.add_special_tokens({key: value for key, value in special.items() if isinstance(value, str)})
+        tiny = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+        model = HFLM(pretrained=LlamaForCausalLM(tiny), tokenizer=slow, backend="causal", device="cpu")
+
+        clock = _Clock()
+        pairs = []
+        questions = 0
+        for one in loaded.values():
+            one.set_config(key="num_fewshot", value=one.config.num_fewshot or 0)
+            one.build_all_requests(limit=-(-sample // len(loaded)), rank=0, world_size=1)
+            pairs += [request.args for request in one.instances]
+            questions += len({request.doc_id for request in one.instances})
+        clock.lap("render")
+        for context, continuation in pairs:
+            model._encode_pair(context, continuation)
+        clock.lap("tokenize")
+    seconds = clock.seconds | {"render + tokenize": sum(clock.seconds.values())}
+    return Measurement(
+        seconds=seconds,
+        units={"questions": questions},
+        per_second={"questions": questions / seconds["render + tokenize"]},
+        notes={"tasks": [task.name for task in chosen]},
+    )

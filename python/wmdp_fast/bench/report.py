@@ -1,0 +1,100 @@
+"""What every benchmark reports: the work, our figures, the peers' figures in the same run, and the ratios."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from wmdp_fast import environment
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Figures of one contestant.
+
+    Attributes:
+        seconds: Wall time by phase, and `total`.
+        units: How much work was done, in the units of the benchmark (questions, tokens, steps).
+        per_second: Units per second of the total.
+        peak_gb: Peak resident memory of the process in 10^9 bytes, or None where it cannot be told apart.
+        notes: Anything else worth knowing, such as the engine used.
+    """
+
+    seconds: dict[str, float]
+    units: dict[str, int]
+    per_second: dict[str, float]
+    peak_gb: float | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """A benchmark's outcome; `to_json` is the one object that `--json` prints.
+
+    Attributes:
+        work: What was run, on what, with which versions.
+        ours: This package's figures.
+        peers: Each peer's figures by name.
+        ratio: For each peer and phase, its seconds per unit over ours: above 1 means this package is faster.
+    """
+
+    work: dict[str, Any]
+    ours: Measurement
+    peers: dict[str, Measurement] = field(default_factory=dict)
+    ratio: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain objects."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """The report as text: one line a phase, one column a contestant."""
+        phases = list(dict.fromkeys([*self.ours.seconds, *(p for peer in self.peers.values() for p in peer.seconds)]))
+        header = ["phase", "wmdp-fast", *self.peers, *(f"ratio to {name}" for name in self.peers)]
+        rows = [
+            [
+                phase,
+                _seconds(self.ours.seconds.get(phase)),
+                *(_seconds(peer.seconds.get(phase)) for peer in self.peers.values()),
+                *(_ratio(self.ratio.get(name, {}).get(phase)) for name in self.peers),
+            ]
+            for phase in phases
+        ]
+        for unit, rate in self.ours.per_second.items():
+            theirs = [peer.per_second.get(unit) for peer in self.peers.values()]
+            rows.append([f"{unit}/s", _rate(rate), *map(_rate, theirs), *("" for _ in self.peers)])
+        lines = [f"{key}: {value}" for key, value in self.work.items() if not isinstance(value, dict)]
+        return "\n".join([*lines, "", *_align([header, *rows])])
+
+
+def _align(rows: list[list[str]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    aligned = (str.ljust, *(str.rjust for _ in widths[1:]))
+    return [
+        "  ".join(align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _rate(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f} s"
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f}x"
+
+
+def machine() -> dict[str, Any]:
+    """Hardware and versions."""
+    return {"hardware": environment.hardware(), "versions": environment.versions()}
+
+
+def peak_gb() -> float:
+    """Peak resident memory of this process in 10^9 bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

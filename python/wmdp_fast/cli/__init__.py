@@ -1,0 +1,96 @@
+"""The command line: one file per subcommand, each with its SUMMARY, its `add_arguments` and its `run`.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped with Ctrl-C. A failure is one line on stderr; with
+WMDP_FAST_DEBUG=1 in the environment it is a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING, TextIO
+
+from wmdp_fast import __version__
+from wmdp_fast.cli import bench, doctor, eval, tasks  # noqa: A004 (the subcommand's name)
+from wmdp_fast.exceptions import WmdpFastError, WmdpFastWarning
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# The subcommands by name, in the order of `--help`.
+COMMANDS = {"eval": eval, "tasks": tasks, "bench": bench, "doctor": doctor}
+
+_EPILOG = "`wmdp-fast COMMAND --help` explains a command. Documentation: README.md and docs/ of the source."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 130 stopped with Ctrl-C. Wrong usage leaves through `SystemExit(2)`, as
+        argparse has it.
+    """
+    arguments = _parser().parse_args(argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        if _debugging():
+            raise
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of stdout (`| head`) has left. Nothing more can be written, not even as the interpreter exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (WmdpFastError, OSError, ValueError) as error:
+        if _debugging():
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wmdp-fast",
+        description="Measure what a language model knows on WMDP and MMLU, with lm-eval's numbers.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"wmdp-fast {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=command.SUMMARY, description=command.SUMMARY)
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
+    return parser
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Ours are meant for the user and one line; others come with the place they are from."""
+    if issubclass(category, WmdpFastWarning):
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
+
+
+def _debugging() -> bool:
+    return os.environ.get("WMDP_FAST_DEBUG", "") not in ("", "0")

@@ -1,0 +1,128 @@
+"""`wmdp-fast eval`: scores a model. Each option is the parameter of that name of `wmdp_fast.evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import wmdp_fast
+from wmdp_fast.cli.options import whole_number
+
+if TYPE_CHECKING:
+    from wmdp_fast import EvalResult
+
+SUMMARY = "Score a model on tasks or question files."
+
+# What `run` takes itself; everything else goes to `evaluate` by its name.
+_OWN = frozenset({"model", "output", "log_samples", "json", "quiet", "run", "fail"})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `wmdp-fast eval`. What is not given stays away: the defaults are those of `evaluate`."""
+    parser.argument_default = argparse.SUPPRESS
+    parser.add_argument("model", metavar="MODEL", help="a folder, or a name on the Hugging Face hub")
+
+    what = parser.add_argument_group("what to ask")
+    what.add_argument(
+        "--tasks", required=True, action="append", metavar="NAMES", help="tasks, groups or files, separated by commas"
+    )
+    what.add_argument("--data", metavar="DIR", help="folder with the datasets, in place of the hub")
+    what.add_argument(
+        "--dataset-revision",
+        metavar="REV",
+        help="commit, branch or tag of the dataset, in place of the pinned commit; of several, DATASET=REV,...",
+    )
+    what.add_argument("--subjects", metavar="NAMES", help="only these MMLU subjects, separated by commas")
+    what.add_argument("--limit", type=_limit, metavar="N", help="only the first N questions of a task; below 1 a share")
+    what.add_argument(
+        "--num-fewshot", type=whole_number(least=0), metavar="N", help="examples before each question (default 0)"
+    )
+
+    how = parser.add_argument_group("how to ask it")
+    how.add_argument(
+        "--template", metavar="T", help="for question files: `mmlu`, the name of another task, or a Jinja template"
+    )
+    how.add_argument("--choices", choices=("letters", "texts"), help="for question files: what the model answers with")
+    how.add_argument("--description", metavar="TEXT", help="for question files: text before every prompt")
+    how.add_argument(
+        "--lm-eval-compat",
+        choices=("0.4.2", "0.4.9", "current"),
+        help="lm-eval version whose prompts to reproduce (default current)",
+    )
+    how.add_argument(
+        "--apply-chat-template",
+        nargs="?",
+        const=True,
+        metavar="NAME",
+        help="put prompts into the tokenizer's chat template; NAME picks one of several",
+    )
+    how.add_argument("--system-instruction", metavar="TEXT", help="text before the task's description")
+    how.add_argument(
+        "--fewshot-as-multiturn",
+        action=argparse.BooleanOptionalAction,
+        help="examples as turns of a chat (default with a chat template)",
+    )
+
+    model = parser.add_argument_group("the model")
+    model.add_argument("--revision", metavar="REV", help="commit, branch or tag of the model on the hub")
+    model.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="default: the checkpoint's")
+    model.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
+    model.add_argument("--peft", metavar="ADAPTER", help="PEFT adapter to put on the model")
+    model.add_argument(
+        "--max-length",
+        type=whole_number(least=1),
+        metavar="N",
+        help="most tokens at once, if not the model's limit",
+    )
+    model.add_argument("--trust-remote-code", action="store_true", help="let code that comes with the model run")
+    model.add_argument(
+        "--score-mode",
+        choices=("float32", "model"),
+        help="precision of log-probabilities; `model` rounds to the model's as lm-eval does (default float32)",
+    )
+    model.add_argument(
+        "--token-budget", type=_token_budget, metavar="N", help="most tokens in a batch, or auto (default auto)"
+    )
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", metavar="DIR", help="save results here, in lm-eval's format")
+    output.add_argument("--log-samples", action="store_true", help="save every question with its scores too")
+    output.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
+    output.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
+    parser.set_defaults(output=None, log_samples=False, json=False, quiet=False, fail=parser.error)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluates, prints and saves."""
+    if arguments.log_samples and arguments.output is None:
+        arguments.fail("--log-samples needs --output")
+    if arguments.quiet:
+        # transformers and huggingface_hub read it when they are imported, which has not happened yet.
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    options = {name: value for name, value in vars(arguments).items() if name not in _OWN}
+    result = wmdp_fast.evaluate(arguments.model, **options, progress=not arguments.quiet)
+    report(result, as_json=arguments.json)
+    if arguments.output is not None:
+        path = result.save(arguments.output, log_samples=arguments.log_samples)
+        if not arguments.quiet:
+            print(f"results: {path}", file=sys.stderr)
+    return 0
+
+
+def report(result: EvalResult, *, as_json: bool) -> None:
+    """Prints a result on stdout, as a table or in lm-eval's JSON."""
+    print(json.dumps(result.to_json(), indent=2, ensure_ascii=False, default=str) if as_json else result.table())
+
+
+def _limit(text: str) -> float:
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _token_budget(text: str) -> int | str:
+    return text if text == "auto" else whole_number(least=1)(text)

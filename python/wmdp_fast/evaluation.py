@@ -1,0 +1,340 @@
+"""Evaluation from task names to results: the one function that ties the parts together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
+
+from wmdp_fast import prepare
+from wmdp_fast.chat import chat_contexts, chat_template_source, system_text
+from wmdp_fast.exceptions import TaskError, WmdpFastWarning
+from wmdp_fast.results import EvalResult, GroupResult, TaskResult, run_config, tokenizer_info
+from wmdp_fast.tasks import resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from os import PathLike
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from wmdp_fast._rust import Prompts
+    from wmdp_fast.models.load import LoadedModel
+    from wmdp_fast.models.scores import ScoreMode, Scores
+    from wmdp_fast.prepare import TaskQuestions
+    from wmdp_fast.tasks import Choices, Selection
+
+# Margin in nats up to which rounding may have decided between two choices: one step between neighbouring numbers of
+# that type at the size of a typical logit (16 to 32); for float32 rather the noise of summing in another order.
+NEAR_TIE = {"bfloat16": 0.125, "float16": 0.015625, "float32": 1e-4}
+
+
+def evaluate(
+    model: str | PathLike[str] | PreTrainedModel,
+    *,
+    tasks: str | PathLike[str] | Sequence[str | PathLike[str]],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    data: str | PathLike[str] | None = None,
+    revision: str | None = None,
+    dataset_revision: str | Mapping[str, str] | None = None,
+    num_fewshot: int | None = None,
+    limit: float | None = None,
+    subjects: str | Sequence[str] | None = None,
+    template: str | None = None,
+    choices: Choices | None = None,
+    description: str | None = None,
+    lm_eval_compat: str = "current",
+    apply_chat_template: bool | str = False,
+    system_instruction: str | None = None,
+    fewshot_as_multiturn: bool | None = None,
+    score_mode: ScoreMode = "float32",
+    token_budget: int | Literal["auto"] = "auto",
+    dtype: str = "auto",
+    device: str = "auto",
+    peft: str | PathLike[str] | None = None,
+    trust_remote_code: bool = False,
+    max_length: int | None = None,
+    output: str | PathLike[str] | None = None,
+    log_samples: bool = False,
+    progress: bool = True,
+) -> EvalResult:
+    """Scores a model on multiple-choice tasks by log-likelihood, with lm-eval's prompts and numbers.
+
+    Args:
+        model: A folder or a name on the Hugging Face hub, or a model already in memory (used as it is and left as it
+            was; it needs `tokenizer`).
+        tasks: Names of tasks and groups (`wmdp`, `mmlu_virology`) and paths of question files; commas separate several.
+        tokenizer: The tokenizer, if it is not the model folder's own.
+        data: Folder with the datasets, in place of the hub.
+        revision: Commit, branch or tag of the model on the hub.
+        dataset_revision: The same for the dataset, in place of the pinned commit; a mapping gives one for each dataset.
+        num_fewshot: Few-shot examples before each question; None is 0. WMDP is 0-shot by definition.
+        limit: Only the first questions of each task: a number of them, or, below 1, a share.
+        subjects: Only these MMLU subjects.
+        template: How to ask the questions of files given by path: a task's name or a Jinja template.
+        choices: Whether those are answered with `"letters"` or `"texts"`.
+        description: Text before the prompts of files given by path.
+        lm_eval_compat: The lm-eval version whose prompts to reproduce: `0.4.2`, `0.4.9` or `current`.
+        apply_chat_template: Whether to put prompts in the tokenizer's chat template; the name of one if it has several.
+        system_instruction: Text before the task's description.
+        fewshot_as_multiturn: Whether few-shot examples are turns of the chat; they are if a chat template is applied.
+        score_mode: `float32`, or `model` to round log-probabilities to the model's dtype as lm-eval does.
+        token_budget: Most tokens in a batch, or `auto`.
+        dtype: `auto` (the checkpoint's), `float32`, `bfloat16` or `float16`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        peft: A PEFT adapter to put on the model.
+        trust_remote_code: Whether code that comes with the model may run.
+        max_length: Most tokens the model may read at once, in place of its own limit.
+        output: Folder or `.json` name to save results under, by lm-eval's rules.
+        log_samples: Whether to save every question with its prompt and scores too; needs `output`.
+        progress: Whether to show a progress bar on stderr.
+
+    Warns:
+        WmdpFastWarning: An option was ignored, or a fallback was taken.
+
+    Returns:
+        Numbers by task and group; `print` shows them as a table.
+
+    Raises:
+        TaskError: A task, subject, template or version is unknown, or an option does not apply.
+        DataUnavailableError: Questions are missing, gated or out of reach.
+        DatasetError: A question file is faulty.
+        ModelError: The model cannot be loaded or scored.
+        TemplateError: A prompt or chat template fails.
+        TokenizerError: A prompt cannot be tokenized.
+        ValueError: An option has an impossible value.
+    """
+    if log_samples and output is None:
+        raise ValueError("log_samples needs an output folder to write the samples to")
+    started, clock = time.time(), PhaseClock()
+
+    # Everything cheap first: a misspelt task should not cost the loading of a model.
+    selection = resolve(
+        tasks,
+        subjects=subjects,
+        num_fewshot=num_fewshot,
+        template=template,
+        choices=choices,
+        description=description,
+        compat=lm_eval_compat,
+    )
+    for warning in selection.warnings:
+        warnings.warn(warning, WmdpFastWarning, stacklevel=2)
+    if apply_chat_template and not selection.compat.has_chat_templates:
+        raise TaskError(f"lm-eval {selection.compat.name} could not apply chat templates; leave one of the two out")
+    with clock("read"):
+        read = prepare.read_tasks(selection.tasks, data=data, dataset_revision=dataset_revision, limit=limit)
+    with clock("load"):
+        loaded = _load(model, tokenizer, revision, dtype, device, peft, trust_remote_code)
+    multiturn = bool(apply_chat_template) if fewshot_as_multiturn is None else fewshot_as_multiturn
+    with clock("render"):
+        prompts = [
+            _prompts(one, loaded.tokenizer, apply_chat_template, system_instruction, multiturn=multiturn)
+            for one in read
+        ]
+    with clock("tokenize"):
+        encoder = prepare.load_tokenizer(
+            loaded.tokenizer,
+            prefix_token_id=loaded.prefix_token_id,
+            add_special_tokens=selection.compat.add_special_tokens(_model_type(loaded)),
+        )
+        requests = encoder.encode_requests(prompts, max_length or loaded.max_length)
+    with clock("forward"), _progress_bar(requests.num_rows, shown=progress) as advance:
+        from wmdp_fast.models.padded import score_padded
+
+        scores = score_padded(loaded, requests, token_budget=token_budget, score_mode=score_mode, progress=advance)
+    with clock("aggregate"):
+        dtype_name = str(loaded.dtype).removeprefix("torch.")
+        near_tie = NEAR_TIE.get(dtype_name, NEAR_TIE["float32"])
+        results = _aggregate(read, prompts, scores, near_tie)
+
+    result = EvalResult(
+        tasks=results,
+        groups={
+            group.name: GroupResult.from_tasks(group, [results[task.name] for task in selection.leaves(group)])
+            for group in selection.groups
+        },
+        model_name=loaded.name,
+        model_source="hf",
+        config=run_config(
+            "hf",
+            _model_args(loaded, dtype, revision, peft),
+            model_info=_model_info(loaded),
+            batch_size=token_budget,
+            device=str(loaded.device),
+            limit=limit,
+        ),
+        timings=clock.seconds,
+        num_tokens=requests.num_tokens,
+        started=started,
+        total_seconds=time.time() - started,
+        score_mode=score_mode,
+        near_tie=near_tie,
+        tokenizer=tokenizer_info(loaded.tokenizer, max_length or loaded.max_length),
+        system_instruction=system_instruction,
+        chat_template=(chat_template_source(loaded.tokenizer, apply_chat_template) if apply_chat_template else None),
+        fewshot_as_multiturn=multiturn,
+        details=_details(selection, requests, scores),
+    )
+    if output is not None:
+        result.save(output, log_samples=log_samples)
+    return result
+
+
+class PhaseClock:
+    """Adds up wall time by phase: `with clock("read"): ...`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Counts the time spent inside as that of `phase`."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begun
+
+
+def _load(
+    model: str | PathLike[str] | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    revision: str | None,
+    dtype: str,
+    device: str,
+    peft: str | PathLike[str] | None,
+    trust_remote_code: bool,
+) -> LoadedModel:
+    from wmdp_fast.models.load import load_model, wrap_model
+
+    if isinstance(model, (str, os.PathLike)):
+        return load_model(
+            os.fspath(model),
+            tokenizer=tokenizer,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            peft=None if peft is None else os.fspath(peft),
+            trust_remote_code=trust_remote_code,
+        )
+    if tokenizer is None:
+        raise ValueError("a model in memory needs its tokenizer: evaluate(model, tokenizer=..., tasks=...)")
+    given = {"revision": revision, "peft": peft, "dtype": dtype != "auto" or None, "device": device != "auto" or None}
+    if unfit := [name for name, value in given.items() if value is not None]:
+        raise ValueError(f"{', '.join(unfit)} cannot be changed for a model that is already in memory")
+    return wrap_model(model, tokenizer)
+
+
+def _prompts(
+    read: TaskQuestions,
+    tokenizer: PreTrainedTokenizerBase,
+    apply_chat_template: bool | str,
+    system_instruction: str | None,
+    *,
+    multiturn: bool,
+) -> Prompts:
+    """The prompts of one task, through the chat template if one is to be applied."""
+    task = read.task
+    if not apply_chat_template:
+        text = system_text(system_instruction, task.description, task.fewshot_delimiter)
+        return prepare.render(read, description=text)
+    template = prepare.template_of(task)
+    examples = read.fewshot.head(task.num_fewshot or 0) if read.fewshot and task.num_fewshot else None
+    turns = []
+    if examples:
+        answered = template.render(examples)
+        answers = [answered.choices(index)[answer] for index, answer in enumerate(answered.answers)]
+        turns = list(zip(template.question_texts(examples), answers, strict=True))
+    chat = chat_contexts(
+        tokenizer,
+        template.question_texts(read.questions),
+        description=task.description,
+        system_instruction=system_instruction,
+        fewshot_turns=turns,
+        fewshot_as_multiturn=multiturn,
+        chat_template=apply_chat_template,
+        target_delimiter=task.target_delimiter,
+        fewshot_delimiter=task.fewshot_delimiter,
+    )
+    if chat.without_system:
+        warnings.warn(
+            f"{task.name}: the chat template refuses a system message, so the description was left out, as in lm-eval",
+            WmdpFastWarning,
+            stacklevel=3,
+        )
+    return template.render(read.questions).with_contexts(chat.contexts, delimiter=chat.delimiter)
+
+
+@contextlib.contextmanager
+def _progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr over the rows of a run; yields the function that sets how many are done."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="row", desc="scoring", disable=not shown, dynamic_ncols=True) as bar:
+        yield lambda done, _: bar.update(done - bar.n) and None
+
+
+def _aggregate(
+    read: Sequence[TaskQuestions], prompts: Sequence[Prompts], scores: Scores, near_tie: float
+) -> dict[str, TaskResult]:
+    """Cuts the run's scores into those of each task."""
+    results = {}
+    first = 0
+    for one, asked in zip(read, prompts, strict=True):
+        own = slice(first, first := first + asked.num_choices)
+        results[one.task.name] = TaskResult.from_scores(
+            one.task,
+            one.questions,
+            asked,
+            scores.loglikelihood[own],
+            scores.is_greedy[own],
+            near_tie=near_tie,
+            num_available=one.available,
+            dataset_revision=one.revision,
+        )
+    return results
+
+
+def _model_type(loaded: LoadedModel) -> str:
+    """Transformers' name for the architecture, or nothing for a model that has none."""
+    return str(getattr(getattr(loaded.model, "config", None), "model_type", ""))
+
+
+def _model_info(loaded: LoadedModel) -> dict[str, Any]:
+    """What lm-eval's `get_model_info` records."""
+    return {
+        "model_num_parameters": loaded.num_parameters,
+        "model_dtype": str(loaded.dtype),
+        "model_revision": loaded.revision or "main",
+        "model_sha": loaded.sha or "",
+    }
+
+
+def _model_args(
+    loaded: LoadedModel, dtype: str, revision: str | None, peft: str | PathLike[str] | None
+) -> dict[str, Any]:
+    """lm-eval's `model_args`: what the model was loaded with."""
+    arguments: dict[str, Any] = {"pretrained": loaded.name, "dtype": dtype}
+    if revision is not None:
+        arguments["revision"] = revision
+    if peft is not None:
+        arguments["peft"] = os.fspath(peft)
+    return arguments
+
+
+def _details(selection: Selection, requests: Any, scores: Scores) -> dict[str, Any]:
+    """What lm-eval does not record, for the results file's key `wmdp_fast`."""
+    return {
+        "lm_eval_compat": selection.compat.name,
+        "warnings": list(selection.warnings),
+        "tokenizer_engine": requests.engine,
+        "why_not_fastokens": requests.why_not_fast,
+        "why_no_shared_prefixes": requests.why_no_cuts,
+        "engine": scores.engine,
+        "token_budget": scores.token_budget,
+        "batches": scores.batches,
+        "tokens_run": scores.tokens_run,
+    }

@@ -1,0 +1,298 @@
+"""Loading language models and their tokenizers with transformers."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from wmdp_fast.exceptions import ModelError, TokenizerError
+from wmdp_fast.models import hub
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# lm-eval's default where neither the configuration nor the tokenizer knows a limit.
+_DEFAULT_MAX_LENGTH = 2048
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model, its tokenizer, and what is worth recording about them.
+
+    Attributes:
+        model: The model; called with `input_ids` it returns an object with `logits`.
+        tokenizer: Its transformers tokenizer.
+        name: Folder or name on the hub, as it was given.
+        path: Folder with its files, or None for a model that was in memory.
+        revision: Branch, tag or commit that was asked for, or None.
+        sha: Commit on the hub, or None if it is not from there.
+        peft: Folder or name of the adapter on it, or None.
+        dtype: Type of its weights.
+        device: Where its input goes.
+        max_length: Most tokens it reads at once, by lm-eval's rule.
+        num_parameters: Number of its parameters, an adapter's included.
+        prefix_token_id: Token that stands for an empty context, by lm-eval's rule: BOS, else EOS.
+        seconds: Time that loading took.
+    """
+
+    model: torch.nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    path: Path | None
+    revision: str | None
+    sha: str | None
+    peft: str | None
+    dtype: torch.dtype
+    device: torch.device
+    max_length: int
+    num_parameters: int
+    prefix_token_id: int
+    seconds: float
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    trust_remote_code: bool = False,
+    peft: str | None = None,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
+) -> LoadedModel:
+    """Loads a causal language model from a folder or the hub, ready for scoring.
+
+    transformers picks the attention implementation, as it does for lm-eval: sdpa where the architecture allows it.
+
+    Args:
+        name_or_path: A folder that `save_pretrained` wrote, or a name on the hub.
+        revision: Branch, tag or commit of the model on the hub.
+        dtype: `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"`: that of the checkpoint.
+        device: `"cpu"`, `"cuda"`, `"cuda:1"` and so on, or `"auto"`: CUDA if there is any, else the CPU.
+        trust_remote_code: Whether to run Python code that comes with the model.
+        peft: Folder or name on the hub of a PEFT adapter. As in lm-eval it is not merged into the weights, and the
+            embedding takes the tokenizer's size first. Unlike there, `revision` is not the adapter's.
+        tokenizer: Another tokenizer than the model's: one in memory, a folder, or a name on the hub.
+
+    Raises:
+        DataUnavailableError: The model is gated, missing or out of reach; the message says what to do.
+        ModelError: The model cannot be loaded, has pickled weights only, or the device is not there; the message says
+            what to do.
+        TokenizerError: The tokenizer cannot be loaded.
+        ValueError: `dtype` or `device` is none of the above.
+    """
+    begin = time.perf_counter()
+    torch_dtype, torch_device = parse_dtype(dtype), parse_device(device)
+    files = hub.locate(name_or_path, revision=revision, config="config.json", weights=hub.MODEL_WEIGHTS)
+    # From the hub everything is taken at one commit, even if the branch moves on meanwhile.
+    source: dict[str, Any] = {"revision": files.commit or revision, "trust_remote_code": trust_remote_code}
+    where = str(files.folder) if files.commit is None else name_or_path
+    loaded_tokenizer = _load_tokenizer(tokenizer or where, source if not isinstance(tokenizer, str) else {})
+    model: torch.nn.Module = _from_pretrained(where, source, torch_dtype, torch_device)
+    if peft is not None:
+        model = _with_adapter(model, peft, loaded_tokenizer)
+    model.requires_grad_(requires_grad=False).eval()
+    if torch_dtype is None:
+        _warn_of_slow_dtype(model, torch_device)
+    return _describe(
+        model,
+        loaded_tokenizer,
+        name=name_or_path,
+        path=files.folder,
+        revision=revision,
+        sha=files.commit,
+        peft=peft,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def wrap_model(
+    model: PreTrainedModel | torch.nn.Module, tokenizer: PreTrainedTokenizerBase, *, name: str | None = None
+) -> LoadedModel:
+    """Describes a model that is in memory already; it stays as it is, training mode included.
+
+    Args:
+        model: A causal language model of transformers, or one that PEFT has wrapped.
+        tokenizer: Its tokenizer.
+        name: What to call it; its `name_or_path` if None.
+
+    Raises:
+        ModelError: It has no `config`, or no parameters.
+        TokenizerError: The tokenizer has neither a BOS nor an EOS token.
+    """
+    called = name or getattr(model, "name_or_path", "") or type(model).__name__
+    return _describe(model, tokenizer, name=called, path=None, revision=None, sha=None, peft=None, seconds=0.0)
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluates a model without a trace: training flags and torch's random state are put back afterwards.
+
+    Gradients are off by `no_grad`: what a module caches under `inference_mode` could not be used in training later.
+    """
+    training = [(module, module.training) for module in model.modules()]
+    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=cuda), torch.no_grad():
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, flag in training:
+                module.training = flag
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    """The dtype a user asked for, or None for that of the checkpoint.
+
+    Raises:
+        ValueError: It is not one that models can be scored in.
+    """
+    if dtype == "auto":
+        return None
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise ValueError(f"dtype must be auto, {', '.join(DTYPES)}, not {dtype}")
+    return found
+
+
+def parse_device(device: str | torch.device) -> torch.device:
+    """The device a user asked for.
+
+    Raises:
+        ModelError: It is not there.
+        ValueError: It is neither the CPU nor CUDA.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, not {device}")
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            why = "PyTorch finds no GPU" if torch.version.cuda else "this PyTorch is built for the CPU alone"
+            raise ModelError(f"device {device}: {why}; use device cpu, or see https://pytorch.org/get-started/locally")
+        if (found.index or 0) >= count:
+            raise ModelError(f"device {device}: there are only {count} CUDA devices, cuda:0 to cuda:{count - 1}")
+    return found
+
+
+def max_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Most tokens a model reads at once, by lm-eval's rule (`resolve_max_length`, 0.4.13).
+
+    The configuration's limit (that of the text model, if it has several parts), else the tokenizer's, else 2048.
+    """
+    from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
+
+    text_config = getattr(config, "text_config", None) or config
+    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+        if (limit := getattr(text_config, name, None)) is not None:
+            return int(limit)
+    limit = tokenizer.model_max_length
+    return _DEFAULT_MAX_LENGTH if limit is None or limit == VERY_LARGE_INTEGER else int(limit)
+
+
+def _describe(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, *, name: str, **origin: Any) -> LoadedModel:
+    config = getattr(model, "config", None)
+    parameter = next(model.parameters(), None)
+    if config is None or parameter is None:
+        lacks = "config" if config is None else "parameters"
+        raise ModelError(f"{name} is not a model of transformers: it has no {lacks}")
+    prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if prefix is None:
+        raise TokenizerError(f"the tokenizer of {name} has neither a BOS nor an EOS token; set one, e.g. `bos_token`")
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        name=name,
+        dtype=getattr(model, "dtype", parameter.dtype),
+        device=getattr(model, "device", parameter.device),
+        max_length=max_length(config, tokenizer),
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        prefix_token_id=int(prefix),
+        **origin,
+    )
+
+
+def _from_pretrained(
+    where: str, source: dict[str, Any], dtype: torch.dtype | None, device: torch.device
+) -> PreTrainedModel:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    # With accelerate the weights go to the GPU as they are read; without it, through the host's memory.
+    device_map = {"": device} if device.type == "cuda" and find_spec("accelerate") else None
+    model: Any
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            where, dtype=dtype or "auto", device_map=device_map, use_safetensors=True, **source
+        )
+        if device_map is None:
+            model = model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"{where} does not fit into memory on {device}: try dtype bfloat16, or device cpu") from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{where} cannot be loaded: {error}") from error
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _warn_of_slow_dtype(model: torch.nn.Module, device: torch.device) -> None:
+    """Warns of a 16-bit type that was not asked for and that the CPU only emulates."""
+    dtype = next(model.parameters()).dtype
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if device.type != "cpu" or not has_onednn:
+        return
+    kernels = torch.ops.mkldnn
+    native = {torch.bfloat16: kernels._is_mkldnn_bf16_supported, torch.float16: kernels._is_mkldnn_fp16_supported}
+    if dtype in native and not native[dtype]():
+        name = str(dtype).removeprefix("torch.")
+        warnings.warn(
+            f"this CPU emulates {name}, the checkpoint's dtype: dtype float32 takes twice the memory but is several"
+            f" times faster here (dtype {name} silences this)",
+            stacklevel=3,
+        )
+
+
+def _load_tokenizer(tokenizer: str | PreTrainedTokenizerBase, source: dict[str, Any]) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    if not isinstance(tokenizer, str):
+        return tokenizer
+    try:
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tokenizer, **source)
+    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+        raise TokenizerError(f"the tokenizer of {tokenizer} cannot be loaded: {error}") from error
+    return loaded
+
+
+def _with_adapter(model: torch.nn.Module, adapter: str, tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ModelError(f"the adapter {adapter} needs the package peft: pip install 'wmdp-fast[peft]'") from error
+
+    files = hub.locate(adapter, revision=None, config="adapter_config.json", weights=hub.ADAPTER_WEIGHTS)
+    base: Any = model
+    config = getattr(base.config, "text_config", None) or base.config
+    if config.vocab_size != len(tokenizer):
+        base.resize_token_embeddings(len(tokenizer))
+    try:
+        wrapped: torch.nn.Module = PeftModel.from_pretrained(base, str(files.folder))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"the adapter {adapter} cannot be put on this model: {error}") from error
+    return wrapped

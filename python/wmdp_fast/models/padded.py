@@ -1,0 +1,250 @@
+"""The plain way of scoring: one padded row for each distinct input, a batch of rows for each forward pass.
+
+It is the reference for faster ways, and what they fall back on: it works for every causal model.
+
+Rows are padded on the right and no attention mask is passed, as in lm-eval: in a causal model no token sees what comes
+after it, so nothing but padding sees the padding.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from wmdp_fast.exceptions import ModelError
+from wmdp_fast.models.load import evaluation_mode
+from wmdp_fast.models.scores import NAN_ADVICE, PartialScores, Scores, score_targets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from wmdp_fast._rust import PaddedBatch, Requests
+    from wmdp_fast.models.load import LoadedModel
+    from wmdp_fast.models.scores import ScoreMode
+
+CPU_TOKEN_BUDGET = 1024
+"""Most tokens in a batch on a CPU: measured on a model of 135M parameters, 500 to 2,000 are about equally fast and more
+are slower, as what a layer makes of them no longer fits into the caches."""
+
+MAX_CUDA_TOKEN_BUDGET = 32768
+"""Most tokens in a batch on a GPU, where larger batches are no faster."""
+
+_CUDA_MEMORY_SHARE = 0.8
+
+
+def score_padded(
+    loaded: LoadedModel,
+    requests: Requests,
+    *,
+    token_budget: int | Literal["auto"] = "auto",
+    score_mode: ScoreMode = "float32",
+    progress: Callable[[int, int], None] | None = None,
+    partial: PartialScores | None = None,
+) -> Scores:
+    """Scores all requests.
+
+    Only the logits at readouts are computed, if the model takes a mask of positions as `logits_to_keep`, as those of
+    transformers do; else all of them, with a warning. Which it is, and that padding changes nothing, is tried first on
+    a few tokens.
+
+    Out of memory, the budget is halved and scoring goes on at the same row; finished rows are kept.
+
+    Args:
+        loaded: The model; it is left as it was found, see `evaluation_mode`.
+        requests: What to score.
+        token_budget: Most tokens in a batch, padding included; `"auto"` goes by the device and its free memory.
+        score_mode: How log-probabilities are computed, see `ScoreMode`.
+        progress: Called after each batch with the number of rows finished and of all rows.
+        partial: Where scores are entered as they are finished, for a caller that wants them even if the run is
+            interrupted. Rows that are finished in it already are not scored again.
+
+    Raises:
+        ModelError: Not even one row fits into memory, the model's output is not a number, or its output at a token
+            depends on later tokens. The message says what to do.
+        ValueError: `token_budget` is less than 1.
+    """
+    if token_budget != "auto" and token_budget < 1:
+        raise ValueError(f"token_budget must be at least 1, not {token_budget}")
+    model, device = loaded.model, loaded.device
+    if partial is None:
+        partial = PartialScores.empty(requests.num_choices)
+    with evaluation_mode(model):
+        readout_logits = selected_logits if _can_select(model, device) else all_logits
+        if token_budget == "auto":
+            budget = auto_token_budget(loaded, requests, every_logit=readout_logits is all_logits)
+        else:
+            budget = token_budget
+        while (batch := requests.padded_batch(partial.next_row, budget)) is not None:
+            begin = time.perf_counter()
+            try:
+                input_ids = torch.from_numpy(batch.input_ids).to(device)
+                logits = readout_logits(model, input_ids, batch.readouts)
+                targets = score_targets(logits, batch.target_readouts, batch.target_tokens, score_mode)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                targets = None
+            # The retry is outside the handler: the exception keeps the tensors of the failed pass alive.
+            if targets is None:
+                budget = _smaller_budget(batch, device, warn=token_budget != "auto")
+                continue
+            partial.add(targets, batch.target_choices)
+            partial.next_row = batch.stop
+            partial.seconds += time.perf_counter() - begin
+            partial.tokens_run += batch.input_ids.size
+            partial.batches += 1
+            if progress is not None:
+                progress(partial.next_row, requests.num_rows)
+    return Scores(
+        loglikelihood=partial.loglikelihood,
+        is_greedy=partial.is_greedy,
+        seconds=partial.seconds,
+        tokens_run=partial.tokens_run,
+        batches=partial.batches,
+        token_budget=budget,
+        engine="padded",
+    )
+
+
+def selected_logits(model: torch.nn.Module, input_ids: torch.Tensor, readouts: NDArray[np.int64]) -> torch.Tensor:
+    """Logits at readouts, the only ones computed: the model's own soft cap, scale and so on included.
+
+    Args:
+        model: A model that takes a boolean mask as `logits_to_keep`.
+        input_ids: Token ids, `[B, T]`.
+        readouts: Pairs (row, position), in order: `[R, 2]`.
+
+    Returns:
+        Logits, `[R, V]`.
+    """
+    # A mask gives one row for each readout. Positions for each row, the other form that transformers takes, would give
+    # as many to each row as the row with the most has.
+    wanted = torch.zeros(input_ids.shape, dtype=torch.bool)
+    wanted[readouts[:, 0], readouts[:, 1]] = True
+    logits: torch.Tensor = model(input_ids, logits_to_keep=wanted.to(input_ids.device), **_no_cache(model)).logits
+    return logits
+
+
+def all_logits(model: torch.nn.Module, input_ids: torch.Tensor, readouts: NDArray[np.int64]) -> torch.Tensor:
+    """Logits at readouts, picked from those at all positions; for every causal model.
+
+    Args:
+        model: Any causal model.
+        input_ids: Token ids, `[B, T]`.
+        readouts: Pairs (row, position), in order: `[R, 2]`.
+
+    Returns:
+        Logits, `[R, V]`.
+    """
+    logits: torch.Tensor = model(input_ids, **_no_cache(model)).logits
+    # An adapter that learnt a prompt puts its tokens first.
+    virtual_tokens = logits.shape[1] - input_ids.shape[1]
+    rows, positions = torch.from_numpy(readouts).to(logits.device).unbind(dim=1)
+    return logits[rows, positions + virtual_tokens]
+
+
+def _no_cache(model: torch.nn.Module) -> dict[str, Any]:
+    """Argument that keeps a model from storing keys and values, if it has it."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    known = any(p.name == "use_cache" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    return {"use_cache": False} if known else {}
+
+
+def _can_select(model: torch.nn.Module, device: torch.device) -> bool:
+    """Whether `selected_logits` works for a model.
+
+    Raises:
+        ModelError: The model's output is not a number, or padding changes it.
+    """
+    # A row of three tokens, and one of two with padding behind.
+    input_ids = torch.tensor([[1, 2, 1], [2, 1, 0]], device=device)
+    readouts = np.array([[0, 2], [1, 0], [1, 1]])
+    expected = all_logits(model, input_ids, readouts)
+    if expected.isnan().any():
+        raise ModelError(NAN_ADVICE)
+    unpadded = all_logits(model, input_ids[1:, :2], np.array([[0, 0], [0, 1]]))
+    if not _close(unpadded, expected[1:]):
+        raise ModelError(
+            "the model's output at a token depends on what comes after it, so its rows cannot be padded. Its attention"
+            " must be causal: look for `is_causal`, `is_decoder` or a bidirectional layer in its configuration"
+        )
+    try:
+        selected = selected_logits(model, input_ids, readouts)
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"
+    else:
+        if selected.shape == expected.shape and _close(selected, expected):
+            return True
+        why = "it gave other logits"
+    warnings.warn(
+        f"{type(model).__name__} does not take a mask as logits_to_keep ({why}); all logits are computed, which is"
+        " slower and takes more memory",
+        stacklevel=3,
+    )
+    return False
+
+
+def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether logits agree to half their digits: batches of another shape round differently."""
+    spread = b.max().float() - b.min().float()
+    return bool((a - b).abs().max().float() <= torch.finfo(b.dtype).eps ** 0.5 * spread)
+
+
+def auto_token_budget(loaded: LoadedModel, requests: Requests, *, every_logit: bool) -> int:
+    """A token budget for a device: a constant on CPUs, on GPUs what fits into four fifths of the free memory.
+
+    In bytes for each token, with e for the size of a number in the model's dtype: 8 hidden states (residual stream,
+    queries, keys, values and what they are made from) and 3 of the feed-forward layer's width, e each; the scores of
+    attention in this dtype and in float32, if it is computed eagerly; and for the share of tokens that are readouts,
+    the vocabulary's width in the model's dtype and twice in float32 (logits, log-softmax, its input). One layer is
+    alive at a time.
+    """
+    longest = requests.padded_batch(0, 1)
+    if loaded.device.type != "cuda" or longest is None:
+        return CPU_TOKEN_BUDGET
+    config: Any = loaded.model.config
+    config = getattr(config, "text_config", None) or config
+    size = loaded.dtype.itemsize
+    hidden: int = config.hidden_size
+    per_token: int = size * (8 * hidden + 3 * (getattr(config, "intermediate_size", None) or 4 * hidden))
+    if getattr(config, "_attn_implementation", None) == "eager":
+        per_token += (2 * size + 4) * config.num_attention_heads * longest.input_ids.shape[1]
+    readouts = 1.0 if every_logit else len(longest.readouts) * requests.num_rows / requests.num_tokens
+    per_token += int(min(readouts, 1.0) * config.vocab_size * (size + 8))
+    free, _ = torch.cuda.mem_get_info(loaded.device)
+    free += torch.cuda.memory_reserved(loaded.device) - torch.cuda.memory_allocated(loaded.device)
+    return min(MAX_CUDA_TOKEN_BUDGET, max(1, int(_CUDA_MEMORY_SHARE * free / per_token)))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; on the CPU torch has no exception of its own for that."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _smaller_budget(batch: PaddedBatch, device: torch.device, *, warn: bool) -> int:
+    """The budget to go on with after a batch did not fit into memory.
+
+    Raises:
+        ModelError: The batch was a single row.
+    """
+    rows, width = map(int, batch.input_ids.shape)
+    if rows == 1:
+        raise ModelError(
+            f"out of memory on {device} with a single row of {width} tokens: free memory there, load the model with"
+            " dtype bfloat16, shorten the prompts (num_fewshot, max_length), or use another device"
+        )
+    # Half of what was run, which may be much less than the budget.
+    budget = rows * width // 2
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    if warn:
+        what = f"{rows} rows of {width} tokens"
+        warnings.warn(f"out of memory on {device} with {what}: token_budget is now {budget}", stacklevel=3)
+    return budget

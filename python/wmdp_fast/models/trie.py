@@ -1,0 +1,330 @@
+"""The fast way of scoring: all inputs as one token trie, in which what they have in common is run once.
+
+See `packed_attention` for how a model runs over a trie. Not every model can; `why_not` says why, and before a run the
+real model is tried on excerpts of the real requests both ways.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from wmdp_fast._rust import Requests, Trie
+from wmdp_fast.exceptions import ModelError, WmdpFastWarning
+from wmdp_fast.models.load import evaluation_mode
+from wmdp_fast.models.packed_attention import Carried, Layout, NotPackableError, packed_attention, packed_batch
+from wmdp_fast.models.padded import auto_token_budget, is_out_of_memory, score_padded
+from wmdp_fast.models.scores import NAN_ADVICE, PartialScores, Scores, TargetScores, score_targets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from wmdp_fast._rust import TrieBatch
+    from wmdp_fast.models.load import LoadedModel
+    from wmdp_fast.models.scores import ScoreMode
+
+Engine = Literal["auto", "trie", "padded"]
+"""Which way to score: `"trie"` or fail, `"padded"`, or `"auto"`: by trie if the model can and proves it."""
+
+CPU_TOKEN_BUDGET = 2048
+"""Most tokens in a batch on a CPU; nothing is run twice, however small it is."""
+
+_READOUT_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
+"""Memory for the distributions read from a batch, which are as wide as the vocabulary."""
+
+# Excerpts on which a model is proven: of so many questions, the first and the last tokens of each context.
+_PROOF_QUESTIONS = 3
+_PROOF_HEAD, _PROOF_TAIL = 24, 16
+
+
+def score(
+    loaded: LoadedModel,
+    requests: Requests,
+    *,
+    engine: Engine = "auto",
+    token_budget: int | Literal["auto"] = "auto",
+    score_mode: ScoreMode = "float32",
+    progress: Callable[[int, int], None] | None = None,
+    partial: PartialScores | None = None,
+) -> Scores:
+    """Scores all requests the fastest way that is right for the model; see `score_trie` and `score_padded`.
+
+    Warns:
+        WmdpFastWarning: `engine` is `"auto"` and the model cannot be scored by trie; the message says why.
+
+    Raises:
+        ModelError: `engine` is `"trie"` and the model cannot be scored by trie, or what `score_padded` raises.
+    """
+    options: dict[str, Any] = {"token_budget": token_budget, "score_mode": score_mode, "progress": progress}
+    if engine != "padded":
+        try:
+            return score_trie(loaded, requests, partial=partial, **options)
+        except NotPackableError as error:
+            if engine == "trie":
+                raise
+            reason = f"scoring {loaded.name} on padded rows, which is slower: {error}"
+            warnings.warn(reason, WmdpFastWarning, stacklevel=2)
+    return score_padded(loaded, requests, partial=partial, **options)
+
+
+def score_trie(
+    loaded: LoadedModel,
+    requests: Requests,
+    *,
+    token_budget: int | Literal["auto"] = "auto",
+    score_mode: ScoreMode = "float32",
+    progress: Callable[[int, int], None] | None = None,
+    partial: PartialScores | None = None,
+) -> Scores:
+    """Scores all requests by trie.
+
+    Out of memory, the budget is halved and scoring goes on at the first unfinished path; finished choices are kept.
+
+    Args:
+        loaded: The model; it is left as it was found.
+        requests: What to score.
+        token_budget: Most tokens in a batch; `"auto"` goes by the device and its free memory.
+        score_mode: How log-probabilities are computed, see `ScoreMode`.
+        progress: Called after each batch with the number of paths finished and of all paths.
+        partial: Where scores are entered as they are finished, for a caller that wants them even if the run is
+            interrupted. What is finished in it before the first path that is not is not scored again.
+
+    Raises:
+        NotPackableError: The model cannot be scored by trie, or its scores by trie are not those on padded rows.
+        ModelError: Not even one token fits into memory, or the model's output is not a number.
+        ValueError: `token_budget` is less than 1.
+    """
+    if token_budget != "auto" and token_budget < 1:
+        raise ValueError(f"token_budget must be at least 1, not {token_budget}")
+    begin = time.perf_counter()
+    partial = PartialScores.empty(requests.num_choices) if partial is None else partial
+    if reason := why_not(loaded.model, requests) or _why_not_proven(loaded, requests):
+        raise NotPackableError(reason)
+    budget = _auto_budget(loaded, requests) if token_budget == "auto" else token_budget
+    trie = Trie(requests)
+    partial.seconds += time.perf_counter() - begin
+    return _score(loaded, requests, trie, budget, score_mode, partial, progress)
+
+
+def why_not(model: torch.nn.Module, requests: Requests | None = None) -> str | None:
+    """Why a model cannot be scored by trie as far as its classes and configuration tell, or None.
+
+    Args:
+        model: A causal language model of transformers, or one that PEFT has wrapped.
+        requests: What is to be scored, for what depends on the length of a row.
+    """
+    adapter = getattr(model, "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False):
+        return "its adapter puts tokens of its own before every row"
+    unwrap: Any = getattr(model, "get_base_model", lambda: model)
+    base: Any = unwrap()
+    name = type(base).__name__
+    if not getattr(base, "_can_set_attn_implementation", lambda: False)():
+        return f"{name} does not attend through transformers' AttentionInterface"
+    parameters = inspect.signature(base.forward).parameters
+    if missing := [name for name in ("position_ids", "logits_to_keep") if name not in parameters]:
+        return f"{name} takes no {missing[0]}"
+    config = base.config.get_text_config()
+    if base.config.is_encoder_decoder or not getattr(config, "is_causal", True):
+        return f"{name} is not a causal decoder"
+    if getattr(config, "alibi", False):
+        return f"{name} adds to its scores by distance (ALiBi)"
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds or getattr(config, "attention_chunk_size", None):
+        return f"{name} has layers of the kind {', '.join(sorted(kinds)) or 'chunked_attention'}"
+    for layer in base.modules():
+        if isinstance(layer, torch.nn.Conv1d | torch.nn.RNNBase):
+            return f"{name} mixes tokens by {type(layer).__name__}, not by attention alone"
+    return _why_not_rotary(config, _longest_row(requests) if requests is not None else 0)
+
+
+def _why_not_rotary(config: Any, longest: int) -> str | None:
+    """Rotary angles that depend on the longest row of a batch differ from those of a row by itself."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    for parameters in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        kind = parameters.get("rope_type")
+        if kind in ("dynamic", "longrope"):
+            trained = parameters.get("original_max_position_embeddings") or config.max_position_embeddings
+            if longest > trained:
+                return f"its rotary angles ({kind}) depend on a row's length beyond {trained} tokens; one has {longest}"
+    return None
+
+
+def _longest_row(requests: Requests) -> int:
+    batch = requests.padded_batch(0, 1)
+    return 0 if batch is None else int(batch.lengths[0])
+
+
+def _why_not_proven(loaded: LoadedModel, requests: Requests) -> str | None:
+    """Scores excerpts both ways; the difference in a log-probability, if it is more than rounding explains."""
+    excerpts = _excerpts(requests, whole=_smallest_window(loaded.model) < _longest_row(requests))
+    expected = score_padded(loaded, excerpts).loglikelihood
+    # A budget that cuts the trie several times, so that carrying over is tried too.
+    trie = Trie(excerpts, min_saving=1)
+    budget = max(1, trie.num_tokens // 3)
+    empty = PartialScores.empty(excerpts.num_choices)
+    found = _score(loaded, excerpts, trie, budget, "float32", empty, None).loglikelihood
+    # Half the digits of the model's dtype: batches of another shape round differently.
+    allowed = torch.finfo(loaded.dtype).eps ** 0.5 * np.maximum(1.0, np.abs(expected))
+    difference = np.abs(found - expected)
+    if (difference <= allowed).all():
+        return None
+    worst = int((difference / allowed).argmax())
+    return (
+        f"tried on excerpts of the requests, a log-likelihood of {expected[worst]:.6g} on padded rows was"
+        f" {found[worst]:.6g} by trie, more than {allowed[worst]:.1g} apart"
+    )
+
+
+def _excerpts(requests: Requests, *, whole: bool) -> Requests:
+    """A few questions of a run, shortened unless length matters: what they begin with, and their ends."""
+    step = max(1, requests.num_questions // _PROOF_QUESTIONS)
+    contexts, continuations = [], []
+    for question in range(0, requests.num_questions, step)[:_PROOF_QUESTIONS]:
+        context = requests.context(question).tolist()
+        if not whole and len(context) > _PROOF_HEAD + _PROOF_TAIL:
+            context = context[:_PROOF_HEAD] + context[-_PROOF_TAIL:]
+        contexts.append(context)
+        first, last = requests.choice_offsets[question : question + 2].tolist()
+        continuations.append([requests.continuation(choice).tolist() for choice in range(first, last)])
+    return Requests.from_tokens(contexts, continuations, requests.max_length)
+
+
+def _smallest_window(model: torch.nn.Module) -> float:
+    config: Any = model.config
+    return getattr(config.get_text_config(), "sliding_window", None) or float("inf")
+
+
+def _score(
+    loaded: LoadedModel,
+    requests: Requests,
+    trie: Trie,
+    budget: int,
+    score_mode: ScoreMode,
+    partial: PartialScores,
+    progress: Callable[[int, int], None] | None,
+) -> Scores:
+    tokens = _TokenScores(requests)
+    readouts = _readout_budget(loaded)
+    model: Any = loaded.model
+    with evaluation_mode(model), packed_attention(model):
+        done = False
+        while not done:
+            start = trie.first_unfinished(partial.finished)
+            carried = Carried()
+            done = True
+            for batch in trie.batches(budget, readouts, start):
+                begin = time.perf_counter()
+                targets = _run(loaded, batch, carried, score_mode)
+                if targets is None:
+                    # The budget of the batches to come; the paths that this one was in are begun again.
+                    budget = _smaller_budget(batch, loaded.device)
+                    done = False
+                    break
+                tokens.enter(batch.targets, targets, partial)
+                partial.seconds += time.perf_counter() - begin
+                partial.tokens_run += batch.input_ids.size
+                partial.batches += 1
+                if progress is not None:
+                    progress(batch.stop, trie.num_paths)
+    return Scores(
+        loglikelihood=partial.loglikelihood,
+        is_greedy=partial.is_greedy,
+        seconds=partial.seconds,
+        tokens_run=partial.tokens_run,
+        batches=partial.batches,
+        token_budget=budget,
+        engine="trie",
+    )
+
+
+def _run(loaded: LoadedModel, batch: TrieBatch, carried: Carried, score_mode: ScoreMode) -> TargetScores | None:
+    """One forward pass; None if memory ran out."""
+    layout = Layout(batch.position_ids, batch.num_carried, batch.segments, batch.keep)
+
+    def to_device(array: NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(array).to(loaded.device, non_blocking=True)
+
+    try:
+        with packed_batch(layout, carried):
+            logits = loaded.model(
+                input_ids=to_device(batch.input_ids).unsqueeze(0),
+                position_ids=to_device(batch.position_ids).unsqueeze(0),
+                logits_to_keep=to_device(batch.readouts),
+                use_cache=False,
+            ).logits[0]
+        return score_targets(logits, batch.target_readouts, batch.target_tokens, score_mode)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+
+
+def _auto_budget(loaded: LoadedModel, requests: Requests) -> int:
+    if loaded.device.type == "cuda":
+        return auto_token_budget(loaded, requests, every_logit=False)
+    return CPU_TOKEN_BUDGET
+
+
+def _readout_budget(loaded: LoadedModel) -> int:
+    config: Any = loaded.model.config
+    # Logits in the model's dtype, and twice in float32: the softmax and what it is made from.
+    row = int(config.get_text_config().vocab_size) * (loaded.dtype.itemsize + 8)
+    return max(1, _READOUT_BYTES.get(loaded.device.type, _READOUT_BYTES["cpu"]) // row)
+
+
+def _smaller_budget(batch: TrieBatch, device: torch.device) -> int:
+    """The budget to go on with after a batch did not fit into memory: half of what was run.
+
+    Raises:
+        ModelError: The batch was a single token.
+    """
+    tokens = int(batch.input_ids.size)
+    if tokens == 1:
+        raise ModelError(
+            f"out of memory on {device} with a single token after {batch.num_carried}: free memory there, load the"
+            " model with dtype bfloat16, shorten the prompts (num_fewshot, max_length), or use another device"
+        )
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    what = f"out of memory on {device} with {tokens} tokens: token_budget is now {tokens // 2}"
+    warnings.warn(what, WmdpFastWarning, stacklevel=4)
+    return tokens // 2
+
+
+class _TokenScores:
+    """Scores of single tokens until their choice has all of them; it may be spread over several batches."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._offsets = requests.continuation_offsets
+        lengths = np.diff(self._offsets)
+        self._choices = np.repeat(np.arange(len(lengths)), lengths)
+        self._missing = lengths
+        self._logprobs = np.full(len(self._choices), np.nan)
+        self._greedy = np.zeros(len(self._choices), dtype=np.bool_)
+
+    def enter(self, indices: NDArray[np.int64], targets: TargetScores, partial: PartialScores) -> None:
+        """Enters tokens, given by their place in the run, and hands on the choices that are complete now.
+
+        Raises:
+            ModelError: The model's output is not a number.
+        """
+        if np.isnan(targets.logprobs).any():
+            raise ModelError(NAN_ADVICE)
+        new = indices[np.isnan(self._logprobs[indices])]
+        np.subtract.at(self._missing, self._choices[new], 1)
+        self._logprobs[indices] = targets.logprobs
+        self._greedy[indices] = targets.greedy
+        choices = np.unique(self._choices[indices])
+        runs = [np.arange(*self._offsets[choice : choice + 2]) for choice in choices[self._missing[choices] == 0]]
+        if runs:
+            found = np.concatenate(runs)
+            scores = TargetScores(self._logprobs[found], self._greedy[found], targets.sum_dtype)
+            partial.add(scores, self._choices[found])

@@ -1,0 +1,169 @@
+"""From task definitions to prompts and batches: everything before the model, all of it done in Rust.
+
+Knows nothing of torch. `evaluate` and the benchmarks are built on these steps, and so can a harness of your own be.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wmdp_fast._rust import PromptTemplate, QuestionSet, Tokenizer, read_many
+from wmdp_fast.data import locate_all
+from wmdp_fast.exceptions import TokenizerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from os import PathLike
+    from pathlib import Path
+
+    from transformers import PreTrainedTokenizerBase
+
+    from wmdp_fast._rust import PaddedBatch, Prompts, Requests
+    from wmdp_fast.tasks import Task
+
+# Tokens in a batch of `plan`, unless the caller knows better.
+DEFAULT_TOKEN_BUDGET = 8192
+
+
+@dataclass(frozen=True)
+class TaskQuestions:
+    """The questions of a task, read and checked.
+
+    Attributes:
+        task: The task.
+        questions: The questions to ask, after `limit`.
+        fewshot: The questions that examples are taken from, or None if the task takes none.
+        available: How many questions there are without `limit`.
+        revision: Commit of the dataset if it is the hub's, else None.
+    """
+
+    task: Task
+    questions: QuestionSet
+    fewshot: QuestionSet | None
+    available: int
+    revision: str | None
+
+
+def read_tasks(
+    tasks: Sequence[Task],
+    *,
+    data: str | PathLike[str] | None = None,
+    dataset_revision: str | Mapping[str, str] | None = None,
+    limit: float | None = None,
+) -> list[TaskQuestions]:
+    """Finds and reads the questions of tasks, all files in parallel.
+
+    Args:
+        tasks: The tasks, as `wmdp_fast.tasks.resolve` gives them.
+        data: Folder with the datasets, in place of the hub.
+        dataset_revision: Commit, branch or tag of the dataset in place of the pinned one; a mapping gives one for each
+            dataset by name.
+        limit: Only the first questions of each task: a number of them, or, below 1, a share (lm-eval's rule, rounded
+            up).
+
+    Raises:
+        DataUnavailableError: Files are missing, gated or out of reach; says what to do.
+        DatasetError: A file holds something else than questions; names file, row and field.
+        ValueError: `limit` is not positive.
+    """
+    if limit is not None and not limit > 0:
+        raise ValueError(f"limit must be positive, not {limit}: a number of questions, or a share of them below 1")
+    located = locate_all(tasks, data=data, dataset_revision=dataset_revision)
+    paths = list(dict.fromkeys(path for files in located for path in (*files.test, *files.fewshot)))
+    sets = dict(zip(paths, read_many(paths), strict=True))
+    return [
+        TaskQuestions(
+            task=task,
+            questions=_first(every := _join(files.test, sets), limit),
+            fewshot=_join(files.fewshot, sets) if files.fewshot else None,
+            available=len(every),
+            revision=files.revision,
+        )
+        for task, files in zip(tasks, located, strict=True)
+    ]
+
+
+def _join(paths: Sequence[Path], sets: Mapping[Path, QuestionSet]) -> QuestionSet:
+    return sets[paths[0]] if len(paths) == 1 else QuestionSet.concat([sets[path] for path in paths])
+
+
+def _first(questions: QuestionSet, limit: float | None) -> QuestionSet:
+    if limit is None:
+        return questions
+    return questions.head(math.ceil(len(questions) * limit) if limit < 1 else int(limit))
+
+
+def template_of(task: Task, *, description: str | None = None) -> PromptTemplate:
+    """The prompt template of a task, with another description if one is given."""
+    return PromptTemplate(
+        task.doc_to_text,
+        choices=task.choices,
+        description=task.description if description is None else description,
+        target_delimiter=task.target_delimiter,
+        fewshot_delimiter=task.fewshot_delimiter,
+    )
+
+
+def render(read: TaskQuestions, *, description: str | None = None) -> Prompts:
+    """The prompts of a task, few-shot examples included, without a chat template.
+
+    Args:
+        read: The task's questions.
+        description: Text before everything else, in place of the task's own.
+
+    Raises:
+        TemplateError: A question cannot be rendered; names file and row.
+        ValueError: There are fewer few-shot examples than asked for.
+    """
+    template = template_of(read.task, description=description)
+    return template.render(read.questions, read.fewshot, read.task.num_fewshot or 0)
+
+
+def load_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, *, prefix_token_id: int, add_special_tokens: bool | None = None
+) -> Tokenizer:
+    """The Rust tokenizer that does what a transformers tokenizer does.
+
+    Args:
+        tokenizer: A tokenizer of transformers that the library `tokenizers` stands behind.
+        prefix_token_id: Token in front of a continuation that has no context; lm-eval takes BOS, else EOS.
+        add_special_tokens: Whether texts get the tokenizer's special tokens; None leaves it to the tokenizer, which
+            adds them if it has any.
+
+    Raises:
+        TokenizerError: It is another kind of tokenizer.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise TokenizerError(
+            f"{type(tokenizer).__name__} is not backed by the library tokenizers; load it with use_fast=True, or make"
+            " a tokenizer.json of it with transformers.convert_slow_tokenizer"
+        )
+    return Tokenizer(
+        backend.to_str(),
+        add_special_tokens=True if add_special_tokens is None else add_special_tokens,
+        prefix_token_id=prefix_token_id,
+        prefix_text=str(tokenizer.decode(prefix_token_id)),
+    )
+
+
+def plan(requests: Requests, *, token_budget: int = DEFAULT_TOKEN_BUDGET) -> Iterator[PaddedBatch]:
+    """Cuts requests into batches for a forward pass of your own, in PyTorch or anything else that takes numpy arrays.
+
+    The longest rows come first. A batch says what to read from the model's answer: at each of `readouts` (row,
+    position) the next-token distribution, and from it the log-probability of `target_tokens`; the sum over the targets
+    of a choice is its log-likelihood.
+
+    Args:
+        requests: What `Tokenizer.encode_requests` made of prompts.
+        token_budget: Most tokens in a batch, padding included; a longer row is a batch by itself.
+
+    Yields:
+        Batches of int64 arrays.
+    """
+    start = 0
+    while (batch := requests.padded_batch(start, token_budget)) is not None:
+        yield batch
+        start = batch.stop

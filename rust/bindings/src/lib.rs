@@ -1,0 +1,57 @@
+//! `wmdp_fast._rust`: the Python face of wmdp-core. One file per core module; a body parses arguments, calls the core off the
+//! GIL through [`detach::run`], and hands back numpy arrays or frozen objects.
+
+// The pyfunction and pyclass macros want owned arguments. Doc comments here are Python docstrings, in Google's style.
+#![allow(clippy::needless_pass_by_value, clippy::doc_markdown)]
+
+mod aggregate;
+mod array;
+mod dataset;
+mod detach;
+mod error;
+mod hints;
+mod json;
+mod parallel;
+mod pyjson;
+mod question;
+mod request;
+mod samples;
+mod template;
+mod tokenizer;
+mod trie;
+
+use pyo3::prelude::*;
+
+/// Rust core of wmdp-fast.
+#[pymodule]
+mod _rust {
+    #[pymodule_export]
+    use crate::aggregate::{Outcome, aggregate, pool};
+    #[pymodule_export]
+    use crate::dataset::{read_many, read_questions};
+    #[pymodule_export]
+    use crate::parallel::num_threads;
+    #[pymodule_export]
+    use crate::pyjson::{float_text, json_text};
+    #[pymodule_export]
+    use crate::question::{_restore_questions, Question, QuestionSet};
+    #[pymodule_export]
+    use crate::request::{PaddedBatch, Requests};
+    #[pymodule_export]
+    use crate::samples::write_samples;
+    #[pymodule_export]
+    use crate::template::{PromptTemplate, Prompts};
+    #[pymodule_export]
+    use crate::tokenizer::Tokenizer;
+    #[pymodule_export]
+    use crate::trie::{Trie, TrieBatch, TrieBatches};
+
+    /// Version of the extension, the same as the package's.
+    #[pymodule_export]
+    #[allow(non_upper_case_globals)]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+
+    /// Whether this is an optimised build; benchmarks of any other are meaningless.
+    #[pymodule_export]
+    const RELEASE_BUILD: bool = !cfg!(debug_assertions);
+}

@@ -1,0 +1,200 @@
+//! Question sets, and what Python's dicts have to do with them.
+
+use std::sync::Arc;
+
+use pyo3::exceptions::PyIndexError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList};
+use wmdp_core::{dataset, question};
+
+use crate::detach;
+use crate::error::to_py;
+use crate::hints::{JsonObject, Questions, Rows};
+use crate::json::{rows_from_python, to_python};
+
+/// The questions of one file, in file order.
+///
+/// A sequence of `Question`; immutable, can be pickled and shared between threads.
+#[pyclass(frozen, eq, sequence, module = "wmdp_fast._rust")]
+#[derive(PartialEq)]
+pub(crate) struct QuestionSet {
+    pub(crate) inner: Arc<question::QuestionSet>,
+}
+
+impl From<question::QuestionSet> for QuestionSet {
+    fn from(inner: question::QuestionSet) -> Self {
+        Self { inner: Arc::new(inner) }
+    }
+}
+
+#[pymethods]
+impl QuestionSet {
+    /// Questions from rows in memory, checked as those of a JSON file are.
+    ///
+    /// Args:
+    ///     rows: Dicts with the keys `question`, `choices` and `answer`; `subject` and any others are optional.
+    ///     file: What error messages call the rows.
+    ///
+    /// Raises:
+    ///     DatasetError: If a row is not a question; names row and field.
+    #[staticmethod]
+    #[pyo3(signature = (rows, file = "<memory>"))]
+    fn from_rows(py: Python<'_>, rows: Rows<'_, '_>, file: &str) -> PyResult<Self> {
+        let rows = rows_from_python(&rows.0, file)?;
+        detach::run(py, |_| dataset::from_rows(rows, file)).map(Self::from)
+    }
+
+    /// The questions of several sets one after another: the shards of one split, for instance.
+    ///
+    /// Args:
+    ///     sets: At least one set. The result's `file` is the first one's, its `columns` are those of all.
+    ///
+    /// Raises:
+    ///     ValueError: If there is no set.
+    #[staticmethod]
+    fn concat(sets: Vec<PyRef<'_, Self>>) -> PyResult<Self> {
+        let sets: Vec<&question::QuestionSet> = sets.iter().map(|set| set.inner.as_ref()).collect();
+        question::QuestionSet::concat(&sets).map(Self::from).map_err(to_py)
+    }
+
+    /// Path of the file as it was given.
+    #[getter]
+    fn file(&self) -> &str {
+        &self.inner.file
+    }
+
+    /// Column names in file order; a CSV file's choice columns count as one column `choices`.
+    #[getter]
+    fn columns(&self) -> Vec<&str> {
+        self.inner.columns.iter().map(String::as_str).collect()
+    }
+
+    /// SHA-256 of questions, choices and answers as 64 hexadecimal digits: the same for the same questions in any file format.
+    ///
+    /// Hashed are the bytes `wmdp-fast questions 1\n`, then for each question: the question, the number of choices, each
+    /// choice, the answer's index. A text is its length in bytes, then its bytes in UTF-8; numbers are 64 bits, little-endian.
+    #[getter]
+    fn content_hash(&self, py: Python<'_>) -> String {
+        py.detach(|| self.inner.content_hash())
+    }
+
+    /// The distinct subjects, sorted.
+    #[getter]
+    fn subjects(&self) -> Vec<&str> {
+        self.inner.subjects()
+    }
+
+    /// The questions at these places, in this order.
+    ///
+    /// Args:
+    ///     indices: Places from 0; one may occur several times.
+    ///
+    /// Raises:
+    ///     ValueError: If there is no such question.
+    fn select(&self, indices: Vec<usize>) -> PyResult<Self> {
+        self.inner.select(&indices).map(Self::from).map_err(to_py)
+    }
+
+    /// The first `n` questions, or all if there are fewer.
+    fn head(&self, n: usize) -> Self {
+        self.inner.head(n).into()
+    }
+
+    fn __len__(&self) -> usize {
+        self.inner.questions.len()
+    }
+
+    fn __getitem__(&self, index: isize) -> PyResult<Question> {
+        let count = self.inner.questions.len();
+        let place = if index < 0 { index.checked_add_unsigned(count) } else { Some(index) };
+        match place.and_then(|place| usize::try_from(place).ok()) {
+            Some(index) if index < count => Ok(Question { set: Arc::clone(&self.inner), index }),
+            _ => Err(PyIndexError::new_err(format!("there is no question {index}, only {count}"))),
+        }
+    }
+
+    fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Questions<'py>> {
+        let questions = (0..self.inner.questions.len()).map(|index| Question { set: Arc::clone(&self.inner), index });
+        PyList::new(py, questions.collect::<Vec<_>>())?.try_iter().map(Questions)
+    }
+
+    fn __repr__(&self) -> String {
+        format!("QuestionSet({:?}, {} questions)", self.inner.file, self.inner.questions.len())
+    }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyBytes>,))> {
+        let state = detach::run(py, |_| self.inner.to_bytes())?;
+        let restore = py.import("wmdp_fast._rust")?.getattr("_restore_questions")?;
+        Ok((restore, (PyBytes::new(py, &state),)))
+    }
+}
+
+/// What pickle calls to make a `QuestionSet` again.
+#[pyfunction]
+pub(crate) fn _restore_questions(py: Python<'_>, state: Vec<u8>) -> PyResult<QuestionSet> {
+    detach::run(py, |_| question::QuestionSet::from_bytes(&state)).map(QuestionSet::from)
+}
+
+/// One multiple-choice question. Immutable; questions are equal if all their columns are.
+#[pyclass(frozen, module = "wmdp_fast._rust")]
+pub(crate) struct Question {
+    set: Arc<question::QuestionSet>,
+    index: usize,
+}
+
+impl Question {
+    fn inner(&self) -> &question::Question {
+        &self.set.questions[self.index]
+    }
+}
+
+#[pymethods]
+impl Question {
+    /// The question as it stands in the file, white space included.
+    #[getter]
+    fn question(&self) -> &str {
+        &self.inner().question
+    }
+
+    /// The choices as they stand in the file; between 2 and 26.
+    #[getter]
+    fn choices(&self) -> Vec<&str> {
+        self.inner().choices.iter().map(String::as_str).collect()
+    }
+
+    /// Index of the right choice, from 0.
+    #[getter]
+    fn answer(&self) -> usize {
+        self.inner().answer
+    }
+
+    /// The MMLU subject, or None if the file does not say.
+    #[getter]
+    fn subject(&self) -> Option<&str> {
+        self.inner().subject.as_deref()
+    }
+
+    /// The other columns by name.
+    #[getter]
+    fn extra<'py>(&self, py: Python<'py>) -> PyResult<JsonObject<'py>> {
+        let extra = PyDict::new(py);
+        for (name, value) in &self.inner().extra {
+            extra.set_item(name, to_python(py, value)?)?;
+        }
+        Ok(JsonObject(extra))
+    }
+
+    fn __eq__(&self, other: PyRef<'_, Self>) -> bool {
+        self.inner() == other.inner()
+    }
+
+    fn __repr__(&self) -> String {
+        let question::Question { question, choices, answer, .. } = self.inner();
+        format!("Question({question:?}, choices={choices:?}, answer={answer})")
+    }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, (QuestionSet, usize))> {
+        let alone = self.set.select(&[self.index]).map_err(to_py)?;
+        Ok((py.import("operator")?.getattr("getitem")?, (alone.into(), 0)))
+    }
+}

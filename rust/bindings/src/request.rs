@@ -1,0 +1,189 @@
+//! Requests and the padded batches cut from them.
+
+use std::sync::Arc;
+
+use numpy::{IntoPyArray, ndarray};
+use pyo3::exceptions::{PyIndexError, PyValueError};
+use pyo3::prelude::*;
+use wmdp_core::padded::{self, PaddedPlan};
+use wmdp_core::request;
+
+use crate::array::{Array1, Array2};
+use crate::detach;
+
+/// The tokenized prompts of a run: the questions of all its tasks, one task after another.
+///
+/// Choices are numbered over the whole run; those of question `q` are `choice_offsets[q]` up to `choice_offsets[q + 1]`.
+#[pyclass(frozen, module = "wmdp_fast._rust")]
+pub(crate) struct Requests {
+    pub(crate) inner: Arc<request::Requests>,
+    pub(crate) plan: PaddedPlan,
+}
+
+#[pymethods]
+impl Requests {
+    /// Requests that another program has tokenized.
+    ///
+    /// Args:
+    ///     contexts: Token ids of each question's context.
+    ///     continuations: For each question, the token ids of each choice's continuation.
+    ///     max_length: Most tokens the model can read at once; longer requests lose tokens on the left.
+    ///
+    /// Raises:
+    ///     ValueError: If a context or continuation is empty, or a continuation longer than `max_length`.
+    #[staticmethod]
+    fn from_tokens(
+        py: Python<'_>,
+        contexts: Vec<Vec<u32>>,
+        continuations: Vec<Vec<Vec<u32>>>,
+        max_length: usize,
+    ) -> PyResult<Self> {
+        detach::run(py, |_| {
+            let inner = Arc::new(request::Requests::from_tokens(&contexts, &continuations, max_length)?);
+            let plan = PaddedPlan::new(&inner)?;
+            Ok(Self { inner, plan })
+        })
+    }
+
+    /// Number of questions.
+    #[getter]
+    fn num_questions(&self) -> usize {
+        self.inner.num_questions()
+    }
+
+    /// Number of choices of all questions together.
+    #[getter]
+    fn num_choices(&self) -> usize {
+        self.inner.num_choices()
+    }
+
+    /// Number of distinct model inputs: contexts with all but the last token of a continuation.
+    #[getter]
+    fn num_rows(&self) -> usize {
+        self.plan.num_rows()
+    }
+
+    /// Tokens of all distinct model inputs, after truncation and without padding.
+    #[getter]
+    fn num_tokens(&self) -> usize {
+        self.plan.num_tokens()
+    }
+
+    /// Most tokens the model can read at once.
+    #[getter]
+    fn max_length(&self) -> usize {
+        self.inner.max_length
+    }
+
+    /// For each question its first choice, then the number of choices: int64 `[num_questions + 1]`.
+    #[getter]
+    fn choice_offsets(&self, py: Python<'_>) -> Array1<i64> {
+        self.inner.choice_offsets.iter().map(|&offset| offset as i64).collect::<Vec<_>>().into_pyarray(py).into()
+    }
+
+    /// For each choice where its tokens begin among the continuation tokens of the run, then their number: int64 `[num_choices + 1]`.
+    #[getter]
+    fn continuation_offsets(&self, py: Python<'_>) -> Array1<i64> {
+        self.inner.continuation_offsets.iter().map(|&offset| offset as i64).collect::<Vec<_>>().into_pyarray(py).into()
+    }
+
+    /// The crate that made the tokens: `"fastokens"` or `"tokenizers"`; None if they were given.
+    #[getter]
+    fn engine(&self) -> Option<&'static str> {
+        self.inner.encoding.as_ref().map(|encoding| encoding.engine.name())
+    }
+
+    /// Why it was not fastokens, or None if it was.
+    #[getter]
+    fn why_not_fast(&self) -> Option<&str> {
+        self.inner.encoding.as_ref()?.why_not_fast.as_deref()
+    }
+
+    /// Why contexts were tokenized whole, or None if their common beginnings were shared.
+    #[getter]
+    fn why_no_cuts(&self) -> Option<&str> {
+        self.inner.encoding.as_ref()?.why_no_cuts.as_deref()
+    }
+
+    /// Token ids of a question's context, before truncation: int64 `[length]`.
+    fn context(&self, py: Python<'_>, question: usize) -> PyResult<Array1<i64>> {
+        if question >= self.inner.num_questions() {
+            return Err(PyIndexError::new_err(format!("there is no question {question}")));
+        }
+        let (prefix, own) = self.inner.context(question);
+        Ok(ids(&[prefix, own].concat()).into_pyarray(py).into())
+    }
+
+    /// Token ids of a choice's continuation: int64 `[length]`. `choice` counts over the whole run.
+    fn continuation(&self, py: Python<'_>, choice: usize) -> PyResult<Array1<i64>> {
+        if choice >= self.inner.num_choices() {
+            return Err(PyIndexError::new_err(format!("there is no choice {choice}")));
+        }
+        Ok(ids(self.inner.continuation(choice)).into_pyarray(py).into())
+    }
+
+    /// The batch that begins at row `start`, or None past the last row.
+    ///
+    /// Rows are sorted by length, the longest first, so that the first batch is the one that needs the most memory.
+    ///
+    /// Args:
+    ///     start: Where to begin; 0, then the `stop` of the batch before.
+    ///     token_budget: Most tokens in the batch, padding included; one row is taken even if it is longer.
+    ///
+    /// Raises:
+    ///     ValueError: If `token_budget` is 0.
+    fn padded_batch(&self, py: Python<'_>, start: usize, token_budget: usize) -> PyResult<Option<PaddedBatch>> {
+        if token_budget == 0 {
+            return Err(PyValueError::new_err("token_budget must be at least 1"));
+        }
+        let batch = py.detach(|| self.plan.batch(&self.inner, start, token_budget));
+        batch.map(|batch| PaddedBatch::new(py, batch)).transpose()
+    }
+}
+
+fn ids(tokens: &[u32]) -> Vec<i64> {
+    tokens.iter().map(|&token| i64::from(token)).collect()
+}
+
+/// A rectangle of token ids and what to read from the model's answer. All arrays are int64 and writable.
+///
+/// Attributes:
+///     input_ids: `[B, T]`, filled up on the right with 0.
+///     lengths: `[B]`, tokens in each row.
+///     readouts: `[R, 2]`, pairs (row, position) whose next-token distribution is wanted, in order.
+///     target_readouts: `[N]`, for each target its readout.
+///     target_tokens: `[N]`, the token whose probability is wanted.
+///     target_choices: `[N]`, the choice (over the whole run) it belongs to; the tokens of a choice are in order.
+///     stop: The row of the run after the batch's last.
+#[pyclass(frozen, get_all, module = "wmdp_fast._rust")]
+pub(crate) struct PaddedBatch {
+    input_ids: Array2<i64>,
+    lengths: Array1<i64>,
+    readouts: Array2<i64>,
+    target_readouts: Array1<i64>,
+    target_tokens: Array1<i64>,
+    target_choices: Array1<i64>,
+    stop: usize,
+}
+
+impl PaddedBatch {
+    fn new(py: Python<'_>, batch: padded::PaddedBatch) -> PyResult<Self> {
+        let width = batch.input_ids.len() / batch.lengths.len().max(1);
+        Ok(Self {
+            input_ids: matrix(py, batch.input_ids, width)?,
+            lengths: batch.lengths.into_pyarray(py).into(),
+            readouts: matrix(py, batch.readouts, 2)?,
+            target_readouts: batch.target_readouts.into_pyarray(py).into(),
+            target_tokens: batch.target_tokens.into_pyarray(py).into(),
+            target_choices: batch.target_choices.into_pyarray(py).into(),
+            stop: batch.stop,
+        })
+    }
+}
+
+pub(crate) fn matrix(py: Python<'_>, values: Vec<i64>, width: usize) -> PyResult<Array2<i64>> {
+    let rows = values.len() / width.max(1);
+    ndarray::Array2::from_shape_vec((rows, width), values)
+        .map(|array| array.into_pyarray(py).into())
+        .map_err(|error| PyValueError::new_err(error.to_string()))
+}

@@ -1,0 +1,46 @@
+//! Samples files.
+
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+use wmdp_core::Result;
+use wmdp_core::aggregate::Metric;
+use wmdp_core::samples;
+
+use crate::aggregate::Outcome;
+use crate::detach;
+use crate::question::QuestionSet;
+use crate::template::Prompts;
+
+/// Writes lm-eval's samples file of a task, one line a question. The file appears whole or not at all.
+///
+/// Each line has one key more than lm-eval's, `wmdp_fast`: the predicted choice by either metric, the margin to the runner-up and
+/// whether that is a near-tie.
+///
+/// Args:
+///     path: The file to write.
+///     questions: The questions asked.
+///     prompts: What the model read.
+///     outcome: What `aggregate` made of the scores.
+///     metrics: Names of the metrics to write, in lm-eval's order: `acc`, `acc_norm`.
+///
+/// Returns:
+///     lm-eval's hash over the task's documents, prompts and answers.
+///
+/// Raises:
+///     OSError: If the file cannot be written; names it.
+///     ValueError: If questions, prompts and outcome are not as many, or a metric is unknown.
+#[pyfunction]
+pub(crate) fn write_samples(
+    py: Python<'_>,
+    path: PathBuf,
+    questions: &QuestionSet,
+    prompts: &Prompts,
+    outcome: &Outcome,
+    metrics: Vec<String>,
+) -> PyResult<String> {
+    detach::run(py, |cancel| {
+        let metrics = metrics.iter().map(|name| Metric::parse(name)).collect::<Result<Vec<_>>>()?;
+        samples::write_samples(&path, &questions.inner, &prompts.inner, &outcome.inner, &metrics, cancel)
+    })
+}

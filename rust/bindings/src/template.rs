@@ -1,0 +1,256 @@
+//! Prompt templates and the prompts they make.
+
+use std::sync::Arc;
+
+use pyo3::exceptions::{PyIndexError, PyValueError};
+use pyo3::prelude::*;
+use wmdp_core::prompt;
+use wmdp_core::template::{self, ChoiceStyle, DocToText};
+
+use crate::detach;
+use crate::error::to_py;
+use crate::question::QuestionSet;
+
+/// How questions become prompts.
+///
+/// Args:
+///     doc_to_text: `"mmlu"` (question, lettered choices, `Answer:`), `"question"` (`Question: ...`, `Answer:`), or a Jinja template
+///         over the question's columns, rendered with lm-eval's settings.
+///     choices: `"letters"` if the model answers with a letter, `"texts"` if with a choice's own text.
+///     description: Text before everything else.
+///     target_delimiter: Stands between a question and its answer.
+///     fewshot_delimiter: Stands after each few-shot example.
+///
+/// Raises:
+///     TemplateError: If `doc_to_text` is neither a built-in form nor a template that compiles.
+///     ValueError: If `choices` is neither `"letters"` nor `"texts"`.
+#[pyclass(frozen, module = "wmdp_fast._rust")]
+pub(crate) struct PromptTemplate {
+    inner: template::PromptTemplate,
+    doc_to_text: String,
+}
+
+#[pymethods]
+impl PromptTemplate {
+    #[new]
+    #[pyo3(signature = (doc_to_text = "mmlu", *, choices = "letters", description = "", target_delimiter = " ", fewshot_delimiter = "\n\n"))]
+    fn new(
+        doc_to_text: &str,
+        choices: &str,
+        description: &str,
+        target_delimiter: &str,
+        fewshot_delimiter: &str,
+    ) -> PyResult<Self> {
+        let choices = match choices {
+            "letters" => ChoiceStyle::Letters,
+            "texts" => ChoiceStyle::Texts,
+            other => {
+                return Err(PyValueError::new_err(format!("choices must be \"letters\" or \"texts\", not {other:?}")));
+            }
+        };
+        let inner = template::PromptTemplate {
+            description: description.to_owned(),
+            doc_to_text: DocToText::parse(doc_to_text).map_err(to_py)?,
+            choices,
+            target_delimiter: target_delimiter.to_owned(),
+            fewshot_delimiter: fewshot_delimiter.to_owned(),
+        };
+        Ok(Self { inner, doc_to_text: doc_to_text.to_owned() })
+    }
+
+    /// The prompts of all questions.
+    ///
+    /// Args:
+    ///     questions: The questions to ask.
+    ///     fewshot: Where examples come from; the first `num_fewshot` are taken (lm-eval's sampler `first_n`).
+    ///     num_fewshot: How many examples to put before each question.
+    ///
+    /// Raises:
+    ///     TemplateError: If a question cannot be rendered; names file and row.
+    ///     ValueError: If there are fewer examples than asked for.
+    #[pyo3(signature = (questions, fewshot = None, num_fewshot = 0))]
+    fn render(
+        &self,
+        py: Python<'_>,
+        questions: &QuestionSet,
+        fewshot: Option<&QuestionSet>,
+        num_fewshot: usize,
+    ) -> PyResult<Prompts> {
+        let fewshot = fewshot.map(|set| set.inner.as_ref());
+        let inner = detach::run(py, |cancel| self.inner.render(&questions.inner, fewshot, num_fewshot, cancel))?;
+        Ok(Prompts { inner: Arc::new(inner) })
+    }
+
+    /// The text of each question by itself, without description and examples.
+    ///
+    /// Raises:
+    ///     TemplateError: If a question cannot be rendered.
+    fn question_texts(&self, py: Python<'_>, questions: &QuestionSet) -> PyResult<Vec<String>> {
+        detach::run(py, |_| {
+            questions.inner.questions.iter().map(|question| self.inner.question_text(question)).collect()
+        })
+    }
+
+    /// What the model may answer to each question, without the delimiter.
+    fn choice_texts(&self, questions: &QuestionSet) -> Vec<Vec<String>> {
+        questions.inner.questions.iter().map(|question| self.inner.choices(question)).collect()
+    }
+
+    /// Text before everything else.
+    #[getter]
+    fn description(&self) -> &str {
+        &self.inner.description
+    }
+
+    /// The built-in form's name or the Jinja source.
+    #[getter]
+    fn doc_to_text(&self) -> &str {
+        &self.doc_to_text
+    }
+
+    /// `"letters"` or `"texts"`.
+    #[getter]
+    fn choices(&self) -> &'static str {
+        match self.inner.choices {
+            ChoiceStyle::Letters => "letters",
+            ChoiceStyle::Texts => "texts",
+        }
+    }
+
+    /// Stands between a question and its answer.
+    #[getter]
+    fn target_delimiter(&self) -> &str {
+        &self.inner.target_delimiter
+    }
+
+    /// Stands after each few-shot example.
+    #[getter]
+    fn fewshot_delimiter(&self) -> &str {
+        &self.inner.fewshot_delimiter
+    }
+
+    fn __getnewargs_ex__(&self) -> ((&str,), std::collections::HashMap<&'static str, &str>) {
+        let options = [
+            ("choices", self.choices()),
+            ("description", self.description()),
+            ("target_delimiter", self.target_delimiter()),
+            ("fewshot_delimiter", self.fewshot_delimiter()),
+        ];
+        ((&self.doc_to_text,), options.into_iter().collect())
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "PromptTemplate({:?}, choices={:?}, description={:?})",
+            self.doc_to_text,
+            self.choices(),
+            self.description()
+        )
+    }
+}
+
+/// The prompts of one task, in question order.
+///
+/// A context and one of its continuations, joined, are what a model reads; the continuation is what it is scored on.
+#[pyclass(frozen, module = "wmdp_fast._rust")]
+pub(crate) struct Prompts {
+    pub(crate) inner: Arc<prompt::Prompts>,
+}
+
+#[pymethods]
+impl Prompts {
+    /// Prompts from texts made elsewhere, a chat template for instance.
+    ///
+    /// Args:
+    ///     contexts: The whole text before each answer.
+    ///     choices: What the model may answer to each question.
+    ///     answers: Index of each question's right choice.
+    ///     delimiter: Stands between a context and an answer.
+    ///     source: Where the questions come from, for error messages.
+    ///
+    /// Raises:
+    ///     ValueError: If the lists differ in length, a question has no choices, or an answer is not one of them.
+    #[staticmethod]
+    #[pyo3(signature = (contexts, choices, answers, *, delimiter = "", source = "<memory>"))]
+    fn from_contexts(
+        contexts: Vec<String>,
+        choices: Vec<Vec<String>>,
+        answers: Vec<usize>,
+        delimiter: &str,
+        source: &str,
+    ) -> PyResult<Self> {
+        let inner = prompt::Prompts::from_contexts(&contexts, choices, answers, delimiter, source).map_err(to_py)?;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The same questions, choices and answers after other contexts, such as those of a chat template.
+    ///
+    /// Args:
+    ///     contexts: The whole text before each answer.
+    ///     delimiter: Stands between a context and an answer.
+    ///
+    /// Raises:
+    ///     ValueError: If there are not as many contexts as questions.
+    #[pyo3(signature = (contexts, *, delimiter = ""))]
+    fn with_contexts(&self, contexts: Vec<String>, delimiter: &str) -> PyResult<Self> {
+        Ok(Self { inner: Arc::new(self.inner.with_contexts(&contexts, delimiter).map_err(to_py)?) })
+    }
+
+    fn __len__(&self) -> usize {
+        self.inner.len()
+    }
+
+    /// Number of choices of all questions together.
+    #[getter]
+    fn num_choices(&self) -> usize {
+        self.inner.choices.iter().map(Vec::len).sum()
+    }
+
+    /// The text that every context begins with: description and few-shot examples.
+    #[getter]
+    fn prefix(&self) -> &str {
+        &self.inner.prefix
+    }
+
+    /// Stands between a context and an answer.
+    #[getter]
+    fn delimiter(&self) -> &str {
+        &self.inner.delimiter
+    }
+
+    /// Index of each question's right choice.
+    #[getter]
+    fn answers(&self) -> Vec<usize> {
+        self.inner.answers.clone()
+    }
+
+    /// The whole context of a question.
+    fn context(&self, question: usize) -> PyResult<String> {
+        self.check(question)?;
+        Ok(self.inner.context(question))
+    }
+
+    /// What the model may answer to a question, without the delimiter.
+    fn choices(&self, question: usize) -> PyResult<Vec<String>> {
+        self.check(question)?;
+        Ok(self.inner.choices[question].clone())
+    }
+
+    /// What follows a question's context if the model answers with a choice.
+    fn continuation(&self, question: usize, choice: usize) -> PyResult<String> {
+        self.check(question)?;
+        if choice >= self.inner.choices[question].len() {
+            return Err(PyIndexError::new_err(format!("question {question} has no choice {choice}")));
+        }
+        Ok(self.inner.continuation(question, choice))
+    }
+}
+
+impl Prompts {
+    fn check(&self, question: usize) -> PyResult<()> {
+        if question >= self.inner.len() {
+            return Err(PyIndexError::new_err(format!("there is no question {question}, only {}", self.inner.len())));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,82 @@
+//! Tokenizers and the requests they make of prompts.
+
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use wmdp_core::padded::PaddedPlan;
+use wmdp_core::{request, tokenizer};
+
+use crate::detach;
+use crate::request::Requests;
+use crate::template::Prompts;
+
+/// A tokenizer as a `tokenizer.json` describes it, under lm-eval's rules for special tokens.
+///
+/// Two engines stand behind it: the crate `fastokens` where its tokens equal those of the crate `tokenizers` on prompts of the run at hand,
+/// else `tokenizers` itself. `Requests.engine` says which one it was.
+///
+/// Args:
+///     json: The text of a `tokenizer.json`; of a transformers tokenizer, `tokenizer.backend_tokenizer.to_str()`.
+///     add_special_tokens: Whether texts get the special tokens of the tokenizer's post-processor (BOS, mostly).
+///     prefix_token_id: Token in front of a continuation that has no context (lm-eval: BOS, else EOS).
+///     prefix_text: What that token decodes to; a text that begins with it gets no special tokens.
+///
+/// Raises:
+///     TokenizerError: If the text is not a tokenizer that the crate `tokenizers` can load.
+#[pyclass(frozen, module = "wmdp_fast._rust")]
+pub(crate) struct Tokenizer {
+    inner: Arc<tokenizer::Tokenizer>,
+}
+
+#[pymethods]
+impl Tokenizer {
+    #[new]
+    #[pyo3(signature = (json, *, add_special_tokens, prefix_token_id, prefix_text))]
+    fn new(
+        py: Python<'_>,
+        json: &str,
+        add_special_tokens: bool,
+        prefix_token_id: u32,
+        prefix_text: &str,
+    ) -> PyResult<Self> {
+        let load = || tokenizer::Tokenizer::from_json(json, add_special_tokens, prefix_token_id, prefix_text);
+        Ok(Self { inner: Arc::new(detach::run(py, |_| load())?) })
+    }
+
+    /// The tokens of a text, special tokens included where they are due; made by the crate `tokenizers`.
+    fn encode(&self, py: Python<'_>, text: &str) -> PyResult<Vec<u32>> {
+        detach::run(py, |_| self.inner.encode(text))
+    }
+
+    /// The prompts of a run as token ids, by lm-eval's `_encode_pair`.
+    ///
+    /// Args:
+    ///     tasks: The prompts of each task.
+    ///     max_length: Most tokens the model can read at once; longer requests lose tokens on the left.
+    ///
+    /// Raises:
+    ///     TokenizerError: If a context or a continuation has no tokens, or a continuation is longer than `max_length`; names
+    ///         file and row.
+    ///     ValueError: If `max_length` is 0.
+    fn encode_requests(&self, py: Python<'_>, tasks: Vec<PyRef<'_, Prompts>>, max_length: usize) -> PyResult<Requests> {
+        let tasks: Vec<_> = tasks.iter().map(|prompts| Arc::clone(&prompts.inner)).collect();
+        detach::run(py, |cancel| {
+            let tasks: Vec<_> = tasks.iter().map(Arc::as_ref).collect();
+            let inner = request::Requests::encode(&self.inner, &tasks, max_length, cancel)?;
+            let plan = PaddedPlan::new(&inner)?;
+            Ok(Requests { inner: Arc::new(inner), plan })
+        })
+    }
+
+    /// Why fastokens cannot load this tokenizer, or None if it can.
+    #[getter]
+    fn why_not_fast(&self) -> Option<&str> {
+        self.inner.why_not_fast()
+    }
+
+    /// Why no text of this tokenizer is tokenized in parts, or None if that is proven safe.
+    #[getter]
+    fn why_no_cuts(&self) -> Option<&str> {
+        self.inner.boundaries().why_none()
+    }
+}

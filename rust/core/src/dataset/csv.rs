@@ -1,0 +1,267 @@
+//! CSV by RFC 4180: fields in quotes may hold commas, line ends and doubled quotes.
+//!
+//! Written here rather than taken from a crate because readers in use let a missing quote pass, and with it half a file as one
+//! field. Here that is a fault with a row. Lines may end in `\n`, `\r\n` or `\r`; empty lines do not count as rows.
+
+use std::collections::{HashMap, HashSet};
+
+use serde_json::{Map, Value};
+
+use super::collect::{Answer, Collector, Fault};
+use super::json;
+use super::source::{Scan, Source};
+use crate::error::Result;
+use crate::question::COLUMNS;
+
+/// Reads a file whose first record is a header if it names the columns `question` and `answer`, in any case. Without a header
+/// the columns are MMLU's original ones: the question, the choices, the answer.
+pub(super) fn read(source: &mut Source<'_>, out: &mut Collector) -> Result<()> {
+    let mut record = Record::default();
+    if !record.read(source, out)? {
+        return Err(out.error_in_file("the file is empty"));
+    }
+    let named = |column: &str| record.fields().any(|name| name.trim_ascii().eq_ignore_ascii_case(column.as_bytes()));
+    let header = named("question") && named("answer");
+    let layout = if header { Layout::of_header(&record) } else { Layout::without_header(record.len()) };
+    let layout = layout.map_err(|fault| if header { out.error_in_header(fault) } else { out.error(fault) })?;
+    for name in &layout.names {
+        out.add_column(name);
+    }
+    if !header {
+        layout.add(&record, out)?;
+    }
+    while record.read(source, out)? {
+        layout.add(&record, out)?;
+    }
+    Ok(())
+}
+
+/// The fields of a record, without their quotes, one after another.
+#[derive(Debug, Default)]
+struct Record {
+    text: Vec<u8>,
+    /// Where each field ends.
+    ends: Vec<usize>,
+}
+
+/// Where in a field the last byte was.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    FieldStart,
+    Bare,
+    Quoted,
+    /// Behind a quote that ends the field, unless another one follows.
+    Quote,
+}
+
+impl Record {
+    /// Reads the next record that is not an empty line; false at the end of the file.
+    fn read(&mut self, source: &mut Source<'_>, out: &Collector) -> Result<bool> {
+        loop {
+            self.ends.clear();
+            let (mut state, mut length, mut any, mut stray) = (State::FieldStart, 0, false, None);
+            let ended = source.scan(&mut self.text, |byte| {
+                let (next, action) = match (state, byte) {
+                    (State::FieldStart | State::Bare | State::Quote, b'\n' | b'\r') => (state, Scan::End),
+                    (State::FieldStart | State::Bare | State::Quote, b',') => {
+                        self.ends.push(length);
+                        (State::FieldStart, Scan::Skip)
+                    }
+                    (State::FieldStart, b'"') => (State::Quoted, Scan::Skip),
+                    (State::FieldStart | State::Bare, _) => (State::Bare, Scan::Keep),
+                    (State::Quoted, b'"') => (State::Quote, Scan::Skip),
+                    (State::Quoted, _) | (State::Quote, b'"') => (State::Quoted, Scan::Keep),
+                    (State::Quote, _) => {
+                        stray = Some(byte);
+                        (state, Scan::End)
+                    }
+                };
+                any |= action != Scan::End;
+                length += usize::from(action == Scan::Keep);
+                state = next;
+                action
+            });
+            let ended = ended.map_err(|error| out.locate(error))?;
+            if let Some(byte) = stray {
+                let byte = char::from(byte);
+                let problem = format!(
+                    "expected `,` or a line end behind a closing quote, not {byte:?}; double quotes in a field"
+                );
+                return Err(out.error(Fault::new(problem)));
+            }
+            if state == State::Quoted {
+                return Err(out.error(Fault::new("the file ends inside a quoted field; a closing quote is missing")));
+            }
+            if any {
+                self.ends.push(length);
+                return Ok(true);
+            }
+            if !ended {
+                return Ok(false);
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    fn field(&self, index: usize) -> &[u8] {
+        let start = if index == 0 { 0 } else { self.ends[index - 1] };
+        &self.text[start..self.ends[index]]
+    }
+
+    fn fields(&self) -> impl Iterator<Item = &[u8]> {
+        (0..self.len()).map(|index| self.field(index))
+    }
+}
+
+/// Which field of a record is what.
+#[derive(Debug)]
+struct Layout {
+    /// The columns as a question set has them: all choices count as one.
+    names: Vec<String>,
+    width: usize,
+    question: usize,
+    choices: Choices,
+    answer: usize,
+    subject: Option<usize>,
+    extra: Vec<(usize, String)>,
+}
+
+#[derive(Debug)]
+enum Choices {
+    /// One column for each.
+    Columns(Vec<usize>),
+    /// One column that holds a JSON list.
+    List(usize),
+}
+
+impl Layout {
+    fn without_header(width: usize) -> Result<Self, Fault> {
+        if width < 4 {
+            return Err(Fault::new(format!(
+                "expected a question, two or more choices and an answer with commas between, but found {width} field{}; if the \
+                 first line is a header, it must name `question` and `answer`",
+                if width == 1 { "" } else { "s" }
+            )));
+        }
+        let names = COLUMNS[..3].iter().map(|&name| name.to_owned()).collect();
+        let choices = Choices::Columns((1..width - 1).collect());
+        Ok(Self { names, width, question: 0, choices, answer: width - 1, subject: None, extra: Vec::new() })
+    }
+
+    /// The layout that a header gives. Choices are in columns `choice0`, `choice1`, ..., or `A`, `B`, ..., or all in `choices`.
+    fn of_header(record: &Record) -> Result<Self, Fault> {
+        let header = record.fields().map(std::str::from_utf8).collect::<Result<Vec<&str>, _>>();
+        let header = header.map_err(|_| Fault::new("the header is not UTF-8; save the file in UTF-8"))?;
+        let folded: Vec<String> = header.iter().map(|name| name.trim_ascii().to_ascii_lowercase()).collect();
+        let mut places = HashMap::new();
+        for (index, name) in folded.iter().enumerate() {
+            places.entry(name.as_str()).or_insert(index);
+        }
+        let place = |name: &str| places.get(name).copied();
+        let required = |name: &str| place(name).ok_or_else(|| Fault::in_field(name, "is missing in the header"));
+
+        let numbered: Vec<usize> = (0..).map_while(|index| place(&format!("choice{index}"))).collect();
+        let lettered: Vec<usize> = ('a'..='z').map_while(|letter| place(letter.encode_utf8(&mut [0; 4]))).collect();
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        if folded.iter().filter(|name| name.strip_prefix("choice").is_some_and(is_number)).count() > numbered.len() {
+            let missing = format!("choice{}", numbered.len());
+            return Err(Fault::in_field(missing, "is missing in the header, or another choice is there twice"));
+        }
+        let choices = match (place("choices"), numbered.is_empty(), lettered.len()) {
+            (Some(list), true, 0 | 1) => Choices::List(list),
+            (None, false, 0 | 1) => Choices::Columns(numbered),
+            // A single column `A` is one of its own kind.
+            (None, true, 2..) => Choices::Columns(lettered),
+            (None, true, 0 | 1) => {
+                let problem = "are missing in the header: name them choice0, choice1, ..., or A, B, ..., or give one column \
+                               `choices` with a JSON list";
+                return Err(Fault::in_field("choices", problem));
+            }
+            _ => return Err(Fault::in_field("choices", "are in the header in more than one form")),
+        };
+
+        let (question, answer, subject) = (required("question")?, required("answer")?, place("subject"));
+        let mut is_choice = vec![false; header.len()];
+        for &index in choices.columns() {
+            is_choice[index] = true;
+        }
+        let mut names: Vec<String> = Vec::new();
+        let mut extra = Vec::new();
+        let mut known = HashSet::new();
+        for (index, &name) in header.iter().enumerate() {
+            let name = if is_choice[index] {
+                COLUMNS[1]
+            } else if let Some(column) = COLUMNS.into_iter().find(|column| *column == folded[index]) {
+                column
+            } else {
+                extra.push((index, name.to_owned()));
+                name
+            };
+            let repeats_choice = !is_choice[index] && is_choice[places[folded[index].as_str()]];
+            if known.insert(name) && !repeats_choice {
+                names.push(name.to_owned());
+            } else if !is_choice[index] {
+                return Err(Fault::in_field(name, "occurs twice in the header"));
+            }
+        }
+        Ok(Self { names, width: header.len(), question, choices, answer, subject, extra })
+    }
+
+    /// Adds a record's question.
+    fn add(&self, record: &Record, out: &mut Collector) -> Result<()> {
+        if record.len() != self.width {
+            let problem = format!("has {} fields, but the first line has {}", record.len(), self.width);
+            return Err(out.error(Fault::new(problem)));
+        }
+        let text = |name: &str, index: usize| {
+            let text = std::str::from_utf8(record.field(index));
+            text.map_err(|_| out.error(Fault::in_field(name, "is not UTF-8; save the file in UTF-8")))
+        };
+        let filled = |name: &str, index: usize| match text(name, index)? {
+            "" => Err(out.error(Fault::in_field(name, "is empty"))),
+            text => Ok(text.to_owned()),
+        };
+        let question = filled("question", self.question)?;
+        let choices = match &self.choices {
+            Choices::Columns(columns) => columns
+                .iter()
+                .enumerate()
+                .map(|(number, &index)| match text("choices", index)? {
+                    "" => Err(out.error(Fault::in_field("choices", empty_choice(number)))),
+                    text => Ok(text.to_owned()),
+                })
+                .collect::<Result<_>>()?,
+            Choices::List(index) => {
+                let list = json::parse_value(record.field(*index));
+                out.choices(list.map_err(|problem| out.error(Fault::in_field("choices", problem)))?)?
+            }
+        };
+        let answer = Answer::Text(filled("answer", self.answer)?);
+        let subject = self.subject.map(|index| text("subject", index)).transpose()?;
+        let subject = subject.filter(|subject| !subject.is_empty()).map(str::to_owned);
+        let extra = self.extra.iter().map(|(index, name)| {
+            let text = text(name, *index)?;
+            Ok((name.clone(), if text.is_empty() { Value::Null } else { Value::from(text) }))
+        });
+        let extra = extra.collect::<Result<Map<_, _>>>()?;
+        out.add(question, choices, answer, subject, extra)
+    }
+}
+
+impl Choices {
+    fn columns(&self) -> &[usize] {
+        match self {
+            Self::Columns(columns) => columns,
+            Self::List(column) => std::slice::from_ref(column),
+        }
+    }
+}
+
+fn empty_choice(number: usize) -> String {
+    format!(
+        "choice {number} is empty; for questions with different numbers of choices give one column `choices` with a JSON list"
+    )
+}

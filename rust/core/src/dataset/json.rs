@@ -1,0 +1,285 @@
+//! JSON lines and JSON documents, strictly: no key twice, no lone surrogates, nothing behind the end.
+//!
+//! A document is never parsed as a whole. Its elements are cut out of the stream by counting brackets, then each is parsed by
+//! itself; so memory is bounded by the longest record, faults have a row, and an array costs what lines cost.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+use super::collect::{Collector, Fault, quote};
+use super::source::{Scan, Source};
+use crate::error::Result;
+
+/// Reads one object a line; blank lines do not count as rows.
+pub(super) fn read_lines(source: &mut Source<'_>, out: &mut Collector) -> Result<()> {
+    let mut line = Vec::new();
+    loop {
+        let ended = source
+            .scan(&mut line, |byte| if byte == b'\n' { Scan::End } else { Scan::Keep })
+            .map_err(|error| out.locate(error))?;
+        if !line.iter().copied().all(is_space) {
+            add_record(&line, out)?;
+        }
+        if !ended {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads an array of objects, or an object with such an array under the key `data`.
+pub(super) fn read_document(source: &mut Source<'_>, out: &mut Collector) -> Result<()> {
+    match next_token(source, out)? {
+        None => return Err(out.error_in_file("the file is empty")),
+        Some(b'[') => read_array(source, out)?,
+        Some(b'{') => read_object(source, out)?,
+        Some(_) => return Err(out.error_in_file("must be an array of objects, or an object with the key `data`")),
+    }
+    if next_token(source, out)?.is_some() {
+        return Err(out.error_in_file("there is text behind the end of the JSON document; name JSON lines .jsonl"));
+    }
+    Ok(())
+}
+
+/// The next byte that is not white space, left unread.
+fn next_token(source: &mut Source<'_>, out: &Collector) -> Result<Option<u8>> {
+    loop {
+        match source.peek().map_err(|error| out.locate(error))? {
+            Some(byte) if is_space(byte) => source.advance(),
+            other => return Ok(other),
+        }
+    }
+}
+
+/// Passes over what separates two members of an array or object; false if `close` ends it.
+fn next_member(source: &mut Source<'_>, out: &Collector, close: u8) -> Result<bool> {
+    match next_token(source, out)? {
+        Some(b',') => {
+            source.advance();
+            Ok(true)
+        }
+        Some(byte) if byte == close => {
+            source.advance();
+            Ok(false)
+        }
+        Some(byte) => Err(out.error(Fault::new(format!(
+            "expected `,` or `{}` here, not {:?}",
+            char::from(close),
+            char::from(byte)
+        )))),
+        None => Err(out.error_in_file("the file ends in the middle of the JSON document")),
+    }
+}
+
+/// Reads the array that begins at the next byte.
+fn read_array(source: &mut Source<'_>, out: &mut Collector) -> Result<()> {
+    source.advance();
+    if next_token(source, out)? == Some(b']') {
+        source.advance();
+        return Ok(());
+    }
+    let mut record = Vec::new();
+    loop {
+        read_value(source, out, &mut record)?;
+        add_record(&record, out)?;
+        if !next_member(source, out, b']')? {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads the object that begins at the next byte: the questions under `data`, whatever else there is passed over.
+fn read_object(source: &mut Source<'_>, out: &mut Collector) -> Result<()> {
+    let mut seen = std::collections::HashSet::new();
+    source.advance();
+    let mut more = next_token(source, out)? != Some(b'}');
+    let mut text = Vec::new();
+    while more {
+        next_token(source, out)?;
+        read_value(source, out, &mut text)?;
+        let key: String = parse(&text).map_err(|problem| out.error_in_file(format!("in a key: {problem}")))?;
+        if next_token(source, out)? != Some(b':') {
+            return Err(out.error_in_file(format!("expected `:` behind the key {}", quote(&key))));
+        }
+        source.advance();
+        let is_array = next_token(source, out)? == Some(b'[');
+        if key == "data" && is_array {
+            read_array(source, out)?;
+        } else {
+            read_value(source, out, &mut text)?;
+            parse_value(&text).map_err(|problem| out.error_in_file(format!("under {}: {problem}", quote(&key))))?;
+            if key == "data" {
+                return Err(out.error_in_file("what is under `data` must be an array"));
+            }
+        }
+        let name = quote(&key);
+        if !seen.insert(key) {
+            return Err(out.error_in_file(format!("the key {name} occurs twice")));
+        }
+        more = next_member(source, out, b'}')?;
+    }
+    if seen.is_empty() {
+        source.advance();
+    }
+    if seen.contains("data") {
+        return Ok(());
+    }
+    Err(out.error_in_file("the object has no key `data`; if the file holds one object a line, name it .jsonl"))
+}
+
+/// Cuts out the value that begins at the next byte; whether it is one is for the parser to say.
+fn read_value(source: &mut Source<'_>, out: &Collector, value: &mut Vec<u8>) -> Result<()> {
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    let ended = source.scan(value, |byte| {
+        if in_string {
+            in_string = escaped || byte != b'"';
+            escaped = !escaped && byte == b'\\';
+            return Scan::Keep;
+        }
+        match byte {
+            b'"' => in_string = true,
+            b'[' | b'{' => depth += 1,
+            b',' | b':' | b']' | b'}' if depth == 0 => return Scan::EndBefore,
+            b']' | b'}' => depth -= 1,
+            _ => {}
+        }
+        Scan::Keep
+    });
+    if ended.map_err(|error| out.locate(error))? {
+        return Ok(());
+    }
+    Err(out.error(Fault::new("the file ends in the middle of the JSON document")))
+}
+
+fn add_record(text: &[u8], out: &mut Collector) -> Result<()> {
+    let record: Record = parse(text).map_err(|problem| out.error(Fault::new(problem)))?;
+    if let Some(key) = record.duplicate {
+        return Err(out.error(Fault::in_field(key, "occurs twice")));
+    }
+    out.add_fields(record.fields)
+}
+
+/// Parses one JSON value, or says what is wrong with it.
+pub(super) fn parse_value(text: &[u8]) -> Result<Value, String> {
+    parse(text).map(|Strict(value)| value)
+}
+
+fn parse<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, String> {
+    let text = std::str::from_utf8(text)
+        .map_err(|error| format!("byte {} of it is not UTF-8; save the file in UTF-8", error.valid_up_to() + 1))?;
+    if text.trim_ascii().is_empty() {
+        return Err("a value is missing".to_owned());
+    }
+    serde_json::from_str(text).map_err(|error| {
+        // The parser adds a position of its own, which counts from the record's start: said here.
+        let message = error.to_string();
+        let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
+        let (line, column) = (error.line(), error.column());
+        format!("not valid JSON: {message} (line {line}, column {column} of it)")
+    })
+}
+
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
+}
+
+/// One row: an object, and a key that occurs twice in it.
+struct Record {
+    fields: Map<String, Value>,
+    duplicate: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Record {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(RecordVisitor)
+    }
+}
+
+struct RecordVisitor;
+
+impl<'de> Visitor<'de> for RecordVisitor {
+    type Value = Record;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with the keys `question`, `choices` and `answer`")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Record, A::Error> {
+        let mut record = Record { fields: Map::new(), duplicate: None };
+        while let Some((key, Strict(value))) = map.next_entry::<String, Strict>()? {
+            if record.fields.contains_key(&key) {
+                record.duplicate.get_or_insert(key);
+            } else {
+                record.fields.insert(key, value);
+            }
+        }
+        Ok(record)
+    }
+}
+
+/// A JSON value in which no object has a key twice; `serde_json` itself keeps the last of them.
+struct Strict(Value);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(StrictVisitor).map(Self)
+    }
+}
+
+struct StrictVisitor;
+
+impl<'de> Visitor<'de> for StrictVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::String(value.to_owned()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::String(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut values = Vec::new();
+        while let Some(Strict(value)) = seq.next_element()? {
+            values.push(value);
+        }
+        Ok(Value::Array(values))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some((key, Strict(value))) = map.next_entry::<String, Strict>()? {
+            if object.contains_key(&key) {
+                return Err(A::Error::custom(format!("the key {} occurs twice", quote(&key))));
+            }
+            object.insert(key, value);
+        }
+        Ok(Value::Object(object))
+    }
+}

@@ -1,0 +1,520 @@
+//! Parquet, in the hub's layout: `question` text, `choices` list of texts, `answer` integer (or text), `subject` text if there.
+//!
+//! These four are read column by column, which is fast; any other columns through the crate's rows, which know every type.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parquet::basic::{ConvertedType, LogicalType, Type as PhysicalType};
+use parquet::column::reader::{ColumnReaderImpl, get_typed_column_reader};
+use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::RowGroupMetaData;
+use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
+use parquet::record::reader::RowIter;
+use parquet::record::{Field, Row};
+use parquet::schema::types::{BasicTypeInfo, ColumnDescriptor, SchemaDescriptor, Type};
+use serde_json::{Map, Number, Value};
+
+use super::Limits;
+use super::collect::{Answer, Collector, Fault};
+use super::source::{Compression, Source};
+use crate::error::{DatasetError, Error, Result};
+use crate::parallel::Cancel;
+
+/// Rows read from every column before the next rows of any.
+const BATCH: usize = 1024;
+
+/// Reads the questions of a parquet file.
+///
+/// The crate panics on some damaged files; that is a fault of the file and reported as one.
+pub(super) fn read(
+    path: &Path,
+    compression: Compression,
+    limits: &Limits,
+    cancel: &Cancel,
+    out: &mut Collector,
+) -> Result<()> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    let input = match compression {
+        Compression::None => {
+            let file = File::open(path).map_err(io)?;
+            if file.metadata().map_err(io)?.is_dir() {
+                return Err(io(std::io::ErrorKind::IsADirectory.into()));
+            }
+            Input::File(file)
+        }
+        _ => Input::Bytes(Source::open(path, compression, limits, cancel)?.read_to_end()?.into()),
+    };
+    let work = AssertUnwindSafe(|| {
+        let file: Box<dyn FileReader> = match input {
+            Input::File(file) => {
+                Box::new(SerializedFileReader::new(file).map_err(|error| damaged(path, None, &error))?)
+            }
+            Input::Bytes(bytes) => {
+                Box::new(SerializedFileReader::new(bytes).map_err(|error| damaged(path, None, &error))?)
+            }
+        };
+        Reader { path, limits, cancel, file: file.as_ref() }.read(out)
+    });
+    catch_unwind(work)
+        .unwrap_or_else(|_| Err(out.error_in_file(format!("{DAMAGED} (its metadata contradict its data)"))))
+}
+
+const DAMAGED: &str = "not an intact parquet file; download or write it again";
+
+enum Input {
+    File(File),
+    Bytes(Bytes),
+}
+
+/// The error for what the crate says about a file: the operating system's faults are not the file's.
+fn damaged(path: &Path, column: Option<&str>, error: &ParquetError) -> Error {
+    if let ParquetError::External(external) = error
+        && let Some(io) = external.downcast_ref::<std::io::Error>()
+        && let Some(number) = io.raw_os_error()
+    {
+        return Error::Io { path: path.to_owned(), source: std::io::Error::from_raw_os_error(number) };
+    }
+    DatasetError {
+        file: path.display().to_string(),
+        row: None,
+        field: column.map(str::to_owned),
+        problem: format!("{DAMAGED} ({error})"),
+    }
+    .into()
+}
+
+struct Reader<'a> {
+    path: &'a Path,
+    limits: &'a Limits,
+    cancel: &'a Cancel,
+    file: &'a dyn FileReader,
+}
+
+/// Which leaf of the schema is what.
+struct Layout {
+    question: usize,
+    choices: usize,
+    answer: (usize, AnswerType),
+    subject: Option<usize>,
+    /// The schema of the other columns, if there are any.
+    extra: Option<Type>,
+}
+
+#[derive(Clone, Copy)]
+enum AnswerType {
+    Int32 { signed: bool },
+    Int64 { signed: bool },
+    Text,
+}
+
+impl Reader<'_> {
+    fn read(&self, out: &mut Collector) -> Result<()> {
+        let metadata = self.file.metadata();
+        let layout = Layout::new(metadata.file_metadata().schema_descr(), out);
+        let layout = layout.map_err(|fault| out.error_in_header(fault))?;
+        // The crate panics where these are negative.
+        let chunks = metadata.row_groups().iter().flat_map(RowGroupMetaData::columns);
+        let mut offsets = chunks.flat_map(|chunk| {
+            [chunk.data_page_offset(), chunk.compressed_size(), chunk.dictionary_page_offset().unwrap_or_default()]
+        });
+        if offsets.any(i64::is_negative) {
+            return Err(out.error_in_file(format!("{DAMAGED} (a negative offset)")));
+        }
+        for index in 0..metadata.num_row_groups() {
+            let group = self.file.get_row_group(index).map_err(|error| damaged(self.path, None, &error))?;
+            self.read_group(group.as_ref(), &layout, out)?;
+        }
+        Ok(())
+    }
+
+    fn read_group(&self, group: &dyn RowGroupReader, layout: &Layout, out: &mut Collector) -> Result<()> {
+        let damage = |(column, error): (&str, ParquetError)| damaged(self.path, Some(column), &error);
+        let mut columns = Columns::new(group, layout).map_err(damage)?;
+        let extra = layout.extra.clone().map(|schema| RowIter::from_row_group(Some(schema), group)).transpose();
+        let mut extra = extra.map_err(|error| damaged(self.path, None, &error))?;
+        let mut left = usize::try_from(group.metadata().num_rows()).map_err(|_| out.error_in_file(DAMAGED))?;
+        loop {
+            self.cancel.check()?;
+            let batch = left.min(BATCH);
+            // After the last row one more is asked for: a column that has it contradicts the file's own count.
+            let rows = columns.read(batch.max(1)).map_err(damage)?;
+            if rows.len() != batch {
+                return Err(out.error_in_file(format!("{DAMAGED} (its columns contradict its number of rows)")));
+            }
+            if batch == 0 {
+                return Ok(());
+            }
+            for row in rows {
+                let question = text("question", row.question).map_err(|fault| out.error(fault))?;
+                let choices = choice_texts(row.choices).map_err(|fault| out.error(fault))?;
+                let answer = row.answer.map_err(|fault| out.error(fault))?;
+                let subject = row.subject.map(|subject| text("subject", Some(subject))).transpose();
+                let subject = subject.map_err(|fault| out.error(fault))?;
+                let extra = extra.as_mut().map_or_else(|| Ok(Map::new()), |rows| self.extra(rows.next(), out))?;
+                let size = question.len() + choices.iter().map(String::len).sum::<usize>();
+                if size > self.limits.record {
+                    let problem = format!("the record is longer than {} bytes", self.limits.record);
+                    return Err(out.error(Fault::new(problem)));
+                }
+                out.add(question, choices, answer, subject, extra)?;
+            }
+            left -= batch;
+        }
+    }
+
+    /// The other columns of a row as JSON.
+    fn extra(&self, row: Option<Result<Row, ParquetError>>, out: &Collector) -> Result<Map<String, Value>> {
+        let row = row.unwrap_or_else(|| Err(ParquetError::EOF("a column has too few rows".to_owned())));
+        let row = row.map_err(|error| damaged(self.path, None, &error))?;
+        let values = row.into_columns().into_iter().map(|(name, field)| {
+            let value = json(field).map_err(|problem| out.error(Fault::in_field(&name, problem)))?;
+            Ok((name, value))
+        });
+        values.collect()
+    }
+}
+
+/// The columns with a meaning of their own, of one row group.
+struct Columns {
+    question: Column<ByteArrayType>,
+    choices: Column<ByteArrayType>,
+    answer: AnswerColumn,
+    subject: Option<Column<ByteArrayType>>,
+}
+
+/// A row as it is stored, unchecked.
+struct StoredRow {
+    question: Option<ByteArray>,
+    choices: List<ByteArray>,
+    answer: Result<Answer, Fault>,
+    subject: Option<ByteArray>,
+}
+
+impl Columns {
+    fn new(group: &dyn RowGroupReader, layout: &Layout) -> Result<Self, (&'static str, ParquetError)> {
+        let in_column = |name| move |error| (name, error);
+        Ok(Self {
+            question: Column::new(group, layout.question).map_err(in_column("question"))?,
+            choices: Column::new(group, layout.choices).map_err(in_column("choices"))?,
+            answer: AnswerColumn::new(group, layout.answer).map_err(in_column("answer"))?,
+            subject: match layout.subject {
+                Some(leaf) => Some(Column::new(group, leaf).map_err(in_column("subject"))?),
+                None => None,
+            },
+        })
+    }
+
+    /// The next `count` rows, or all that are left if there are fewer.
+    fn read(&mut self, count: usize) -> Result<Vec<StoredRow>, (&'static str, ParquetError)> {
+        let in_column = |name| move |error| (name, error);
+        let questions = self.question.read(count).map_err(in_column("question"))?;
+        let choices = self.choices.read_lists(count).map_err(in_column("choices"))?;
+        let answers = self.answer.read(count).map_err(in_column("answer"))?;
+        let subjects = match &mut self.subject {
+            Some(column) => column.read(count).map_err(in_column("subject"))?,
+            None => vec![None; questions.len()],
+        };
+        for (name, rows) in [("choices", choices.len()), ("answer", answers.len()), ("subject", subjects.len())] {
+            if rows != questions.len() {
+                return Err((name, ParquetError::EOF("the column is not as long as `question`".to_owned())));
+            }
+        }
+        let rows = questions.into_iter().zip(choices).zip(answers).zip(subjects);
+        Ok(rows
+            .map(|(((question, choices), answer), subject)| StoredRow { question, choices, answer, subject })
+            .collect())
+    }
+}
+
+impl Layout {
+    /// Finds the columns by name, and tells their names to `out`.
+    fn new(schema: &SchemaDescriptor, out: &mut Collector) -> Result<Self, Fault> {
+        let roots = schema.root_schema().get_fields();
+        let mut known = HashSet::new();
+        for root in roots {
+            if !known.insert(root.name()) {
+                return Err(Fault::in_field(root.name(), "there are two columns of this name"));
+            }
+            out.add_column(root.name());
+        }
+        // The only leaf of a column, and the column's place.
+        let column = |name: &str| {
+            let root = roots.iter().position(|root| root.name() == name)?;
+            let mut leaves = (0..schema.num_columns()).filter(|&leaf| schema.get_column_root_idx(leaf) == root);
+            match (leaves.next(), leaves.next()) {
+                (Some(leaf), None) => Some(Ok((leaf, roots[root].as_ref(), schema.column(leaf)))),
+                _ => Some(Err(Fault::in_field(name, "is a structure of several columns"))),
+            }
+        };
+        let required = |name: &str| {
+            column(name).unwrap_or_else(|| {
+                Err(Fault::in_field(name, format!("is missing; the columns are {}", out.columns().join(", "))))
+            })
+        };
+        let flat_text = |(leaf, root, descriptor): (usize, &Type, Arc<ColumnDescriptor>), name: &str| {
+            let is_text = root.is_primitive() && descriptor.max_rep_level() == 0 && is_text(&descriptor);
+            if is_text { Ok(leaf) } else { Err(Fault::in_field(name, format!("must be text, not {}", kind(root)))) }
+        };
+
+        let question = flat_text(required("question")?, "question")?;
+        let (choices, root, descriptor) = required("choices")?;
+        let is_list = root.is_primitive() || is_list(root.get_basic_info());
+        if !is_list || descriptor.max_rep_level() != 1 || !is_text(&descriptor) {
+            return Err(Fault::in_field("choices", format!("must be a list of texts, not {}", kind(root))));
+        }
+        let (answer, root, descriptor) = required("answer")?;
+        let Some(answer_type) = answer_type(root, &descriptor) else {
+            return Err(Fault::in_field("answer", format!("must be an integer or text, not {}", kind(root))));
+        };
+        let subject = column("subject").map(|found| found.and_then(|found| flat_text(found, "subject"))).transpose()?;
+
+        let others: Vec<_> =
+            roots.iter().filter(|root| !crate::question::COLUMNS.contains(&root.name())).cloned().collect();
+        let extra = if others.is_empty() {
+            None
+        } else {
+            let schema = Type::group_type_builder(schema.root_schema().name()).with_fields(others).build();
+            Some(schema.map_err(|error| Fault::new(format!("{DAMAGED} ({error})")))?)
+        };
+        Ok(Self { question, choices, answer: (answer, answer_type), subject, extra })
+    }
+}
+
+fn is_text(descriptor: &ColumnDescriptor) -> bool {
+    let annotated = match descriptor.logical_type_ref() {
+        Some(logical) => matches!(logical, LogicalType::String | LogicalType::Enum | LogicalType::Json),
+        // Without annotation, as old writers leave text; it must be UTF-8 all the same.
+        None => matches!(
+            descriptor.converted_type(),
+            ConvertedType::NONE | ConvertedType::UTF8 | ConvertedType::ENUM | ConvertedType::JSON
+        ),
+    };
+    annotated && descriptor.physical_type() == PhysicalType::BYTE_ARRAY
+}
+
+fn is_list(info: &BasicTypeInfo) -> bool {
+    info.logical_type_ref() == Some(&LogicalType::List) || info.converted_type() == ConvertedType::LIST
+}
+
+fn answer_type(root: &Type, descriptor: &ColumnDescriptor) -> Option<AnswerType> {
+    if !root.is_primitive() || descriptor.max_rep_level() != 0 {
+        return None;
+    }
+    if is_text(descriptor) {
+        return Some(AnswerType::Text);
+    }
+    let signed = match (descriptor.logical_type_ref(), descriptor.converted_type()) {
+        (Some(LogicalType::Integer(integer)), _) => integer.is_signed,
+        (None, ConvertedType::UINT_8 | ConvertedType::UINT_16 | ConvertedType::UINT_32 | ConvertedType::UINT_64) => {
+            false
+        }
+        (
+            None,
+            ConvertedType::NONE
+            | ConvertedType::INT_8
+            | ConvertedType::INT_16
+            | ConvertedType::INT_32
+            | ConvertedType::INT_64,
+        ) => true,
+        _ => return None,
+    };
+    match descriptor.physical_type() {
+        PhysicalType::INT32 => Some(AnswerType::Int32 { signed }),
+        PhysicalType::INT64 => Some(AnswerType::Int64 { signed }),
+        _ => None,
+    }
+}
+
+/// What a column is, in the words of error messages.
+fn kind(root: &Type) -> String {
+    let info = root.get_basic_info();
+    match (info.logical_type_ref(), info.converted_type()) {
+        (Some(logical), _) => format!("{logical:?}"),
+        (None, ConvertedType::NONE) if root.is_primitive() => root.get_physical_type().to_string(),
+        (None, ConvertedType::NONE) => "a structure".to_owned(),
+        (None, converted) => converted.to_string(),
+    }
+}
+
+/// One leaf column of a row group.
+struct Column<T: DataType> {
+    reader: ColumnReaderImpl<T>,
+    max_definition: i16,
+    /// Definition level from which on there is an element in the row's list.
+    element_definition: i16,
+    definitions: Vec<i16>,
+    repetitions: Vec<i16>,
+    values: Vec<T::T>,
+}
+
+/// A list of values of which some may be null, itself null or not.
+type List<T> = Option<Vec<Option<T>>>;
+
+impl<T: DataType> Column<T> {
+    fn new(group: &dyn RowGroupReader, leaf: usize) -> Result<Self, ParquetError> {
+        let descriptor = group.metadata().schema_descr().column(leaf);
+        let reader = group.get_column_reader(leaf)?;
+        if descriptor.physical_type() != T::get_physical_type() {
+            return Err(ParquetError::General("the column's type contradicts the schema".to_owned()));
+        }
+        Ok(Self {
+            reader: get_typed_column_reader(reader),
+            max_definition: descriptor.max_def_level(),
+            element_definition: descriptor.repeated_ancestor_def_level(),
+            definitions: Vec::new(),
+            repetitions: Vec::new(),
+            values: Vec::new(),
+        })
+    }
+
+    /// Decodes up to `rows` rows and returns their number.
+    fn decode(&mut self, rows: usize) -> Result<usize, ParquetError> {
+        self.definitions.clear();
+        self.repetitions.clear();
+        self.values.clear();
+        let (definitions, repetitions) = (Some(&mut self.definitions), Some(&mut self.repetitions));
+        let (rows, _, _) = self.reader.read_records(rows, definitions, repetitions, &mut self.values)?;
+        Ok(rows)
+    }
+
+    /// The next values of a column without lists; fewer than `rows` only at its end.
+    fn read(&mut self, rows: usize) -> Result<Vec<Option<T::T>>, ParquetError> {
+        let rows = self.decode(rows)?;
+        let mut values = self.values.drain(..);
+        if self.max_definition == 0 {
+            return Ok(values.map(Some).collect());
+        }
+        let column: Vec<_> = self
+            .definitions
+            .iter()
+            .map(|&definition| if definition == self.max_definition { values.next() } else { None })
+            .collect();
+        if column.len() == rows { Ok(column) } else { Err(ParquetError::EOF("levels are missing".to_owned())) }
+    }
+
+    /// The next rows of a column of lists; fewer than `rows` only at its end.
+    fn read_lists(&mut self, rows: usize) -> Result<Vec<List<T::T>>, ParquetError> {
+        let rows = self.decode(rows)?;
+        let mut values = self.values.drain(..);
+        let mut lists: Vec<List<T::T>> = Vec::with_capacity(rows);
+        for (index, &repetition) in self.repetitions.iter().enumerate() {
+            let definition = self.definitions.get(index).copied().unwrap_or(self.max_definition);
+            if repetition == 0 {
+                // Below the element's level the list is empty, unless it is null, which has the lowest level if it may be.
+                let is_null = definition == 0 && self.element_definition > 1;
+                lists.push(if is_null { None } else { Some(Vec::new()) });
+            }
+            if definition >= self.element_definition
+                && let Some(Some(list)) = lists.last_mut()
+            {
+                list.push(if definition == self.max_definition { values.next() } else { None });
+            }
+        }
+        if lists.len() == rows { Ok(lists) } else { Err(ParquetError::EOF("levels are missing".to_owned())) }
+    }
+}
+
+/// The answers, of whichever type they are.
+enum AnswerColumn {
+    Int32(Column<Int32Type>, bool),
+    Int64(Column<Int64Type>, bool),
+    Text(Column<ByteArrayType>),
+}
+
+impl AnswerColumn {
+    fn new(group: &dyn RowGroupReader, (leaf, answer_type): (usize, AnswerType)) -> Result<Self, ParquetError> {
+        Ok(match answer_type {
+            AnswerType::Int32 { signed } => Self::Int32(Column::new(group, leaf)?, signed),
+            AnswerType::Int64 { signed } => Self::Int64(Column::new(group, leaf)?, signed),
+            AnswerType::Text => Self::Text(Column::new(group, leaf)?),
+        })
+    }
+
+    fn read(&mut self, rows: usize) -> Result<Vec<Result<Answer, Fault>>, ParquetError> {
+        let null = || Fault::in_field("answer", "is null");
+        // An unsigned integer beyond the signed range is stored as a negative one; it is beyond any index as well.
+        let index = |value: Option<i64>, signed: bool| match value {
+            None => Err(null()),
+            Some(value) if value < 0 && !signed => Ok(Answer::Index(i64::MAX)),
+            Some(value) => Ok(Answer::Index(value)),
+        };
+        Ok(match self {
+            Self::Int32(column, signed) => {
+                column.read(rows)?.into_iter().map(|value| index(value.map(i64::from), *signed)).collect()
+            }
+            Self::Int64(column, signed) => column.read(rows)?.into_iter().map(|value| index(value, *signed)).collect(),
+            Self::Text(column) => {
+                column.read(rows)?.into_iter().map(|value| text("answer", value).map(Answer::Text)).collect()
+            }
+        })
+    }
+}
+
+fn text(field: &str, value: Option<ByteArray>) -> Result<String, Fault> {
+    let value = value.ok_or_else(|| Fault::in_field(field, "is null"))?;
+    let text = std::str::from_utf8(value.data());
+    text.map(str::to_owned).map_err(|_| Fault::in_field(field, "is not UTF-8"))
+}
+
+fn choice_texts(list: List<ByteArray>) -> Result<Vec<String>, Fault> {
+    let list = list.ok_or_else(|| Fault::in_field("choices", "is null"))?;
+    list.into_iter()
+        .enumerate()
+        .map(|(number, choice)| match choice {
+            None => Err(Fault::in_field("choices", format!("choice {number} must be text, not null"))),
+            choice => text("choices", choice),
+        })
+        .collect()
+}
+
+/// A value as JSON. Dates, times and decimals become text; a map becomes a list of pairs, as Arrow gives it.
+fn json(field: Field) -> Result<Value, String> {
+    let float = |value: f64| {
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| format!("is {value}, which JSON has no number for"))
+    };
+    match field {
+        Field::Null => Ok(Value::Null),
+        Field::Bool(value) => Ok(value.into()),
+        Field::Byte(value) => Ok(value.into()),
+        Field::Short(value) => Ok(value.into()),
+        Field::Int(value) => Ok(value.into()),
+        Field::Long(value) => Ok(value.into()),
+        Field::UByte(value) => Ok(value.into()),
+        Field::UShort(value) => Ok(value.into()),
+        Field::UInt(value) => Ok(value.into()),
+        Field::ULong(value) => Ok(value.into()),
+        Field::Float16(value) => float(value.to_f64()),
+        Field::Float(value) => float(value.into()),
+        Field::Double(value) => float(value),
+        Field::Str(text) => Ok(text.into()),
+        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
+            Ok(text) => Ok(text.into()),
+            Err(_) => Err("holds bytes that are not UTF-8, which JSON has no form for; drop the column".to_owned()),
+        },
+        Field::Group(row) => row
+            .into_columns()
+            .into_iter()
+            .map(|(name, field)| Ok((name, json(field)?)))
+            .collect::<Result<_, _>>()
+            .map(Value::Object),
+        Field::ListInternal(list) => {
+            list.elements().iter().cloned().map(json).collect::<Result<_, _>>().map(Value::Array)
+        }
+        Field::MapInternal(map) => {
+            let pair = |(key, value): &(Field, Field)| Ok(Value::Array(vec![json(key.clone())?, json(value.clone())?]));
+            map.entries().iter().map(pair).collect::<Result<_, _>>().map(Value::Array)
+        }
+        other @ (Field::Decimal(_)
+        | Field::Date(_)
+        | Field::TimeMillis(_)
+        | Field::TimeMicros(_)
+        | Field::TimestampMillis(_)
+        | Field::TimestampMicros(_)) => Ok(other.to_string().into()),
+    }
+}

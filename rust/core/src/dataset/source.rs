@@ -1,0 +1,191 @@
+//! The bytes of a question file: opened, decompressed, without byte-order mark, bounded in size, interruptible.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use super::Limits;
+use crate::error::{DatasetError, Error, Result};
+use crate::parallel::Cancel;
+
+/// Bytes read at a time.
+const BUFFER: usize = 64 << 10;
+
+/// How a file is compressed, by its extension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+/// What [`Source::scan`] does with a byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scan {
+    /// It belongs to the record.
+    Keep,
+    /// It is passed over, as a quote around a CSV field is.
+    Skip,
+    /// It ends the record and is passed over.
+    End,
+    /// It stands behind the end of the record and is left unread.
+    EndBefore,
+}
+
+/// A file being read. The errors it gives name the file; the row is known to the reader that called it.
+pub(super) struct Source<'a> {
+    path: PathBuf,
+    reader: Box<dyn Read>,
+    compression: Compression,
+    limits: &'a Limits,
+    cancel: &'a Cancel,
+    buffer: Vec<u8>,
+    /// The bytes of the buffer that were read and not yet used.
+    unused: std::ops::Range<usize>,
+    total: u64,
+}
+
+impl<'a> Source<'a> {
+    /// Opens a file and passes over a byte-order mark.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be opened or read, [`Error::Dataset`] if it cannot be decompressed or is in UTF-16.
+    pub(super) fn open(path: &Path, compression: Compression, limits: &'a Limits, cancel: &'a Cancel) -> Result<Self> {
+        let reader = decompress(path, compression).map_err(|error| read_error(path, compression, error))?;
+        let mut source = Self {
+            path: path.to_owned(),
+            reader,
+            compression,
+            limits,
+            cancel,
+            buffer: vec![0; BUFFER],
+            unused: 0..0,
+            total: 0,
+        };
+        while source.unused.end < 3 && source.read_more()? {}
+        match source.buffer[source.unused.clone()] {
+            [0xEF, 0xBB, 0xBF, ..] => source.unused.start = 3,
+            [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => {
+                return Err(fault(path, "the text is in UTF-16; save it in UTF-8"));
+            }
+            _ => {}
+        }
+        Ok(source)
+    }
+
+    /// Reads behind what is in the buffer; false at the end of the file.
+    fn read_more(&mut self) -> Result<bool> {
+        self.cancel.check()?;
+        let bytes = loop {
+            match self.reader.read(&mut self.buffer[self.unused.end..]) {
+                Ok(bytes) => break bytes,
+                // By a signal; nothing is lost.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(read_error(&self.path, self.compression, error)),
+            }
+        };
+        self.unused.end += bytes;
+        self.total += bytes as u64;
+        if self.compression != Compression::None && self.total > self.limits.decompressed {
+            let limit = self.limits.decompressed;
+            return Err(fault(
+                &self.path,
+                format!("decompresses to more than {limit} bytes; is this a question file?"),
+            ));
+        }
+        Ok(bytes > 0)
+    }
+
+    /// The next byte, left unread; none at the end of the file.
+    pub(super) fn peek(&mut self) -> Result<Option<u8>> {
+        if self.unused.is_empty() {
+            self.unused = 0..0;
+            if !self.read_more()? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(self.buffer[self.unused.start]))
+    }
+
+    /// Passes over the byte that [`Source::peek`] gave.
+    pub(super) fn advance(&mut self) {
+        self.unused.start += 1;
+    }
+
+    /// All that is left.
+    pub(super) fn read_to_end(mut self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        while self.peek()?.is_some() {
+            bytes.extend_from_slice(&self.buffer[self.unused.clone()]);
+            self.unused = 0..0;
+        }
+        Ok(bytes)
+    }
+
+    /// Puts the next record into `record`; `step` sees every byte and says what it is. False if the file ends first.
+    ///
+    /// # Errors
+    /// [`Error::Dataset`] if the record is longer than the limit, besides those of reading.
+    pub(super) fn scan(&mut self, record: &mut Vec<u8>, mut step: impl FnMut(u8) -> Scan) -> Result<bool> {
+        record.clear();
+        let mut seen = 0;
+        while self.peek()?.is_some() {
+            let bytes = &self.buffer[self.unused.clone()];
+            // Bytes are kept in runs: `kept..` is the current one.
+            let mut kept = 0;
+            let mut ended = None;
+            for (index, &byte) in bytes.iter().enumerate() {
+                let action = step(byte);
+                if action == Scan::Keep {
+                    continue;
+                }
+                record.extend_from_slice(&bytes[kept..index]);
+                kept = index + 1;
+                if action != Scan::Skip {
+                    ended = Some(index + usize::from(action == Scan::End));
+                    break;
+                }
+            }
+            let used = ended.unwrap_or(bytes.len());
+            if ended.is_none() {
+                record.extend_from_slice(&bytes[kept..]);
+            }
+            self.unused.start += used;
+            seen += used;
+            if seen > self.limits.record {
+                let limit = self.limits.record;
+                return Err(fault(
+                    &self.path,
+                    format!("the record is longer than {limit} bytes; is a line end missing?"),
+                ));
+            }
+            if ended.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+fn decompress(path: &Path, compression: Compression) -> io::Result<Box<dyn Read>> {
+    let file = File::open(path)?;
+    Ok(match compression {
+        Compression::None => Box::new(file),
+        // Both read one compressed stream after another, as their command line tools do.
+        Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(file)),
+        Compression::Zstd => Box::new(zstd::stream::read::Decoder::new(file)?),
+    })
+}
+
+/// A failed read: the operating system's fault has a number, a decompressor's has none and lies in the file.
+fn read_error(path: &Path, compression: Compression, error: io::Error) -> Error {
+    if error.raw_os_error().is_some() || compression == Compression::None {
+        return Error::Io { path: path.to_owned(), source: error };
+    }
+    let name = if compression == Compression::Gzip { "gzip" } else { "zstd" };
+    fault(path, format!("not a complete {name} file ({error}); download or compress it again"))
+}
+
+fn fault(path: &Path, problem: impl Into<String>) -> Error {
+    DatasetError { file: path.display().to_string(), row: None, field: None, problem: problem.into() }.into()
+}

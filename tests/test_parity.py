@@ -1,0 +1,190 @@
+"""The same model on the same questions: this package's numbers are lm-eval's, live."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'wmdp-fast[lm-eval]'")
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import wmdp_fast as wf
+from tests import tokenizers_zoo
+from tests.lm_eval_runs import LmEvalRun, run_lm_eval
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# The bound the project promises for a choice's log-likelihood in float32, in nats.
+TOLERANCE = 1e-4
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def check_same(ours: wf.EvalResult, theirs: LmEvalRun, tolerance: float = TOLERANCE) -> None:
+    assert set(ours.tasks) == set(theirs.loglikelihood)
+    for name, result in ours.tasks.items():
+        expected = np.array([value for question in theirs.loglikelihood[name] for value in question])
+        np.testing.assert_allclose(result.outcome.loglikelihood, expected, rtol=0, atol=tolerance)
+        greedy = [value for question in theirs.is_greedy[name] for value in question]
+        assert result.outcome.is_greedy.tolist() == greedy
+        assert [result.prompts.context(i) for i in range(len(result.prompts))] == theirs.contexts[name]
+        for metric in result.task.metrics:
+            assert result[metric] == pytest.approx(theirs.results[name][f"{metric},none"], abs=1e-12)
+            assert result[f"{metric}_stderr"] == pytest.approx(theirs.results[name][f"{metric}_stderr,none"], abs=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tasks", "shots", "limit"),
+    [
+        ("mmlu_astronomy,mmlu_virology", 0, 24),
+        ("mmlu_astronomy,mmlu_virology", 5, 6),
+        ("mmlu_astronomy_continuation", 0, 12),
+        ("mmlu_astronomy_continuation", 5, 4),
+    ],
+)
+def test_smollm2_on_mmlu_in_float32(smollm2_dir: Path, mmlu_dir: Path, tasks: str, shots: int, limit: int) -> None:
+    theirs = run_lm_eval(
+        str(smollm2_dir),
+        tasks,
+        data=mmlu_dir,
+        num_fewshot=shots,
+        limit=limit,
+        model_args={"dtype": "float32", "batch_size": 4},
+    )
+    ours = wf.evaluate(
+        smollm2_dir,
+        tasks=tasks,
+        data=mmlu_dir,
+        num_fewshot=shots,
+        limit=limit,
+        dtype="float32",
+        device="cpu",
+        progress=False,
+    )
+    check_same(ours, theirs)
+
+
+@pytest.mark.skip(reason="not measured yet on a machine with time for it")
+@pytest.mark.slow
+def test_bfloat16_differs_no_more_than_lm_eval_from_itself(smollm2_dir: Path, mmlu_dir: Path) -> None:
+    def theirs(batch_size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+        run = run_lm_eval(
+            str(smollm2_dir),
+            "mmlu_astronomy",
+            data=mmlu_dir,
+            limit=24,
+            model_args={"dtype": "bfloat16", "batch_size": batch_size},
+        )
+        return np.array(run.loglikelihood["mmlu_astronomy"])
+
+    reference, others = theirs(1), [theirs(8), theirs(24)]
+    ours = wf.evaluate(
+        smollm2_dir,
+        tasks="mmlu_astronomy",
+        data=mmlu_dir,
+        limit=24,
+        dtype="bfloat16",
+        device="cpu",
+        score_mode="model",
+        progress=False,
+    )
+    values = ours.tasks["mmlu_astronomy"].outcome.loglikelihood.reshape(reference.shape)
+    own_difference = max(np.abs(other - reference).max() for other in others)
+    own_flips = max((other.argmax(1) != reference.argmax(1)).sum() for other in others)
+    assert np.abs(values - reference).max() <= own_difference
+    assert (values.argmax(1) != reference.argmax(1)).sum() <= own_flips
+
+
+CHATML = (
+    "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+
+ROWS = [
+    {"question": "\n  Which bird is blue? ", "choices": ["the wren", "the jay", "a blue tit\n", "an owl"], "answer": 1},
+    {"question": "How many eggs?", "choices": ["7", "42", "12345", "none of them"], "answer": 3},
+    {"question": "Étude — “naïve”…", "choices": ["日本", "é", " tabs\tand spaces", "B"], "answer": 0},
+    {"question": "long " * 40 + "?", "choices": ["the", "jay jay jay jay", "x", "Don't"], "answer": 2},
+]
+
+
+def tiny_model(kind: str, max_positions: int) -> tuple[LlamaForCausalLM, Any]:
+    tokenizer = tokenizers_zoo.tokenizer(kind)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=max_positions,
+        initializer_range=0.5,
+    )
+    return LlamaForCausalLM(config).eval(), tokenizer
+
+
+@pytest.fixture
+def bird_questions(tmp_path: Path) -> Path:
+    (tmp_path / "birds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    (tmp_path / "birds_dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:2]), encoding="utf-8")
+    return tmp_path / "birds.jsonl"
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama2", "llama3", "bos_and_eos"])
+@pytest.mark.parametrize("template", ["mmlu", "mmlu_continuation"])
+@pytest.mark.parametrize("shots", [0, 2])
+@pytest.mark.parametrize("max_positions", [2048, 48])
+def test_tokenizers_and_limits(bird_questions: Path, kind: str, template: str, shots: int, max_positions: int) -> None:
+    model, tokenizer = tiny_model(kind, max_positions)
+    theirs = run_lm_eval(
+        model,
+        bird_questions,
+        template=template,
+        num_fewshot=shots,
+        model_args={"tokenizer": tokenizer, "batch_size": 3},
+    )
+    ours = wf.evaluate(
+        model, tokenizer=tokenizer, tasks=bird_questions, template=template, num_fewshot=shots, progress=False
+    )
+    check_same(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama3"])
+@pytest.mark.parametrize("template", ["mmlu", "mmlu_continuation"])
+@pytest.mark.parametrize(("shots", "multiturn"), [(0, True), (2, True), (2, False)])
+@pytest.mark.parametrize("system", [None, "You know birds."])
+def test_chat_templates(
+    bird_questions: Path, kind: str, template: str, shots: int, multiturn: bool, system: str | None
+) -> None:
+    model, tokenizer = tiny_model(kind, 2048)
+    tokenizer.chat_template = CHATML
+    theirs = run_lm_eval(
+        model,
+        bird_questions,
+        template=template,
+        num_fewshot=shots,
+        model_args={"tokenizer": tokenizer, "batch_size": 3},
+        apply_chat_template=True,
+        fewshot_as_multiturn=multiturn,
+        system_instruction=system,
+    )
+    ours = wf.evaluate(
+        model,
+        tokenizer=tokenizer,
+        tasks=bird_questions,
+        template=template,
+        num_fewshot=shots,
+        apply_chat_template=True,
+        fewshot_as_multiturn=multiturn,
+        system_instruction=system,
+        progress=False,
+    )
+    check_same(ours, theirs)
