@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests import tiny_models, tokenizers_zoo
@@ -84,6 +84,7 @@ def test_logits_are_the_same_selected_or_not(questions: list[Question], token_bu
     max_length=st.sampled_from([8, 20, 100]),
     token_budget=st.sampled_from([1, 40, 10_000]),
 )
+@example(tasks=[[("A", ["A", "A"]), ("A   ", ["A", "AAAAAA"])]], max_length=8, token_budget=1)
 @settings(max_examples=50, deadline=None)
 def test_rust_cuts_the_batches_that_python_cuts(
     tasks: list[list[tuple[str, list[str]]]], max_length: int, token_budget: int
@@ -98,6 +99,9 @@ def test_rust_cuts_the_batches_that_python_cuts(
         )
         for task in tasks
     ]
+    # A continuation longer than the model's limit is an error, not a batch.
+    longest = int(np.diff(tokenizer.encode_requests(prompts, max_length=1000).continuation_offsets).max())
+    max_length = max(max_length, longest)
     fast = tokenizer.encode_requests(prompts, max_length=max_length)
     offsets = fast.choice_offsets.tolist()
     twin = Requests(
