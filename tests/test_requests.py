@@ -209,6 +209,8 @@ def test_a_forked_child_can_tokenize() -> None:
 
 
 def test_ctrl_c_stops_tokenization() -> None:
+    # A shell that starts its jobs in the background lets them ignore Ctrl-C, this test run among them.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     fast, _ = load("wordpiece")
     prompts = many_prompts()
     # The signal arrives while the call is under way: it takes seconds, this a tenth of one.
@@ -218,5 +220,8 @@ def test_ctrl_c_stops_tokenization() -> None:
         for _ in range(100):
             fast.encode_requests([prompts], 4096)
 
-    with pytest.raises(KeyboardInterrupt):
-        tokenize_until_stopped()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tokenize_until_stopped()
+    finally:
+        signal.signal(signal.SIGINT, before)
