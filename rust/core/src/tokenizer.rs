@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::boundary::Boundaries;
 use crate::error::{Error, Result};
+use crate::parallel;
 
 /// Which crate tokenizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,18 +53,10 @@ impl Tokenizer {
         let value: Value =
             serde_json::from_str(json).map_err(|error| Error::Tokenizer(format!("not a tokenizer.json: {error}")))?;
         let boundaries = Boundaries::of(&value);
-        let mut reference =
-            tokenizers::Tokenizer::from_str(json).map_err(|error| Error::Tokenizer(error.to_string()))?;
-        // Whether a text is cut or filled up is decided with the model's limit at hand, not here.
-        reference.with_padding(None);
-        reference.with_truncation(None).map_err(|error| Error::Tokenizer(error.to_string()))?;
-        let fast = fastokens::Tokenizer::from_json(value).map_err(|error| error.to_string()).map(|mut fast| {
-            fast.set_padding(None);
-            fast.set_truncation(None);
-            fast
-        });
+        // Either takes a few tenths of a second for a large vocabulary.
+        let (reference, fast) = parallel::install(|| Ok(rayon::join(|| load_reference(json), || load_fast(value))))?;
         let mut tokenizer = Self {
-            reference,
+            reference: reference?,
             fast,
             boundaries,
             lead: Vec::new(),
@@ -153,6 +146,22 @@ impl Tokenizer {
             .map(|encoding| encoding.get_ids().to_vec())
             .map_err(|error| Error::Tokenizer(format!("failed on {}: {error}", excerpt(text))))
     }
+}
+
+// Whether a text is cut or filled up is decided with the model's limit at hand, not by the tokenizer.
+
+fn load_reference(json: &str) -> Result<tokenizers::Tokenizer> {
+    let mut reference = tokenizers::Tokenizer::from_str(json).map_err(|error| Error::Tokenizer(error.to_string()))?;
+    reference.with_padding(None);
+    reference.with_truncation(None).map_err(|error| Error::Tokenizer(error.to_string()))?;
+    Ok(reference)
+}
+
+fn load_fast(json: Value) -> Result<fastokens::Tokenizer, String> {
+    let mut fast = fastokens::Tokenizer::from_json(json).map_err(|error| error.to_string())?;
+    fast.set_padding(None);
+    fast.set_truncation(None);
+    Ok(fast)
 }
 
 /// The beginning of a text, for an error message.
