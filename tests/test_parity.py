@@ -1,4 +1,7 @@
-"""The same model on the same questions: this package's numbers are lm-eval's, live."""
+"""The same model on the same questions: this package's numbers are lm-eval's, live.
+
+They come from the engine that a user gets without asking, the token trie; padded rows are compared where it says so.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,16 @@ from tests.lm_eval_runs import LmEvalRun, run_lm_eval
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from wmdp_fast.models.trie import Engine
+
 # The bound the project promises for a choice's log-likelihood in float32, in nats.
 TOLERANCE = 1e-4
 
 pytestmark = pytest.mark.timeout(900)
 
 
-def check_same(ours: wf.EvalResult, theirs: LmEvalRun, tolerance: float = TOLERANCE) -> None:
+def check_same(ours: wf.EvalResult, theirs: LmEvalRun, tolerance: float = TOLERANCE, *, engine: str = "trie") -> None:
+    assert ours.details["engine"] == engine, ours.details["why_not_trie"]
     assert set(ours.tasks) == set(theirs.loglikelihood)
     for name, result in ours.tasks.items():
         expected = np.array([value for question in theirs.loglikelihood[name] for value in question])
@@ -41,15 +47,17 @@ def check_same(ours: wf.EvalResult, theirs: LmEvalRun, tolerance: float = TOLERA
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("tasks", "shots", "limit"),
+    ("tasks", "shots", "limit", "engines"),
     [
-        ("mmlu_astronomy,mmlu_virology", 0, 24),
-        ("mmlu_astronomy,mmlu_virology", 5, 6),
-        ("mmlu_astronomy_continuation", 0, 12),
-        ("mmlu_astronomy_continuation", 5, 4),
+        ("mmlu_astronomy,mmlu_virology", 0, 24, ("auto", "padded")),
+        ("mmlu_astronomy,mmlu_virology", 5, 6, ("auto",)),
+        ("mmlu_astronomy_continuation", 0, 12, ("auto", "padded")),
+        ("mmlu_astronomy_continuation", 5, 4, ("auto",)),
     ],
 )
-def test_smollm2_on_mmlu_in_float32(smollm2_dir: Path, mmlu_dir: Path, tasks: str, shots: int, limit: int) -> None:
+def test_smollm2_on_mmlu_in_float32(
+    smollm2_dir: Path, mmlu_dir: Path, tasks: str, shots: int, limit: int, engines: tuple[Engine, ...]
+) -> None:
     theirs = run_lm_eval(
         str(smollm2_dir),
         tasks,
@@ -58,17 +66,19 @@ def test_smollm2_on_mmlu_in_float32(smollm2_dir: Path, mmlu_dir: Path, tasks: st
         limit=limit,
         model_args={"dtype": "float32", "batch_size": 4},
     )
-    ours = wf.evaluate(
-        smollm2_dir,
-        tasks=tasks,
-        data=mmlu_dir,
-        num_fewshot=shots,
-        limit=limit,
-        dtype="float32",
-        device="cpu",
-        progress=False,
-    )
-    check_same(ours, theirs)
+    for engine in engines:
+        ours = wf.evaluate(
+            smollm2_dir,
+            tasks=tasks,
+            data=mmlu_dir,
+            num_fewshot=shots,
+            limit=limit,
+            dtype="float32",
+            device="cpu",
+            engine=engine,
+            progress=False,
+        )
+        check_same(ours, theirs, engine="trie" if engine == "auto" else engine)
 
 
 @pytest.mark.skip(reason="not measured yet on a machine with time for it")
@@ -151,10 +161,17 @@ def test_tokenizers_and_limits(bird_questions: Path, kind: str, template: str, s
         num_fewshot=shots,
         model_args={"tokenizer": tokenizer, "batch_size": 3},
     )
-    ours = wf.evaluate(
-        model, tokenizer=tokenizer, tasks=bird_questions, template=template, num_fewshot=shots, progress=False
-    )
-    check_same(ours, theirs)
+    for engine in ("auto", "padded"):
+        ours = wf.evaluate(
+            model,
+            tokenizer=tokenizer,
+            tasks=bird_questions,
+            template=template,
+            num_fewshot=shots,
+            engine=engine,
+            progress=False,
+        )
+        check_same(ours, theirs, engine="trie" if engine == "auto" else engine)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama3"])

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from wmdp_fast._rust import Prompts
     from wmdp_fast.models.load import LoadedModel
     from wmdp_fast.models.scores import ScoreMode, Scores
+    from wmdp_fast.models.trie import Engine
     from wmdp_fast.prepare import TaskQuestions
     from wmdp_fast.tasks import Choices, Selection
 
@@ -50,6 +51,7 @@ def evaluate(
     system_instruction: str | None = None,
     fewshot_as_multiturn: bool | None = None,
     score_mode: ScoreMode = "float32",
+    engine: Engine = "auto",
     token_budget: int | Literal["auto"] = "auto",
     dtype: str = "auto",
     device: str = "auto",
@@ -81,6 +83,8 @@ def evaluate(
         system_instruction: Text before the task's description.
         fewshot_as_multiturn: Whether few-shot examples are turns of the chat; they are if a chat template is applied.
         score_mode: `float32`, or `model` to round log-probabilities to the model's dtype as lm-eval does.
+        engine: `trie` runs what inputs have in common once, or fails if the model cannot; `padded` runs each input as
+            a row of its own; `auto` is by trie if a trial on the first questions gives the numbers of padded rows.
         token_budget: Most tokens in a batch, or `auto`.
         dtype: `auto` (the checkpoint's), `float32`, `bfloat16` or `float16`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -141,10 +145,12 @@ def evaluate(
             add_special_tokens=selection.compat.add_special_tokens(_model_type(loaded)),
         )
         requests = encoder.encode_requests(prompts, max_length or loaded.max_length)
-    with clock("forward"), _progress_bar(requests.num_rows, shown=progress) as advance:
-        from wmdp_fast.models.padded import score_padded
+    with clock("forward"), _progress_bar(shown=progress) as advance:
+        from wmdp_fast.models.trie import score
 
-        scores = score_padded(loaded, requests, token_budget=token_budget, score_mode=score_mode, progress=advance)
+        scores = score(
+            loaded, requests, engine=engine, token_budget=token_budget, score_mode=score_mode, progress=advance
+        )
     with clock("aggregate"):
         dtype_name = str(loaded.dtype).removeprefix("torch.")
         near_tie = NEAR_TIE.get(dtype_name, NEAR_TIE["float32"])
@@ -269,12 +275,20 @@ def _prompts(
 
 
 @contextlib.contextmanager
-def _progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr over the rows of a run; yields the function that sets how many are done."""
+def _progress_bar(*, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr over the inputs of a run; yields the function that sets how many are done, and of how many.
+
+    How many there are depends on the engine: the trie does not count inputs that are the beginning of another one.
+    """
     from tqdm import tqdm
 
-    with tqdm(total=total, unit="row", desc="scoring", disable=not shown, dynamic_ncols=True) as bar:
-        yield lambda done, _: bar.update(done - bar.n) and None
+    with tqdm(unit="input", desc="scoring", disable=not shown, dynamic_ncols=True) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield advance
 
 
 def _aggregate(
@@ -334,7 +348,10 @@ def _details(selection: Selection, requests: Any, scores: Scores) -> dict[str, A
         "why_not_fastokens": requests.why_not_fast,
         "why_no_shared_prefixes": requests.why_no_cuts,
         "engine": scores.engine,
+        "why_not_trie": scores.why_not_trie,
         "token_budget": scores.token_budget,
         "batches": scores.batches,
         "tokens_run": scores.tokens_run,
+        "tokens_useful": scores.tokens_useful,
+        "seconds_waiting": scores.seconds_waiting,
     }

@@ -84,6 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="precision of log-probabilities; `model` rounds to the model's as lm-eval does (default float32)",
     )
     model.add_argument(
+        "--engine",
+        choices=("auto", "trie", "padded"),
+        help="how to score: by token trie, on padded rows, or auto: by trie if the model can (default auto)",
+    )
+    model.add_argument(
         "--token-budget", type=_token_budget, metavar="N", help="most tokens in a batch, or auto (default auto)"
     )
 

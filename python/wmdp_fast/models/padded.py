@@ -18,7 +18,7 @@ import torch
 
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models.load import evaluation_mode
-from wmdp_fast.models.scores import NAN_ADVICE, PartialScores, Scores, score_targets
+from wmdp_fast.models.scores import NAN_ADVICE, PartialScores, score_targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from wmdp_fast._rust import PaddedBatch, Requests
     from wmdp_fast.models.load import LoadedModel
-    from wmdp_fast.models.scores import ScoreMode
+    from wmdp_fast.models.scores import ScoreMode, Scores
 
 CPU_TOKEN_BUDGET = 1024
 """Most tokens in a batch on a CPU: measured on a model of 135M parameters, 500 to 2,000 are about equally fast and more
@@ -81,8 +81,13 @@ def score_padded(
             budget = auto_token_budget(loaded, requests, every_logit=readout_logits is all_logits)
         else:
             budget = token_budget
-        while (batch := requests.padded_batch(partial.next_row, budget)) is not None:
+        while True:
+            planning = time.perf_counter()
+            batch = requests.padded_batch(partial.next_row, budget)
             begin = time.perf_counter()
+            partial.seconds_waiting += begin - planning
+            if batch is None:
+                break
             try:
                 input_ids = torch.from_numpy(batch.input_ids).to(device)
                 logits = readout_logits(model, input_ids, batch.readouts)
@@ -102,15 +107,7 @@ def score_padded(
             partial.batches += 1
             if progress is not None:
                 progress(partial.next_row, requests.num_rows)
-    return Scores(
-        loglikelihood=partial.loglikelihood,
-        is_greedy=partial.is_greedy,
-        seconds=partial.seconds,
-        tokens_run=partial.tokens_run,
-        batches=partial.batches,
-        token_budget=budget,
-        engine="padded",
-    )
+    return partial.scores(tokens_useful=requests.num_tokens, token_budget=budget, engine="padded")
 
 
 def selected_logits(model: torch.nn.Module, input_ids: torch.Tensor, readouts: NDArray[np.int64]) -> torch.Tensor:

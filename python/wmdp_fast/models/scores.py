@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +13,11 @@ from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 from wmdp_fast.exceptions import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from numpy.typing import NDArray
+
+Batch = TypeVar("Batch")
 
 ScoreMode = Literal["float32", "model"]
 """How log-probabilities are computed.
@@ -36,19 +41,25 @@ class Scores:
         loglikelihood: Sum of the log-probabilities of a choice's tokens: float64 `[num_choices]`.
         is_greedy: Whether each token of a choice is the most probable one: bool `[num_choices]`.
         seconds: Time spent on the model's input, its forward passes and reading its output.
+        seconds_waiting: Time during which the next batch was not ready yet.
         tokens_run: Tokens that went through the model, padding included.
+        tokens_useful: Tokens that had to: those of all inputs without padding; by trie, what they share once.
         batches: Number of forward passes.
         token_budget: Most tokens in a batch at the end of the run; less than asked for if memory ran out.
         engine: Which way of scoring made them.
+        why_not_trie: Why they were not scored by trie, if that was tried.
     """
 
     loglikelihood: NDArray[np.float64]
     is_greedy: NDArray[np.bool_]
     seconds: float
+    seconds_waiting: float
     tokens_run: int
+    tokens_useful: int
     batches: int
     token_budget: int
     engine: str
+    why_not_trie: str | None = None
 
 
 @dataclass
@@ -62,6 +73,7 @@ class PartialScores:
         is_greedy: As in `Scores`; meaningless where unfinished.
         next_row: All rows before this one, in the order of `Requests.padded_batch`, are finished.
         seconds: As in `Scores`.
+        seconds_waiting: As in `Scores`.
         tokens_run: As in `Scores`.
         batches: As in `Scores`.
     """
@@ -70,6 +82,7 @@ class PartialScores:
     is_greedy: NDArray[np.bool_]
     next_row: int = 0
     seconds: float = 0.0
+    seconds_waiting: float = 0.0
     tokens_run: int = 0
     batches: int = 0
 
@@ -82,6 +95,31 @@ class PartialScores:
     def finished(self) -> NDArray[np.bool_]:
         """Which choices have their score: bool `[num_choices]`."""
         return ~np.isnan(self.loglikelihood)
+
+    def waited(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches of an iterator, counting the time it takes to make them."""
+        ready = iter(batches)
+        while True:
+            begin = time.perf_counter()
+            batch = next(ready, None)
+            self.seconds_waiting += time.perf_counter() - begin
+            if batch is None:
+                return
+            yield batch
+
+    def scores(self, *, tokens_useful: int, token_budget: int, engine: str) -> Scores:
+        """The scores of a run that is done; the arguments are attributes of `Scores`."""
+        return Scores(
+            loglikelihood=self.loglikelihood,
+            is_greedy=self.is_greedy,
+            seconds=self.seconds,
+            seconds_waiting=self.seconds_waiting,
+            tokens_run=self.tokens_run,
+            tokens_useful=tokens_useful,
+            batches=self.batches,
+            token_budget=token_budget,
+            engine=engine,
+        )
 
     def add(self, targets: TargetScores, choices: NDArray[np.int64]) -> None:
         """Enters the scores of choices; all tokens of a choice must come at once.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import time
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -63,15 +64,19 @@ def score(
         ModelError: `engine` is `"trie"` and the model cannot be scored by trie, or what `score_padded` raises.
     """
     options: dict[str, Any] = {"token_budget": token_budget, "score_mode": score_mode, "progress": progress}
+    why_not_trie = None
     if engine != "padded":
         try:
             return score_trie(loaded, requests, partial=partial, **options)
         except NotPackableError as error:
             if engine == "trie":
-                raise
-            reason = f"scoring {loaded.name} on padded rows, which is slower: {error}"
+                raise NotPackableError(
+                    f"{loaded.name} cannot be scored by trie: {error}; engine auto or padded scores it on padded rows"
+                ) from error
+            why_not_trie = str(error)
+            reason = f"scoring {loaded.name} on padded rows, which is slower: {why_not_trie}"
             warnings.warn(reason, WmdpFastWarning, stacklevel=2)
-    return score_padded(loaded, requests, partial=partial, **options)
+    return replace(score_padded(loaded, requests, partial=partial, **options), why_not_trie=why_not_trie)
 
 
 def score_trie(
@@ -108,7 +113,9 @@ def score_trie(
     if reason := why_not(loaded.model, requests) or _why_not_proven(loaded, requests):
         raise NotPackableError(reason)
     budget = _auto_budget(loaded, requests) if token_budget == "auto" else token_budget
+    planning = time.perf_counter()
     trie = Trie(requests)
+    partial.seconds_waiting += time.perf_counter() - planning
     partial.seconds += time.perf_counter() - begin
     return _score(loaded, requests, trie, budget, score_mode, partial, progress)
 
@@ -220,7 +227,7 @@ def _score(
             start = trie.first_unfinished(partial.finished)
             carried = Carried()
             done = True
-            for batch in trie.batches(budget, readouts, start):
+            for batch in partial.waited(trie.batches(budget, readouts, start)):
                 begin = time.perf_counter()
                 targets = _run(loaded, batch, carried, score_mode)
                 if targets is None:
@@ -234,15 +241,7 @@ def _score(
                 partial.batches += 1
                 if progress is not None:
                     progress(batch.stop, trie.num_paths)
-    return Scores(
-        loglikelihood=partial.loglikelihood,
-        is_greedy=partial.is_greedy,
-        seconds=partial.seconds,
-        tokens_run=partial.tokens_run,
-        batches=partial.batches,
-        token_budget=budget,
-        engine="trie",
-    )
+    return partial.scores(tokens_useful=trie.num_distinct_tokens, token_budget=budget, engine="trie")
 
 
 def _run(loaded: LoadedModel, batch: TrieBatch, carried: Carried, score_mode: ScoreMode) -> TargetScores | None:

@@ -1,0 +1,77 @@
+"""`evaluate` as a whole: which engine runs, and that the results say so."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import wmdp_fast as wf
+from tests import tiny_models
+from wmdp_fast import cli
+from wmdp_fast.exceptions import ModelError, WmdpFastWarning
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("questions") / "birds.jsonl"
+    rows = [
+        {"question": f"Which of these is bird {i}?", "choices": ["wren", "oak", "carp", "mint"], "answer": i % 4}
+        for i in range(24)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    tiny_models.build("llama").save_pretrained(folder)
+    tiny_models.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_the_trie_is_the_default_and_the_results_say_what_it_saved(llama_dir: Path, birds: Path) -> None:
+    fast = wf.evaluate(llama_dir, tasks=birds, device="cpu", progress=False)
+    slow = wf.evaluate(llama_dir, tasks=birds, device="cpu", engine="padded", progress=False)
+    np.testing.assert_allclose(
+        fast["birds"].outcome.loglikelihood, slow["birds"].outcome.loglikelihood, rtol=0, atol=2e-5
+    )
+    recorded, padded = (result.to_json()["wmdp_fast"] for result in (fast, slow))
+    assert (recorded["engine"], recorded["why_not_trie"]) == ("trie", None)
+    assert (padded["engine"], padded["why_not_trie"]) == ("padded", None)
+    assert recorded["tokens_useful"] <= recorded["tokens_run"] <= 1.05 * recorded["tokens_useful"]
+    assert recorded["tokens_run"] < padded["tokens_useful"] <= padded["tokens_run"]
+    assert 0 < recorded["seconds_waiting"] < recorded["seconds"]["forward"]
+
+
+def test_a_model_that_has_no_trie_is_named_once_and_scored_all_the_same(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_models.build("mamba").save_pretrained(tmp_path)
+    tiny_models.tokenizer().save_pretrained(tmp_path)
+    reason = "MambaForCausalLM takes no position_ids"
+    with pytest.warns(WmdpFastWarning, match=reason) as caught:
+        result = wf.evaluate(tmp_path, tasks=birds, device="cpu", limit=2, progress=False)
+    assert len([warning for warning in caught if issubclass(warning.category, WmdpFastWarning)]) == 1
+    recorded = result.to_json()["wmdp_fast"]
+    assert (recorded["engine"], recorded["why_not_trie"]) == ("padded", reason)
+    with pytest.raises(ModelError, match=re.escape(reason)):
+        wf.evaluate(tmp_path, tasks=birds, device="cpu", engine="trie", limit=2, progress=False)
+    options = ["--tasks", str(birds), "--device", "cpu", "--limit", "2", "--quiet", "--engine", "trie"]
+    assert cli.main(["eval", str(tmp_path), *options]) == 1
+    assert "cannot be scored by trie: MambaForCausalLM takes no position_ids; engine auto" in capsys.readouterr().err
+
+
+def test_the_bar_counts_the_inputs_of_the_engine_that_runs(
+    llama_dir: Path, birds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wf.evaluate(llama_dir, tasks=birds, device="cpu", progress=True)
+    assert "scoring: 100%" in (shown := capsys.readouterr().err)
+    assert "24/24" in shown
