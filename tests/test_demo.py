@@ -82,9 +82,7 @@ def test_questions_have_wmdp_layout_and_balanced_answers(domain):
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_choices_hold_the_true_value_and_no_other(domain, shipped_world):
-    values = {
-        form.format(name=fact.name): fact.value for fact in shipped_world.facts(domain) for form in fact.trait.questions
-    }
+    values = {form.format(name=fact.name): fact.value for fact in shipped_world.facts(domain) for form in fact.trait.questions}
     for question in read(demo.questions_path(domain)) + read(demo.dev_path(domain)):
         assert question["choices"][question["answer"]] == values[question["question"]]
 
