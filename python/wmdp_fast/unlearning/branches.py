@@ -5,8 +5,9 @@ Updated and frozen model are the same below the first trained matrix. So the lay
 matrix is used is the same in both, too: it is kept by the branch that runs first and given again to the other one.
 From there on the frozen branch is the very same modules with the original tensors put in.
 
-All of it goes through the model's own modules, so nothing here knows an architecture. That two modules see the same input
-is not assumed but follows from the order of calls: what was called before any trained parameter was used cannot depend on one.
+All of it goes through the model's own modules, so nothing here knows an architecture. That two modules see the same
+input is not assumed but follows from the order of calls: what was called before any trained parameter was used cannot
+depend on one.
 """
 
 from __future__ import annotations
@@ -153,64 +154,85 @@ class Branches:
     @contextmanager
     def _recorded(self) -> Iterator[Shared]:
         """Fills a `Shared` while the first updated layer runs inside."""
-        shared = Shared()
-        parted: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
-        made: list[tuple[Any, int]] = []  # what the first trained matrix returned, and its version
-
-        def keep(module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
-            if not parted:
-                shared.outputs.setdefault(module, []).append(output)
-
-        def part(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not parted:
-                parted.append((module, args, kwargs))
-
-        def returned(module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
-            if not made and module is parted[0][0]:
-                made.append((output, getattr(output, "_version", -1)))
-
-        def passed_on(module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
-            # It returns the very tensor that the trained matrix made, and nobody has written into it since.
-            if made and isinstance(made[0][0], Tensor) and made[0][0]._version == made[0][1]:
-                place = _place(output, made[0][0])
-                if place is not None:
-                    owner, args, kwargs = parted[0]
-                    shared.resumed = (module, _resume(owner, args, kwargs, output, place))
-
-        handles = [module.register_forward_hook(keep, with_kwargs=True) for module in self._apart]
+        recording = _Recording()
+        handles = [module.register_forward_hook(recording.keep, with_kwargs=True) for module in self._apart]
         for owner in self._owners:
-            handles.append(owner.register_forward_pre_hook(part, with_kwargs=True))
-            handles.append(owner.register_forward_hook(returned, with_kwargs=True))
+            handles.append(owner.register_forward_pre_hook(recording.part, with_kwargs=True))
+            handles.append(owner.register_forward_hook(recording.see_made, with_kwargs=True))
         inner_first = [module for module in reversed(self._around) if module not in self._owners]
-        handles += [module.register_forward_hook(passed_on, with_kwargs=True) for module in inner_first]
+        handles += [module.register_forward_hook(recording.see_passed_on, with_kwargs=True) for module in inner_first]
         try:
-            yield shared
+            yield recording.shared
         finally:
             for handle in handles:
                 handle.remove()
-        if shared.resumed is not None:
-            inside = set(shared.resumed[0].modules())
-            shared.outputs = {module: kept for module, kept in shared.outputs.items() if module not in inside}
+        recording.drop_what_is_not_needed()
 
 
-def _place(output: Any, tensor: Tensor) -> int | None:
-    """Where a module's output holds a tensor: -1 if it is the tensor, else its place in the tuple, or None."""
-    if output is tensor:
-        return -1
-    if isinstance(output, tuple):
-        return next((place for place, item in enumerate(output) if item is tensor), None)
-    return None
+class _Recording:
+    """The hooks that fill a `Shared`.
+
+    Attributes:
+        shared: What has been recorded.
+    """
+
+    def __init__(self) -> None:
+        self.shared = Shared()
+        self._parted: tuple[nn.Module, tuple[Any, ...], dict[str, Any]] | None = None
+        self._made: tuple[Tensor, int] | None = None  # what the first trained matrix returned, and its version
+
+    def keep(self, module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+        """A module without trained parameters has returned."""
+        if self._parted is None:
+            self.shared.outputs.setdefault(module, []).append(output)
+
+    def part(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A module with trained parameters is called."""
+        if self._parted is None:
+            self._parted = (module, args, kwargs)
+
+    def see_made(self, module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+        """A module with trained parameters has returned."""
+        first = self._parted is not None and module is self._parted[0]
+        if first and self._made is None and isinstance(output, Tensor):
+            self._made = (output, output._version)
+
+    def see_passed_on(self, module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+        """A module around the first trained matrix has returned: maybe what that made, unchanged, and nothing else."""
+        if self._parted is None or self._made is None:
+            return
+        made, version = self._made
+        items = output if isinstance(output, tuple) else (output,)
+        others = [item for item in items if item is not made and item is not None]
+        if made._version == version and not others and any(item is made for item in items):
+            owner, args, kwargs = self._parted
+            where = next(place for place, item in enumerate(items) if item is made)
+            size = len(items) if isinstance(output, tuple) else None
+            self.shared.resumed = (module, _resume(owner, args, kwargs, where, size))
+
+    def drop_what_is_not_needed(self) -> None:
+        """Forgets outputs inside the module that will be resumed at its trained matrix."""
+        if self.shared.resumed is not None:
+            inside = set(self.shared.resumed[0].modules())
+            self.shared.outputs = {module: kept for module, kept in self.shared.outputs.items() if module not in inside}
 
 
 def _resume(
-    owner: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any, place: int
+    owner: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], where: int, size: int | None
 ) -> Callable[..., Any]:
-    """A forward function that runs only the trained matrix, and returns what its surroundings would have."""
-    others = None if place < 0 else tuple(None if index == place else item for index, item in enumerate(output))
+    """A forward function that runs only the trained matrix, and returns what its surroundings would have.
+
+    Args:
+        owner: The module with the trained matrix.
+        args: What it is called with.
+        kwargs: Likewise.
+        where: The place of what it returns in the tuple that its surroundings return.
+        size: That tuple's length, or None if they return no tuple.
+    """
 
     def forward(*_args: Any, **_kwargs: Any) -> Any:
         made = owner(*args, **kwargs)
-        return made if others is None else (*others[:place], made, *others[place + 1 :])
+        return made if size is None else tuple(made if place == where else None for place in range(size))
 
     return forward
 
@@ -240,8 +262,8 @@ def _forwards(replacements: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[
     try:
         yield
     finally:
-        for module, forward in before.items():
-            if forward is None:
+        for module, own in before.items():
+            if own is None:
                 del vars(module)["forward"]
             else:
-                vars(module)["forward"] = forward
+                vars(module)["forward"] = own

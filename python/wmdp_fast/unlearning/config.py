@@ -37,16 +37,16 @@ class Topic:
 class RMUConfig:
     """The settings of an unlearning run. What is per topic is one value for all topics, or a sequence of one for each.
 
-    Loss of a step: `mse(h, c * u) + alpha * mse(h', h'_frozen)`, with h the output of layer `layer_id` on forget data and h'
-    on retain data, u a random unit vector with positive entries, fixed for each topic.
+    Loss of a step: `mse(h, c * u) + alpha * mse(h', h'_frozen)`, with h the output of layer `layer_id` on forget data
+    and h' on retain data, u a random unit vector with positive entries, fixed for each topic.
 
     Attributes:
         layer_id: The layer, counted from 0, whose output is steered.
         update_layer_ids: Layers whose parameters are trained; None is `layer_id` and the two below it.
         parameters: Which of their parameters: a role (`mlp.down_proj`, `self_attn.o_proj`, `mlp`, ...) or a regular
             expression that is searched in names such as `mlp.up_proj.weight`.
-        steering_coeff: c, per topic: a number, or `"auto"` or `"auto:FACTOR"` for so many times (5 times) the mean norm of
-            the topic's first activations.
+        steering_coeff: c, per topic: a number, or `"auto"` or `"auto:FACTOR"` for so many times (5 times) the mean norm
+            of the topic's first activations.
         alpha: Weight of the retain loss, per topic.
         learning_rate: Of AdamW, constant.
         batch_size: Documents of each kind in a forward pass.
@@ -95,6 +95,15 @@ class RMUConfig:
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
         self._check_layers()
+        self._check_numbers()
+        if self.mode not in ("reference", "masked"):
+            raise ValueError(f"mode must be reference or masked, not {self.mode!r}")
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, not {self.dtype!r}")
+        if not self.parameters:
+            raise ValueError("parameters must name a role such as mlp.down_proj, or be a regular expression")
+
+    def _check_numbers(self) -> None:
         for name in ("batch_size", "max_steps", "epochs", "retain_max_length", "grad_accum"):
             _check_whole(name, getattr(self, name), least=1)
         for name in ("save_every", "min_chars"):
@@ -109,12 +118,6 @@ class RMUConfig:
         _check_number("retain_noise", self.retain_noise, zero_allowed=True)
         if self.grad_clip is not None:
             _check_number("grad_clip", self.grad_clip)
-        if self.mode not in ("reference", "masked"):
-            raise ValueError(f"mode must be reference or masked, not {self.mode!r}")
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, not {self.dtype!r}")
-        if not self.parameters:
-            raise ValueError("parameters must name a role such as mlp.down_proj, or be a regular expression")
 
     @property
     def updated_layers(self) -> tuple[int, ...]:
@@ -134,7 +137,7 @@ class RMUConfig:
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != count:
                 raise ValueError(
-                    f"{name} has {len(value)} values for {count} forget corpora; give one value for all, or one for each"
+                    f"{name} has {len(value)} values for {count} forget corpora; give one for all, or one for each"
                 )
             columns[name] = value if isinstance(value, tuple) else (value,) * count
         topics = []

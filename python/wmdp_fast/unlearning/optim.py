@@ -19,8 +19,8 @@ EPSILON = 1e-6
 class AdamW:
     """AdamW as transformers had it until 4.x, without weight decay.
 
-    Unlike `torch.optim.AdamW` it adds epsilon (1e-6, not 1e-8) before the bias is corrected. At the tiny gradients of RMU's
-    first steps that makes all the difference: it works as a warm-up. The moments have the dtype of the weights; in
+    Unlike `torch.optim.AdamW` it adds epsilon (1e-6, not 1e-8) before the bias is corrected. At the tiny gradients of
+    RMU's first steps that makes all the difference: it is a warm-up. The moments have the dtype of the weights; in
     bfloat16 the second one then never decays, since `0.999 * v` rounds back to v. The published settings were tuned so.
 
     Args:

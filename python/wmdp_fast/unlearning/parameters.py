@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from wmdp_fast.exceptions import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from torch import nn
 
 # The part of a decoder layer that is its feed-forward network, dense or a mixture of experts, fused or listed.
 _MLP = r"(mlp|block_sparse_moe|feed_forward|ffn)\.(experts\.(\d+\.)?|shared_experts?\.|shared_mlp\.)?"
@@ -19,7 +19,8 @@ _ATTENTION = r"(self_attn|attention|attn)\."
 
 # Roles by name; each pattern fits the whole name of a parameter within its layer. Biases and norms have no role.
 ROLES = {
-    "mlp": _MLP + r"(gate_proj|up_proj|down_proj|gate_up_proj|dense_h_to_4h|dense_4h_to_h|w[123]|c_fc|c_proj|fc[12])(\.weight)?",
+    "mlp": _MLP
+    + r"(gate_proj|up_proj|down_proj|gate_up_proj|dense_h_to_4h|dense_4h_to_h|w[123]|c_fc|c_proj|fc[12])(\.weight)?",
     "mlp.down_proj": _MLP + r"(down_proj|dense_4h_to_h|w2|c_proj|fc2)(\.weight)?",
     "mlp.up_proj": _MLP + r"(up_proj|gate_up_proj|dense_h_to_4h|w3|c_fc|fc1)(\.weight)?",
     "mlp.gate_proj": _MLP + r"(gate_proj|gate_up_proj|w1)(\.weight)?",
@@ -93,7 +94,9 @@ def pick(layers: nn.ModuleList, prefix: str, layer_ids: Iterable[int], wanted: s
         picked += found
     for one in picked:
         if not one.parameter.is_floating_point() or one.parameter.element_size() < 2:
-            raise ModelError(f"{one.name} is quantized ({one.parameter.dtype}); unlearn the model in bfloat16 or float32")
+            raise ModelError(
+                f"{one.name} is quantized ({one.parameter.dtype}); unlearn the model in bfloat16 or float32"
+            )
     return picked
 
 

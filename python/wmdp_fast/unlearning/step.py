@@ -190,7 +190,7 @@ class Step:
         return F.mse_loss(activations[real].float(), target.expand_as(activations)[real].float())
 
     def _differentiate(self, loss: Tensor, gradients: dict[str, Tensor], count: int) -> None:
-        """Adds a loss's gradients. In the precision of the weights: so does a backward pass through the sum of losses."""
+        """Adds a loss's gradients, in the weights' precision, as a backward pass through the sum of losses does."""
         scaled = loss if count == 1 else loss / count
         # A parameter without a gradient is an expert that no token of the batch went to.
         found = torch.autograd.grad(scaled, list(self._trained.values()), allow_unused=True, materialize_grads=True)
@@ -200,7 +200,9 @@ class Step:
 
 def gradient_norm(gradients: Mapping[str, Tensor]) -> Tensor:
     """The Euclidean norm over all gradients together, float32."""
-    return torch.stack([gradient.float().norm() for gradient in gradients.values()]).norm()
+    norms = [torch.linalg.vector_norm(gradient.float()) for gradient in gradients.values()]
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return total
 
 
 def clip_gradients(gradients: Mapping[str, Tensor], norm: Tensor, largest: float) -> None:
