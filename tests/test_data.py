@@ -5,19 +5,15 @@ The hub is a small HTTP server on this machine that answers what huggingface_hub
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-import threading
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
-from huggingface_hub import constants
 
+from tests.hub_stand_in import running
 from wmdp_fast.data import Located, local_questions, locate, locate_all
 from wmdp_fast.exceptions import DataUnavailableError
 from wmdp_fast.tasks import TASKS, resolve
@@ -260,91 +256,11 @@ def test_a_revision_of_a_dataset_that_is_not_used_is_an_error(tmp_path):
 # The hub.
 
 
-@dataclass
-class Hub:
-    """A stand-in for the hub: datasets as {repository: {revision: {path: contents}}}."""
-
-    datasets: dict[str, dict[str, dict[str, bytes]]]
-    branches: dict[str, str] = field(default_factory=dict)
-    gated: int | None = None
-    status: int | None = None
-    downloads: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-    url: str = ""
-
-    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        self.requests.append(path)
-        if self.status:
-            return self.status, {}, b"out of order"
-        parts = path.strip("/").split("/")
-        if parts[:2] == ["api", "datasets"]:
-            repository, kind, revision = "/".join(parts[2:4]), parts[4], parts[5]
-        else:
-            repository, kind, revision = "/".join(parts[1:3]), parts[3], parts[4]
-        if repository not in self.datasets:
-            return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
-        commit = self.branches.get(revision, revision)
-        files = self.datasets[repository].get(commit)
-        if files is None:
-            return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
-        if kind == "revision":
-            siblings = [{"rfilename": name} for name in files]
-            info = {"id": repository, "sha": commit, "siblings": siblings, "private": False, "tags": [], "downloads": 0}
-            return 200, {}, json.dumps(info).encode()
-        if kind == "tree":
-            tree = [{"type": "file", "path": name, "size": len(text), "oid": "0" * 40} for name, text in files.items()]
-            return 200, {}, json.dumps(tree).encode()
-        if self.gated:
-            return self.gated, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"}, b""
-        name = "/".join(parts[5:])
-        if name not in files:
-            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, b""
-        return 200, {"ETag": f'"{abs(hash((commit, name))):040x}"', "X-Repo-Commit": commit}, files[name]
-
-
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A running stand-in, which huggingface_hub takes for the hub, with an empty cache."""
-    state = Hub({})
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def reply(self, with_body: bool) -> None:
-            path = unquote(urlsplit(self.path).path)
-            status, headers, body = state.answer(path)
-            if with_body and "/resolve/" in path:
-                state.downloads.append(path.split("/", 6)[-1])
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if with_body:
-                self.wfile.write(body)
-
-        def do_GET(self) -> None:
-            self.reply(with_body=True)
-
-        def do_HEAD(self) -> None:
-            self.reply(with_body=False)
-
-        def log_message(self, *_) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    # What HF_ENDPOINT and the like set, had they been there when huggingface_hub was imported.
-    monkeypatch.setattr(constants, "ENDPOINT", state.url)
-    template = state.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
-    yield state
-    server.shutdown()
-    server.server_close()
+    with running(tmp_path / "cache", monkeypatch) as state:
+        yield state
 
 
 def mmlu_files() -> dict[str, bytes]:

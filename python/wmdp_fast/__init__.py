@@ -36,15 +36,21 @@ if TYPE_CHECKING:
     from wmdp_fast.evaluation import evaluate
     from wmdp_fast.prepare import load_tokenizer, plan
     from wmdp_fast.results import EvalResult, GroupResult, TaskResult
+    from wmdp_fast.unlearning.config import RMUConfig
+    from wmdp_fast.unlearning.rmu import unlearn
+    from wmdp_fast.unlearning.run import UnlearnResult
 
 # Public names whose modules are imported when they are first asked for, so that `import wmdp_fast` stays quick.
 _LAZY = {
     "EvalResult": "wmdp_fast.results",
     "GroupResult": "wmdp_fast.results",
+    "RMUConfig": "wmdp_fast.unlearning.config",
     "TaskResult": "wmdp_fast.results",
+    "UnlearnResult": "wmdp_fast.unlearning.run",
     "evaluate": "wmdp_fast.evaluation",
     "load_tokenizer": "wmdp_fast.prepare",
     "plan": "wmdp_fast.prepare",
+    "unlearn": "wmdp_fast.unlearning.rmu",
 }
 
 __all__ = [
@@ -59,12 +65,14 @@ __all__ = [
     "Prompts",
     "Question",
     "QuestionSet",
+    "RMUConfig",
     "Requests",
     "TaskError",
     "TaskResult",
     "TemplateError",
     "Tokenizer",
     "TokenizerError",
+    "UnlearnResult",
     "WmdpFastError",
     "WmdpFastWarning",
     "__version__",
@@ -72,6 +80,7 @@ __all__ = [
     "load_questions",
     "load_tokenizer",
     "plan",
+    "unlearn",
 ]
 
 

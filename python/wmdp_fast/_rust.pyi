@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 __all__ = [
     "RELEASE_BUILD",
     "__version__",
+    "EncodedCorpus",
     "Outcome",
     "PaddedBatch",
     "PromptTemplate",
@@ -30,6 +31,7 @@ __all__ = [
     "json_text",
     "num_threads",
     "pool",
+    "read_documents",
     "read_many",
     "read_questions",
     "write_samples",
@@ -44,6 +46,29 @@ __version__: Final[str]
 """
 Version of the extension, the same as the package's.
 """
+
+@final
+class EncodedCorpus:
+    """
+    The documents of a corpus as token ids.
+
+    Attributes:
+        tokens: int64 `[N]`, all documents' ids one after another, writable.
+        offsets: int64 `[documents + 1]`, where each document's ids begin, then their number.
+        content_hash: SHA-256 over the documents' texts.
+        engine: The crate that made the tokens: `"fastokens"` or `"tokenizers"`.
+        why_not_fast: Why it was not fastokens, or None if it was.
+    """
+    @property
+    def content_hash(self, /) -> str: ...
+    @property
+    def engine(self, /) -> str: ...
+    @property
+    def offsets(self, /) -> NDArray[int64]: ...
+    @property
+    def tokens(self, /) -> NDArray[int64]: ...
+    @property
+    def why_not_fast(self, /) -> str | None: ...
 
 @final
 class Outcome:
@@ -536,6 +561,37 @@ class Tokenizer:
         """
         The tokens of a text, special tokens included where they are due; made by the crate `tokenizers`.
         """
+    def encode_corpus(
+        self,
+        /,
+        paths: SupportsGetItem[int, str | PathLike[str]],
+        *,
+        max_length: SupportsIndex,
+        field: str = ...,
+        raw_lines: bool = False,
+        min_chars: SupportsIndex = 0,
+        limit: SupportsIndex | None = None,
+    ) -> EncodedCorpus:
+        """
+        Reads and tokenizes the documents of a corpus, in parallel and no more of them than are wanted.
+
+        Each document gets the tokenizer's special tokens and loses tokens on the right if it is too long; the tokens are those of
+        transformers with `truncation=True` and `truncation_side="right"`.
+
+        Args:
+            paths: The files, as `read_documents` takes them.
+            max_length: Most tokens of a document, special tokens included.
+            field: Key or column that holds the text.
+            raw_lines: Whether each line as it stands is a document.
+            min_chars: Only documents of more characters than this are kept.
+            limit: Most documents to read; None reads all.
+
+        Raises:
+            DatasetError: A file holds something else than documents, or there are none; names file, row and field.
+            OSError: A file cannot be opened or read.
+            TokenizerError: A text cannot be tokenized.
+            ValueError: `max_length` leaves no room for text, `limit` is 0, or the tokens take more than 4 GiB.
+        """
     def encode_requests(self, /, tasks: SupportsGetItem[int, Prompts], max_length: SupportsIndex) -> Requests:
         """
         The prompts of a run as token ids, by lm-eval's `_encode_pair`.
@@ -733,6 +789,39 @@ def pool(
 
     Raises:
         ValueError: If the lists differ in length or are empty, or a task has no question.
+    """
+
+def read_documents(
+    paths: SupportsGetItem[int, str | PathLike[str]],
+    *,
+    field: str = ...,
+    raw_lines: bool = False,
+    min_chars: SupportsIndex = 0,
+    limit: SupportsIndex | None = None,
+) -> list[str]:
+    """
+    Reads the documents of a corpus.
+
+    The extension says the format; `.gz` or `.zst` may stand behind it.
+
+    - `.jsonl`: on a line a JSON object with the text under `field`, or a JSON string, which is the text. Blank lines are passed over.
+    - `.parquet`: the column `field`; no other is read.
+    - `.txt`: the file is one document.
+
+    Text is UTF-8; a byte-order mark at the beginning is passed over. Nothing is read behind the last document that is wanted.
+
+    Args:
+        paths: The files, in order.
+        field: Key or column that holds the text.
+        raw_lines: Whether each line of a `.jsonl` or `.txt` file as it stands is a document: blank ones too, JSON not parsed, line
+            ends included (as `\\n`, whatever they are in the file), as Python's text files give them.
+        min_chars: Only documents of more characters than this are kept.
+        limit: Most documents to read; None reads all.
+
+    Raises:
+        DatasetError: A file holds something else than documents, or there are none; names file, row and field.
+        OSError: A file cannot be opened or read.
+        ValueError: `limit` is 0, there are no files, or the texts take more than 4 GiB.
     """
 
 def read_many(paths: SupportsGetItem[int, str | PathLike[str]]) -> list[QuestionSet]:

@@ -1,6 +1,6 @@
-"""Where the questions are: files given by path, a folder in place of the hub, the hub's cache, or the hub itself.
+"""Where the data are: files given by path, a folder in place of the hub, the hub's cache, or the hub itself.
 
-Nothing here reads questions; it finds the files that `wmdp_fast._rust.read_questions` then reads. The files of one of
+Nothing here reads questions or corpora; it finds the files that `wmdp_fast._rust` then reads. The files of one of
 the hub's datasets are recognised by their names, which are the same on the hub, in its cache and in a `--data` folder:
 
     <config>/<split>-00000-of-00001.parquet   the hub's layout; in `data/` or the root if there are no configurations
@@ -18,15 +18,13 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from wmdp_fast.exceptions import DataUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from os import PathLike
-
-    from wmdp_fast.tasks import Task
 
 _EXTENSION = re.compile(r"\.(csv|json|jsonl|parquet)(\.(gz|zst))?$", re.IGNORECASE)
 _EXTENSION_IN_WORDS = ".csv, .json, .jsonl or .parquet, also with .gz or .zst behind"
@@ -40,6 +38,54 @@ _FEWSHOT_SPLITS = ("dev", "validation", "val", "train")
 
 # What `datasets` keeps beside the data.
 _NOT_QUESTIONS = frozenset({"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"})
+
+
+class Wanted(Protocol):
+    """What files are looked for: a `wmdp_fast.tasks.Task`, or a corpus."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def dataset(self) -> str:
+        """Repository on the hub."""
+
+    @property
+    def config(self) -> str | None:
+        """The dataset's configuration, if it has several."""
+
+    @property
+    def test_split(self) -> str:
+        """Split that holds the data."""
+
+    @property
+    def fewshot_split(self) -> str | None:
+        """Split that holds few-shot examples, if any."""
+
+    @property
+    def num_fewshot(self) -> int | None:
+        """How many of those are wanted."""
+
+    @property
+    def revision(self) -> str | None:
+        """Pinned commit, if any."""
+
+    @property
+    def subject(self) -> str | None:
+        """MMLU subject, if any."""
+
+    @property
+    def test_files(self) -> tuple[Path, ...]:
+        """Its files, if they are known already."""
+
+    @property
+    def fewshot_files(self) -> tuple[Path, ...]:
+        """Its few-shot files, if they are known already."""
+
+    @property
+    def extensions(self) -> str:
+        """What a plain file in its place may end in, for messages."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +267,7 @@ def _ambiguous(sets: Sequence[_FileSet]) -> str:
     return f"both {sets[0].files[0]} and {sets[1].files[0]} could be meant; move one of them away"
 
 
-def _candidates(files: Iterable[str], task: Task, split: str) -> list[_FileSet]:
+def _candidates(files: Iterable[str], task: Wanted, split: str) -> list[_FileSet]:
     """The sets among `files` (relative to a dataset's root) that could be `split` of `task`, the hub's layout first."""
     folders = {task.config} if task.config else {"", "data"}
     names = _plain_names(task)
@@ -239,7 +285,7 @@ def _candidates(files: Iterable[str], task: Task, split: str) -> list[_FileSet]:
     return _sets(hub) + _sets(plain)
 
 
-def _plain_names(task: Task) -> list[str]:
+def _plain_names(task: Wanted) -> list[str]:
     """The names that a plain file of this task may have."""
     names = [task.config or task.dataset.rpartition("/")[2], task.name]
     if task.subject:
@@ -250,18 +296,18 @@ def _plain_names(task: Task) -> list[str]:
     return names
 
 
-def _splits(task: Task) -> tuple[str, ...]:
+def _splits(task: Wanted) -> tuple[str, ...]:
     """The splits this task needs: that of the questions and, if there are any, that of the few-shot examples."""
     return (task.test_split, task.fewshot_split) if task.fewshot_split and task.num_fewshot else (task.test_split,)
 
 
-def _expected(task: Task, split: str) -> str:
+def _expected(task: Wanted, split: str) -> str:
     hub = f"{task.config or 'data'}/{split}-00000-of-00001.parquet"
-    return f"{hub} or {_plain_names(task)[0]}_{split}.csv (or .json, .jsonl, .parquet, also with .gz or .zst behind)"
+    return f"{hub} or {_plain_names(task)[0]}_{split}{task.extensions}"
 
 
 def locate(
-    task: Task,
+    task: Wanted,
     *,
     data: str | PathLike[str] | None = None,
     dataset_revision: str | Mapping[str, str] | None = None,
@@ -272,7 +318,7 @@ def locate(
 
 
 def locate_all(
-    tasks: Sequence[Task],
+    tasks: Sequence[Wanted],
     *,
     data: str | PathLike[str] | None = None,
     dataset_revision: str | Mapping[str, str] | None = None,
@@ -316,7 +362,7 @@ def locate_all(
     return [located[index] for index in range(len(tasks))]
 
 
-def _revisions(tasks: Sequence[Task], asked: str | Mapping[str, str] | None) -> dict[str, str]:
+def _revisions(tasks: Sequence[Wanted], asked: str | Mapping[str, str] | None) -> dict[str, str]:
     """The revision to use of each dataset: what was asked for, else the pinned one, else `main`."""
     revisions = {task.dataset: task.revision or "main" for task in tasks if not task.test_files}
     if asked is None:
@@ -338,7 +384,7 @@ def _revisions(tasks: Sequence[Task], asked: str | Mapping[str, str] | None) -> 
 # A folder in place of the hub.
 
 
-def _in_data_folder(data: Path, task: Task, revision: str) -> Located:
+def _in_data_folder(data: Path, task: Wanted, revision: str) -> Located:
     roots: list[tuple[Path, str | None]] = [
         (root, _commit_of(root))
         for root in (data, data / task.dataset.rpartition("/")[2], data / task.dataset)
@@ -354,7 +400,7 @@ def _in_data_folder(data: Path, task: Task, revision: str) -> Located:
 
 
 def _search(
-    roots: Iterable[tuple[Path, str | None]], task: Task, split: str, data: Path
+    roots: Iterable[tuple[Path, str | None]], task: Wanted, split: str, data: Path
 ) -> tuple[tuple[Path, ...], str | None]:
     """The files of one split, and their commit if known, where exactly one of the roots has them."""
     found: dict[tuple[Path, ...], tuple[_FileSet, str | None]] = {}
@@ -373,7 +419,7 @@ def _search(
     return tuple(map(Path, only.files)), commit
 
 
-def _listing(root: Path, task: Task, split: str) -> Iterator[str]:
+def _listing(root: Path, task: Wanted, split: str) -> Iterator[str]:
     """The question files, relative to `root`, in those of its folders that can matter to the task."""
     for folder in dict.fromkeys(("", task.config or "data", split)):
         if (root / folder).is_dir():
@@ -403,7 +449,7 @@ def _snapshot(cache: Path, dataset: str, revision: str) -> tuple[Path, str] | No
     return (folder, commit) if folder.is_dir() else None
 
 
-def _in_snapshot(folder: Path, commit: str, task: Task) -> Located | None:
+def _in_snapshot(folder: Path, commit: str, task: Wanted) -> Located | None:
     """The files of a task in a snapshot, or None if not all of them were downloaded."""
     found: list[tuple[Path, ...]] = []
     for split in _splits(task):
@@ -414,7 +460,7 @@ def _in_snapshot(folder: Path, commit: str, task: Task) -> Located | None:
     return Located(found[0], found[1] if len(found) > 1 else (), commit)
 
 
-def _from_hub(dataset: str, revision: str, tasks: Sequence[Task], offline: bool | None) -> list[Located]:
+def _from_hub(dataset: str, revision: str, tasks: Sequence[Wanted], offline: bool | None) -> list[Located]:
     from huggingface_hub import HfApi, constants
 
     offline = constants.HF_HUB_OFFLINE if offline is None else offline
@@ -450,7 +496,7 @@ def _from_hub(dataset: str, revision: str, tasks: Sequence[Task], offline: bool 
     return downloaded
 
 
-def _choose(files: Sequence[str], task: Task, split: str, commit: str) -> tuple[str, ...]:
+def _choose(files: Sequence[str], task: Wanted, split: str, commit: str) -> tuple[str, ...]:
     """The files to download for one split."""
     for candidate in _candidates(files, task, split):
         if not candidate.missing:

@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from wmdp_fast.data import local_questions, without_extension
 from wmdp_fast.exceptions import TaskError
@@ -94,6 +94,8 @@ class Task:
     version: float = 1
     test_files: tuple[Path, ...] = ()
     fewshot_files: tuple[Path, ...] = ()
+    # What a plain file of the task may end in, for messages.
+    extensions: ClassVar[str] = ".csv (or .json, .jsonl, .parquet, also with .gz or .zst behind)"
 
     @property
     def higher_is_better(self) -> dict[str, bool]:

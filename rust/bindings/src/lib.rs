@@ -6,6 +6,7 @@
 
 mod aggregate;
 mod array;
+mod corpus;
 mod dataset;
 mod detach;
 mod error;
@@ -27,6 +28,8 @@ use pyo3::prelude::*;
 mod _rust {
     #[pymodule_export]
     use crate::aggregate::{Outcome, aggregate, pool};
+    #[pymodule_export]
+    use crate::corpus::{EncodedCorpus, read_documents};
     #[pymodule_export]
     use crate::dataset::{read_many, read_questions};
     #[pymodule_export]

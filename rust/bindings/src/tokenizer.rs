@@ -1,11 +1,14 @@
 //! Tokenizers and the requests they make of prompts.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
+use wmdp_core::corpus::{ReadOptions, tokens};
 use wmdp_core::padded::PaddedPlan;
 use wmdp_core::{request, tokenizer};
 
+use crate::corpus::EncodedCorpus;
 use crate::detach;
 use crate::request::Requests;
 use crate::template::Prompts;
@@ -66,6 +69,43 @@ impl Tokenizer {
             let plan = PaddedPlan::new(&inner)?;
             Ok(Requests { inner: Arc::new(inner), plan })
         })
+    }
+
+    /// Reads and tokenizes the documents of a corpus, in parallel and no more of them than are wanted.
+    ///
+    /// Each document gets the tokenizer's special tokens and loses tokens on the right if it is too long; the tokens are those of
+    /// transformers with `truncation=True` and `truncation_side="right"`.
+    ///
+    /// Args:
+    ///     paths: The files, as `read_documents` takes them.
+    ///     max_length: Most tokens of a document, special tokens included.
+    ///     field: Key or column that holds the text.
+    ///     raw_lines: Whether each line as it stands is a document.
+    ///     min_chars: Only documents of more characters than this are kept.
+    ///     limit: Most documents to read; None reads all.
+    ///
+    /// Raises:
+    ///     DatasetError: A file holds something else than documents, or there are none; names file, row and field.
+    ///     OSError: A file cannot be opened or read.
+    ///     TokenizerError: A text cannot be tokenized.
+    ///     ValueError: `max_length` leaves no room for text, `limit` is 0, or the tokens take more than 4 GiB.
+    #[pyo3(signature = (
+        paths, *, max_length, field = "text".to_owned(), raw_lines = false, min_chars = 0, limit = None
+    ))]
+    #[allow(clippy::too_many_arguments)] // Python's keyword arguments.
+    fn encode_corpus(
+        &self,
+        py: Python<'_>,
+        paths: Vec<PathBuf>,
+        max_length: usize,
+        field: String,
+        raw_lines: bool,
+        min_chars: usize,
+        limit: Option<usize>,
+    ) -> PyResult<EncodedCorpus> {
+        let options = ReadOptions { field, raw_lines, min_chars, limit };
+        let encoded = detach::run(py, |cancel| tokens::encode(&self.inner, &paths, &options, max_length, cancel))?;
+        Ok(EncodedCorpus::new(py, encoded))
     }
 
     /// Why fastokens cannot load this tokenizer, or None if it can.

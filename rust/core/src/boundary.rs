@@ -76,6 +76,13 @@ impl Boundaries {
         (1..bytes.len()).rev().find(|&at| self.is_safe(bytes[at - 1], bytes[at]))
     }
 
+    /// The first safe cut of a text at byte `from` or behind it. What is before it has the tokens it has in the whole.
+    #[must_use]
+    pub fn first_cut_from(&self, text: &str, from: usize) -> Option<usize> {
+        let bytes = text.as_bytes();
+        (from.max(1)..bytes.len()).find(|&at| self.is_safe(bytes[at - 1], bytes[at]))
+    }
+
     fn is_safe(&self, left: u8, right: u8) -> bool {
         left.is_ascii_alphanumeric()
             && TAIL_STARTS

@@ -3,11 +3,12 @@
 //! The path of the data, one module a step: files are read by [`dataset`]; [`question`]s become [`prompt`]s by a
 //! [`template`]; [`tokenizer`] and [`request`] turn prompts into token ids; [`trie`] finds what those have in common and
 //! [`pack`] cuts it into batches for a model, or [`padded`] cuts them row by row; [`aggregate`] turns the model's scores
-//! into numbers, [`samples`] writes them down question by question.
+//! into numbers, [`samples`] writes them down question by question. [`corpus`] reads and tokenizes documents for unlearning.
 #![forbid(unsafe_code)]
 
 pub mod aggregate;
 pub mod boundary;
+pub mod corpus;
 pub mod dataset;
 pub mod error;
 pub mod pack;

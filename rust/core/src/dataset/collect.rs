@@ -229,7 +229,7 @@ impl Collector {
 }
 
 /// What a value is, in the words of error messages.
-fn kind(value: &Value) -> &'static str {
+pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

@@ -5,10 +5,10 @@
 
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use super::collect::{Collector, Fault, quote};
+use super::collect::{Collector, Fault, kind, quote};
 use super::source::{Scan, Source};
 use crate::error::Result;
 
@@ -160,27 +160,105 @@ fn add_record(text: &[u8], out: &mut Collector) -> Result<()> {
     out.add_fields(record.fields)
 }
 
+/// The text in a line of a corpus: the line if it is a JSON string, else what its object has under `field`.
+///
+/// The other values of the object are passed over, not kept.
+///
+/// # Errors
+/// What is wrong, and the field it is in if it is in one.
+pub(crate) fn text_of_line(line: &[u8], field: &str) -> Result<String, (Option<String>, String)> {
+    if line.trim_ascii_start().starts_with(b"\"") {
+        return parse(line).map_err(|problem| (None, problem));
+    }
+    let text = std::str::from_utf8(line).map_err(|error| (None, not_utf8(&error)))?;
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let found = TextField(field).deserialize(&mut deserializer);
+    match found.and_then(|found| deserializer.end().map(|()| found)) {
+        Ok(Found { more_than_once: true, .. }) => Err((Some(field.to_owned()), "occurs twice".to_owned())),
+        Ok(Found { value: Some(Value::String(text)), .. }) => Ok(text),
+        Ok(Found { value: Some(other), .. }) => {
+            Err((Some(field.to_owned()), format!("must be text, not {}", kind(&other))))
+        }
+        Ok(Found { keys, .. }) => {
+            let keys: Vec<String> = keys.iter().map(|key| quote(key)).collect();
+            let there = if keys.is_empty() { "none".to_owned() } else { keys.join(", ") };
+            Err((Some(field.to_owned()), format!("is missing; the keys are {there}")))
+        }
+        Err(error) => Err((None, not_json(&error))),
+    }
+}
+
+/// The value of one key of an object, read without keeping the others.
+struct TextField<'a>(&'a str);
+
+/// What [`TextField`] found.
+struct Found {
+    value: Option<Value>,
+    more_than_once: bool,
+    /// The first keys there are, for an error message.
+    keys: Vec<String>,
+}
+
+impl<'de> DeserializeSeed<'de> for TextField<'_> {
+    type Value = Found;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Found, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for TextField<'_> {
+    type Value = Found;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an object with the key `{}`, or a string", self.0)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found, A::Error> {
+        const KEYS_NAMED: usize = 20;
+        let mut found = Found { value: None, more_than_once: false, keys: Vec::new() };
+        while let Some(key) = map.next_key::<String>()? {
+            if key == self.0 {
+                let Strict(value) = map.next_value()?;
+                found.more_than_once |= found.value.replace(value).is_some();
+            } else {
+                map.next_value::<IgnoredAny>()?;
+                if found.keys.len() < KEYS_NAMED {
+                    found.keys.push(key);
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
 /// Parses one JSON value, or says what is wrong with it.
 pub(super) fn parse_value(text: &[u8]) -> Result<Value, String> {
     parse(text).map(|Strict(value)| value)
 }
 
 fn parse<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, String> {
-    let text = std::str::from_utf8(text)
-        .map_err(|error| format!("byte {} of it is not UTF-8; save the file in UTF-8", error.valid_up_to() + 1))?;
+    let text = std::str::from_utf8(text).map_err(|error| not_utf8(&error))?;
     if text.trim_ascii().is_empty() {
         return Err("a value is missing".to_owned());
     }
-    serde_json::from_str(text).map_err(|error| {
-        // The parser adds a position of its own, which counts from the record's start: said here.
-        let message = error.to_string();
-        let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
-        let (line, column) = (error.line(), error.column());
-        format!("not valid JSON: {message} (line {line}, column {column} of it)")
-    })
+    serde_json::from_str(text).map_err(|error| not_json(&error))
 }
 
-fn is_space(byte: u8) -> bool {
+/// What is said of bytes that are no text.
+pub(crate) fn not_utf8(error: &std::str::Utf8Error) -> String {
+    format!("byte {} of it is not UTF-8; save the file in UTF-8", error.valid_up_to() + 1)
+}
+
+fn not_json(error: &serde_json::Error) -> String {
+    // The parser adds a position of its own, which counts from the record's start: said here.
+    let message = error.to_string();
+    let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
+    let (line, column) = (error.line(), error.column());
+    format!("not valid JSON: {message} (line {line}, column {column} of it)")
+}
+
+pub(crate) fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
 

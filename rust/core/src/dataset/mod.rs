@@ -1,4 +1,5 @@
 //! Question files: parquet, JSON, JSON lines and CSV, each also compressed with gzip or zstd.
+//! What opens, decompresses and parses them also reads [`corpus`](crate::corpus) files.
 //!
 //! The extension decides the format. Every format turns its records into calls of [`collect::Collector`], which checks them and
 //! makes the [`QuestionSet`]; [`source::Source`] opens, decompresses and bounds what is read. A file is read whole or not at all:
@@ -7,9 +8,9 @@
 mod answer;
 mod collect;
 mod csv;
-mod json;
-mod parquet;
-mod source;
+pub(crate) mod json;
+pub(crate) mod parquet;
+pub(crate) mod source;
 #[cfg(test)]
 mod tests;
 
@@ -27,13 +28,13 @@ use source::{Compression, Source};
 
 /// The most that is read. Real question files stay far below; what is above is a mistake or an attack.
 #[derive(Debug, Clone, Copy)]
-struct Limits {
+pub(crate) struct Limits {
     /// Bytes of one record.
-    record: usize,
+    pub(crate) record: usize,
     /// Bytes that a compressed file may decompress to.
-    decompressed: u64,
-    /// Bytes of memory that the questions may take.
-    memory: u64,
+    pub(crate) decompressed: u64,
+    /// Bytes of memory that the records may take.
+    pub(crate) memory: u64,
 }
 
 const LIMITS: Limits = Limits { record: 16 << 20, decompressed: 4 << 30, memory: 4 << 30 };
@@ -48,13 +49,8 @@ enum Format {
 
 /// Format and compression by the file's extension, whatever its case.
 fn format_of(path: &Path) -> Option<(Format, Compression)> {
-    let name = path.file_name()?.to_string_lossy().to_ascii_lowercase();
-    let (name, compression) = match name.rsplit_once('.')? {
-        (stem, "gz") => (stem, Compression::Gzip),
-        (stem, "zst") => (stem, Compression::Zstd),
-        _ => (name.as_str(), Compression::None),
-    };
-    let format = match name.rsplit_once('.')?.1 {
+    let (extension, compression) = extension_of(path)?;
+    let format = match extension.as_str() {
         "csv" => Format::Csv,
         "json" => Format::Json,
         "jsonl" => Format::JsonLines,
@@ -62,6 +58,17 @@ fn format_of(path: &Path) -> Option<(Format, Compression)> {
         _ => return None,
     };
     Some((format, compression))
+}
+
+/// A file's extension in lower case and without that of its compression, and the compression.
+pub(crate) fn extension_of(path: &Path) -> Option<(String, Compression)> {
+    let name = path.file_name()?.to_string_lossy().to_ascii_lowercase();
+    let (name, compression) = match name.rsplit_once('.')? {
+        (stem, "gz") => (stem, Compression::Gzip),
+        (stem, "zst") => (stem, Compression::Zstd),
+        _ => (name.as_str(), Compression::None),
+    };
+    Some((name.rsplit_once('.')?.1.to_owned(), compression))
 }
 
 /// Reads the questions of one file.
@@ -97,7 +104,7 @@ pub fn from_rows(rows: impl IntoIterator<Item = Map<String, Value>>, file: &str)
 
 fn read_within(path: &Path, limits: &Limits, cancel: &Cancel) -> Result<QuestionSet> {
     let Some((format, compression)) = format_of(path) else {
-        return Err(unknown_format(path));
+        return Err(unknown_format(path, ".parquet, .json, .jsonl or .csv"));
     };
     let mut collector = Collector::new(path.display().to_string(), limits.memory);
     if format == Format::Parquet {
@@ -114,7 +121,7 @@ fn read_within(path: &Path, limits: &Limits, cancel: &Cancel) -> Result<Question
 }
 
 /// The error for a file that no reader is for; that it is missing or a folder is the better reason.
-fn unknown_format(path: &Path) -> Error {
+pub(crate) fn unknown_format(path: &Path, extensions: &str) -> Error {
     let source = match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => ErrorKind::IsADirectory.into(),
         Ok(_) => {
@@ -122,8 +129,7 @@ fn unknown_format(path: &Path) -> Error {
                 file: path.display().to_string(),
                 row: None,
                 field: None,
-                problem: "the name must end in .parquet, .json, .jsonl or .csv, also with .gz or .zst behind"
-                    .to_owned(),
+                problem: format!("the name must end in {extensions}, also with .gz or .zst behind"),
             }
             .into();
         }

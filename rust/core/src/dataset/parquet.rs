@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -28,6 +29,8 @@ use crate::parallel::Cancel;
 
 /// Rows read from every column before the next rows of any.
 const BATCH: usize = 1024;
+/// The same of a column of documents, which are longer.
+const TEXT_BATCH: usize = 64;
 
 /// Reads the questions of a parquet file.
 ///
@@ -39,38 +42,122 @@ pub(super) fn read(
     cancel: &Cancel,
     out: &mut Collector,
 ) -> Result<()> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
-    let input = match compression {
-        Compression::None => {
-            let file = File::open(path).map_err(io)?;
-            if file.metadata().map_err(io)?.is_dir() {
-                return Err(io(std::io::ErrorKind::IsADirectory.into()));
-            }
-            Input::File(file)
-        }
-        _ => Input::Bytes(Source::open(path, compression, limits, cancel)?.read_to_end()?.into()),
-    };
     let work = AssertUnwindSafe(|| {
-        let file: Box<dyn FileReader> = match input {
-            Input::File(file) => {
-                Box::new(SerializedFileReader::new(file).map_err(|error| damaged(path, None, &error))?)
-            }
-            Input::Bytes(bytes) => {
-                Box::new(SerializedFileReader::new(bytes).map_err(|error| damaged(path, None, &error))?)
-            }
-        };
+        let file = open(path, compression, limits, cancel)?;
         Reader { path, limits, cancel, file: file.as_ref() }.read(out)
     });
-    catch_unwind(work)
-        .unwrap_or_else(|_| Err(out.error_in_file(format!("{DAMAGED} (its metadata contradict its data)"))))
+    catch_unwind(work).unwrap_or_else(|_| Err(contradicting(path)))
+}
+
+/// Passes the texts of one column to `take`, row by row from 1, until it says that it has enough; no other column is read.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be read, [`Error::Dataset`] if it is damaged or the column is not one of texts, and what
+/// `take` gives.
+pub(crate) fn read_texts(
+    path: &Path,
+    compression: Compression,
+    limits: &Limits,
+    cancel: &Cancel,
+    column: &str,
+    take: &mut dyn FnMut(u64, String) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let fault = |row, field: Option<&str>, problem| -> Error {
+        DatasetError { file: path.display().to_string(), row, field: field.map(str::to_owned), problem }.into()
+    };
+    let work = AssertUnwindSafe(|| {
+        let file = open(path, compression, limits, cancel)?;
+        check_offsets(file.as_ref()).map_err(|problem| fault(None, None, problem))?;
+        let metadata = file.metadata();
+        let leaf = text_leaf(metadata.file_metadata().schema_descr(), column)
+            .map_err(|problem| fault(None, Some(column), problem))?;
+        let (mut row, mut expected) = (0, 0);
+        for index in 0..metadata.num_row_groups() {
+            let group = file.get_row_group(index).map_err(|error| damaged(path, None, &error))?;
+            let mut texts = Column::<ByteArrayType>::new(group.as_ref(), leaf)
+                .map_err(|error| damaged(path, Some(column), &error))?;
+            loop {
+                cancel.check()?;
+                let batch = texts.read(TEXT_BATCH).map_err(|error| damaged(path, Some(column), &error))?;
+                if batch.is_empty() {
+                    break;
+                }
+                for value in batch {
+                    row += 1;
+                    let value = value.ok_or_else(|| fault(Some(row), Some(column), "is null".to_owned()))?;
+                    if value.len() > limits.record {
+                        let problem = format!("the text is longer than {} bytes", limits.record);
+                        return Err(fault(Some(row), Some(column), problem));
+                    }
+                    let text = std::str::from_utf8(value.data())
+                        .map_err(|_| fault(Some(row), Some(column), "is not UTF-8".to_owned()))?;
+                    if take(row, text.to_owned())?.is_break() {
+                        return Ok(());
+                    }
+                }
+            }
+            expected += u64::try_from(group.metadata().num_rows()).unwrap_or_default();
+            if row != expected {
+                let problem = format!("{DAMAGED} (the column contradicts the number of rows)");
+                return Err(fault(None, Some(column), problem));
+            }
+        }
+        Ok(())
+    });
+    catch_unwind(work).unwrap_or_else(|_| Err(contradicting(path)))
+}
+
+/// The leaf of a column of texts, found by its name.
+fn text_leaf(schema: &SchemaDescriptor, column: &str) -> Result<usize, String> {
+    let roots = schema.root_schema().get_fields();
+    let named: Vec<_> = roots.iter().enumerate().filter(|(_, root)| root.name() == column).collect();
+    let [(place, root)] = named[..] else {
+        let names: Vec<&str> = roots.iter().map(|root| root.name()).collect();
+        let problem = if named.is_empty() { "is missing" } else { "there are two columns of this name" };
+        return Err(format!("{problem}; the columns are {}", names.join(", ")));
+    };
+    let leaf = (0..schema.num_columns()).find(|&leaf| schema.get_column_root_idx(leaf) == place);
+    leaf.filter(|&leaf| {
+        root.is_primitive() && schema.column(leaf).max_rep_level() == 0 && is_text(&schema.column(leaf))
+    })
+    .ok_or_else(|| format!("must be text, not {}", kind(root)))
+}
+
+/// Opens a file and reads its metadata.
+fn open(path: &Path, compression: Compression, limits: &Limits, cancel: &Cancel) -> Result<Box<dyn FileReader>> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    let damage = |error| damaged(path, None, &error);
+    if compression != Compression::None {
+        let bytes = Bytes::from(Source::open(path, compression, limits, cancel)?.read_to_end()?);
+        return Ok(Box::new(SerializedFileReader::new(bytes).map_err(damage)?));
+    }
+    let file = File::open(path).map_err(io)?;
+    if file.metadata().map_err(io)?.is_dir() {
+        return Err(io(std::io::ErrorKind::IsADirectory.into()));
+    }
+    Ok(Box::new(SerializedFileReader::new(file).map_err(damage)?))
+}
+
+/// Refuses negative places in a file, at which the crate panics.
+fn check_offsets(file: &dyn FileReader) -> Result<(), String> {
+    let chunks = file.metadata().row_groups().iter().flat_map(RowGroupMetaData::columns);
+    let mut offsets = chunks.flat_map(|chunk| {
+        [chunk.data_page_offset(), chunk.compressed_size(), chunk.dictionary_page_offset().unwrap_or_default()]
+    });
+    if offsets.any(i64::is_negative) { Err(format!("{DAMAGED} (a negative offset)")) } else { Ok(()) }
+}
+
+fn contradicting(path: &Path) -> Error {
+    DatasetError {
+        file: path.display().to_string(),
+        row: None,
+        field: None,
+        problem: format!("{DAMAGED} (its metadata contradict its data)"),
+    }
+    .into()
 }
 
 const DAMAGED: &str = "not an intact parquet file; download or write it again";
-
-enum Input {
-    File(File),
-    Bytes(Bytes),
-}
 
 /// The error for what the crate says about a file: the operating system's faults are not the file's.
 fn damaged(path: &Path, column: Option<&str>, error: &ParquetError) -> Error {
@@ -118,14 +205,7 @@ impl Reader<'_> {
         let metadata = self.file.metadata();
         let layout = Layout::new(metadata.file_metadata().schema_descr(), out);
         let layout = layout.map_err(|fault| out.error_in_header(fault))?;
-        // The crate panics where these are negative.
-        let chunks = metadata.row_groups().iter().flat_map(RowGroupMetaData::columns);
-        let mut offsets = chunks.flat_map(|chunk| {
-            [chunk.data_page_offset(), chunk.compressed_size(), chunk.dictionary_page_offset().unwrap_or_default()]
-        });
-        if offsets.any(i64::is_negative) {
-            return Err(out.error_in_file(format!("{DAMAGED} (a negative offset)")));
-        }
+        check_offsets(self.file).map_err(|problem| out.error_in_file(problem))?;
         for index in 0..metadata.num_row_groups() {
             let group = self.file.get_row_group(index).map_err(|error| damaged(self.path, None, &error))?;
             self.read_group(group.as_ref(), &layout, out)?;

@@ -1,4 +1,4 @@
-//! The bytes of a question file: opened, decompressed, without byte-order mark, bounded in size, interruptible.
+//! The bytes of a data file: opened, decompressed, without byte-order mark, bounded in size, interruptible.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
@@ -13,7 +13,7 @@ const BUFFER: usize = 64 << 10;
 
 /// How a file is compressed, by its extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Compression {
+pub(crate) enum Compression {
     None,
     Gzip,
     Zstd,
@@ -21,7 +21,7 @@ pub(super) enum Compression {
 
 /// What [`Source::scan`] does with a byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scan {
+pub(crate) enum Scan {
     /// It belongs to the record.
     Keep,
     /// It is passed over, as a quote around a CSV field is.
@@ -33,7 +33,7 @@ pub(super) enum Scan {
 }
 
 /// A file being read. The errors it gives name the file; the row is known to the reader that called it.
-pub(super) struct Source<'a> {
+pub(crate) struct Source<'a> {
     path: PathBuf,
     reader: Box<dyn Read>,
     compression: Compression,
@@ -50,7 +50,7 @@ impl<'a> Source<'a> {
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be opened or read, [`Error::Dataset`] if it cannot be decompressed or is in UTF-16.
-    pub(super) fn open(path: &Path, compression: Compression, limits: &'a Limits, cancel: &'a Cancel) -> Result<Self> {
+    pub(crate) fn open(path: &Path, compression: Compression, limits: &'a Limits, cancel: &'a Cancel) -> Result<Self> {
         let reader = decompress(path, compression).map_err(|error| read_error(path, compression, error))?;
         let mut source = Self {
             path: path.to_owned(),
@@ -88,16 +88,13 @@ impl<'a> Source<'a> {
         self.total += bytes as u64;
         if self.compression != Compression::None && self.total > self.limits.decompressed {
             let limit = self.limits.decompressed;
-            return Err(fault(
-                &self.path,
-                format!("decompresses to more than {limit} bytes; is this a question file?"),
-            ));
+            return Err(fault(&self.path, format!("decompresses to more than {limit} bytes, the most that is read")));
         }
         Ok(bytes > 0)
     }
 
     /// The next byte, left unread; none at the end of the file.
-    pub(super) fn peek(&mut self) -> Result<Option<u8>> {
+    pub(crate) fn peek(&mut self) -> Result<Option<u8>> {
         if self.unused.is_empty() {
             self.unused = 0..0;
             if !self.read_more()? {
@@ -108,12 +105,12 @@ impl<'a> Source<'a> {
     }
 
     /// Passes over the byte that [`Source::peek`] gave.
-    pub(super) fn advance(&mut self) {
+    pub(crate) fn advance(&mut self) {
         self.unused.start += 1;
     }
 
     /// All that is left.
-    pub(super) fn read_to_end(mut self) -> Result<Vec<u8>> {
+    pub(crate) fn read_to_end(mut self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         while self.peek()?.is_some() {
             bytes.extend_from_slice(&self.buffer[self.unused.clone()]);
@@ -126,7 +123,7 @@ impl<'a> Source<'a> {
     ///
     /// # Errors
     /// [`Error::Dataset`] if the record is longer than the limit, besides those of reading.
-    pub(super) fn scan(&mut self, record: &mut Vec<u8>, mut step: impl FnMut(u8) -> Scan) -> Result<bool> {
+    pub(crate) fn scan(&mut self, record: &mut Vec<u8>, mut step: impl FnMut(u8) -> Scan) -> Result<bool> {
         record.clear();
         let mut seen = 0;
         while self.peek()?.is_some() {

@@ -1,0 +1,119 @@
+"""The model card: what was done to a model, what it showed, and why that is not deletion."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_UNDONE = """\
+## What this is not
+
+The knowledge has not been deleted. RMU changes a few matrices so that activations on forget data are steered away from
+where the rest of the model expects them. Much of what was suppressed is known to come back:
+
+- by fine-tuning: ten unrelated examples recover most of the ability (arXiv:2409.18025), and training on a few facts
+  brings back others that were not among them (arXiv:2410.08827);
+- by removing one direction from the activations, the one that the steering added (arXiv:2409.18025);
+- by optimized prompts, several turns of conversation (arXiv:2408.15221), few-shot examples or other wordings
+  (arXiv:2411.12103);
+- it may come back by quantizing the weights (arXiv:2410.16454);
+- reading intermediate layers shows some of it still there.
+
+Prompts in which a forget-domain term appears by chance may get worse answers (arXiv:2501.19202). Do not rely on this
+model to withhold dangerous knowledge from someone who can change it, and measure its robustness before you rely on it
+at all.
+"""
+
+
+def model_card(record: Mapping[str, Any]) -> str:
+    """The text of README.md for a finished run.
+
+    Args:
+        record: The content of `unlearn.json`.
+    """
+    settings = record["settings"]
+    base = record["base"]["name"]
+    lines = [
+        "---",
+        f"base_model: {base}",
+        "library_name: transformers",
+        "tags: [unlearning, rmu, wmdp-fast]",
+        "---",
+        "",
+        f"# {record['name']}",
+        "",
+        f"[{base}]({_link(base)}) after {record['best_step']} steps of RMU (Li et al. 2024, arXiv:2403.03218),"
+        f" made with wmdp-fast {record['versions']['wmdp_fast']}. On the forget corpora, the output of layer"
+        f" {settings['layer_id']} was steered towards a fixed random vector; on the retain corpora it was held where it"
+        " was.",
+        "",
+        "## Results",
+        "",
+        *_results(record["evaluations"]),
+        "",
+        "## Settings",
+        "",
+        "| setting | value |",
+        "|---|---|",
+        *(f"| {name} | {_value(value)} |" for name, value in settings.items()),
+        f"| steering coefficients used | {', '.join(f'{value:.4g}' for value in record['steering_coeffs'])} |",
+        "",
+        "| corpus | kind | documents | SHA-256 of the texts |",
+        "|---|---|---|---|",
+        *(
+            f"| {corpus['name']} | {kind} | {corpus['documents']} | `{corpus['content_hash'][:16]}` |"
+            for kind in ("forget", "retain")
+            for corpus in record["corpora"][kind]
+        ),
+        "",
+        "Changed tensors, all others are the base's:",
+        "",
+        *(f"- `{tensor}`" for tensor in record["changed"]),
+        "",
+        "`unlearn.json` has everything about the run, with the control vectors; `delta.safetensors` has the changed"
+        " tensors alone (`wmdp-fast apply-delta BASE delta.safetensors OUT` makes this checkpoint from it).",
+        "",
+        _UNDONE,
+    ]
+    return "\n".join(lines)
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """The 95 % Wilson interval of a share of `count` independent trials."""
+    z2 = 1.959964**2
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = math.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2))) / (1 + z2 / count)
+    return middle - half, middle + half
+
+
+def _results(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not evaluations:
+        return ["Not evaluated. `wmdp-fast eval` measures what is left; pass `--eval-tasks` to have it here."]
+    before, after = evaluations[0], evaluations[-1]
+    lines = [
+        f"Accuracy before (step {before['step']}) and after (step {after['step']}), with 95 % Wilson intervals.",
+        "",
+        "| task | questions | before | after |",
+        "|---|---|---|---|",
+    ]
+    for task, scores in after["scores"].items():
+        count = after["questions"][task]
+        was, now = before["scores"][task]["acc"], scores["acc"]
+        lines.append(f"| {task} | {count} | {_share(was, count)} | {_share(now, count)} |")
+    return lines
+
+
+def _share(value: float, count: int) -> str:
+    low, high = wilson_interval(value, count)
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _value(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _link(base: str) -> str:
+    return f"https://huggingface.co/{base}" if base.count("/") == 1 and not base.startswith((".", "/", "~")) else base

@@ -1,0 +1,52 @@
+"""What the user of `unlearn` asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wmdp_fast.unlearning.config import RMUConfig, Topic
+    from wmdp_fast.unlearning.source import Corpus
+    from wmdp_fast.unlearning.stopping import Condition
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asked for, besides model and output."""
+
+    config: RMUConfig
+    forget: list[Corpus]
+    retain: list[Corpus]
+    eval_tasks: list[str]
+    eval_every: int | None
+    eval_options: dict[str, Any]
+    stop_when: tuple[Condition, ...]
+    keep_while: tuple[Condition, ...]
+    report_to: list[str]
+    progress: bool
+    note: Callable[[str], None]
+
+    @property
+    def topics(self) -> list[Topic]:
+        """The settings of each topic."""
+        return self.config.topics(len(self.forget))
+
+    def check(self) -> None:
+        """Raises ValueError for what cannot be, before anything is loaded."""
+        if not self.forget or not self.retain:
+            raise ValueError("unlearning needs at least one forget corpus and one retain corpus")
+        if len(self.retain) not in (1, len(self.forget)):
+            raise ValueError(
+                f"there are {len(self.retain)} retain corpora for {len(self.forget)} forget corpora; give one for all,"
+                " or one for each"
+            )
+        _ = self.topics
+        if not self.eval_tasks and (self.eval_every is not None or self.stop_when or self.keep_while):
+            raise ValueError("eval_every, stop_when and keep_while need eval_tasks: what should be evaluated?")
+        if self.eval_every is not None and self.eval_every < 1:
+            raise ValueError(f"eval_every must be at least 1, not {self.eval_every}")
+        if (self.stop_when or self.keep_while) and self.eval_every is None:
+            raise ValueError("stop_when and keep_while need eval_every: how often should they be looked at?")

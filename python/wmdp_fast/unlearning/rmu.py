@@ -1,0 +1,155 @@
+"""RMU from beginning to end: `unlearn`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wmdp_fast.evaluation import PhaseClock
+from wmdp_fast.unlearning import checkpoint, stopping
+from wmdp_fast.unlearning.config import RMUConfig
+from wmdp_fast.unlearning.corpora import CorpusTokens
+from wmdp_fast.unlearning.request import Request
+from wmdp_fast.unlearning.run import Run
+from wmdp_fast.unlearning.source import open_source, read_corpora
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from os import PathLike
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from wmdp_fast.unlearning.run import UnlearnResult
+    from wmdp_fast.unlearning.source import Corpus
+
+
+def unlearn(
+    model: str | PathLike[str] | PreTrainedModel,
+    *,
+    forget: Corpus | Sequence[Corpus],
+    retain: Corpus | Sequence[Corpus],
+    config: RMUConfig | None = None,
+    output: str | PathLike[str] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    resume: bool = False,
+    revision: str | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    eval_tasks: str | Sequence[str] = (),
+    eval_every: int | None = None,
+    eval_options: Mapping[str, Any] | None = None,
+    stop_when: str | Sequence[str] = (),
+    keep_while: str | Sequence[str] = (),
+    report_to: str | Sequence[str] = (),
+    progress: bool = True,
+    note: Callable[[str], None] | None = None,
+) -> UnlearnResult:
+    """Removes what a model knows of some subjects with RMU, as far as that goes; `docs/unlearning.md` says how far.
+
+    Only the layers up to the steered one are read and run; the rest is read if the model is to be evaluated.
+
+    Args:
+        model: A folder or a name on the hub, or a model in memory, which is updated in place. If anything fails it gets
+            its own weights back, and in any case its training mode and `requires_grad` flags.
+        forget: A corpus for each topic to unlearn: paths or names that `load_corpus` knows, or tokens.
+        retain: A corpus for each topic, or one for all.
+        config: The settings.
+        output: Folder for the new checkpoint. It appears when it is complete; until then a folder beside it, with
+            `.unlearning` at its name's end, has metrics and state. None writes nothing.
+        tokenizer: The tokenizer, if it is not the model folder's own.
+        resume: Go on from the state that an interrupted run to the same output has left, if there is one.
+        revision: Commit, branch or tag of the model on the hub.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        trust_remote_code: Whether to run code that comes with the model.
+        eval_tasks: Tasks to evaluate before, after and during the run. This takes the whole model into memory.
+        eval_every: Steps between evaluations; None evaluates before and after only.
+        eval_options: Further options of `wmdp_fast.evaluate`, such as `data` and `limit`.
+        stop_when: Conditions such as `wmdp_bio.acc<0.30`; the run ends when an evaluation fulfils all of them.
+        keep_while: Conditions such as `mmlu.acc>=before-0.02`; once one fails, the run ends and the weights go back to
+            those of the last evaluation that fulfilled all.
+        report_to: `tensorboard`, `wandb`, `trackio`.
+        progress: Whether to show a progress bar on stderr.
+        note: Takes lines meant for the user: what is trained, what was found.
+
+    Returns:
+        What was done. Its `tensors` are the changed weights.
+
+    Raises:
+        DataUnavailableError: The model or a corpus is missing or out of reach.
+        DatasetError: A corpus file is faulty.
+        FileExistsError: There is something at `output`, or an unfinished run to it and `resume` was not set.
+        ImportError: A tracker is not installed.
+        ModelError: The model cannot be loaded, or has no such parameters.
+        OSError: The disk is full. What was there before is unchanged.
+        TaskError: A task is unknown.
+        ValueError: A setting is impossible.
+    """
+    config = config or RMUConfig()
+    request = Request(
+        config=config,
+        forget=_listed(forget),
+        retain=_listed(retain),
+        eval_tasks=_names(eval_tasks),
+        eval_every=eval_every,
+        eval_options=dict(eval_options or {}),
+        stop_when=stopping.parse_all(stop_when),
+        keep_while=stopping.parse_all(keep_while),
+        report_to=_names(report_to),
+        progress=progress,
+        note=note or (lambda _line: None),
+    )
+    request.check()
+    target = None if output is None else Path(output)
+    if target is not None:
+        _refuse_leftovers(target, resume=resume)
+    clock = PhaseClock()
+    with clock("load"):
+        source = open_source(
+            model, config, tokenizer, revision, device, trust_remote_code, whole=bool(request.eval_tasks)
+        )
+    with clock("corpora"):
+        corpora = read_corpora(request, source)
+    with _work_folder(target) as work:
+        return Run(request, source, corpora, clock, target, work).result(resume=resume)
+
+
+def _refuse_leftovers(target: Path, *, resume: bool) -> None:
+    checkpoint.refuse_existing(target)
+    work = _work_path(target)
+    if work.exists() and not resume:
+        raise FileExistsError(
+            f"{work} is what an unfinished run to {target} has left: pass resume (--resume) to go on, or remove it"
+        )
+
+
+def _work_path(target: Path) -> Path:
+    return target.with_name(f"{target.name}.unlearning")
+
+
+@contextlib.contextmanager
+def _work_folder(target: Path | None) -> Iterator[Path | None]:
+    """The folder of a run's metrics and state; it goes when the run has ended well."""
+    if target is None:
+        yield None
+        return
+    work = _work_path(target)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        yield work
+    except OSError as error:
+        raise checkpoint.explain_full_disk(error, work) from error
+    shutil.rmtree(work)
+
+
+def _listed(corpora: Corpus | Sequence[Corpus]) -> list[Corpus]:
+    if isinstance(corpora, (str, os.PathLike, CorpusTokens)):
+        return [corpora]
+    return list(corpora)
+
+
+def _names(given: str | Sequence[str]) -> list[str]:
+    texts = [given] if isinstance(given, str) else given
+    return [name.strip() for text in texts for name in text.split(",") if name.strip()]

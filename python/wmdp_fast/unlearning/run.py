@@ -1,0 +1,558 @@
+"""A run of RMU, once everything is read: the loop, the evaluations on the way, and what is written in the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from wmdp_fast import environment
+from wmdp_fast.exceptions import ModelError, WmdpFastWarning
+from wmdp_fast.unlearning import checkpoint, reporting, tensor_file
+from wmdp_fast.unlearning.branches import Branches
+from wmdp_fast.unlearning.card import model_card
+from wmdp_fast.unlearning.optim import AdamW
+from wmdp_fast.unlearning.parameters import pick
+from wmdp_fast.unlearning.state import State, load_state, save_state
+from wmdp_fast.unlearning.step import (
+    MEASURES,
+    Batch,
+    Step,
+    batch_of,
+    clip_gradients,
+    control_vectors,
+    gradient_norm,
+    mean_norm,
+    num_batches,
+    retain_noise,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from wmdp_fast.evaluation import PhaseClock
+    from wmdp_fast.unlearning.config import RMUConfig
+    from wmdp_fast.unlearning.corpora import CorpusTokens
+    from wmdp_fast.unlearning.request import Request
+    from wmdp_fast.unlearning.source import Corpora, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearnResult:
+    """A finished run.
+
+    Attributes:
+        config: The settings.
+        steps: Optimizer steps done.
+        best_step: The step whose weights these are; `steps` unless a later one gave up something it should keep.
+        stopped: Why the run ended before its steps were done, or None.
+        picked: What was trained, a line for each parameter.
+        steering_coeffs: Of each topic, as given or found.
+        control_vectors: Of each topic, steering coefficient included, [1, 1, d].
+        tensors: The changed tensors, by the checkpoint's names; by the model's for one that was in memory.
+        metrics: What was measured, a dictionary for each step and each evaluation.
+        evaluations: Accuracies by step; before the first step in the first one.
+        seconds: Wall time by phase.
+        model: The model, if it was in memory or had to be for evaluations. It is updated.
+        output: The new checkpoint's folder, or None.
+    """
+
+    config: RMUConfig
+    steps: int
+    best_step: int
+    stopped: str | None
+    picked: tuple[str, ...]
+    steering_coeffs: tuple[float, ...]
+    control_vectors: tuple[Tensor, ...] = field(repr=False)
+    tensors: dict[str, Tensor] = field(repr=False)
+    metrics: list[dict[str, Any]] = field(repr=False)
+    evaluations: list[dict[str, Any]]
+    seconds: dict[str, float]
+    model: PreTrainedModel | None = field(repr=False)
+    output: Path | None
+
+
+class Run:
+    """The run itself, once everything is read."""
+
+    def __init__(
+        self,
+        request: Request,
+        source: Source,
+        corpora: Corpora,
+        clock: PhaseClock,
+        target: Path | None,
+        work: Path | None,
+    ) -> None:
+        self._request, self._source, self._corpora, self._clock = request, source, corpora, clock
+        self._config, self._target, self._work = request.config, target, work
+        self._topics = request.topics
+        decoder, config = source.decoder, request.config
+        _check_depth(source, config)
+        self._picked = pick(decoder.layers, decoder.prefix, config.updated_layers, config.parameters)
+        self._trained: dict[str, nn.Parameter] = {one.name: one.parameter for one in self._picked}
+        self._device = next(iter(self._trained.values())).device
+        request.note("training:")
+        for one in self._picked:
+            request.note(f"  {one}")
+        _warn_of_dropout(decoder.model)
+        self._total = self._count_steps()
+        self._evaluations: list[dict[str, Any]] = []
+        self._best: tuple[int, dict[str, Tensor]] | None = None
+        self._stopped: str | None = None
+
+    def result(self, *, resume: bool) -> UnlearnResult:
+        """Trains, evaluates, writes, and puts the model's flags back."""
+        with _as_found(self._source.whole or self._source.decoder.model, self._trained):
+            branches = Branches(self._source.decoder, self._config.layer_id, self._trained)
+            try:
+                return self._trained_result(branches, resume=resume)
+            except BaseException:
+                for name, parameter in self._trained.items():
+                    parameter.data.copy_(branches.originals[name])
+                raise
+
+    def _trained_result(self, branches: Branches, *, resume: bool) -> UnlearnResult:
+        config, clock = self._config, self._clock
+        optimizer = AdamW(self._trained, config.learning_rate, master_weights=config.master_weights)
+        identity = self._identity(branches.originals)
+        state = load_state(self._work, identity) if resume and self._work is not None else None
+        begun = time.perf_counter()
+        before = 0.0
+        if state is None:
+            coefficients, controls = self._controls(branches)
+        else:
+            coefficients = state.steering_coeffs
+            controls = [state.tensors[f"control.{topic}"].to(self._device) for topic in range(len(self._topics))]
+            self._restore(state, optimizer)
+            before = state.seconds
+            self._request.note(f"resuming after step {state.step}")
+        self._request.note("steering coefficients: " + ", ".join(f"{value:.4g}" for value in coefficients))
+
+        trackers = reporting.open_trackers(
+            self._request.report_to, self._target.name if self._target else "unlearn", config.to_json()
+        )
+        metrics = Metrics(self._work, optimizer.steps, trackers)
+        step = Step(branches, self._trained, masked=config.mode == "masked")
+
+        def save() -> None:
+            if self._work is not None:
+                spent = before + time.perf_counter() - begun
+                with clock("save state"):
+                    self._save(optimizer, controls, coefficients, identity, spent)
+
+        try:
+            if self._request.eval_tasks and not self._evaluations:
+                self._evaluate(0, metrics)
+            with self._bar(optimizer.steps) as bar:
+                while optimizer.steps < self._total and self._stopped is None:
+                    with clock("steps"):
+                        row = self._step(step, optimizer, controls)
+                    metrics.add(row)
+                    bar.set_postfix(
+                        forget=f"{row['forget_loss']:.4g}", retain=f"{row['retain_loss']:.4g}", refresh=False
+                    )
+                    bar.update()
+                    if self._is_time_to_evaluate(optimizer.steps):
+                        self._evaluate(optimizer.steps, metrics)
+                    if config.save_every and optimizer.steps % config.save_every == 0:
+                        save()
+            if config.save_every and optimizer.steps % config.save_every:
+                save()
+        finally:
+            metrics.close()
+        best_step = self._take_best(optimizer.steps)
+        with clock("write"):
+            changed = self._changed(self._trained)
+            record = self._record(optimizer.steps, best_step, coefficients, controls, changed)
+            if self._target is not None:
+                self._write(self._target, changed, branches.originals, record, metrics)
+        return UnlearnResult(
+            config=config,
+            steps=optimizer.steps,
+            best_step=best_step,
+            stopped=self._stopped,
+            picked=tuple(map(str, self._picked)),
+            steering_coeffs=tuple(coefficients),
+            control_vectors=tuple(vector.cpu() for vector in controls),
+            tensors=changed,
+            metrics=metrics.rows,
+            evaluations=self._evaluations,
+            seconds=clock.seconds,
+            model=self._source.whole,
+            output=self._target,
+        )
+
+    def _count_steps(self) -> int:
+        """Steps over all topics until the corpora end. In reference mode as the original counts, which may be fewer."""
+        config, topics = self._config, len(self._topics)
+        shortest = min(
+            num_batches(corpus, config.batch_size) for corpus in (*self._corpora.forget, *self._corpora.retain)
+        )
+        per_topic = shortest * config.epochs // config.grad_accum
+        # The original takes the number of batches of the shortest corpus for the steps over all topics.
+        available = per_topic if config.mode == "reference" else per_topic * topics
+        if available == 0:
+            raise ValueError(
+                f"the shortest corpus has {shortest} batches of {config.batch_size} documents, too few for grad_accum"
+                f" {config.grad_accum}; give more documents, or lower batch_size or grad_accum"
+            )
+        if available < config.max_steps:
+            warnings.warn(
+                f"the corpora last for {available} steps, not {config.max_steps}: add documents, or raise epochs",
+                WmdpFastWarning,
+                stacklevel=2,
+            )
+        return min(config.max_steps, available)
+
+    def _controls(self, branches: Branches) -> tuple[list[float], list[Tensor]]:
+        """Steering coefficients, and control vectors times these."""
+        units = control_vectors(
+            len(self._topics),
+            self._source.decoder.hidden_size,
+            dtype=next(iter(self._trained.values())).dtype,
+            seed=self._config.seed,
+        )
+        coefficients = []
+        for index, topic in enumerate(self._topics):
+            if topic.steering_coeff is not None:
+                coefficients.append(float(topic.steering_coeff))
+                continue
+            batch = self._batch(self._corpora.forget[index], 0, topic.max_length)
+            activations = branches.frozen(branches.trunk(batch.input_ids, batch.attention_mask))
+            coefficients.append(topic.auto_factor * mean_norm(activations, batch.attention_mask))
+        return coefficients, [
+            (unit * coefficient).to(self._device) for unit, coefficient in zip(units, coefficients, strict=True)
+        ]
+
+    def _step(self, step: Step, optimizer: AdamW, controls: Sequence[Tensor]) -> dict[str, Any]:
+        """One optimizer step and the numbers to watch."""
+        config, done = self._config, optimizer.steps
+        begun = time.perf_counter()
+        topic, turn = done % len(self._topics), done // len(self._topics)
+        pairs = []
+        for part in range(config.grad_accum):
+            index = turn * config.grad_accum + part
+            forget, retain = self._corpora.forget[topic], self._corpora.retain[topic]
+            pairs.append(
+                (
+                    self._batch(forget, index, self._topics[topic].max_length),
+                    self._batch(retain, index, config.retain_max_length),
+                )
+            )
+        gradients, measured = step.losses_and_gradients(
+            pairs, controls[topic], self._topics[topic].alpha, noise=self._noise(pairs, done)
+        )
+        norm = gradient_norm(gradients)
+        if config.grad_clip is not None:
+            clip_gradients(gradients, norm, config.grad_clip)
+        optimizer.step(gradients)
+        values = torch.cat([measured, norm.reshape(1)]).tolist()  # one copy from the device
+        seconds = time.perf_counter() - begun
+        tokens = sum(forget.num_tokens + retain.num_tokens for forget, retain in pairs)
+        return {
+            "step": optimizer.steps,
+            "topic": topic,
+            **dict(zip((*MEASURES, "grad_norm"), values, strict=True)),
+            "seconds": round(seconds, 6),
+            "tokens": tokens,
+            "tokens_per_second": round(tokens / seconds, 1),
+            "peak_memory_mb": round(reporting.peak_memory(self._device), 1),
+        }
+
+    def _noise(self, pairs: Sequence[tuple[Batch, Batch]], step: int) -> list[Tensor] | None:
+        if self._config.retain_noise == 0.0:
+            return None
+        width = self._source.decoder.hidden_size
+        return [
+            self._config.retain_noise
+            * retain_noise(torch.Size((*retain.input_ids.shape, width)), seed=self._config.seed, step=step, part=part)
+            for part, (_, retain) in enumerate(pairs)
+        ]
+
+    def _batch(self, corpus: CorpusTokens, index: int, max_length: int) -> Batch:
+        return batch_of(
+            corpus,
+            index % num_batches(corpus, self._config.batch_size),
+            batch_size=self._config.batch_size,
+            max_length=max_length,
+            pad_id=self._source.pad_id,
+            device=self._device,
+        )
+
+    def _is_time_to_evaluate(self, steps: int) -> bool:
+        if not self._request.eval_tasks:
+            return False
+        every = self._request.eval_every
+        return steps == self._total or (every is not None and steps % every == 0)
+
+    def _evaluate(self, steps: int, metrics: Metrics) -> None:
+        """Scores the whole model as it is now, and looks at the conditions."""
+        from wmdp_fast.evaluation import evaluate
+
+        whole, tokenizer = self._source.whole, self._source.tokenizer
+        if whole is None or tokenizer is None:
+            raise ValueError("evaluating needs the whole model and its tokenizer")
+        with self._clock("evaluate"):
+            result = evaluate(
+                whole, tokenizer=tokenizer, tasks=self._request.eval_tasks, progress=False, **self._request.eval_options
+            )
+        scores = {name: dict(result[name].metrics) for name in result}
+        self._evaluations.append(
+            {"step": steps, "scores": scores, "questions": {name: result[name].sample_len for name in result}}
+        )
+        metrics.add({"step": steps, "evaluation": scores})
+        shown = ", ".join(f"{task} {metric} {value:.3f}" for task, of in scores.items() for metric, value in of.items())
+        self._request.note(f"step {steps}: {shown}")
+        before = self._evaluations[0]["scores"]
+        if failed := [one.text for one in self._request.keep_while if not one.holds(scores, before)]:
+            self._stopped = f"at step {steps} no longer {failed[0]}"
+        else:
+            weights = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
+            self._best = (steps, weights) if self._request.keep_while else None
+            if self._request.stop_when and all(one.holds(scores, before) for one in self._request.stop_when):
+                self._stopped = f"at step {steps} {' and '.join(one.text for one in self._request.stop_when)}"
+
+    def _take_best(self, steps: int) -> int:
+        """Puts the weights of the best step into the model, and returns its number."""
+        if not self._request.keep_while or self._best is None or self._best[0] == steps:
+            return steps
+        best_step, weights = self._best
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(weights[name])
+        # What was evaluated after it belongs to weights that are gone.
+        self._evaluations = [one for one in self._evaluations if one["step"] <= best_step]
+        return best_step
+
+    def _bar(self, done: int) -> Any:
+        from tqdm import tqdm
+
+        return tqdm(
+            total=self._total,
+            initial=done,
+            unit="step",
+            desc="unlearning",
+            disable=not self._request.progress,
+            dynamic_ncols=True,
+        )
+
+    def _identity(self, originals: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What two runs must agree in for one to go on where the other stopped."""
+        settings = self._config.to_json()
+        settings.pop("save_every")
+        return {
+            "settings": settings,
+            "weights": tensor_file.digest({name: tensor_file.as_bytes(tensor) for name, tensor in originals.items()}),
+            "forget corpora": [corpus.content_hash for corpus in self._corpora.forget],
+            "retain corpora": [corpus.content_hash for corpus in self._corpora.retain],
+            "number of steps": self._total,
+            "evaluations": [self._request.eval_tasks, self._request.eval_every],
+        }
+
+    def _save(
+        self,
+        optimizer: AdamW,
+        controls: Sequence[Tensor],
+        coefficients: Sequence[float],
+        identity: dict[str, Any],
+        seconds: float,
+    ) -> None:
+        tensors: dict[str, Tensor] = {f"weights.{name}": parameter for name, parameter in self._trained.items()}
+        tensors |= optimizer.state
+        tensors |= {f"control.{index}": vector for index, vector in enumerate(controls)}
+        best_step = None
+        if self._best is not None:
+            best_step, weights = self._best
+            tensors |= {f"best.{name}": tensor for name, tensor in weights.items()}
+        state = State(optimizer.steps, tensors, list(coefficients), self._evaluations, best_step, seconds)
+        if self._work is not None:
+            save_state(self._work, state, identity)
+
+    def _restore(self, state: State, optimizer: AdamW) -> None:
+        optimizer.steps = state.step
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(state.tensors[f"weights.{name}"])
+            for name, tensor in optimizer.state.items():
+                tensor.copy_(state.tensors[name])
+        self._evaluations = list(state.evaluations)
+        if state.best_step is not None:
+            weights = {name: state.tensors[f"best.{name}"].to(self._device) for name in self._trained}
+            self._best = (state.best_step, weights)
+        # A run that was stopped by its conditions and then could not write: look at them once more.
+        if self._evaluations and self._evaluations[-1]["step"] == state.step > 0:
+            scores, before = self._evaluations[-1]["scores"], self._evaluations[0]["scores"]
+            kept = all(one.holds(scores, before) for one in self._request.keep_while)
+            reached = self._request.stop_when and all(one.holds(scores, before) for one in self._request.stop_when)
+            if not kept or reached:
+                self._stopped = f"at step {state.step}"
+
+    def _changed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The trained tensors, by the checkpoint's names and in its types if there is one."""
+        if self._source.base is not None:
+            return checkpoint.stored_tensors(self._source.decoder.model, tensors, self._source.base)
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+    def _record(
+        self,
+        steps: int,
+        best_step: int,
+        coefficients: Sequence[float],
+        controls: Sequence[Tensor],
+        changed: Mapping[str, Tensor],
+    ) -> dict[str, Any]:
+        """The content of unlearn.json."""
+        return {
+            "name": self._target.name if self._target else self._source.name,
+            "method": "rmu",
+            "base": {"name": self._source.name, "commit": self._source.commit},
+            "settings": self._config.to_json(),
+            "steps": steps,
+            "best_step": best_step,
+            "stopped": self._stopped,
+            "trained": [str(one) for one in self._picked],
+            "changed": sorted(changed),
+            "steering_coeffs": list(coefficients),
+            "control_vectors": [vector.flatten().float().tolist() for vector in controls],
+            "corpora": {
+                kind: [
+                    {"name": one.name, "documents": len(one), "content_hash": one.content_hash}
+                    for one in getattr(self._corpora, kind)
+                ]
+                for kind in ("forget", "retain")
+            },
+            "evaluations": self._evaluations,
+            "seconds": {phase: round(seconds, 3) for phase, seconds in self._clock.seconds.items()},
+            "peak_memory_mb": round(reporting.peak_memory(self._device), 1),
+            "versions": environment.versions(),
+            "hardware": environment.hardware(),
+        }
+
+    def _write(
+        self,
+        target: Path,
+        changed: Mapping[str, Tensor],
+        originals: Mapping[str, Tensor],
+        record: dict[str, Any],
+        metrics: Metrics,
+    ) -> None:
+        """Writes the checkpoint, the delta, and the papers that belong to them."""
+        base, whole = self._source.base, self._source.whole
+        with checkpoint.new_folder(target) as folder:
+            if base is not None:
+                checkpoint.write_checkpoint(base, changed, folder)
+                before = base.digest(changed)
+            else:
+                before, changed = _save_from_memory(whole, self._source.tokenizer, self._trained, originals, folder)
+                record["changed"] = sorted(changed)
+            settings = {name: record[name] for name in ("method", "base", "settings", "steering_coeffs", "best_step")}
+            tensor_file.write_tensors(
+                folder / checkpoint.DELTA,
+                changed,
+                {
+                    "format": "pt",
+                    "method": "rmu",
+                    "base_tensors_sha256": before,
+                    "wmdp_fast": json.dumps(settings, sort_keys=True),
+                },
+            )
+            (folder / checkpoint.RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            (folder / checkpoint.CARD).write_text(model_card(record), encoding="utf-8")
+            with (folder / checkpoint.METRICS).open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in metrics.rows)
+
+
+class Metrics:
+    """The metrics of a run, kept, written and passed on."""
+
+    def __init__(self, work: Path | None, last_step: int, trackers: Sequence[reporting.Tracker]) -> None:
+        self._file = None if work is None else reporting.MetricsFile(work / checkpoint.METRICS, last_step)
+        self._trackers = trackers
+        self.rows: list[dict[str, Any]] = [] if self._file is None else self._file.rows
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Takes the numbers of a step, or an evaluation."""
+        if self._file is None:
+            self.rows.append(row)
+        else:
+            self._file.add(row)
+        numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
+        for task, scores in row.get("evaluation", {}).items():
+            numbers |= {f"{task}/{metric}": value for metric, value in scores.items()}
+        for tracker in self._trackers:
+            tracker.log(numbers, row["step"])
+
+    def close(self) -> None:
+        """Closes the file and the trackers."""
+        if self._file is not None:
+            self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def _check_depth(source: Source, config: RMUConfig) -> None:
+    if config.layer_id >= source.num_layers:
+        raise ModelError(
+            f"{source.name} has {source.num_layers} layers, 0 to {source.num_layers - 1}; layer {config.layer_id} does"
+            " not exist"
+        )
+
+
+def _warn_of_dropout(model: nn.Module) -> None:
+    """The branches share what dropout would make different, so it stays off, unlike in the original."""
+    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+        warnings.warn(
+            "the model has dropout, which the original RMU would leave on; here it is off",
+            WmdpFastWarning,
+            stacklevel=2,
+        )
+
+
+@contextlib.contextmanager
+def _as_found(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Inside, only trained parameters need gradients and nothing is in training mode; afterwards all is as before."""
+    training = [(module, module.training) for module in model.modules()]
+    needing = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for module, flag in training:
+            module.training = flag
+        for parameter, flag in needing:
+            parameter.requires_grad_(flag)
+
+
+def _save_from_memory(
+    model: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    trained: Mapping[str, nn.Parameter],
+    originals: Mapping[str, Tensor],
+    folder: Path,
+) -> tuple[str, dict[str, Tensor]]:
+    """Lets transformers save a model that has no files; returns the digest of what was there, and what is now."""
+    if model is None:
+        raise ModelError("there is no whole model to save")
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    saved = checkpoint.Checkpoint.open(folder)
+    base_model: Any = model.base_model
+    before = checkpoint.stored_tensors(base_model, originals, saved)
+    changed = checkpoint.stored_tensors(base_model, trained, saved)
+    return tensor_file.digest({name: tensor_file.as_bytes(tensor) for name, tensor in before.items()}), changed

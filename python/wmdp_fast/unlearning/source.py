@@ -1,0 +1,197 @@
+"""What a run works on: the model, or as much of it as is needed, and the tokens of its corpora."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from wmdp_fast.models.partial import Decoder, decoder_of, load_first_layers
+from wmdp_fast.unlearning import checkpoint
+from wmdp_fast.unlearning.corpora import CorpusTokens
+
+if TYPE_CHECKING:
+    from os import PathLike
+    from pathlib import Path
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from wmdp_fast.unlearning.config import RMUConfig
+    from wmdp_fast.unlearning.request import Request
+
+# A corpus as a user names it: a file or a name that `load_corpus` knows, or its tokens.
+Corpus = str | os.PathLike[str] | CorpusTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The model that is to be unlearnt."""
+
+    name: str
+    decoder: Decoder
+    whole: PreTrainedModel | None
+    tokenizer: PreTrainedTokenizerBase | None
+    base: checkpoint.Checkpoint | None
+    commit: str | None
+    pad_id: int
+    num_layers: int
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """The tokens of each topic."""
+
+    forget: list[CorpusTokens]
+    retain: list[CorpusTokens]
+
+
+def open_source(
+    model: str | PathLike[str] | PreTrainedModel,
+    config: RMUConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    revision: str | None,
+    device: str,
+    trust_remote_code: bool,
+    *,
+    whole: bool,
+) -> Source:
+    """Loads what is needed of the model, or takes the one in memory."""
+    from wmdp_fast.models.load import load_model
+
+    if not isinstance(model, (str, os.PathLike)):
+        given = {"revision": revision is not None, "device": device != "auto", "dtype": config.dtype != "auto"}
+        if unfit := [name for name, is_given in given.items() if is_given]:
+            raise ValueError(f"{', '.join(unfit)} cannot be changed for a model that is already in memory")
+        name = getattr(model, "name_or_path", "") or type(model).__name__
+        return _described(name, decoder_of(model), model, tokenizer, base=None, commit=None)
+    name = os.fspath(model)
+    if whole:
+        loaded = load_model(
+            name,
+            revision=revision,
+            dtype=config.dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            tokenizer=tokenizer,
+        )
+        held: Any = loaded.model
+        base = None if loaded.path is None else checkpoint.Checkpoint.open(loaded.path)
+        return _described(name, decoder_of(held), held, loaded.tokenizer, base=base, commit=loaded.sha)
+    first = load_first_layers(
+        name,
+        config.layer_id + 1,
+        revision=revision,
+        dtype=config.dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    if tokenizer is None:
+        tokenizer = _tokenizer_of(name, first.folder, first.commit, trust_remote_code=trust_remote_code)
+    return _described(
+        name,
+        first.decoder,
+        None,
+        tokenizer,
+        base=checkpoint.Checkpoint.open(first.folder),
+        commit=first.commit,
+        num_layers=first.num_layers,
+    )
+
+
+def _described(
+    name: str,
+    decoder: Decoder,
+    whole: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    base: checkpoint.Checkpoint | None,
+    commit: str | None,
+    num_layers: int | None = None,
+) -> Source:
+    # The original pads with EOS.
+    eos = getattr(tokenizer, "eos_token_id", None)
+    if eos is None:
+        eos = decoder.model.config.get_text_config().eos_token_id
+    pad_id = eos[0] if isinstance(eos, list) else eos
+    return Source(
+        name=name,
+        decoder=decoder,
+        whole=whole,
+        tokenizer=tokenizer,
+        base=base,
+        commit=commit,
+        pad_id=0 if pad_id is None else int(pad_id),
+        num_layers=num_layers or len(decoder.layers),
+    )
+
+
+def _tokenizer_of(
+    name: str, folder: Path, commit: str | None, *, trust_remote_code: bool
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a checkpoint, or None if its folder has none: tokens may be given ready-made."""
+    from transformers import AutoTokenizer
+
+    has_files = commit is not None or any(
+        (folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")
+    )
+    if not has_files:
+        return None
+    where = name if commit is not None else str(folder)
+    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        where, revision=commit, trust_remote_code=trust_remote_code
+    )
+    return loaded
+
+
+def read_corpora(request: Request, source: Source) -> Corpora:
+    """The tokens of all corpora; what is named twice with the same limits is read once, and is the same object."""
+    config, topics = request.config, request.topics
+    turns = config.max_steps if config.mode == "reference" else -(-config.max_steps // len(topics))
+    wanted = turns * config.grad_accum * config.batch_size
+    read: dict[Any, CorpusTokens] = {}
+
+    def tokens(corpus: Corpus, max_length: int, *, raw_lines: bool) -> CorpusTokens:
+        if isinstance(corpus, CorpusTokens):
+            found = corpus
+        else:
+            key = (os.fspath(corpus), max_length, raw_lines)
+            if key not in read:
+                read[key] = _load(corpus, source, max_length, wanted, config, raw_lines=raw_lines)
+            found = read[key]
+        empty = int((found.offsets[1:] == found.offsets[:-1]).sum())
+        if len(found) == 0 or empty:
+            what = "no documents" if len(found) == 0 else f"{empty} documents without tokens"
+            raise ValueError(f"the corpus {found.name} has {what}; leave them out, e.g. with min_chars")
+        return found
+
+    forget = [
+        tokens(corpus, topic.max_length, raw_lines=topic.raw_lines)
+        for corpus, topic in zip(request.forget, topics, strict=True)
+    ]
+    retain = [tokens(corpus, config.retain_max_length, raw_lines=False) for corpus in request.retain]
+    return Corpora(forget, retain * len(topics) if len(retain) == 1 else retain)
+
+
+def _load(
+    corpus: str | os.PathLike[str],
+    source: Source,
+    max_length: int,
+    num_documents: int,
+    config: RMUConfig,
+    *,
+    raw_lines: bool,
+) -> CorpusTokens:
+    from wmdp_fast.unlearning import corpora
+
+    if source.tokenizer is None:
+        raise ValueError(f"{source.name} has no tokenizer, so the corpus {corpus} cannot be read; pass tokenizer=...")
+    read: CorpusTokens = corpora.load_corpus(  # type: ignore[attr-defined]
+        os.fspath(corpus),
+        source.tokenizer,
+        max_length=max_length,
+        num_documents=num_documents,
+        min_chars=config.min_chars,
+        raw_lines=raw_lines,
+        field=config.field,
+    )
+    return read

@@ -1,0 +1,94 @@
+"""The state of a run on disk, from which it goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from wmdp_fast.exceptions import ModelError
+from wmdp_fast.unlearning import tensor_file
+from wmdp_fast.unlearning.checkpoint import explain_full_disk, sync_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+STATE = "state.safetensors"
+
+
+@dataclass
+class State:
+    """Everything that a continued run needs besides its input.
+
+    Attributes:
+        step: Steps done.
+        tensors: Trained weights (`weights.NAME`), the optimizer's state (`first.NAME`, ...), control vectors
+            (`control.TOPIC`), and the weights of the best step so far (`best.NAME`).
+        steering_coeffs: Of each topic, found or given.
+        evaluations: Accuracies by step.
+        best_step: The step that the best weights belong to, or None.
+        seconds: Time spent so far.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    steering_coeffs: list[float]
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    best_step: int | None = None
+    seconds: float = 0.0
+
+
+def save_state(folder: Path, state: State, identity: dict[str, Any]) -> None:
+    """Replaces the saved state. Whenever this is cut off, the old or the new one is there, whole.
+
+    Args:
+        folder: The run's working folder.
+        state: What to save.
+        identity: What a run must agree in to go on from here.
+
+    Raises:
+        OSError: The disk is full; the previous state is still there.
+    """
+    described = {
+        "step": state.step,
+        "steering_coeffs": state.steering_coeffs,
+        "evaluations": state.evaluations,
+        "best_step": state.best_step,
+        "seconds": state.seconds,
+        "identity": identity,
+    }
+    fresh = folder / f"{STATE}.new"
+    try:
+        tensor_file.write_tensors(fresh, state.tensors, {"state": json.dumps(described)})
+        fresh.replace(folder / STATE)
+        sync_folder(folder)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise explain_full_disk(error, folder / STATE) from error
+
+
+def load_state(folder: Path, identity: dict[str, Any]) -> State | None:
+    """The saved state, or None if the run had not come that far.
+
+    Raises:
+        ModelError: It belongs to a run with other settings or data, or is damaged.
+    """
+    path = folder / STATE
+    if not path.is_file():
+        return None
+    tensors, metadata = tensor_file.read_tensors(path)
+    try:
+        described = json.loads(metadata["state"])
+        before = described.pop("identity")
+        state = State(tensors=tensors, **described)
+    except (KeyError, ValueError, TypeError) as error:
+        raise ModelError(f"{path} is damaged ({error!r}); remove {folder} to begin anew") from None
+    now = json.loads(json.dumps(identity))
+    if differing := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
+        raise ModelError(
+            f"{path} belongs to a run with other {', '.join(differing)}; resume with the same settings and data, or"
+            f" remove {folder} to begin anew"
+        )
+    return state

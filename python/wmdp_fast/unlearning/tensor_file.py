@@ -1,0 +1,173 @@
+"""Safetensors files, byte by byte: writing some tensors, and exchanging a few in a large file without reading the rest.
+
+The format: 8 bytes with the length of a JSON header; the header, with dtype, shape and place of each tensor; the bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from wmdp_fast.exceptions import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from typing import BinaryIO
+
+    from torch import Tensor
+
+_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_NAMES = {dtype: name for name, dtype in _TYPES.items()}
+
+# No real header is longer; a larger number means that the file is something else.
+_MOST_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor is in a file.
+
+    Attributes:
+        dtype: Its type, as the format calls it.
+        shape: Its size in each dimension.
+        start: The first of its bytes, from the start of the file.
+        length: How many bytes it has.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself.
+
+    Attributes:
+        places: The tensors by name.
+        metadata: Free text by key.
+    """
+
+    places: dict[str, Place]
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Reads the table of a safetensors file.
+
+    Raises:
+        ModelError: It is none.
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        try:
+            table: dict[str, Any] = json.loads(file.read(min(size, _MOST_HEADER_BYTES)))
+            metadata = table.pop("__metadata__", {})
+            places = {}
+            for name, entry in table.items():
+                begin, end = entry["data_offsets"]
+                places[name] = Place(entry["dtype"], tuple(entry["shape"]), 8 + size + begin, end - begin)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{path} is no safetensors file, or damaged: {error}") from None
+        if any(place.start + place.length > path.stat().st_size for place in places.values()):
+            raise ModelError(f"{path} is shorter than its header says; copy or download it again")
+    return Header(places, metadata)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Reads all tensors of a file, and its metadata."""
+    header = read_header(path)
+    with path.open("rb") as file:
+        return {name: _read(file, path, name, place) for name, place in header.places.items()}, header.metadata
+
+
+def read_bytes(path: Path, place: Place) -> bytes:
+    """The bytes of one tensor."""
+    with path.open("rb") as file:
+        file.seek(place.start)
+        return file.read(place.length)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes tensors to a new file and makes sure that they are on the disk. The same content makes the same bytes.
+
+    Raises:
+        OSError: It cannot be written; the disk may be full.
+    """
+    table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    at = 0
+    # The widest types first, as others write it, which keeps every tensor aligned.
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    for name, tensor in ordered:
+        length = tensor.numel() * tensor.element_size()
+        table[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + length]}
+        at += length
+    header = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little"))
+        file.write(header)
+        for _, tensor in ordered:
+            file.write(as_bytes(tensor))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def patch(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors over those of the same names in a file. They must have its types and shapes."""
+    places = read_header(path).places
+    with path.open("r+b") as file:
+        for name, tensor in tensors.items():
+            file.seek(places[name].start)
+            file.write(as_bytes(tensor))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def as_stored(name: str, tensor: Tensor, place: Place) -> Tensor:
+    """A tensor in the type that a file has it in.
+
+    Raises:
+        ModelError: The file has it in another shape, or in a type that weights cannot be rounded to.
+    """
+    dtype = _TYPES.get(place.dtype)
+    if dtype is None:
+        raise ModelError(
+            f"{name} is stored as {place.dtype}; unlearning needs a checkpoint in float32, float16 or bfloat16"
+        )
+    if tuple(tensor.shape) != place.shape:
+        raise ModelError(f"{name} has shape {tuple(tensor.shape)}, but {place.shape} in the checkpoint")
+    return tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, as files have them."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
+
+
+def digest(tensors: Mapping[str, bytes | memoryview]) -> str:
+    """SHA-256 over names and bytes, in the order of the names."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        sha.update(f"{name}\0{len(tensors[name])}\0".encode())
+        sha.update(tensors[name])
+    return sha.hexdigest()
+
+
+def _read(file: BinaryIO, path: Path, name: str, place: Place) -> Tensor:
+    if place.dtype not in _TYPES:
+        raise ModelError(f"{path}: {name} has type {place.dtype}, which is not one that this package writes")
+    file.seek(place.start)
+    data = bytearray(file.read(place.length))
+    if not data:
+        return torch.empty(place.shape, dtype=_TYPES[place.dtype])
+    return torch.frombuffer(data, dtype=_TYPES[place.dtype]).reshape(place.shape)
