@@ -75,7 +75,7 @@ def questions(rng: random.Random, task: str, count: int, *, compared: bool, text
     return TaskQuestions(
         task=task,
         ids=list(range(count)),
-        hashes="".join(hashlib.sha256(f"{task} {i}".encode()).hexdigest()[:12] for i in range(count)),
+        hashes="".join(hashlib.sha256(repr((task, i)).encode()).hexdigest()[:12] for i in range(count)),
         answers=draw(4),
         after=draw(4),
         after_permille=draw(1001),
@@ -87,7 +87,12 @@ def questions(rng: random.Random, task: str, count: int, *, compared: bool, text
 
 
 def report(
-    *, compared: bool = True, unlearnt: bool = True, label: str | None = None, text: str | None = None
+    *,
+    compared: bool = True,
+    unlearnt: bool = True,
+    label: str | None = None,
+    text: str | None = None,
+    groups: tuple[str, ...] = ("wmdp", "mmlu"),
 ) -> Report:
     """WMDP and MMLU with as many questions as they have, or with `label` everywhere a name can stand."""
     rng = random.Random(0)
@@ -115,8 +120,8 @@ def report(
             for child in thing.children:
                 add(child, depth + 1)
 
-    add("wmdp", 0)
-    add("mmlu", 0)
+    for group in groups:
+        add(group, 0)
     records = [Facts(title=label or "Settings", facts=[(label or "dtype", label or "bfloat16")] * 12)]
     runs = [
         Run(name=name, model=label or f"lab/{name}", date="2026-11-24 12:00", records=records)
@@ -138,7 +143,7 @@ def report(
         rows=rows,
         parts=[
             Part(label=label or part, scores=[scores(rng, label or name, series) for name, series in named])
-            for part in ("wmdp", "mmlu")
+            for part in groups
         ],
         questions=tables,
         warnings=[label] if label else [],

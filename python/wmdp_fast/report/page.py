@@ -1,7 +1,7 @@
 """The report's page: one HTML file with style, script, figures and data inside, which fetches nothing.
 
-Everything that comes from a result is inserted by jinja2 with escaping on, or into JSON whose angle brackets are escaped,
-and the page's own policy forbids any script but the one that is here.
+Everything that comes from a result is inserted by jinja2 with escaping on, or into JSON whose angle brackets are
+escaped, and the page's own policy forbids any script but the one that is here.
 """
 
 from __future__ import annotations
