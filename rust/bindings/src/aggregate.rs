@@ -101,7 +101,7 @@ impl Outcome {
     }
 }
 
-fn read_only<T: Element>(py: Python<'_>, values: Vec<T>) -> Array1<T> {
+pub(crate) fn read_only<T: Element>(py: Python<'_>, values: Vec<T>) -> Array1<T> {
     let array = values.into_pyarray(py);
     array.readwrite().make_nonwriteable();
     array.into()

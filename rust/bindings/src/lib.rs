@@ -17,6 +17,7 @@ mod pyjson;
 mod question;
 mod request;
 mod samples;
+mod saved;
 mod template;
 mod tokenizer;
 mod trie;
@@ -42,6 +43,8 @@ mod _rust {
     use crate::request::{PaddedBatch, Requests};
     #[pymodule_export]
     use crate::samples::write_samples;
+    #[pymodule_export]
+    use crate::saved::{Samples, read_samples};
     #[pymodule_export]
     use crate::template::{PromptTemplate, Prompts};
     #[pymodule_export]

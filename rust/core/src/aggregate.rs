@@ -155,7 +155,7 @@ fn check(source: &str, question: usize, scores: &[f64]) -> Result<()> {
 }
 
 /// numpy's `argmax`: the first of the highest values, and the first NaN if there is one (0 / 0 for an empty choice).
-fn argmax(values: &[f64]) -> usize {
+pub(crate) fn argmax(values: &[f64]) -> usize {
     if let Some(nan) = values.iter().position(|value| value.is_nan()) {
         return nan;
     }
@@ -169,7 +169,7 @@ fn argmax(values: &[f64]) -> usize {
 }
 
 /// How far `scores[best]` is ahead of all others.
-fn ahead(scores: &[f64], best: usize) -> f64 {
+pub(crate) fn ahead(scores: &[f64], best: usize) -> f64 {
     if scores[best] == f64::NEG_INFINITY {
         return 0.0; // All choices are equally impossible; their difference would be NaN.
     }

@@ -39,15 +39,7 @@ pub fn write_samples(
     metrics: &[Metric],
     cancel: &Cancel,
 ) -> Result<String> {
-    if questions.questions.len() != prompts.len() || prompts.len() != outcome.len() {
-        return Err(Error::InvalidArgument(format!(
-            "{} questions, {} prompts and {} scored questions do not make samples: there must be as many of each",
-            questions.questions.len(),
-            prompts.len(),
-            outcome.len()
-        )));
-    }
-    let task = Task::new(questions, prompts, outcome, metrics);
+    let task = Task::new(questions, prompts, outcome, metrics)?;
     let mut task_hash = Sha256::new();
     write_whole(path, |file| {
         for start in (0..prompts.len()).step_by(LINES_AT_ONCE) {
@@ -71,6 +63,26 @@ pub fn write_samples(
     Ok(hex(task_hash))
 }
 
+/// lm-eval's hashes of each question's document, prompt and target, in hexadecimal, as [`write_samples`] writes them.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] if questions, prompts and outcome are not as many.
+pub fn hashes(
+    questions: &QuestionSet,
+    prompts: &Prompts,
+    outcome: &Outcome,
+    cancel: &Cancel,
+) -> Result<Vec<[String; 3]>> {
+    let task = Task::new(questions, prompts, outcome, &[])?;
+    install(|| {
+        let each = (0..prompts.len()).into_par_iter().map(|question| {
+            cancel.check()?;
+            Ok(task.hashes(question, &task.document(question)))
+        });
+        each.collect()
+    })
+}
+
 /// What the lines of a task share.
 struct Task<'a> {
     questions: &'a QuestionSet,
@@ -90,28 +102,49 @@ struct Sample {
 }
 
 impl<'a> Task<'a> {
-    fn new(questions: &'a QuestionSet, prompts: &'a Prompts, outcome: &'a Outcome, metrics: &'a [Metric]) -> Self {
+    fn new(
+        questions: &'a QuestionSet,
+        prompts: &'a Prompts,
+        outcome: &'a Outcome,
+        metrics: &'a [Metric],
+    ) -> Result<Self> {
+        if questions.questions.len() != prompts.len() || prompts.len() != outcome.len() {
+            return Err(Error::InvalidArgument(format!(
+                "{} questions, {} prompts and {} scored questions do not make samples: there must be as many of each",
+                questions.questions.len(),
+                prompts.len(),
+                outcome.len()
+            )));
+        }
         let mut escaped_prefix = String::new();
         push_escaped(&mut escaped_prefix, &prompts.prefix);
         let hashed_prefix = Sha256::new().chain_update(&prompts.prefix);
-        Self { questions, prompts, outcome, metrics, escaped_prefix, hashed_prefix }
+        Ok(Self { questions, prompts, outcome, metrics, escaped_prefix, hashed_prefix })
+    }
+
+    fn document(&self, index: usize) -> Value {
+        document(&self.questions.columns, &self.questions.questions[index])
+    }
+
+    /// Of document, prompt and target.
+    fn hashes(&self, index: usize, document: &Value) -> [String; 3] {
+        let mut indented = String::new();
+        push_json(&mut indented, document, Some(2));
+        [
+            hex(Sha256::new().chain_update(indented)),
+            hex(self.hashed_prefix.clone().chain_update(&self.prompts.bodies[index])),
+            hex(Sha256::new().chain_update(self.prompts.answers[index].to_string())),
+        ]
     }
 
     fn sample(&self, index: usize) -> Sample {
-        let document = document(&self.questions.columns, &self.questions.questions[index]);
-        let target = self.prompts.answers[index].to_string();
-        let mut indented = String::new();
-        push_json(&mut indented, &document, Some(2));
-        let hashes = [
-            hex(Sha256::new().chain_update(indented)),
-            hex(self.hashed_prefix.clone().chain_update(&self.prompts.bodies[index])),
-            hex(Sha256::new().chain_update(&target)),
-        ];
+        let document = self.document(index);
+        let hashes = self.hashes(index, &document);
 
         let mut line = format!("{{\"doc_id\": {index}, \"doc\": ");
         push_json(&mut line, &document, None);
         line.push_str(", \"target\": ");
-        push_string(&mut line, &target);
+        push_string(&mut line, &self.prompts.answers[index].to_string());
         line.push_str(", \"arguments\": {");
         self.push_arguments(&mut line, index);
         let responses = self.responses(index);

@@ -1,0 +1,238 @@
+"""What a report shows, as plain numbers and names: the page and its figures are made from this and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# What a task is to unlearning: what shall go, what lies close to it, and everything else.
+Family = Literal["forget", "near", "general", "other"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A share of one with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What became of an accuracy.
+
+    Attributes:
+        value: After minus before.
+        low: Lower end of the difference's 95 % interval.
+        high: Its upper end.
+        p: Probability of a difference at least as large by chance alone, corrected for the number of tasks; None if
+            it was not computed.
+        gained: Questions that were wrong before and are right now.
+        lost: Questions that were right before and are wrong now.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float | None
+    gained: int
+    lost: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A task's or group's accuracy.
+
+    Attributes:
+        name: lm-eval's name.
+        label: The name shown.
+        depth: How far below the top.
+        family: What it is to unlearning.
+        is_group: Whether it stands for the tasks below it.
+        is_subject: Whether it is one of so many that they get a figure of their own.
+        count: Number of questions.
+        chance: Accuracy of guessing.
+        after: The accuracy; with a baseline, that of the later model.
+        before: The baseline's.
+        change: The difference, where both were asked the same questions.
+    """
+
+    name: str
+    label: str
+    depth: int
+    family: Family
+    is_group: bool
+    is_subject: bool
+    count: int
+    chance: float
+    after: Estimate
+    before: Estimate | None = None
+    change: Change | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """The questions whose preferred choice has a probability in a range.
+
+    Attributes:
+        low: Lower end of the range.
+        high: Its upper end.
+        count: Number of questions.
+        confidence: Their mean probability.
+        accuracy: Share of them that are right; of no meaning if there are none.
+    """
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """How many values lie between each two neighbouring edges; the outermost cells hold all beyond them too."""
+
+    edges: list[float]
+    counts: list[int]
+    median: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """How one run scored the questions of a part of the tasks.
+
+    Attributes:
+        name: The run's name.
+        series: How it is drawn.
+        calibration: By probability of the preferred choice.
+        ece: Expected calibration error, as a share of one.
+        brier: Brier score over the choices.
+        margins: Lead of the right choice over the best wrong one, in nats.
+    """
+
+    name: str
+    series: Literal["before", "after"]
+    calibration: list[Cell]
+    ece: float
+    brier: float
+    margins: Histogram
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A group, or a task in none, with each run's scores."""
+
+    label: str
+    scores: list[Scores]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A quantity over the steps of a run."""
+
+    name: str
+    steps: list[int]
+    values: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """Curves that share a figure."""
+
+    title: str
+    unit: str
+    curves: list[Curve]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """A heading and what is known under it, as names and texts."""
+
+    title: str
+    facts: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unlearning:
+    """An unlearning run: its curves, and everything that was recorded about it."""
+
+    plots: list[Plot]
+    records: list[Facts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """An evaluation: whose, when, and how it was made."""
+
+    name: str
+    model: str
+    date: str
+    records: list[Facts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskQuestions:
+    """The questions of a task, a column for each thing known about them.
+
+    Attributes:
+        task: The task's name.
+        ids: lm-eval's `doc_id` of each.
+        hashes: The first characters of each document's SHA-256, all in one string.
+        answers: Index of the right choice.
+        after: Index of the choice that was preferred.
+        after_permille: Probability of the right choice among the choices, in thousandths.
+        margins: Lead of the right choice over the best wrong one, in hundredths of a nat.
+        before: The same of the baseline, if there is one.
+        before_permille: Likewise.
+        texts: Question and choices, if asked for.
+    """
+
+    task: str
+    ids: list[int]
+    hashes: str
+    answers: list[int]
+    after: list[int]
+    after_permille: list[int]
+    margins: list[int]
+    before: list[int] | None = None
+    before_permille: list[int] | None = None
+    texts: list[tuple[str, list[str]]] | None = None
+
+
+# Characters of a hash that are kept: 48 bits tell 18,000 questions apart (a clash has a chance of one in a million).
+HASH_LENGTH = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything on the page.
+
+    Attributes:
+        title: What was evaluated, or what was compared.
+        runs: The evaluations, the baseline first.
+        rows: Tasks and groups, as deep as they are nested.
+        parts: Calibration and margins.
+        questions: Every question, by task.
+        warnings: What makes the numbers less comparable or less sure.
+        unlearning: The run that made the later model.
+        statistics: How intervals and probabilities were computed.
+    """
+
+    title: str
+    runs: Sequence[Run]
+    rows: Sequence[Row]
+    parts: Sequence[Part] = ()
+    questions: Sequence[TaskQuestions] = ()
+    warnings: Sequence[str] = ()
+    unlearning: Unlearning | None = None
+    statistics: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def compared(self) -> bool:
+        """Whether there is a baseline."""
+        return any(row.before is not None for row in self.rows)
