@@ -18,6 +18,7 @@ from wmdp_fast._rust import (
     Requests,
     Tokenizer,
     __version__,
+    aggregate,
 )
 from wmdp_fast._rust import read_questions as load_questions
 from wmdp_fast.exceptions import (
@@ -34,6 +35,7 @@ from wmdp_fast.exceptions import (
 
 if TYPE_CHECKING:
     from wmdp_fast.evaluation import evaluate
+    from wmdp_fast.integrations.training import EvalCallback
     from wmdp_fast.prepare import load_tokenizer, plan
     from wmdp_fast.results import EvalResult, GroupResult, TaskResult
     from wmdp_fast.unlearning.config import RMUConfig
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 # Public names whose modules are imported when they are first asked for, so that `import wmdp_fast` stays quick.
 _LAZY = {
+    "EvalCallback": "wmdp_fast.integrations.training",
     "EvalResult": "wmdp_fast.results",
     "GroupResult": "wmdp_fast.results",
     "RMUConfig": "wmdp_fast.unlearning.config",
@@ -56,6 +59,7 @@ _LAZY = {
 __all__ = [
     "DataUnavailableError",
     "DatasetError",
+    "EvalCallback",
     "EvalResult",
     "GroupResult",
     "InternalError",
@@ -76,6 +80,7 @@ __all__ = [
     "WmdpFastError",
     "WmdpFastWarning",
     "__version__",
+    "aggregate",
     "evaluate",
     "load_questions",
     "load_tokenizer",

@@ -13,7 +13,16 @@ import warnings
 from typing import TYPE_CHECKING, TextIO
 
 from wmdp_fast import __version__
-from wmdp_fast.cli import apply_delta, bench, doctor, eval, layers, tasks, unlearn  # noqa: A004 (the subcommand's name)
+from wmdp_fast.cli import (
+    apply_delta,
+    bench,
+    doctor,
+    eval,  # noqa: A004 (the subcommand's name)
+    layers,
+    lm_eval,
+    tasks,
+    unlearn,
+)
 from wmdp_fast.exceptions import WmdpFastError, WmdpFastWarning
 
 if TYPE_CHECKING:
@@ -26,6 +35,7 @@ COMMANDS = {
     "layers": layers,
     "unlearn": unlearn,
     "apply-delta": apply_delta,
+    "lm-eval": lm_eval,
     "bench": bench,
     "doctor": doctor,
 }
