@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -33,7 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluates, saves and explains."""
     from wmdp_fast.demo.run import run_demo
 
-    if not arguments.quiet:
+    if arguments.quiet:
+        # transformers reads it when it is imported, which has not happened yet.
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    else:
         print("loading torch and the embedded model ...", file=sys.stderr)
     print(_report(run_demo(arguments.output, progress=not arguments.quiet)))
     return 0
@@ -42,7 +46,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _report(done: DemoRun) -> str:
     seconds = sum(done.result.timings.values())
     questions = sum(task.sample_len for task in done.result.tasks.values())
-    again = [_short(demo.model_path()), "--tasks", _short(demo.questions_path("forget")), "--template", "mmlu"]
     return f"""
 {done.result}
 
@@ -56,8 +59,15 @@ results: {done.results_file}
 samples: {done.results_file.parent}/samples_*.jsonl, every question with its prompt and four log-likelihoods
 
 Next:
+{next_steps()}"""
+
+
+def next_steps() -> str:
+    """Commands to try after the demo, each with what it does on the line below."""
+    again = [_short(demo.model_path()), "--tasks", _short(demo.questions_path("forget")), "--template", "mmlu"]
+    return f"""\
   wmdp-fast eval {shlex.join(again)} --num-fewshot 5
-      the same questions after five answered examples
+      the same model on the domain to forget, after five answered examples
   wmdp-fast eval HuggingFaceTB/SmolLM2-135M-Instruct --tasks mmlu_virology --limit 50
       a real model on real questions, from the Hugging Face hub
   wmdp-fast tasks
