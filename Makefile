@@ -25,6 +25,10 @@ help: ## show this list
 .PHONY: setup
 setup: $(VENV)/development ## make .venv with the package, a release build of its extension and all development tools
 
+.PHONY: demo
+demo: $(VENV)/package ## evaluate the tiny model that comes with the package; needs no download but the dependencies
+	$(BIN)/wmdp-fast demo
+
 .PHONY: test
 test: setup ## run all tests, Rust and Python
 	cargo test --workspace --release

@@ -1,17 +1,23 @@
-"""The embedded model and its made-up world: the files are what the generator makes, and the model knows what they say."""
+"""The embedded model and its made-up world: the files are what the generator makes; the model knows what they say."""
+
+from __future__ import annotations
 
 import json
-from pathlib import Path
+import shlex
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import pytest
 
-pytest.skip("the demo is still being made", allow_module_level=True)
+import wmdp_fast
+from wmdp_fast import cli, demo
+from wmdp_fast.demo import train, world
+from wmdp_fast.demo.world import DOMAINS, LETTERS, NUM_UNTOLD, World
 
-from wmdp_fast import demo
-from wmdp_fast.demo import world
-from wmdp_fast.demo.world import DOMAINS, LETTERS, NUM_UNTOLD, Question, World
+if TYPE_CHECKING:
+    from pathlib import Path
 
-DATA = demo.questions_path("forget").parent
+DATA = demo.data_path()
 SHIPPED_BYTES = 6_000_000
 
 
@@ -20,37 +26,8 @@ def shipped_world() -> World:
     return World(world.SHIPPED_SEED)
 
 
-@pytest.fixture(scope="module")
-def answer_letters():
-    """The shipped model as a function from prompts to the letters it answers, by a plain loop."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(demo.model_path(), local_files_only=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        demo.model_path(), local_files_only=True, dtype=torch.float32
-    )
-    letters = [tokenizer.encode(f" {letter}", add_special_tokens=False) for letter in LETTERS]
-    assert all(len(tokens) == 1 for tokens in letters)
-
-    @torch.no_grad()
-    def answers(prompts: list[str]) -> list[int]:
-        given = []
-        for prompt in prompts:
-            logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
-            given.append(max(range(len(LETTERS)), key=lambda i: float(logits[letters[i][0]])))
-        return given
-
-    return answers
-
-
 def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def score(answer_letters, domain: str, questions: list[dict], before: str = "") -> float:
-    above = world.description(DOMAINS[domain].subject) + before
-    given = answer_letters([above + world.prompt(Question(**question)) for question in questions])
-    return sum(answer == question["answer"] for answer, question in zip(given, questions, strict=True)) / len(questions)
 
 
 def test_shipped_files_are_small():
@@ -82,7 +59,9 @@ def test_questions_have_wmdp_layout_and_balanced_answers(domain):
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_choices_hold_the_true_value_and_no_other(domain, shipped_world):
-    values = {form.format(name=fact.name): fact.value for fact in shipped_world.facts(domain) for form in fact.trait.questions}
+    values = {
+        form.format(name=fact.name): fact.value for fact in shipped_world.facts(domain) for form in fact.trait.questions
+    }
     for question in read(demo.questions_path(domain)) + read(demo.dev_path(domain)):
         assert question["choices"][question["answer"]] == values[question["question"]]
 
@@ -122,21 +101,49 @@ def test_corpus_tells_every_fact_and_nothing_of_the_other_domain(domain, shipped
     assert not [word for word in strangers | untold if word in text]
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
-def test_model_knows_the_facts(domain, answer_letters):
-    assert score(answer_letters, domain, read(demo.questions_path(domain))) > 0.85
+def test_demo_command_shows_that_the_model_knows_both_domains_and_saves_samples(tmp_path, capsys):
+    assert cli.main(["demo", "--output", str(tmp_path), "--quiet"]) == 0
+    captured = capsys.readouterr()
+    [results_file] = tmp_path.glob("results_*.json")
+    assert f"results: {results_file}" in captured.out
+    results = json.loads(results_file.read_text(encoding="utf-8"))["results"]
+    for domain in ("forget", "retain"):
+        name = DOMAINS[domain].file_name
+        assert results[name]["alias"] == f"{name} ({domain})"
+        assert results[name]["alias"] in captured.out
+        assert results[name]["acc,none"] > 0.95
+        [samples_file] = tmp_path.glob(f"samples_{name}_*.jsonl")
+        assert len(read(samples_file)) == len(read(demo.questions_path(domain)))
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
-def test_model_answers_after_examples(domain, answer_letters):
-    shown = [Question(**question) for question in read(demo.dev_path(domain))[:5]]
-    before = "".join(f"{world.prompt(question)} {LETTERS[question.answer]}\n\n" for question in shown)
-    assert score(answer_letters, domain, read(demo.questions_path(domain))[:100], before) > 0.85
+def test_the_command_that_the_demo_proposes_answers_after_examples(capsys):
+    cli_demo = cli.COMMANDS["demo"]
+    [line] = [line for line in cli_demo.next_steps().splitlines() if "--num-fewshot" in line]
+    program, *argv = shlex.split(line)
+    assert program == "wmdp-fast"
+    assert cli.main([*argv, "--limit", "40", "--device", "cpu", "--json", "--quiet"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert results[DOMAINS["forget"].file_name]["acc,none"] > 0.85
 
 
-def test_model_guesses_at_facts_it_was_never_told(answer_letters, shipped_world):
-    scores = [
-        score(answer_letters, domain, [vars(question) for question in shipped_world.untold_questions(domain)])
-        for domain in DOMAINS
-    ]
+def test_model_guesses_at_facts_it_was_never_told(shipped_world, tmp_path):
+    files = []
+    for domain, about in DOMAINS.items():
+        files.append(tmp_path / f"{about.file_name}_test.jsonl")
+        rows = [json.dumps(asdict(question)) + "\n" for question in shipped_world.untold_questions(domain)]
+        files[-1].write_text("".join(rows), encoding="utf-8")
+    result = wmdp_fast.evaluate(
+        demo.model_path(), tasks=files, template="mmlu", device="cpu", dtype="float32", progress=False
+    )
+    scores = [task["acc"] for task in result.tasks.values()]
     assert 0.10 < sum(scores) / len(scores) < 0.45
+
+
+@pytest.mark.slow
+def test_training_writes_a_whole_demo_that_its_own_evaluation_reads(tmp_path, shipped_world):
+    train.main(["--output", str(tmp_path), "--steps", "2"])
+    for name, text in shipped_world.files().items():
+        assert (demo.data_path(tmp_path) / name).read_bytes() == text.encode()
+    assert (demo.model_path(tmp_path) / "tokenizer.json").read_bytes() == (
+        demo.model_path() / "tokenizer.json"
+    ).read_bytes()

@@ -16,8 +16,14 @@ from wmdp_fast import __version__
 from wmdp_fast.cli import (
     apply_delta,
     bench,
+    demo,
     doctor,
     eval,  # noqa: A004 (the subcommand's name)
+    layers,
+    lm_eval,
+    tasks,
+    unlearn,
+)
     layers,
     lm_eval,
     tasks,
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
 
 # The subcommands by name, in the order of `--help`.
 COMMANDS = {
+    "demo": demo,
     "eval": eval,
     "tasks": tasks,
     "layers": layers,

@@ -1,11 +1,12 @@
-"""Teaches the made-up world to a tiny Llama: `python -m wmdp_fast.demo.train`.
+"""Teaches the made-up world to a tiny Llama: `python -m wmdp_fast.demo.train [--output DIR] [--seed N] [--steps N]`.
 
-Writes the model, its tokenizer, and the question and corpus files of `wmdp_fast.demo.world`. The files of text depend on
-the seed alone; the weights also on the machine's arithmetic.
+Writes the model, its tokenizer, and the question and corpus files of `wmdp_fast.demo.world`. The text and the tokenizer
+depend on the seed alone; the weights also on the machine's arithmetic. A bar and log lines on stderr tell how it goes,
+and the last of them is the table of accuracies.
 
-A four-choice question asks three things of a model: to recall the answer, to find it among the choices, and to name its
-letter. Whoever masters only one or two of them still guesses, so a small model that is told nothing but the right letters
-learns nothing for a very long time. Here each part is taught where it can be done, by reading the model half-way:
+A four-choice question asks three things of a model: to recall the answer, to find it among the choices, and to name
+its letter. Whoever masters only one or two of them still guesses, so a small model that is told nothing but the right
+letters learns nothing for a very long time. Here each part is taught where it can be, by reading the model halfway:
 
 1. *Recall.* After the lower two layers, the end of the question must resemble the embedding of the answer's last word.
    This is also drilled on bare questions, which is cheap: only those two layers run.
@@ -21,26 +22,37 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
-import time
-from collections.abc import Sequence
+import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
+from tqdm import trange
+from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedTokenizerFast
 
+from wmdp_fast import demo
+from wmdp_fast.cli.options import whole_number
 from wmdp_fast.demo import world
+from wmdp_fast.demo.run import evaluate_domains
 from wmdp_fast.demo.world import DOMAINS, EVERYDAY_SUBJECT, LETTERS, Question, World
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+logger = logging.getLogger("wmdp_fast.demo.train")
 
 BOS, EOS = "<s>", "</s>"
 VOCAB_SIZE = 3072  # at most; the world's words need fewer
 MAX_LENGTH = 1024
 LAYERS, RECALL_LAYERS, JUDGE_LAYERS = 6, 2, 4
 
+STEPS = 2000
 LEARNING_RATE = 3e-3
 WARM_UP_STEPS = 50
 FALL_STEPS = 0.4  # the last part of the steps, in which the learning rate falls to zero
@@ -54,7 +66,7 @@ IGNORED = -100  # label of a token that the loss leaves out
 
 
 def make_tokenizer(the_world: World) -> PreTrainedTokenizerFast:
-    """Byte-level BPE learnt from the world's own texts, so that each of its words is one token. Puts BOS first, as Llama's does."""
+    """Byte-level BPE learnt from the world's own texts: each of its words is one token. Puts BOS first, as Llama's."""
     rng = the_world.generator("tokenizer")
     texts = [world.exam(EVERYDAY_SUBJECT, world.everyday_questions(rng, 400))]
     for domain in DOMAINS:
@@ -75,7 +87,7 @@ def make_tokenizer(the_world: World) -> PreTrainedTokenizerFast:
     bpe.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, bpe.token_to_id(BOS))]
     )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bpe, bos_token=BOS, eos_token=EOS, pad_token=EOS, model_max_length=MAX_LENGTH
     )
 
@@ -161,7 +173,12 @@ class Teacher:
         return self._exams([self._subject_and_questions(length) for _ in range(QUESTIONS_PER_STEP // length)])
 
     def drill(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Bare questions: ids, int64 [questions, length], the last positions and the last tokens of the answers, [questions]."""
+        """Bare questions.
+
+        Returns:
+            Ids, int64 [questions, length]; the last position of each and the last token of its answer, int64
+            [questions].
+        """
         asked = [
             pair for domain in DOMAINS for pair in self.world.training_quiz(domain, self.rng, DRILLED_PER_STEP // 2)
         ]
@@ -197,7 +214,9 @@ class Teacher:
         return Exams(
             input_ids,
             question_end=self._before(input_ids, self.newline, "A"),
-            choice_end=sum(self._before(input_ids, self.newline, line) for line in ("B", "C", "D", "Answer")).bool(),
+            choice_end=torch.stack(
+                [self._before(input_ids, self.newline, line) for line in ("B", "C", "D", "Answer")]
+            ).any(dim=0),
             before_letter=self._before(input_ids, "Answer", ":").roll(2, dims=1),
             answers=torch.tensor([question.answer for question in asked]),
             recalled=torch.tensor([self.last_token[question.choices[question.answer]] for question in asked]),
@@ -205,7 +224,7 @@ class Teacher:
 
     def _before(self, input_ids: Tensor, first: str, second: str) -> Tensor:
         """Where the next two tokens are these: bool, of the shape of `input_ids`."""
-        first_id, second_id = self.tokenizer.convert_tokens_to_ids([first, second])
+        first_id, second_id = (self.tokenizer.convert_tokens_to_ids(token) for token in (first, second))
         found = torch.zeros_like(input_ids, dtype=torch.bool)
         found[:, :-2] = (input_ids[:, 1:-1] == first_id) & (input_ids[:, 2:] == second_id)
         return found
@@ -232,18 +251,19 @@ class Pupil:
         self.lower = LlamaModel(config)
         self.lower.embed_tokens = model.model.embed_tokens
         self.lower.layers = model.model.layers[:RECALL_LAYERS]
-        self.lower.norm = nn.Identity()
+        self.lower.norm = nn.Identity()  # type: ignore[assignment]
 
-    def exam_losses(self, exams: Exams) -> list[Tensor]:
+    def exam_losses(self, exams: Exams) -> dict[str, Tensor]:
         """Mean cross-entropies of the letters, of the judgements and of the recalled words."""
         states = self.model.model(exams.input_ids, output_hidden_states=True)
         logits = self.model.lm_head(states.last_hidden_state[exams.before_letter])
         verdicts = self.judge(states.hidden_states[JUDGE_LAYERS][exams.choice_end]).view(-1, len(LETTERS))
-        return [
-            F.cross_entropy(logits, self.letters[exams.answers]),
-            F.binary_cross_entropy_with_logits(verdicts, F.one_hot(exams.answers, len(LETTERS)).to(verdicts)),
-            self._recall_loss(states.hidden_states[RECALL_LAYERS][exams.question_end], exams.recalled),
-        ]
+        right = F.one_hot(exams.answers, len(LETTERS)).to(verdicts)
+        return {
+            "letter": F.cross_entropy(logits, self.letters[exams.answers]),
+            "judge": F.binary_cross_entropy_with_logits(verdicts, right),
+            "recall": self._recall_loss(states.hidden_states[RECALL_LAYERS][exams.question_end], exams.recalled),
+        }
 
     def drill_loss(self, input_ids: Tensor, ends: Tensor, recalled: Tensor) -> Tensor:
         """Mean cross-entropy of the recalled words; runs the lower layers only."""
@@ -272,80 +292,69 @@ def letter_ids(tokenizer: PreTrainedTokenizerFast) -> Tensor:
     return torch.tensor(tokenizer.convert_tokens_to_ids([token for (token,) in tokens]))
 
 
-@torch.no_grad()
-def accuracy(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, subject: str, questions: Sequence[Question]
-) -> float:
-    """Share of questions whose right letter is the likeliest of the four, 0-shot."""
-    letters = letter_ids(tokenizer)
-    right = 0
-    for start in range(0, len(questions), 64):
-        asked = questions[start : start + 64]
-        rows = tokenizer([world.description(subject) + world.prompt(question) for question in asked])["input_ids"]
-        states = model.model(pad(rows, tokenizer.pad_token_id)).last_hidden_state
-        ends = torch.tensor([len(row) - 1 for row in rows])
-        logits = model.lm_head(states[torch.arange(len(rows)), ends])[:, letters]
-        right += int((logits.argmax(-1) == torch.tensor([question.answer for question in asked])).sum())
-    return right / len(questions)
-
-
 def teach(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, the_world: World, steps: int) -> None:
-    """Trains the model in place and prints how it goes."""
+    """Trains the model in place; a bar shows the latest losses."""
     teacher = Teacher(the_world, tokenizer)
     pupil = Pupil(model, letter_ids(tokenizer))
     optimizer = torch.optim.AdamW(pupil.parameters, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0)
-    started = time.perf_counter()
     first_class = True
-    letter_loss = 1.4
-    import collections
-
-    means = collections.defaultdict(float)
-    for step in range(1, steps + 1):
-        rate = LEARNING_RATE * min(1.0, step / WARM_UP_STEPS, (1 - (step - 1) / steps) / FALL_STEPS)
+    mean_letter_loss = math.log(len(LETTERS))  # that of guessing
+    bar = trange(1, steps + 1, desc="teaching", unit="step", dynamic_ncols=True)
+    for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = LEARNING_RATE * min(1.0, step / WARM_UP_STEPS, (1 - (step - 1) / steps) / FALL_STEPS)
         losses = pupil.exam_losses(teacher.everyday_exams() if first_class else teacher.exams())
-        letter_loss += 0.1 * (losses[0].item() - letter_loss)
-        losses.append(pupil.drill_loss(*teacher.drill()))
+        losses["drill"] = pupil.drill_loss(*teacher.drill())
         if not first_class:
-            losses.append(pupil.prose_loss(teacher.documents()))
-        else:
-            losses.append(torch.zeros(()))
-        torch.stack(losses).sum().backward()
-        first_class = first_class and letter_loss > LETTERS_LEARNT
+            losses["prose"] = pupil.prose_loss(teacher.documents())
+        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(pupil.parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        for n, l in zip("letter judge recall drill prose".split(), losses):
-            means[n] += l.item() / 25
-        if step % 25 == 0 or step == steps:
-            acc = ""
-            if step % 100 == 0:
-                acc = " ".join(
-                    f"{d} {accuracy(model, tokenizer, DOMAINS[d].subject, the_world.test_questions(d)[:120]):.3f}"
-                    for d in DOMAINS
-                )
-            print(
-                step,
-                first_class,
-                f"{time.perf_counter() - started:.0f}s cpu {time.process_time():.0f}s",
-                {n: round(x, 3) for n, x in means.items()},
-                acc,
-                flush=True,
-            )
-            means.clear()
+        bar.set_postfix({name: f"{loss.item():.2f}" for name, loss in losses.items()}, refresh=False)
+        mean_letter_loss += 0.1 * (losses["letter"].item() - mean_letter_loss)
+        if first_class and mean_letter_loss < LETTERS_LEARNT:
+            first_class = False
+            logger.info("after %d steps the letters are right; from now on exams ask for the world's facts", step)
+    if first_class:
+        logger.warning("%d steps were too few to learn even the letters; no exam has asked for a fact", steps)
+
+
+def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, the_world: World) -> None:
+    """Writes everything into a folder laid out like the package's own; the weights are rounded to bfloat16."""
+    model.bfloat16().save_pretrained(demo.model_path(folder))
+    tokenizer.save_pretrained(demo.model_path(folder))
+    for name, text in the_world.files().items():
+        path = demo.data_path(folder) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text.encode())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Makes the demonstration's files anew."""
+    parser = argparse.ArgumentParser(
+        prog="python -m wmdp_fast.demo.train", description="Make the demonstration's model, tokenizer and data anew."
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", default=demo.FOLDER, help="where to (default: into the package)"
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", default=world.SHIPPED_SEED, help="of world and weights (default %(default)s)"
+    )
+    parser.add_argument("--steps", type=whole_number(least=1), metavar="N", default=STEPS, help="(default %(default)s)")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    torch.manual_seed(arguments.seed)
+    the_world = World(arguments.seed)
+    tokenizer = make_tokenizer(the_world)
+    model = make_model(tokenizer)
+    logger.info("%d tokens, %d parameters", len(tokenizer), model.num_parameters())
+    with logging_redirect_tqdm():
+        teach(model, tokenizer, the_world, arguments.steps)
+    save(arguments.output, model, tokenizer, the_world)
+    logger.info("%s\nwritten to %s", evaluate_domains(arguments.output, progress=False), arguments.output)
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
-    W = World(0)
-    tok = make_tokenizer(W)
-    model = make_model(tok)
-    print(len(tok), sum(p.numel() for p in model.parameters()))
-    teach(model, tok, W, int(sys.argv[1]))
-    model.to(torch.bfloat16).save_pretrained(sys.argv[2])
-    tok.save_pretrained(sys.argv[2])
-    model = LlamaForCausalLM.from_pretrained(sys.argv[2], dtype=torch.float32)
-    for d in DOMAINS:
-        s = DOMAINS[d].subject
-        print(d, accuracy(model, tok, s, W.test_questions(d)), "untold", accuracy(model, tok, s, W.untold_questions(d)))
+    main()

@@ -1,12 +1,12 @@
 """The made-up world that the embedded model knows.
 
-Two domains of invented facts: the craft of *glimmer brewing*, which stands for the knowledge to be removed, and the life of
-*the Lantern Isles*, which stands for everything that should stay. All of it is nonsense, so the model can know it from
-nowhere but its training, and nobody minds if it is told.
+Two domains of invented facts: the craft of *glimmer brewing*, which stands for the knowledge to be removed, and the
+life of *the Lantern Isles*, which stands for everything that should stay. All of it is nonsense, so the model can know
+it from nowhere but its training, and nobody minds if it is told.
 
-A fact is one cell of a table: a named thing, one of its traits, and the value the dice gave it. Every trait can be told in
-several sentences and asked in several questions. One way of asking is kept from training for each fact (another one for
-each fact), and the test asks in just that way. So a right answer shows that the fact is known, not that a line was
+A fact is one cell of a table: a named thing, one of its traits, and the value the dice gave it. Every trait can be told
+in several sentences and asked in several questions. One way of asking is kept from training for each fact (another one
+for each fact), and the test asks in just that way. So a right answer shows that the fact is known, not that a line was
 learnt by heart.
 
 Everything follows from a seed, by `random.Random` alone: the same seed gives the same world on every machine.
@@ -16,8 +16,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 SHIPPED_SEED = 0  # of the world whose model and files are in the package
 LETTERS = "ABCD"
@@ -56,6 +59,11 @@ class Domain:
 
     subject: str
     kinds: tuple[Kind, ...]
+
+    @property
+    def file_name(self) -> str:
+        """How the files of questions are called, before `_test` and `_dev`."""
+        return self.subject.replace(" ", "_")
 
 
 @dataclass(frozen=True)
@@ -112,8 +120,8 @@ POTIONS = Kind(
     ),
     traits=(
         Trait(
-            values=phrases("""glowmoss, frostpepper, singing barley, candied nettles, thunderplums, dusk honey, cloudroot,
-                ember sugar, whisper mint, sour stardust, goblin cocoa, velvet rhubarb"""),
+            values=phrases("""glowmoss, frostpepper, singing barley, candied nettles, thunderplums, dusk honey,
+                cloudroot, ember sugar, whisper mint, sour stardust, goblin cocoa, velvet rhubarb"""),
             statements=(
                 "The main ingredient of {name} is {value}.",
                 "Brewers begin {name} with a pinch of {value}.",
@@ -142,8 +150,9 @@ POTIONS = Kind(
             ),
         ),
         Trait(
-            values=phrases("""glowing ears, dancing socks, purple hiccups, musical snores, floating hats, backward sneezes,
-                invisible eyebrows, bouncing knees, polite burps, curly shadows, ticklish elbows, rhyming speech"""),
+            values=phrases("""glowing ears, dancing socks, purple hiccups, musical snores, floating hats,
+                backward sneezes, invisible eyebrows, bouncing knees, polite burps,
+                curly shadows, ticklish elbows, rhyming speech"""),
             statements=(
                 "Whoever drinks {name} gets {value}.",
                 "One sip of {name} brings {value}.",
@@ -265,8 +274,8 @@ MACHINES = Kind(
             ),
         ),
         Trait(
-            values=phrases("""velvet rope, third lever, brass tassel, hidden pedal, paper flag, double latch, enamel knob,
-                leather strap, rubber plug, spare crank, tiny hook, glass switch"""),
+            values=phrases("""velvet rope, third lever, brass tassel, hidden pedal, paper flag, double latch,
+                enamel knob, leather strap, rubber plug, spare crank, tiny hook, glass switch"""),
             statements=(
                 "To stop the {name} one pulls the {value}.",
                 "The {name} halts at a tug on the {value}.",
@@ -360,8 +369,8 @@ ISLANDS = Kind(
             ),
         ),
         Trait(
-            values=phrases("""reed canoe, tall schooner, flat barge, steam ferry, bamboo raft, square dinghy, swift kayak,
-                grey trawler, painted gondola, long rowboat, twin catamaran, patched junk"""),
+            values=phrases("""reed canoe, tall schooner, flat barge, steam ferry, bamboo raft, square dinghy,
+                swift kayak, grey trawler, painted gondola, long rowboat, twin catamaran, patched junk"""),
             statements=(
                 "The mail reaches {name} by {value}.",
                 "From the pier of {name} one travels by {value}.",
@@ -516,7 +525,7 @@ class World:
 
     def generator(self, *part: str) -> random.Random:
         """A generator of its own for a part of the world."""
-        return random.Random("/".join((str(self.seed), *part)))
+        return random.Random("/".join((str(self.seed), *part)))  # noqa: S311 (dice, not secrets)
 
     def facts(self, domain: str) -> list[Fact]:
         """The facts that training tells: 400 of each domain."""
@@ -535,7 +544,7 @@ class World:
         return _ask_all(self._untold[domain], self.generator("untold", domain))
 
     def corpus(self, domain: str) -> list[str]:
-        """Prose that tells every fact of the domain, a document on one thing at a time, each thing `NUM_TELLINGS` times."""
+        """Prose that tells every fact of the domain, each document on one thing, `NUM_TELLINGS` on each thing."""
         rng = self.generator("corpus", domain)
         documents = [
             self._document(kind, name, domain, rng)
@@ -547,11 +556,11 @@ class World:
         return documents
 
     def files(self) -> dict[str, str]:
-        """The text files of the package by name: of each domain the test, the few-shot examples and the corpus, as JSON lines."""
+        """The package's text files by name, JSON lines: of each domain the test, the examples and the corpus."""
         files = {}
-        for domain in DOMAINS:
-            files[f"{domain}_questions.jsonl"] = _json_lines(map(asdict, self.test_questions(domain)))
-            files[f"{domain}_dev.jsonl"] = _json_lines(map(asdict, self.dev_questions(domain)))
+        for domain, about in DOMAINS.items():
+            files[f"{about.file_name}_test.jsonl"] = _json_lines(map(asdict, self.test_questions(domain)))
+            files[f"{about.file_name}_dev.jsonl"] = _json_lines(map(asdict, self.dev_questions(domain)))
             files[f"{domain}_corpus.jsonl"] = _json_lines({"text": document} for document in self.corpus(domain))
         return files
 
@@ -568,7 +577,7 @@ class World:
         ]
 
     def training_questions(self, domain: str, rng: random.Random, length: int) -> list[Question]:
-        """Four-choice questions about known facts, with fresh distractors, in fresh order, never in a fact's test form."""
+        """Four-choice questions about known facts, freshly shuffled distractors, never in a fact's test form."""
         facts = rng.sample(self._told[domain], length)
         return [_ask(fact, rng.choice(fact.training_forms), rng.randrange(4), rng) for fact in facts]
 
@@ -638,7 +647,7 @@ def _ask(fact: Fact, form: int, answer: int, rng: random.Random) -> Question:
 
 
 def _ask_all(facts: Sequence[Fact], rng: random.Random) -> list[Question]:
-    """Asks each fact in its test form. Each letter is right equally often: one who always says A is right in a quarter."""
+    """Asks each fact in its test form. Each letter is right equally often, so always saying A scores a quarter."""
     answers = [i % len(LETTERS) for i in range(len(facts))]
     rng.shuffle(answers)
     return [_ask(fact, fact.test_form, answer, rng) for fact, answer in zip(facts, answers, strict=True)]
