@@ -34,29 +34,38 @@ from wmdp_fast.exceptions import (
 )
 
 if TYPE_CHECKING:
+    from wmdp_fast.comparison import Comparison, compare
     from wmdp_fast.evaluation import evaluate
     from wmdp_fast.integrations.training import EvalCallback
     from wmdp_fast.prepare import load_tokenizer, plan
+    from wmdp_fast.rescoring import rescore
     from wmdp_fast.results import EvalResult, GroupResult, TaskResult
+    from wmdp_fast.saved import SavedResults, read_results
     from wmdp_fast.unlearning.config import RMUConfig
     from wmdp_fast.unlearning.rmu import unlearn
     from wmdp_fast.unlearning.run import UnlearnResult
 
 # Public names whose modules are imported when they are first asked for, so that `import wmdp_fast` stays quick.
 _LAZY = {
+    "Comparison": "wmdp_fast.comparison",
     "EvalCallback": "wmdp_fast.integrations.training",
     "EvalResult": "wmdp_fast.results",
     "GroupResult": "wmdp_fast.results",
     "RMUConfig": "wmdp_fast.unlearning.config",
+    "SavedResults": "wmdp_fast.saved",
     "TaskResult": "wmdp_fast.results",
     "UnlearnResult": "wmdp_fast.unlearning.run",
+    "compare": "wmdp_fast.comparison",
     "evaluate": "wmdp_fast.evaluation",
     "load_tokenizer": "wmdp_fast.prepare",
     "plan": "wmdp_fast.prepare",
+    "read_results": "wmdp_fast.saved",
+    "rescore": "wmdp_fast.rescoring",
     "unlearn": "wmdp_fast.unlearning.rmu",
 }
 
 __all__ = [
+    "Comparison",
     "DataUnavailableError",
     "DatasetError",
     "EvalCallback",
@@ -71,6 +80,7 @@ __all__ = [
     "QuestionSet",
     "RMUConfig",
     "Requests",
+    "SavedResults",
     "TaskError",
     "TaskResult",
     "TemplateError",
@@ -81,10 +91,13 @@ __all__ = [
     "WmdpFastWarning",
     "__version__",
     "aggregate",
+    "compare",
     "evaluate",
     "load_questions",
     "load_tokenizer",
     "plan",
+    "read_results",
+    "rescore",
     "unlearn",
 ]
 

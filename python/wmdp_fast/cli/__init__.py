@@ -16,16 +16,14 @@ from wmdp_fast import __version__
 from wmdp_fast.cli import (
     apply_delta,
     bench,
+    compare,
     demo,
     doctor,
     eval,  # noqa: A004 (the subcommand's name)
     layers,
     lm_eval,
-    tasks,
-    unlearn,
-)
-    layers,
-    lm_eval,
+    rescore,
+    show,
     tasks,
     unlearn,
 )
@@ -39,6 +37,9 @@ COMMANDS = {
     "demo": demo,
     "eval": eval,
     "tasks": tasks,
+    "show": show,
+    "compare": compare,
+    "rescore": rescore,
     "layers": layers,
     "unlearn": unlearn,
     "apply-delta": apply_delta,
