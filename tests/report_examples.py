@@ -40,7 +40,6 @@ def row(rng: random.Random, name: str, depth: int, *, compared: bool, count: int
         name=name,
         label=more.pop("label", name),
         depth=depth,
-        family="general",
         is_group=more.pop("is_group", False),
         is_subject=more.pop("is_subject", False),
         count=count,

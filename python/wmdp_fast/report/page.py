@@ -38,7 +38,7 @@ def render(report: Report) -> str:
     except ImportError:
         raise WmdpFastError("reports need matplotlib and jinja2: pip install 'wmdp-fast[plots]'") from None
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": figures.percent, "points": figures.points, "p_value": p_value}
+    environment.filters |= {"percent": figures.percent, "points": figures.points, "p_value": p_value, "count": count}
     environment.finalize = _clean
     script = _file("questions.js")
     page = environment.from_string(_file("page.html"))
@@ -70,6 +70,11 @@ def headlines(rows: Sequence[Row]) -> list[Row]:
 def p_value(p: float) -> str:
     """A probability as people write it; below a thousandth only that."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def count(number: int | None) -> str:
+    """A number with its thousands apart; nothing for None."""
+    return "" if number is None else f"{number:,}"
 
 
 def _accuracy_figures(report: Report) -> list[Figure]:
