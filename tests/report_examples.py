@@ -149,7 +149,7 @@ def report(
         unlearning=Unlearning(
             plots=[
                 Plot(title=label or "Loss", unit=label or "loss", curves=loss),
-                Plot(title=label or "Activation norm", unit=label or "norm", curves=norms),
+                Plot(title=f"{label or ''} norm", unit=label or "norm", curves=norms),
             ],
             records=records,
         )

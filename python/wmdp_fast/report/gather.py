@@ -52,12 +52,12 @@ STATISTICS = {
         " only the results file was saved: the value and 1.96 standard errors either way."
     ),
     "Intervals of changes": (
-        "95 %, percentile bootstrap of the difference question by question, 10,000 resamples, seed 0 (Efron and Tibshirani"
-        " 1993). Only questions that both runs answered."
+        "95 %, percentile bootstrap of the difference question by question, 10,000 resamples, seed 0 (Efron and"
+        " Tibshirani 1993). Only questions that both runs answered."
     ),
     "p": (
-        "Exact two-sided McNemar test on the answers that flipped (McNemar 1947), corrected by Holm (1979) over all single"
-        " tasks and, apart from them, over the groups."
+        "Exact two-sided McNemar test on the answers that flipped (McNemar 1947), corrected by Holm (1979) over all"
+        " single tasks and, apart from them, over the groups."
     ),
     "Calibration": (
         "Expected calibration error over 15 bins of equal width of the preferred choice's probability among the choices"
