@@ -33,21 +33,30 @@ from wmdp_fast.exceptions import (
 )
 
 if TYPE_CHECKING:
+    from wmdp_fast.comparison import Comparison, compare
     from wmdp_fast.evaluation import evaluate
     from wmdp_fast.prepare import load_tokenizer, plan
+    from wmdp_fast.rescoring import rescore
     from wmdp_fast.results import EvalResult, GroupResult, TaskResult
+    from wmdp_fast.saved import SavedResults, read_results
 
 # Public names whose modules are imported when they are first asked for, so that `import wmdp_fast` stays quick.
 _LAZY = {
+    "Comparison": "wmdp_fast.comparison",
     "EvalResult": "wmdp_fast.results",
     "GroupResult": "wmdp_fast.results",
+    "SavedResults": "wmdp_fast.saved",
     "TaskResult": "wmdp_fast.results",
+    "compare": "wmdp_fast.comparison",
     "evaluate": "wmdp_fast.evaluation",
     "load_tokenizer": "wmdp_fast.prepare",
     "plan": "wmdp_fast.prepare",
+    "read_results": "wmdp_fast.saved",
+    "rescore": "wmdp_fast.rescoring",
 }
 
 __all__ = [
+    "Comparison",
     "DataUnavailableError",
     "DatasetError",
     "EvalResult",
@@ -60,6 +69,7 @@ __all__ = [
     "Question",
     "QuestionSet",
     "Requests",
+    "SavedResults",
     "TaskError",
     "TaskResult",
     "TemplateError",
@@ -68,10 +78,13 @@ __all__ = [
     "WmdpFastError",
     "WmdpFastWarning",
     "__version__",
+    "compare",
     "evaluate",
     "load_questions",
     "load_tokenizer",
     "plan",
+    "read_results",
+    "rescore",
 ]
 
 

@@ -1,13 +1,12 @@
 """Results read back from files: those of this package and those of lm-eval, for they are the same files.
 
-`read_results` finds the results file and the samples beside it, and makes one frozen `SavedResults` of them. Comparison,
-re-scoring and reports start from that, so none of them asks who wrote a file.
+`read_results` finds the results file and the samples beside it, and makes one frozen `SavedResults` of them.
+Comparison, re-scoring and reports start from that, so none of them asks who wrote a file.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,8 @@ from wmdp_fast import _rust
 from wmdp_fast.exceptions import DatasetError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    import os
+    from collections.abc import Callable, Iterator, Mapping
 
     import numpy.typing as npt
 
@@ -40,12 +40,13 @@ class SavedTask:
         name: The task's name.
         alias: The name shown in tables.
         n: Number of questions asked, or None where neither the results file nor samples say.
-        metrics: Values by lm-eval's name without the filter (`acc`); with it (`exact_match,strict`) if it is not `none`.
+        metrics: Values by lm-eval's name, without the filter (`acc`) unless it is another than `none`
+            (`exact_match,strict`).
         stderr: For each metric its standard error, or None.
         num_fewshot: Examples before each question, or None if unknown.
         config: lm-eval's configuration of the task; empty if the file has none.
         near_ties: Near-ties as this package counted them, or None.
-        samples: The questions' scores, or None if no samples were saved or they are not those of a multiple-choice task.
+        samples: The questions' scores, or None if no samples were saved, or not those of a multiple-choice task.
     """
 
     name: str
@@ -246,7 +247,9 @@ def _samples_beside(results: Path, task: str, time: str | None, raw: Mapping[str
     return _rust.read_samples(path, delimiter=delimiter)
 
 
-def _saved(raw: dict[str, Any], file: Path | None, count: int, samples_of: Any) -> SavedResults:
+def _saved(
+    raw: dict[str, Any], file: Path | None, count: int, samples_of: Callable[[str], _rust.Samples | None]
+) -> SavedResults:
     where = "results" if file is None else str(file)
     extra = raw.get("wmdp_fast") or {}
     below = {name: tuple(children) for name, children in (raw.get("group_subtasks") or {}).items() if children}

@@ -13,14 +13,23 @@ import warnings
 from typing import TYPE_CHECKING, TextIO
 
 from wmdp_fast import __version__
-from wmdp_fast.cli import bench, doctor, eval, report, tasks  # noqa: A004 (the subcommand's name)
+from wmdp_fast.cli import bench, compare, doctor, eval, report, rescore, show, tasks  # noqa: A004 (the subcommand)
 from wmdp_fast.exceptions import WmdpFastError, WmdpFastWarning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # The subcommands by name, in the order of `--help`.
-COMMANDS = {"eval": eval, "report": report, "tasks": tasks, "bench": bench, "doctor": doctor}
+COMMANDS = {
+    "eval": eval,
+    "show": show,
+    "compare": compare,
+    "report": report,
+    "rescore": rescore,
+    "tasks": tasks,
+    "bench": bench,
+    "doctor": doctor,
+}
 
 _EPILOG = "`wmdp-fast COMMAND --help` explains a command. Documentation: README.md and docs/ of the source."
 

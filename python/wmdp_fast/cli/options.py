@@ -18,3 +18,19 @@ def whole_number(least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def share(text: str) -> float:
+    """The argparse type of numbers between 0 and 1, both excluded."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+    return value
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The argparse type of names separated by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())

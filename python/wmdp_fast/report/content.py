@@ -50,6 +50,7 @@ class Row:
         depth: How far below the top.
         is_group: Whether it stands for the tasks below it.
         is_subject: Whether it is one of so many that they get a figure of their own.
+        is_near: Whether it is a domain close to what WMDP asks about, which unlearning is likeliest to damage.
         count: Number of questions.
         chance: Accuracy of guessing, or None if the number of choices is not known.
         after: The accuracy; with a baseline, that of the later model.
@@ -62,6 +63,7 @@ class Row:
     depth: int
     is_group: bool
     is_subject: bool
+    is_near: bool = False
     count: int
     chance: float | None
     after: Estimate

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wmdp_fast import _rust
+from wmdp_fast.comparison import compare, section_of
 from wmdp_fast.exceptions import DatasetError
 from wmdp_fast.report.content import (
     HASH_LENGTH,
@@ -29,12 +30,14 @@ from wmdp_fast.report.content import (
     TaskQuestions,
 )
 from wmdp_fast.saved import SavedGroup, SavedResults, SavedTask
+from wmdp_fast.statistics import correct_answers, share
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
+    from wmdp_fast.comparison import Contrast, Difference
     from wmdp_fast.report.content import Unlearning
 
 # A group with more tasks than this directly below it has its tasks in a figure of their own.
@@ -53,7 +56,8 @@ STATISTICS = {
     ),
     "Intervals of changes": (
         "95 %, percentile bootstrap of the difference question by question, 10,000 resamples, seed 0 (Efron and"
-        " Tibshirani 1993). Only questions that both runs answered."
+        " Tibshirani 1993). Where"
+        " the runs did not ask the same: as if they knew nothing of each other."
     ),
     "p": (
         "Exact two-sided McNemar test on the answers that flipped (McNemar 1947), corrected by Holm (1979) over all"
@@ -84,8 +88,9 @@ def gather(
     Raises:
         DatasetError: No task of the results has `acc`, or a samples file has changed since it was read.
     """
-    warnings = list(_warnings(results, baseline))
-    rows = _corrected(list(_rows(results, baseline)))
+    contrast = None if baseline is None else compare(baseline, results).contrasts[0]
+    warnings = list(_warnings(results, baseline, contrast))
+    rows = list(_rows(results, baseline, contrast))
     if not rows:
         where = results.path or results.model_name
         raise DatasetError(str(where), "no task has the metric `acc`, which a report is about")
@@ -122,24 +127,20 @@ def _samples(task: SavedTask) -> _rust.Samples:
     return task.samples
 
 
-def _warnings(results: SavedResults, baseline: SavedResults | None) -> Iterator[str]:
-    if baseline is None:
+def _warnings(results: SavedResults, baseline: SavedResults | None, contrast: Contrast | None) -> Iterator[str]:
+    if baseline is None or contrast is None:
         yield from _warnings_of_one(results, "")
         return
     yield from _warnings_of_one(baseline, "before: ")
     yield from _warnings_of_one(results, "after: ")
-    both = [(task, other) for task in results.tasks.values() if (other := _paired(task, baseline)) is not None]
-    shared = {task.name for task, _ in both}
-    only = [name for name in dict.fromkeys((*results.tasks, *baseline.tasks)) if name not in shared]
-    if only:
-        yield f"evaluated in one run only: {_listed(only)}."
-    for what, hashes in (("questions", "doc_hashes"), ("prompts", "prompt_hashes")):
-        if differing := [task.name for task, other in both if _differ(task, other, hashes)]:
-            yield f"the {what} differ in {_listed(differing)}: the changes there are not the model's alone."
-    for key in ("score_mode", "lm_eval_compat", "model_dtype", "chat_template", "system_instruction", "limit"):
-        before, after = baseline.settings.get(key), results.settings.get(key)
-        if before != after:
-            yield f"the runs differ in {key}: {before} before, {after} after."
+    for reason, names in contrast.unpaired.items():
+        yield f"not compared question by question: {_listed(names)}: {reason}."
+    for name, (before, after) in contrast.settings.items():
+        yield f"the runs differ in {name}: {before} before, {after} after."
+    for which, names in (("before", contrast.only_before), ("after", contrast.only_after)):
+        if names:
+            yield f"evaluated only {which}: {_listed(names)}."
+    yield from contrast.notes
 
 
 def _warnings_of_one(saved: SavedResults, lead: str) -> Iterator[str]:
@@ -151,49 +152,44 @@ def _warnings_of_one(saved: SavedResults, lead: str) -> Iterator[str]:
         yield f"{lead}no samples were saved (--log-samples) for {_listed(without)}: their questions are not shown."
 
 
-def _differ(task: SavedTask, other: SavedTask, hashes: str) -> bool:
-    if task.samples is None or other.samples is None:
-        return False
-    ours = dict(zip(task.samples.doc_ids.tolist(), getattr(task.samples, hashes), strict=True))
-    theirs = dict(zip(other.samples.doc_ids.tolist(), getattr(other.samples, hashes), strict=True))
-    return ours.keys() != theirs.keys() or any(ours[key] != theirs[key] for key in ours if ours[key] and theirs[key])
-
-
 def _listed(names: Sequence[str], most: int = 4) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
-def _rows(results: SavedResults, baseline: SavedResults | None) -> Iterator[Row]:
-    few = {
-        child
-        for group in results.groups.values()
-        if sum(name in results.tasks for name in group.children) <= _FEW
-        for child in group.children
-    }
-    grouped = {child for group in results.groups.values() for child in group.children}
-    lone = [name for name in results.tasks if name not in grouped]
-    few |= set(lone) if len(lone) <= _FEW else set()
+def _rows(results: SavedResults, baseline: SavedResults | None, contrast: Contrast | None) -> Iterator[Row]:
+    many = _subjects(results)
+    differences = {row.name: row for row in (contrast.rows if contrast is not None else ()) if row.metric == "acc"}
     for found, depth in results.hierarchy():
         leaves = _leaves(results, found)
         after = _accuracy(found, leaves)
         if after is None:
             continue
-        others = [baseline.tasks[task.name] for task in leaves if task.name in baseline.tasks] if baseline else []
-        same = baseline[found.name] if baseline is not None and found.name in baseline else None
-        before = _accuracy(same, others) if same is not None and len(others) == len(leaves) else None
+        before = None
+        if baseline is not None and found.name in differences:
+            same = baseline[found.name]
+            before = _accuracy(same, _leaves(baseline, same))
         yield Row(
             name=found.name,
             label=found.alias,
             depth=depth,
             is_group=isinstance(found, SavedGroup),
-            is_subject=isinstance(found, SavedTask) and found.name not in few,
+            is_subject=found.name in many,
+            is_near=section_of(found.name) == "near",
             count=found.n or sum(task.n or 0 for task in leaves),
             chance=_chance(leaves),
             after=after,
             before=before,
-            change=None if before is None else _change(leaves, others, before, after),
+            change=None if before is None else _change(differences.get(found.name), before, after),
         )
+
+
+def _subjects(results: SavedResults) -> set[str]:
+    """Tasks that have so many beside them that they get a figure of their own."""
+    grouped = [[name for name in group.children if name in results.tasks] for group in results.groups.values()]
+    in_groups = {name for names in grouped for name in names}
+    lone = [name for name in results.tasks if name not in in_groups]
+    return {name for names in (*grouped, lone) if len(names) > _FEW for name in names}
 
 
 def _leaves(results: SavedResults, found: SavedTask | SavedGroup) -> list[SavedTask]:
@@ -202,17 +198,12 @@ def _leaves(results: SavedResults, found: SavedTask | SavedGroup) -> list[SavedT
     return [results.tasks[name] for name in found.leaves if name in results.tasks]
 
 
-def _correct(task: SavedTask) -> npt.NDArray[np.bool_] | None:
-    return None if task.samples is None else task.samples.correct("acc")
-
-
 def _accuracy(found: SavedTask | SavedGroup, leaves: Sequence[SavedTask]) -> Estimate | None:
-    correct = [_correct(task) for task in leaves]
+    correct = [correct_answers(task, "acc") for task in leaves]
     known = [answers for answers in correct if answers is not None]
     if known and len(known) == len(leaves):
-        right, total = sum(int(answers.sum()) for answers in known), sum(map(len, known))
-        low, high = _rust.wilson(right, total)
-        return Estimate(value=right / total, low=low, high=high)
+        found_share = share(np.concatenate(known))
+        return Estimate(value=found_share.value, low=found_share.low, high=found_share.high)
     value, error = found.metrics.get("acc"), found.stderr.get("acc")
     if value is None:
         return None
@@ -235,48 +226,22 @@ def _chance(leaves: Sequence[SavedTask]) -> float | None:
     return float(np.average(shares, weights=sizes))
 
 
-def _change(
-    leaves: Sequence[SavedTask], others: Sequence[SavedTask], before: Estimate, after: Estimate
-) -> Change | None:
-    """The change over the questions that both runs answered, or, without samples, of two independent numbers."""
-    before_all, after_all = [], []
-    for task, other in zip(leaves, others, strict=True):
-        ours, theirs = _correct(task), _correct(other)
-        if ours is None or theirs is None or task.samples is None or other.samples is None:
-            # The half-widths are those of 1.96 standard errors, which add in squares.
-            half = float(np.hypot(after.high - after.low, before.high - before.low)) / 2
-            value = after.value - before.value
-            return Change(value=value, low=value - half, high=value + half, p=None, gained=None, lost=None)
-        _, here, there = np.intersect1d(
-            task.samples.doc_ids, other.samples.doc_ids, assume_unique=True, return_indices=True
-        )
-        after_all.append(ours[here])
-        before_all.append(theirs[there])
-    is_right, was_right = np.concatenate(after_all), np.concatenate(before_all)
-    if len(is_right) == 0:
+def _change(difference: Difference | None, before: Estimate, after: Estimate) -> Change | None:
+    if difference is None:
         return None
-    difference = is_right.astype(np.float64) - was_right
-    low, high = _rust.bootstrap(difference)
-    lost, gained = int((difference < 0).sum()), int((difference > 0).sum())
+    low, high = difference.low, difference.high
+    if low is None or high is None:
+        # Of two numbers that know nothing of each other: half-widths are 1.96 standard errors, which add in squares.
+        half = float(np.hypot(after.high - after.low, before.high - before.low)) / 2
+        low, high = difference.difference - half, difference.difference + half
     return Change(
-        value=float(difference.mean()), low=low, high=high, p=_rust.mcnemar(lost, gained), gained=gained, lost=lost
+        value=difference.difference,
+        low=low,
+        high=high,
+        p=difference.p_holm,
+        gained=difference.wrong_to_right,
+        lost=difference.right_to_wrong,
     )
-
-
-def _corrected(rows: list[Row]) -> list[Row]:
-    """Rows with p-values corrected for how many there are: over single tasks, and over groups apart from them."""
-    corrected = dict(enumerate(rows))
-    for groups in (False, True):
-        chosen = [(at, row.change) for at, row in enumerate(rows) if row.is_group is groups and row.change is not None]
-        tested = [(at, change) for at, change in chosen if change.p is not None]
-        adjusted = _rust.holm([change.p for _, change in tested if change.p is not None])
-        for (at, change), p in zip(tested, adjusted, strict=True):
-            corrected[at] = _replaced(rows[at], change=_replaced(change, p=p))
-    return list(corrected.values())
-
-
-def _replaced(value: Any, **changes: Any) -> Any:
-    return type(value)(**{**vars(value), **changes})
 
 
 def _parts(results: SavedResults, baseline: SavedResults | None) -> Iterator[Part]:

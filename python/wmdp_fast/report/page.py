@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from wmdp_fast.report.figures import Figure
 
 # More headline numbers than this are a table, which comes right after them anyway.
-_MOST_HEADLINES = 8
+_MOST_HEADLINES = 10
 
 
 def render(report: Report) -> str:
@@ -60,10 +60,11 @@ def render(report: Report) -> str:
 
 
 def headlines(rows: Sequence[Row]) -> list[Row]:
-    """The numbers that come first: what stands at the top, and single tasks right below it."""
+    """The numbers that come first: what stands at the top, single tasks right below it, and near domains."""
     top = [row for row in rows if row.depth == 0 and not row.is_subject]
     below = [row for row in rows if row.depth == 1 and not row.is_group and not row.is_subject]
-    chosen = [row for row in rows if row in top or row in below]
+    near = [row for row in rows if row.is_near and row.change is not None]
+    chosen = [row for row in rows if row in top or row in below or row in near]
     return chosen if len(chosen) <= _MOST_HEADLINES else top[:_MOST_HEADLINES]
 
 

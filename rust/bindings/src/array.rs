@@ -70,6 +70,8 @@ pub(crate) struct Readonly<'py, T: Element, D: Dimension>(PyReadonlyArray<'py, T
 
 /// `Readonly` with one axis.
 pub(crate) type Readonly1<'py, T> = Readonly<'py, T, Ix1>;
+/// `Readonly` with two axes.
+pub(crate) type Readonly2<'py, T> = Readonly<'py, T, Ix2>;
 
 impl<T: Element, D: Dimension> Readonly<'_, T, D> {
     /// The array as ndarray sees it.

@@ -17,6 +17,7 @@ mod question;
 mod request;
 mod samples;
 mod saved;
+mod stats;
 mod template;
 mod tokenizer;
 mod trie;
@@ -42,6 +43,11 @@ mod _rust {
     use crate::samples::write_samples;
     #[pymodule_export]
     use crate::saved::{Samples, read_samples};
+    #[pymodule_export]
+    use crate::stats::{
+        Calibration, Orders, against_chance, binomial_test, bootstrap, calibration, chi_square_uniform,
+        clustered_stderr, holm, mcnemar, order_statistics, probabilities, wilson,
+    };
     #[pymodule_export]
     use crate::template::{PromptTemplate, Prompts};
     #[pymodule_export]

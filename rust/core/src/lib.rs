@@ -3,7 +3,7 @@
 //! The path of the data, one module a step: files are read by [`dataset`]; [`question`]s become [`prompt`]s by a
 //! [`template`]; [`tokenizer`] and [`request`] turn prompts into token ids; [`trie`] finds what those have in common and
 //! [`pack`] cuts it into batches for a model, or [`padded`] cuts them row by row; [`aggregate`] turns the model's scores
-//! into numbers, [`samples`] writes them down question by question and [`saved`] reads them back.
+//! into numbers, [`samples`] writes them down question by question, [`saved`] reads them back, and [`stats`] says how sure they are.
 #![forbid(unsafe_code)]
 
 pub mod aggregate;
@@ -19,6 +19,7 @@ pub mod question;
 pub mod request;
 pub mod samples;
 pub mod saved;
+pub mod stats;
 pub mod template;
 pub mod tokenizer;
 pub mod trie;

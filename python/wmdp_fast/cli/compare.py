@@ -1,0 +1,70 @@
+"""`wmdp-fast compare`: what changed between runs over the same questions."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from wmdp_fast.cli.options import names, share, whole_number
+from wmdp_fast.comparison import compare
+
+SUMMARY = "Compare saved results of two models or more, question by question."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `wmdp-fast compare`."""
+    parser.add_argument(
+        "results",
+        nargs="+",
+        metavar="RESULTS",
+        help="results files or folders of this package or of lm-eval; the first is the baseline",
+    )
+    parser.add_argument("--names", type=names, metavar="A,B", help="what to call them (default: the models' names)")
+    parser.add_argument(
+        "--forget", type=names, default=(), metavar="TASKS", help="tasks to count among the forget targets beside WMDP"
+    )
+    parser.add_argument("--near", type=names, default=(), metavar="TASKS", help="the same for the near domains")
+    parser.add_argument(
+        "--confidence", type=share, default=0.95, metavar="C", help="how often intervals cover (default 0.95)"
+    )
+    parser.add_argument(
+        "--resamples", type=whole_number(least=1), default=10_000, metavar="N", help="of the bootstrap (default 10000)"
+    )
+    parser.add_argument(
+        "--seed", type=whole_number(least=0), default=0, metavar="N", help="of the bootstrap (default 0)"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    form.add_argument("--markdown", action="store_true", help="print Markdown instead of a table")
+    parser.add_argument("--html", metavar="FILE", help="write a report with plots to this file too")
+    parser.set_defaults(fail=parser.error)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compares and prints."""
+    if len(arguments.results) < 2:
+        arguments.fail("a comparison needs two results or more")
+    if arguments.html is not None and len(arguments.results) > 2:
+        arguments.fail("--html shows two results, not more")
+    comparison = compare(
+        *arguments.results,
+        names=arguments.names,
+        forget=arguments.forget,
+        near=arguments.near,
+        confidence=arguments.confidence,
+        resamples=arguments.resamples,
+        seed=arguments.seed,
+    )
+    if arguments.json:
+        print(json.dumps(comparison.to_json(), indent=2, ensure_ascii=False))
+    else:
+        print(comparison.markdown() if arguments.markdown else comparison.table())
+    if arguments.html is not None:
+        # Only here: it loads what draws plots.
+        report = importlib.import_module("wmdp_fast.report")
+        Path(arguments.html).write_text(report.comparison_html(*comparison.results), encoding="utf-8")
+        print(f"report: {arguments.html}", file=sys.stderr)
+    return 0

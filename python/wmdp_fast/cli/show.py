@@ -1,0 +1,199 @@
+"""`wmdp-fast show`: saved results in the terminal, with intervals against chance and small bars."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from wmdp_fast import _rust
+from wmdp_fast.cli.options import share
+from wmdp_fast.comparison import probability_text
+from wmdp_fast.rescoring import rescore
+from wmdp_fast.saved import read_results
+from wmdp_fast.statistics import RECOMPUTABLE
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from wmdp_fast.rescoring import Rescored
+    from wmdp_fast.saved import SavedGroup, SavedResults, SavedTask
+    from wmdp_fast.statistics import Description
+
+SUMMARY = "Show saved results in the terminal: intervals, distance from chance, bars, near-ties, letter bias."
+
+# Characters of a bar.
+_WIDTH = 24
+
+# What is said of how a model was run, in this order, if it was recorded.
+_SETTINGS = (
+    ("dtype", "model_dtype"),
+    ("device", "device"),
+    ("batch", "batch_size"),
+    ("limit", "limit"),
+    ("scores", "score_mode"),
+    ("prompts of lm-eval", "lm_eval_compat"),
+    ("chat template", "chat_template"),
+    ("system instruction", "system_instruction"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `wmdp-fast show`."""
+    parser.add_argument("results", metavar="RESULTS", help="a results file or folder of this package or of lm-eval")
+    parser.add_argument(
+        "--confidence", type=share, default=0.95, metavar="C", help="how often intervals cover (default 0.95)"
+    )
+    parser.add_argument("--ascii", action="store_true", help="draw bars with plain ASCII")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the results."""
+    results = read_results(arguments.results)
+    rescored = rescore(results, confidence=arguments.confidence) if results.has_samples else None
+    plain = arguments.ascii or plain_terminal()
+    print("\n".join(lines(results, rescored, confidence=arguments.confidence, ascii_only=plain)))
+    for mismatch in rescored.mismatches if rescored else ():
+        print(f"warning: {mismatch}", file=sys.stderr)
+    return 0
+
+
+def plain_terminal() -> bool:
+    """Whether stdout should get plain ASCII: NO_COLOR is set, the terminal is dumb, or the encoding has no blocks."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return True
+    try:
+        "█▏│±·".encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return True
+    return False
+
+
+def lines(results: SavedResults, rescored: Rescored | None, *, confidence: float, ascii_only: bool) -> Iterator[str]:
+    """What `show` prints, line by line."""
+    yield f"{results.model_name}  ({results.made_by})"
+    if results.path is not None:
+        newest = f", the newest of {results.newest_of}" if results.newest_of > 1 else ""
+        yield f"{results.path}{newest}"
+    yield ""
+    yield from _table(results, rescored, confidence, ascii_only=ascii_only)
+    yield ""
+    if rescored is None:
+        yield "no samples were saved (--log-samples): intervals are from the counts, and nothing is known of single questions"
+    else:
+        yield from _about_questions(results, rescored)
+    if settings := _settings(results):
+        yield f"settings: {settings}"
+    if seconds := results.extra.get("seconds"):
+        spent = ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items())
+        yield f"seconds: {spent}"
+    elif total := results.raw.get("total_evaluation_time_seconds"):
+        yield f"seconds: {float(total):.1f} in all"
+
+
+def bar(value: float, mark: float | None, width: int = _WIDTH, *, ascii_only: bool = False) -> str:
+    """A bar from 0 to 1 with a mark, for instance at chance.
+
+    Eighths of a character are drawn where Unicode blocks may be; the mark takes the place of what is below it.
+    """
+    eighths = round(max(0.0, min(1.0, value)) * width * 8)
+    full, rest = divmod(eighths, 8)
+    if ascii_only:
+        cells = list("#" * full + ("-" if rest >= 4 else ""))
+    else:
+        cells = list("█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else ""))
+    cells += [" "] * (width - len(cells))
+    if mark is not None:
+        cells[min(width - 1, int(mark * width))] = "|" if ascii_only else "│"
+    return "".join(cells)
+
+
+def _table(results: SavedResults, rescored: Rescored | None, confidence: float, *, ascii_only: bool) -> Iterator[str]:
+    rows = [("task", "n", "metric", "value", f"{confidence:.0%} interval", "chance", "z", "p", "")]
+    for one, depth in results.hierarchy():
+        rows += _rows("  " * depth, one, _description(rescored, one.name), confidence, ascii_only=ascii_only)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = (str.ljust, str.rjust, str.ljust, *[str.rjust] * 5, str.ljust)
+    text = [
+        "  ".join(align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    yield text[0]
+    yield "-" * max(map(len, text))
+    yield from text[1:]
+
+
+def _description(rescored: Rescored | None, name: str) -> Description | None:
+    if rescored is None:
+        return None
+    return rescored.tasks.get(name) or rescored.groups.get(name)
+
+
+def _rows(
+    indent: str,
+    one: SavedTask | SavedGroup,
+    description: Description | None,
+    confidence: float,
+    *,
+    ascii_only: bool,
+) -> Iterator[tuple[str, ...]]:
+    lead = (indent + one.alias, "" if one.n is None else str(one.n))
+    if not one.metrics:
+        yield (*lead, *[""] * 7)
+    for metric, value in one.metrics.items():
+        interval = ""
+        if description is not None and metric in description.metrics:
+            estimate = description.metrics[metric]
+            interval = f"{estimate.low:.4f} to {estimate.high:.4f}"
+        elif metric in RECOMPUTABLE and one.n:
+            low, high = _rust.wilson(round(value * one.n), one.n, confidence=confidence)
+            interval = f"{low:.4f} to {high:.4f}"
+        chance = description.chance if description is not None else None
+        compared = ("", "", "")
+        if chance is not None and metric == "acc":
+            compared = (f"{chance.share:.2f}", f"{chance.z:+.1f}", probability_text(chance.p))
+        # Choices of other lengths make chance another for the other metrics; it is not known.
+        mark = chance.share if chance is not None and metric == "acc" else None
+        drawn = bar(value, mark, ascii_only=ascii_only) if metric in RECOMPUTABLE else ""
+        yield (*lead, metric, f"{value:.4f}", interval, *compared, drawn)
+        lead = (indent and " " * len(indent), "")
+
+
+def _about_questions(results: SavedResults, rescored: Rescored) -> Iterator[str]:
+    described = list(rescored.tasks.values())
+    total = sum(one.n for one in described)
+    near = sum(one.near_ties for one in described)
+    ties = sum(one.ties for one in described)
+    yield (
+        f"near-ties: {near} of {total} predictions have their two best choices within {described[0].near_tie:g} nats;"
+        f" {ties} of them are equal to the last bit"
+    )
+    for one, depth in results.hierarchy():
+        description = _description(rescored, one.name)
+        if depth or description is None:
+            continue
+        if description.calibration is not None:
+            found = description.calibration
+            yield f"{one.alias}: calibration error {found.ece:.4f}, Brier score {found.brier:.4f}"
+        if (bias := description.letter_bias) is not None:
+            right = sum(bias.right)
+            shares = ", ".join(
+                f"{letter} {predicted:.0%} ({count / right:.0%} right)"
+                for letter, predicted, count in zip(bias.letters, bias.shares, bias.right, strict=True)
+            )
+            yield f"{one.alias}: predicted {shares}; p against equal shares {probability_text(bias.p)}"
+
+
+def _settings(results: SavedResults) -> str:
+    shown = []
+    shots = {task.num_fewshot for task in results.tasks.values() if task.num_fewshot is not None}
+    if shots:
+        shown.append(f"{'/'.join(map(str, sorted(shots)))}-shot")
+    for name, key in _SETTINGS:
+        value = results.settings.get(key)
+        if value not in (None, ""):
+            text = str(value).removeprefix("torch.")
+            # Templates and instructions are known by their hash.
+            shown.append(f"{name} {text[:12] if key in ('chat_template', 'system_instruction') else text}")
+    return ", ".join(shown)

@@ -1,0 +1,559 @@
+"""Evaluations of several models over the same questions, side by side.
+
+`compare` takes results of this package or of lm-eval, one of each if need be. Whether two runs asked the same is checked
+question by question, by lm-eval's hashes; only then are they compared in pairs (paired bootstrap, exact McNemar test,
+flips). Where they did not, or samples are missing, the values stand side by side and the reason is said.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from wmdp_fast import _rust
+from wmdp_fast.saved import SavedGroup, SavedResults, SavedTask, from_evaluation, read_results
+from wmdp_fast.statistics import RECOMPUTABLE, correct_answers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from wmdp_fast.results import EvalResult
+
+Section = Literal["forget", "near", "general", "other"]
+
+# The parts of a comparison in the order they are shown, and what they are called.
+SECTIONS: dict[Section, str] = {
+    "forget": "forget targets",
+    "near": "near domains",
+    "general": "general ability",
+    "other": "other",
+}
+
+# Subjects of MMLU closest to what WMDP asks about: what unlearning is likeliest to damage (Li et al. 2024 report the same).
+NEAR_SUBJECTS = ("virology", "college_biology", "computer_security", "college_computer_science")
+
+# Settings that may decide about numbers. Names of models and files differ by nature.
+_SETTINGS = (
+    "model_dtype",
+    "limit",
+    "fewshot_as_multiturn",
+    "system_instruction",
+    "chat_template",
+    "max_length",
+    "score_mode",
+    "lm_eval_compat",
+    "lm_eval_version",
+    "transformers_version",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One task or group, by one metric: a run against the baseline.
+
+    Attributes:
+        name: Name of the task or group.
+        alias: The name shown in tables.
+        is_group: Whether it is a group.
+        section: Which part of the comparison it belongs to.
+        metric: lm-eval's name of the metric.
+        n: Number of questions, or None if the runs differ in it or it is unknown.
+        before: The baseline's value.
+        after: The other run's.
+        stderr_before: Standard error of `before`, or None.
+        stderr_after: Standard error of `after`, or None.
+        low: Lower end of the paired bootstrap interval of the difference; None without pairs.
+        high: Its upper end.
+        clustered_stderr: For a group in pairs, the standard error of the difference that lets questions of one task
+            depend on each other.
+        p: The exact McNemar test's p-value; None without pairs.
+        p_holm: The same after Holm's correction over the tasks (for a group, over the groups) of this run and metric.
+        right_to_wrong: Questions that the baseline got right and the other run wrong; None without pairs.
+        wrong_to_right: The other way round.
+        why_unpaired: Why there are no pairs, or None.
+    """
+
+    name: str
+    alias: str
+    is_group: bool
+    section: Section
+    metric: str
+    n: int | None
+    before: float
+    after: float
+    stderr_before: float | None
+    stderr_after: float | None
+    low: float | None = None
+    high: float | None = None
+    clustered_stderr: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    right_to_wrong: int | None = None
+    wrong_to_right: int | None = None
+    why_unpaired: str | None = None
+
+    @property
+    def difference(self) -> float:
+        """By how much the value changed."""
+        return self.after - self.before
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {**vars(self), "difference": self.difference}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """One run against the baseline.
+
+    Attributes:
+        before: Name of the baseline.
+        after: Name of the other run.
+        rows: What both evaluated: by section, groups before the tasks below them.
+        only_before: Tasks that only the baseline has.
+        only_after: Tasks that only the other run has.
+        settings: Settings that differ, with both values.
+        notes: What else a reader should know, one sentence each.
+    """
+
+    before: str
+    after: str
+    rows: tuple[Difference, ...]
+    only_before: tuple[str, ...]
+    only_after: tuple[str, ...]
+    settings: Mapping[str, tuple[Any, Any]]
+    notes: tuple[str, ...]
+
+    def section(self, section: Section) -> tuple[Difference, ...]:
+        """The rows of one section."""
+        return tuple(row for row in self.rows if row.section == section)
+
+    @property
+    def unpaired(self) -> dict[str, list[str]]:
+        """For each reason why tasks could not be compared in pairs, those tasks; groups follow from them."""
+        reasons: dict[str, list[str]] = {}
+        for row in self.rows:
+            if row.why_unpaired is not None and not row.is_group and row.name not in reasons.get(row.why_unpaired, []):
+                reasons.setdefault(row.why_unpaired, []).append(row.name)
+        return reasons
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Several runs: the first is the baseline, each other one is compared with it.
+
+    Attributes:
+        names: What the runs are called, unlike each other.
+        results: The runs.
+        contrasts: For each run but the first, how it differs from the first.
+        confidence: How often intervals are to cover.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+    """
+
+    names: tuple[str, ...]
+    results: tuple[SavedResults, ...] = field(repr=False)
+    contrasts: tuple[Contrast, ...] = field(repr=False)
+    confidence: float
+    resamples: int
+    seed: int
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def table(self) -> str:
+        """Aligned text, a table for each run but the first."""
+        return "\n\n".join("\n".join(_text(self, contrast)) for contrast in self.contrasts)
+
+    def markdown(self) -> str:
+        """The same as GitHub-flavoured Markdown."""
+        return "\n\n".join("\n".join(_markdown(self, contrast)) for contrast in self.contrasts)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            "runs": [
+                {
+                    "name": name,
+                    "model_name": one.model_name,
+                    "results": None if one.path is None else str(one.path),
+                    "made_by": one.made_by,
+                }
+                for name, one in zip(self.names, self.results, strict=True)
+            ],
+            "confidence": self.confidence,
+            "resamples": self.resamples,
+            "seed": self.seed,
+            "contrasts": [
+                {
+                    "before": contrast.before,
+                    "after": contrast.after,
+                    "rows": [row.to_json() for row in contrast.rows],
+                    "unpaired": contrast.unpaired,
+                    "only_before": list(contrast.only_before),
+                    "only_after": list(contrast.only_after),
+                    "settings": {name: list(values) for name, values in contrast.settings.items()},
+                    "notes": list(contrast.notes),
+                }
+                for contrast in self.contrasts
+            ],
+        }
+
+
+def compare(
+    *results: str | os.PathLike[str] | EvalResult | SavedResults,
+    names: Sequence[str] | None = None,
+    forget: Sequence[str] = (),
+    near: Sequence[str] = (),
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Comparison:
+    """Compares runs with the first of them, in pairs wherever they asked the same questions in the same words.
+
+    Args:
+        results: Two runs or more: results files or folders of this package or of lm-eval, results already read, or what
+            `evaluate` returned.
+        names: What to call the runs; None takes the models' names, with the place of a run where they are the same.
+        forget: Tasks and groups to count among the forget targets, beside WMDP.
+        near: Tasks and groups to count among the near domains, beside the MMLU subjects that are near to WMDP.
+        confidence: How often intervals are to cover.
+        resamples: How many times questions are drawn anew for the paired bootstrap.
+        seed: Of those draws.
+
+    Raises:
+        FileNotFoundError: There is no such file, or no results in a folder.
+        DatasetError: A file is not what it should be; names file, row and field.
+        ValueError: There are fewer than two runs, they have no task in common, or an option has an impossible value.
+    """
+    if len(results) < 2:
+        raise ValueError("a comparison needs two runs or more")
+    read = tuple(_read(one) for one in results)
+    called = _names(read, names)
+    chosen: dict[str, Section] = {**dict.fromkeys(near, "near"), **dict.fromkeys(forget, "forget")}
+    if unknown := [name for name in chosen if not any(name in one for one in read)]:
+        raise ValueError(f"no run has a task or group {', '.join(unknown)}; they have {', '.join(read[0])}")
+    options = _Options(sections=chosen, confidence=confidence, resamples=resamples, seed=seed)
+    contrasts = tuple(
+        _contrast(called[0], read[0], name, one, options) for name, one in zip(called[1:], read[1:], strict=True)
+    )
+    return Comparison(
+        names=called, results=read, contrasts=contrasts, confidence=confidence, resamples=resamples, seed=seed
+    )
+
+
+def section_of(name: str, chosen: Mapping[str, Section] | None = None) -> Section:
+    """The section of a comparison that a task or group belongs to, by its name."""
+    if chosen and name in chosen:
+        return chosen[name]
+    if name == "wmdp" or name.startswith("wmdp_"):
+        return "forget"
+    if name.removeprefix("mmlu_").removesuffix("_continuation") in NEAR_SUBJECTS and name.startswith("mmlu_"):
+        return "near"
+    return "general" if name == "mmlu" or name.startswith("mmlu_") else "other"
+
+
+def why_unpaired(before: SavedTask, after: SavedTask) -> str | None:
+    """Why two runs of a task cannot be compared question by question; None if they can.
+
+    They can if the same questions were asked with the same prompts, choices and answers. lm-eval's hash of a whole
+    document covers more, so that one of these is the same where it differs; `document_note` tells of that.
+    """
+    ours, theirs = before.samples, after.samples
+    if ours is None or theirs is None:
+        which = "neither run" if ours is None and theirs is None else "one of the runs"
+        return f"{which} has no samples of it" if which.startswith("one") else "neither run has samples of it"
+    if len(ours) != len(theirs) or (ours.doc_ids != theirs.doc_ids).any():
+        common = len(np.intersect1d(ours.doc_ids, theirs.doc_ids))
+        return f"the runs asked {len(ours)} and {len(theirs)} questions, {common} of them with the same number"
+    for what, mine, other in (
+        ("prompts", ours.prompt_hashes, theirs.prompt_hashes),
+        ("answers", ours.target_hashes, theirs.target_hashes),
+    ):
+        if "" in mine or "" in other:
+            return "the samples have no hashes (lm-eval before 0.4.3), so that it cannot be checked what was asked"
+        if reason := _differing(what, mine, other, ours.doc_ids):
+            return reason
+    choices = [[one.continuations(question) for question in range(len(one))] for one in (ours, theirs)]
+    return _differing("choices", *choices, ours.doc_ids)
+
+
+def document_note(before: SavedTask, after: SavedTask) -> str | None:
+    """Says if the documents of two runs differ in what was not asked (another column, for instance)."""
+    if before.samples is None or after.samples is None:
+        return None
+    pairs = zip(before.samples.doc_hashes, after.samples.doc_hashes, strict=True)
+    differing = sum(mine != other for mine, other in pairs)
+    if not differing:
+        return None
+    return (
+        f"{before.name}: {differing} of {len(before.samples)} documents differ in something that was not asked; prompts,"
+        " choices and answers are the same"
+    )
+
+
+def _differing(what: str, mine: Sequence[Any], other: Sequence[Any], doc_ids: npt.NDArray[np.int64]) -> str | None:
+    differing = [index for index, pair in enumerate(zip(mine, other, strict=True)) if pair[0] != pair[1]]
+    if not differing:
+        return None
+    first = int(doc_ids[differing[0]])
+    return f"the {what} of {len(differing)} of {len(mine)} questions differ, question {first} first"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    sections: Mapping[str, Section]
+    confidence: float
+    resamples: int
+    seed: int
+
+
+def _read(one: str | os.PathLike[str] | EvalResult | SavedResults) -> SavedResults:
+    if isinstance(one, SavedResults):
+        return one
+    return read_results(one) if isinstance(one, (str, os.PathLike)) else from_evaluation(one)
+
+
+def _names(results: Sequence[SavedResults], names: Sequence[str] | None) -> tuple[str, ...]:
+    if names is not None:
+        if len(names) != len(results) or len(set(names)) < len(names):
+            raise ValueError(f"{len(results)} runs need as many names, unlike each other, not {', '.join(names)}")
+        return tuple(names)
+    models = [one.model_name for one in results]
+    return tuple(
+        model if models.count(model) == 1 else f"{model} ({place})" for place, model in enumerate(models, start=1)
+    )
+
+
+def _contrast(
+    before_name: str, before: SavedResults, after_name: str, after: SavedResults, options: _Options
+) -> Contrast:
+    common = [name for name in before.tasks if name in after.tasks]
+    if not common:
+        raise ValueError(
+            f"{before_name} and {after_name} have no task in common: {', '.join(before.tasks)}; {', '.join(after.tasks)}"
+        )
+    reasons = {name: why_unpaired(before.tasks[name], after.tasks[name]) for name in common}
+    rows: list[Difference] = []
+    for one, _ in before.hierarchy():
+        other = after.groups.get(one.name) if isinstance(one, SavedGroup) else after.tasks.get(one.name)
+        if other is not None and one.name not in {row.name for row in rows}:
+            rows += _rows(one, other, before, after, reasons, options)
+    order = list(SECTIONS)
+    rows.sort(key=lambda row: order.index(row.section))
+    return Contrast(
+        before=before_name,
+        after=after_name,
+        rows=tuple(_corrected(rows)),
+        only_before=tuple(name for name in before.tasks if name not in after.tasks),
+        only_after=tuple(name for name in after.tasks if name not in before.tasks),
+        settings=_differing_settings(before, after, common),
+        notes=tuple(_notes(before, after, common, reasons)),
+    )
+
+
+def _rows(
+    before: SavedTask | SavedGroup,
+    after: SavedTask | SavedGroup,
+    all_before: SavedResults,
+    all_after: SavedResults,
+    reasons: Mapping[str, str | None],
+    options: _Options,
+) -> Iterator[Difference]:
+    group = isinstance(before, SavedGroup)
+    leaves = before.leaves if isinstance(before, SavedGroup) else (before.name,)
+    reason = _why_unpaired(before, after, reasons)
+    for metric in (name for name in before.metrics if name in after.metrics):
+        row: dict[str, Any] = {
+            "name": before.name,
+            "alias": before.alias,
+            "is_group": group,
+            "section": section_of(before.name, options.sections),
+            "metric": metric,
+            "n": before.n if before.n == after.n else None,
+            "before": before.metrics[metric],
+            "after": after.metrics[metric],
+            "stderr_before": before.stderr[metric],
+            "stderr_after": after.stderr[metric],
+            "why_unpaired": reason,
+        }
+        if reason is None:
+            answers = [
+                (correct_answers(all_before.tasks[leaf], metric), correct_answers(all_after.tasks[leaf], metric))
+                for leaf in leaves
+            ]
+            known = [(mine, other) for mine, other in answers if mine is not None and other is not None]
+            if metric not in RECOMPUTABLE or len(known) < len(answers):
+                row["why_unpaired"] = f"{metric} does not follow from the samples"
+            else:
+                row |= _paired(known, options)
+        yield Difference(**row)
+
+
+def _why_unpaired(
+    before: SavedTask | SavedGroup, after: SavedTask | SavedGroup, reasons: Mapping[str, str | None]
+) -> str | None:
+    if isinstance(before, SavedTask):
+        return reasons[before.name]
+    if not isinstance(after, SavedGroup) or set(before.leaves) != set(after.leaves):
+        return "the runs have different tasks in it"
+    unpaired = [leaf for leaf in before.leaves if reasons.get(leaf, "missing") is not None]
+    return f"{len(unpaired)} of its {len(before.leaves)} tasks cannot be compared in pairs" if unpaired else None
+
+
+def _paired(
+    answers: Sequence[tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]], options: _Options
+) -> dict[str, Any]:
+    """Statistics over pairs of answers, a pair of arrays for each task."""
+    before = np.concatenate([mine for mine, _ in answers])
+    after = np.concatenate([other for _, other in answers])
+    change = after.astype(np.float64) - before
+    low, high = _rust.bootstrap(change, resamples=options.resamples, seed=options.seed, confidence=options.confidence)
+    right_to_wrong, wrong_to_right = int((before & ~after).sum()), int((~before & after).sum())
+    clusters = np.repeat(np.arange(len(answers)), [len(mine) for mine, _ in answers])
+    return {
+        "low": low,
+        "high": high,
+        "clustered_stderr": _rust.clustered_stderr(change, clusters) if len(answers) > 1 else None,
+        "p": _rust.mcnemar(right_to_wrong, wrong_to_right),
+        "right_to_wrong": right_to_wrong,
+        "wrong_to_right": wrong_to_right,
+    }
+
+
+def _corrected(rows: Sequence[Difference]) -> Iterator[Difference]:
+    """The rows with Holm's correction, over tasks and over groups, by metric."""
+    corrected: dict[tuple[str, str, bool], float] = {}
+    for metric, is_group in {(row.metric, row.is_group) for row in rows}:
+        family = [row for row in rows if (row.metric, row.is_group) == (metric, is_group)]
+        tested = [(row.name, row.p) for row in family if row.p is not None]
+        for (name, _), p in zip(tested, _rust.holm([p for _, p in tested]), strict=True):
+            corrected[name, metric, is_group] = p
+    for row in rows:
+        yield Difference(**{**vars(row), "p_holm": corrected.get((row.name, row.metric, row.is_group))})
+
+
+def _differing_settings(before: SavedResults, after: SavedResults, tasks: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    # A setting that one of the packages does not record tells nothing.
+    settings = {
+        name: (before.settings[name], after.settings[name])
+        for name in _SETTINGS
+        if name in before.settings and name in after.settings and before.settings[name] != after.settings[name]
+    }
+    shots = [(before.tasks[name].num_fewshot, after.tasks[name].num_fewshot) for name in tasks]
+    if differing := [pair for pair in shots if pair[0] != pair[1]]:
+        settings["num_fewshot"] = differing[0]
+    return settings
+
+
+def _notes(
+    before: SavedResults, after: SavedResults, tasks: Sequence[str], reasons: Mapping[str, str | None]
+) -> Iterator[str]:
+    if before.made_by.split()[0] != after.made_by.split()[0]:
+        yield f"the runs were made by {before.made_by} and {after.made_by}"
+    for one in (before, after):
+        if one.newest_of > 1:
+            yield f"{one.path} is the newest of {one.newest_of} results of its folder"
+    for name in tasks:
+        if reasons[name] is None and (note := document_note(before.tasks[name], after.tasks[name])):
+            yield note
+
+
+_COLUMNS = ("task", "n", "metric", "before", "after", "change", "interval", "p", "p (Holm)", "lost", "won")
+
+
+def _cells(row: Difference, indent: str) -> tuple[str, ...]:
+    paired = row.low is not None and row.high is not None
+    return (
+        indent + row.alias,
+        "" if row.n is None else str(row.n),
+        row.metric,
+        f"{row.before:.4f}",
+        f"{row.after:.4f}",
+        f"{row.difference:+.4f}",
+        f"{row.low:+.4f} to {row.high:+.4f}" if paired else "",
+        probability_text(row.p),
+        probability_text(row.p_holm),
+        "" if row.right_to_wrong is None else str(row.right_to_wrong),
+        "" if row.wrong_to_right is None else str(row.wrong_to_right),
+    )
+
+
+def probability_text(p: float | None) -> str:
+    """A p-value with four digits after the point, or none."""
+    if p is None:
+        return ""
+    return "<0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+def _sections(contrast: Contrast) -> Iterator[tuple[str, list[Difference]]]:
+    for section, title in SECTIONS.items():
+        if rows := list(contrast.section(section)):
+            yield title, rows
+
+
+def _text(comparison: Comparison, contrast: Contrast) -> Iterator[str]:
+    parts = [
+        (title, [_cells(row, "  " if row.is_group else "    ") for row in rows]) for title, rows in _sections(contrast)
+    ]
+    widths = [
+        max(map(len, column)) for column in zip(_COLUMNS, *(cells for _, rows in parts for cells in rows), strict=True)
+    ]
+
+    def line(cells: Sequence[str]) -> str:
+        first = [cells[0].ljust(widths[0])]
+        return "  ".join(
+            first + [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        ).rstrip()
+
+    yield f"before: {contrast.before}"
+    yield f"after:  {contrast.after}"
+    yield ""
+    yield line(_COLUMNS)
+    yield "-" * len(line(_COLUMNS))
+    for title, rows in parts:
+        yield title
+        yield from map(line, rows)
+    yield ""
+    yield from _remarks(comparison, contrast)
+
+
+def _markdown(comparison: Comparison, contrast: Contrast) -> Iterator[str]:
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    yield f"**before:** {contrast.before}<br>**after:** {contrast.after}"
+    yield ""
+    yield line(_COLUMNS)
+    yield line(["---"] + ["---:"] * (len(_COLUMNS) - 1))
+    for title, rows in _sections(contrast):
+        yield line([f"**{title}**"] + [""] * (len(_COLUMNS) - 1))
+        for row in rows:
+            yield line(_cells(row, ""))
+    yield ""
+    for remark in _remarks(comparison, contrast):
+        yield f"- {remark}"
+
+
+def _remarks(comparison: Comparison, contrast: Contrast) -> Iterator[str]:
+    """How to read the table, and what to be careful about."""
+    if any(row.p is not None for row in contrast.rows):
+        yield (
+            f"interval: {comparison.confidence:.0%} of {comparison.resamples} paired bootstrap resamples (seed"
+            f" {comparison.seed}); p: exact McNemar test, corrected over tasks (Holm); lost: right before, wrong after;"
+            " won: the other way round"
+        )
+    for reason, tasks in contrast.unpaired.items():
+        shown = ", ".join(tasks[:5]) + (f" and {len(tasks) - 5} more" if len(tasks) > 5 else "")
+        yield f"not compared in pairs: {shown}: {reason}"
+    for name, (before, after) in contrast.settings.items():
+        yield f"the runs differ in {name}: {before} and {after}"
+    for which, names in (("before", contrast.only_before), ("after", contrast.only_after)):
+        if names:
+            yield f"only in {which}: {', '.join(names)}"
+    yield from contrast.notes

@@ -1,0 +1,304 @@
+"""What saved results say beyond their means: intervals, distance from chance, calibration, near-ties, letter bias.
+
+The numbers come from the Rust core (`wmdp_fast._rust`: `wilson`, `bootstrap`, `mcnemar`, ...), whose docstrings hold
+formulas and sources; `docs/statistics.md` has them all in one place. Here they are put together for a task and a group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wmdp_fast import _rust
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import numpy.typing as npt
+
+    from wmdp_fast.saved import SavedGroup, SavedResults, SavedTask
+
+# lm-eval's metrics that are 0 or 1 for a question and follow from its log-likelihoods.
+RECOMPUTABLE = ("acc", "acc_norm", "acc_bytes")
+
+# Bins of equal width for calibration, as Guo et al. 2017 have them.
+NUM_BINS = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A share of right answers and how sure it is.
+
+    Attributes:
+        value: The share.
+        stderr: lm-eval's standard error: sample standard deviation over the root of n for a task, pooled over tasks
+            for a group; None for a single question.
+        low: Lower end of Wilson's interval.
+        high: Its upper end.
+        clustered_stderr: For a group, the standard error that lets questions of one task depend on each other.
+    """
+
+    value: float
+    stderr: float | None
+    low: float
+    high: float
+    clustered_stderr: float | None = None
+
+    def to_json(self) -> dict[str, float | None]:
+        """As a JSON object."""
+        found = {"value": self.value, "stderr": self.stderr, "low": self.low, "high": self.high}
+        if self.clustered_stderr is not None:
+            found["clustered_stderr"] = self.clustered_stderr
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chance:
+    """How far the right answers (by `acc`) are from guessing.
+
+    Attributes:
+        share: Share of right answers that guessing gives.
+        z: How many standard deviations of guessing the answers are above it.
+        p: Two-sided p-value of the exact binomial test.
+    """
+
+    share: float
+    z: float
+    p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LetterBias:
+    """Which choices a model picks by their place, over questions with the same number of choices.
+
+    Attributes:
+        letters: `A`, `B`, ...
+        predicted: How often each was predicted (by `acc`).
+        right: How often each was right.
+        chi_square: Pearson's statistic of the predictions against equal frequency.
+        p: Its p-value.
+    """
+
+    letters: tuple[str, ...]
+    predicted: tuple[int, ...]
+    right: tuple[int, ...]
+    chi_square: float
+    p: float
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of predictions by letter."""
+        return tuple(count / sum(self.predicted) for count in self.predicted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What the scores of a task, or of all tasks below a group, say.
+
+    Attributes:
+        name: Name of the task or group.
+        n: Number of questions.
+        metrics: The metrics that follow from the scores, by lm-eval's name.
+        chance: Distance from guessing; None without `acc`.
+        calibration: Calibration curve, expected calibration error and Brier score; None where a target names no single
+            choice.
+        near_ties: Questions whose two best choices are within `near_tie` nats.
+        near_tie: That bound.
+        ties: Questions whose two best choices have the very same log-likelihood: the first one won by its place.
+        letter_bias: None if questions differ in their number of choices, or a target names no single choice.
+    """
+
+    name: str
+    n: int
+    metrics: Mapping[str, Estimate]
+    chance: Chance | None
+    calibration: _rust.Calibration | None
+    near_ties: int
+    near_tie: float
+    ties: int
+    letter_bias: LetterBias | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        calibration, bias = self.calibration, self.letter_bias
+        return {
+            "name": self.name,
+            "n": self.n,
+            "metrics": {metric: estimate.to_json() for metric, estimate in self.metrics.items()},
+            "chance": None if self.chance is None else vars(self.chance),
+            "brier": None if calibration is None else calibration.brier,
+            "ece": None if calibration is None else calibration.ece,
+            "near_ties": self.near_ties,
+            "near_tie": self.near_tie,
+            "ties": self.ties,
+            "letters": None
+            if bias is None
+            else {
+                "predicted": dict(zip(bias.letters, bias.predicted, strict=True)),
+                "right": dict(zip(bias.letters, bias.right, strict=True)),
+                "chi_square": bias.chi_square,
+                "p": bias.p,
+            },
+        }
+
+
+def share(correct: npt.NDArray[np.bool_], *, confidence: float = 0.95) -> Estimate:
+    """The share of right answers with lm-eval's standard error and Wilson's interval.
+
+    Args:
+        correct: Whether each question was answered right, `[n]`.
+        confidence: How often the interval is to cover.
+    """
+    n, right = len(correct), int(correct.sum())
+    low, high = _rust.wilson(right, n, confidence=confidence)
+    stderr = float(np.std(correct, ddof=1) / np.sqrt(n)) if n > 1 else None
+    return Estimate(value=right / n, stderr=stderr, low=low, high=high)
+
+
+def metrics_of(task: SavedTask) -> tuple[str, ...]:
+    """The metrics of a task that follow from its samples: those it has in its results, else those in its samples."""
+    if task.samples is None:
+        return ()
+    known = tuple(metric for metric in RECOMPUTABLE if metric in task.metrics)
+    recorded = tuple(metric for metric in RECOMPUTABLE if task.samples.recorded(metric) is not None)
+    return tuple(metric for metric in known or recorded or ("acc",) if task.samples.correct(metric) is not None)
+
+
+def correct_answers(task: SavedTask, metric: str) -> npt.NDArray[np.bool_] | None:
+    """Whether each question is right by a metric, or None if the samples do not say or there are none."""
+    if task.samples is None or metric not in RECOMPUTABLE:
+        return None
+    return task.samples.correct(metric)
+
+
+def near_tie_margin(results: SavedResults) -> float:
+    """Margin in nats up to which a prediction counts as a near-tie.
+
+    It is the one recorded with the results; for those of lm-eval, this package's for the model's dtype, and that of
+    float32 if no dtype was recorded.
+    """
+    from wmdp_fast.evaluation import NEAR_TIE  # It loads the tasks, which nothing else here needs.
+
+    if "near_tie" in results.extra:
+        return float(results.extra["near_tie"])
+    dtype = str(results.settings.get("model_dtype") or "float32").removeprefix("torch.")
+    return NEAR_TIE.get(dtype, NEAR_TIE["float32"])
+
+
+def describe_task(task: SavedTask, *, near_tie: float, confidence: float = 0.95) -> Description:
+    """What a task's samples say.
+
+    Args:
+        task: The task, with samples.
+        near_tie: Margin in nats up to which a prediction counts as a near-tie.
+        confidence: How often intervals are to cover.
+
+    Raises:
+        ValueError: If there are no samples, or log-likelihoods that give no probabilities; names task and question.
+    """
+    return _describe(task.name, [task], near_tie, confidence)
+
+
+def describe_group(
+    group: SavedGroup, tasks: Mapping[str, SavedTask], *, near_tie: float, confidence: float = 0.95
+) -> Description:
+    """What the samples of all tasks below a group say, pooled over questions.
+
+    Args:
+        group: The group.
+        tasks: Tasks by name; all below the group, with samples.
+        near_tie: Margin in nats up to which a prediction counts as a near-tie.
+        confidence: How often intervals are to cover.
+
+    Raises:
+        KeyError: A task of the group is missing.
+        ValueError: As for `describe_task`.
+    """
+    return _describe(group.name, [tasks[leaf] for leaf in group.leaves], near_tie, confidence, group=True)
+
+
+def _describe(
+    name: str, tasks: list[SavedTask], near_tie: float, confidence: float, *, group: bool = False
+) -> Description:
+    samples = []
+    for task in tasks:
+        if task.samples is None:
+            raise ValueError(f"{task.name} was saved without samples (--log-samples)")
+        samples.append(task.samples)
+    counts = np.concatenate([np.diff(one.choice_offsets) for one in samples])
+    gold = np.concatenate([one.gold for one in samples])
+    predicted = np.concatenate([one.predicted("acc") for one in samples])
+    margin = np.concatenate([one.margin for one in samples])
+    metrics: dict[str, Estimate] = {}
+    for metric in RECOMPUTABLE:
+        having = [task for task in tasks if metric in metrics_of(task)]
+        if having:
+            alone = share(_correct(having[0], metric), confidence=confidence)
+            metrics[metric] = _pooled(having, metric, confidence) if group else alone
+    known = bool((gold >= 0).all())
+    chance = None
+    if "acc" in metrics:
+        right = sum(int(_correct(task, "acc").sum()) for task in tasks if "acc" in metrics_of(task))
+        asked = [np.diff(task.samples.choice_offsets) for task in tasks if task.samples and "acc" in metrics_of(task)]
+        guessing, z, p = _rust.against_chance(right, np.concatenate(asked).tolist())
+        chance = Chance(share=guessing, z=z, p=p)
+    return Description(
+        name=name,
+        n=len(gold),
+        metrics=metrics,
+        chance=chance,
+        calibration=_calibration(name, samples, gold, counts) if known else None,
+        near_ties=int((margin <= near_tie).sum()),
+        near_tie=near_tie,
+        ties=int((margin == 0).sum()),
+        letter_bias=_letter_bias(predicted, gold, counts) if known else None,
+    )
+
+
+def _pooled(tasks: list[SavedTask], metric: str, confidence: float) -> Estimate:
+    """A group's mean over questions with lm-eval's pooled error, and clustered by task where there are several."""
+    answers = [_correct(task, metric) for task in tasks]
+    each = [share(correct) for correct in answers]
+    value, stderr = _rust.pool([one.value for one in each], [one.stderr for one in each], [len(one) for one in answers])
+    together = np.concatenate(answers)
+    low, high = _rust.wilson(int(together.sum()), len(together), confidence=confidence)
+    clusters = np.repeat(np.arange(len(answers)), [len(one) for one in answers])
+    clustered = _rust.clustered_stderr(together.astype(np.float64), clusters) if len(answers) > 1 else None
+    return Estimate(value=value, stderr=stderr, low=low, high=high, clustered_stderr=clustered)
+
+
+def _correct(task: SavedTask, metric: str) -> npt.NDArray[np.bool_]:
+    correct = correct_answers(task, metric)
+    if correct is None:
+        raise ValueError(f"the samples of {task.name} do not say {metric}")
+    return correct
+
+
+def _calibration(
+    name: str, samples: Iterable[_rust.Samples], gold: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
+) -> _rust.Calibration:
+    loglikelihood = np.concatenate([one.loglikelihood for one in samples])
+    try:
+        return _rust.calibration(loglikelihood, np.append(0, np.cumsum(counts)), gold, num_bins=NUM_BINS)
+    except ValueError as error:
+        raise ValueError(f"{name}, {error}") from error
+
+
+def _letter_bias(
+    predicted: npt.NDArray[np.int64], gold: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
+) -> LetterBias | None:
+    if (counts != counts[0]).any():
+        return None
+    num_choices = int(counts[0])
+    chosen = np.bincount(predicted, minlength=num_choices).tolist()
+    chi_square, p = _rust.chi_square_uniform(chosen)
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:num_choices] if num_choices <= 26 else range(1, num_choices + 1)
+    return LetterBias(
+        letters=tuple(map(str, letters)),
+        predicted=tuple(chosen),
+        right=tuple(np.bincount(gold, minlength=num_choices).tolist()),
+        chi_square=chi_square,
+        p=p,
+    )
