@@ -1,8 +1,8 @@
 """Evaluations of several models over the same questions, side by side.
 
-`compare` takes results of this package or of lm-eval, one of each if need be. Whether two runs asked the same is checked
-question by question, by lm-eval's hashes; only then are they compared in pairs (paired bootstrap, exact McNemar test,
-flips). Where they did not, or samples are missing, the values stand side by side and the reason is said.
+`compare` takes results of this package or of lm-eval, one of each if need be. Whether two runs asked the same is
+checked question by question, by lm-eval's hashes; only then are they compared in pairs (paired bootstrap, exact McNemar
+test, flips). Where they did not, or samples are missing, the values stand side by side and the reason is said.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SECTIONS: dict[Section, str] = {
     "other": "other",
 }
 
-# Subjects of MMLU closest to what WMDP asks about: what unlearning is likeliest to damage (Li et al. 2024 report the same).
+# Subjects of MMLU closest to what WMDP asks about, which unlearning is likeliest to damage; Li et al. 2024 report them.
 NEAR_SUBJECTS = ("virology", "college_biology", "computer_security", "college_computer_science")
 
 # Settings that may decide about numbers. Names of models and files differ by nature.
@@ -292,8 +292,8 @@ def document_note(before: SavedTask, after: SavedTask) -> str | None:
     if not differing:
         return None
     return (
-        f"{before.name}: {differing} of {len(before.samples)} documents differ in something that was not asked; prompts,"
-        " choices and answers are the same"
+        f"{before.name}: {differing} of {len(before.samples)} documents differ in something that was not asked;"
+        " prompts, choices and answers are the same"
     )
 
 
@@ -336,7 +336,8 @@ def _contrast(
     common = [name for name in before.tasks if name in after.tasks]
     if not common:
         raise ValueError(
-            f"{before_name} and {after_name} have no task in common: {', '.join(before.tasks)}; {', '.join(after.tasks)}"
+            f"{before_name} and {after_name} have no task in common: one has {', '.join(before.tasks)}, the other"
+            f" {', '.join(after.tasks)}"
         )
     reasons = {name: why_unpaired(before.tasks[name], after.tasks[name]) for name in common}
     rows: list[Difference] = []

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wmdp_fast.cli.options import names, share, whole_number
 from wmdp_fast.comparison import compare
+
+if TYPE_CHECKING:
+    import argparse
 
 SUMMARY = "Compare saved results of two models or more, question by question."
 

@@ -80,7 +80,7 @@ def lines(results: SavedResults, rescored: Rescored | None, *, confidence: float
     yield from _table(results, rescored, confidence, ascii_only=ascii_only)
     yield ""
     if rescored is None:
-        yield "no samples were saved (--log-samples): intervals are from the counts, and nothing is known of single questions"
+        yield "no samples were saved (--log-samples): intervals follow from counts, single questions are unknown"
     else:
         yield from _about_questions(results, rescored)
     if settings := _settings(results):

@@ -1,0 +1,268 @@
+"""Runs of the real lm-eval and of this package are compared in pairs, and only where they asked the same."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import wmdp_fast as wf
+from tests import saved_runs
+from wmdp_fast import _rust, cli
+from wmdp_fast.comparison import Comparison, Contrast, Difference, compare, section_of
+from wmdp_fast.saved import read_results
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+scipy_stats = pytest.importorskip("scipy.stats")
+
+RUNS: dict[str, Callable[..., Path]] = {"lm-eval": saved_runs.lm_eval_run, "wmdp-fast": saved_runs.our_run}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    """Results of two models by two packages."""
+    found = {}
+    for package, run in RUNS.items():
+        for model in ("base", "unlearned"):
+            folder = tmp_path_factory.mktemp(f"{package}-{model}")
+            found[package, model] = run(folder, f"org/{model}", num_fewshot=2)
+    return found
+
+
+def correct_lines(results: Path, task: str) -> np.ndarray:
+    time = results.stem.removeprefix("results_")
+    lines = (results.parent / f"samples_{task}_{time}.jsonl").read_text(encoding="utf-8").splitlines()
+    return np.array([json.loads(line)["acc"] == 1.0 for line in lines])
+
+
+def row_of(contrast: Contrast, name: str, metric: str = "acc") -> Difference:
+    [row] = [row for row in contrast.rows if (row.name, row.metric) == (name, metric)]
+    return row
+
+
+@pytest.mark.parametrize("before", RUNS)
+@pytest.mark.parametrize("after", RUNS)
+def test_every_pair_of_packages_is_compared_in_pairs(
+    before: str, after: str, runs: dict[tuple[str, str], Path]
+) -> None:
+    first, second = runs[before, "base"], runs[after, "unlearned"]
+    # A file, and a folder above it.
+    comparison = compare(first, second.parent)
+    [contrast] = comparison.contrasts
+    assert comparison.names == ("org/base", "org/unlearned")
+    assert not contrast.unpaired
+    assert contrast.settings.keys() <= {"score_mode"}
+    leaves = {"nature": ["birds", "fish", "moss"], "animals": ["birds", "fish"], "plants": ["moss"]}
+    for name in ("birds", "fish", "moss", "clouds", *leaves):
+        row = row_of(contrast, name)
+        tasks = leaves.get(name, [name])
+        mine = np.concatenate([correct_lines(first, task) for task in tasks])
+        other = np.concatenate([correct_lines(second, task) for task in tasks])
+        assert row.before == pytest.approx(mine.mean())
+        assert row.difference == pytest.approx(other.mean() - mine.mean())
+        lost, won = int((mine & ~other).sum()), int((~mine & other).sum())
+        assert (row.right_to_wrong, row.wrong_to_right) == (lost, won)
+        expected = scipy_stats.binomtest(lost, lost + won).pvalue if lost + won else 1.0
+        assert row.p == pytest.approx(expected)
+        assert row.low is not None
+        assert row.high is not None
+        assert row.low <= row.difference <= row.high
+        assert (row.low, row.high) == _rust.bootstrap(other.astype(float) - mine)
+        assert (row.clustered_stderr is not None) == (len(tasks) > 1)
+    tested = [row for row in contrast.rows if row.metric == "acc" and not row.is_group]
+    assert [row.p_holm for row in tested] == pytest.approx(_rust.holm([row.p for row in tested if row.p is not None]))
+    assert any("made by" in note for note in contrast.notes) == (before != after)
+
+
+def test_the_same_run_twice_differs_in_nothing(runs: dict[tuple[str, str], Path]) -> None:
+    [contrast] = compare(runs["lm-eval", "base"], runs["wmdp-fast", "base"]).contrasts
+    for row in contrast.rows:
+        assert row.difference == pytest.approx(0)
+        assert (row.low, row.high, row.p) == (0, 0, 1)
+        assert row.right_to_wrong == row.wrong_to_right == 0
+
+
+def test_other_prompts_are_not_compared_in_pairs(runs: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    zero_shot = saved_runs.our_run(tmp_path, "org/unlearned")
+    comparison = compare(runs["lm-eval", "base"], zero_shot)
+    [contrast] = comparison.contrasts
+    assert contrast.settings["num_fewshot"] == (2, 0)
+    assert list(contrast.unpaired.values()) == [["birds"], ["fish"], ["moss"], ["clouds"]]
+    assert next(iter(contrast.unpaired)) == "the prompts of 9 of 9 questions differ, question 0 first"
+    for row in contrast.rows:
+        assert row.p is row.p_holm is row.low is row.right_to_wrong is None
+        assert row.why_unpaired
+    assert row_of(contrast, "nature").why_unpaired == "3 of its 3 tasks cannot be compared in pairs"
+    assert "not compared in pairs: birds: the prompts of 9 of 9" in comparison.table()
+
+
+def test_other_questions_are_not_compared_in_pairs(runs: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    limited = saved_runs.our_run(tmp_path, "org/unlearned", num_fewshot=2, limit=3)
+    [contrast] = compare(runs["wmdp-fast", "base"], limited).contrasts
+    assert row_of(contrast, "birds").why_unpaired == "the runs asked 9 and 3 questions, 3 of them with the same number"
+    assert row_of(contrast, "birds").n is None
+    # It has no more than one.
+    assert row_of(contrast, "moss").why_unpaired is None
+    assert contrast.settings["limit"] == (None, 3)
+
+
+def changed(results: Path, folder: Path, task: str, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a run, one line of one task's samples changed."""
+    folder.mkdir()
+    for file in results.parent.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    samples = folder / f"samples_{task}_{results.stem.removeprefix('results_')}.jsonl"
+    lines = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    change(lines[1])
+    samples.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"target_hash": "x"}, "the answers of 1 of 9 questions differ, question 1 first"),
+        ({"prompt_hash": "x"}, "the prompts of 1 of 9 questions differ, question 1 first"),
+        ({"prompt_hash": ""}, "the samples have no hashes (lm-eval before 0.4.3), so that it cannot be checked"),
+    ],
+)
+def test_one_changed_question_is_found(
+    change: dict[str, str], reason: str, runs: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    results = runs["lm-eval", "base"]
+    other = changed(results, tmp_path / "other", "birds", lambda line: line.update(change))
+    [contrast] = compare(results, other).contrasts
+    assert (row_of(contrast, "birds").why_unpaired or "").startswith(reason)
+    assert row_of(contrast, "clouds").why_unpaired is None
+
+
+def test_other_choices_are_found_and_other_documents_noted(runs: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    results = runs["wmdp-fast", "base"]
+
+    def another_choice(line: dict[str, Any]) -> None:
+        line["arguments"]["gen_args_2"]["arg_1"] = " else"
+
+    [contrast] = compare(results, changed(results, tmp_path / "choice", "birds", another_choice)).contrasts
+    assert row_of(contrast, "birds").why_unpaired == "the choices of 1 of 9 questions differ, question 1 first"
+    other = changed(results, tmp_path / "document", "birds", lambda line: line.update(doc_hash="x"))
+    [contrast] = compare(results, other).contrasts
+    assert row_of(contrast, "birds").why_unpaired is None
+    assert any(note.startswith("birds: 1 of 9 documents differ") for note in contrast.notes)
+
+
+def test_without_samples_the_values_stand_alone(runs: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    bare = saved_runs.our_result("org/unlearned", num_fewshot=2).save(tmp_path)
+    [contrast] = compare(runs["lm-eval", "base"], bare).contrasts
+    row = row_of(contrast, "birds")
+    assert row.why_unpaired == "one of the runs has no samples of it"
+    assert row.p is None
+    assert row.difference == row.after - row.before
+
+
+def test_evaluations_in_memory_and_several_at_once(runs: dict[tuple[str, str], Path]) -> None:
+    base, unlearned = (saved_runs.our_result(f"org/{model}", num_fewshot=2) for model in ("base", "unlearned"))
+    comparison = wf.compare(base, unlearned, runs["wmdp-fast", "base"], read_results(runs["lm-eval", "unlearned"]))
+    assert isinstance(comparison, Comparison)
+    assert comparison.names == ("org/base (1)", "org/unlearned (2)", "org/base (3)", "org/unlearned (4)")
+    first, second, third = comparison.contrasts
+    assert first.rows == third.rows
+    assert all(row.difference == 0 for row in second.rows)
+    assert first == wf.compare(base, unlearned, names=comparison.names[:2]).contrasts[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "section"),
+    [
+        ("wmdp", "forget"),
+        ("wmdp_bio", "forget"),
+        ("wmdp_bio_robust", "forget"),
+        ("mmlu_virology", "near"),
+        ("mmlu_college_biology_continuation", "near"),
+        ("mmlu_computer_security", "near"),
+        ("mmlu", "general"),
+        ("mmlu_stem", "general"),
+        ("mmlu_high_school_biology", "general"),
+        ("birds", "other"),
+        ("virology", "other"),
+    ],
+)
+def test_tasks_belong_to_sections(name: str, section: str) -> None:
+    assert section_of(name) == section
+
+
+def test_local_tasks_can_be_put_into_sections(runs: dict[tuple[str, str], Path]) -> None:
+    comparison = compare(runs["lm-eval", "base"], runs["lm-eval", "unlearned"], forget=["clouds"], near=["plants"])
+    [contrast] = comparison.contrasts
+    assert [row.name for row in contrast.section("forget")] == ["clouds"]
+    assert [row.name for row in contrast.section("near")] == ["plants"]
+    titles = ["forget targets", "near domains", "other"]
+    assert [line for line in comparison.table().splitlines() if line in titles] == titles
+
+
+def test_wrong_calls_are_refused(runs: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    base, other = runs["lm-eval", "base"], runs["lm-eval", "unlearned"]
+    with pytest.raises(ValueError, match="two runs or more"):
+        compare(base)
+    with pytest.raises(ValueError, match="need as many names, unlike each other, not a, a"):
+        compare(base, other, names=["a", "a"])
+    with pytest.raises(ValueError, match="no run has a task or group wmdp; they have nature"):
+        compare(base, other, forget=["wmdp"])
+    with pytest.raises(ValueError, match="confidence must lie between"):
+        compare(base, other, confidence=2.0)
+    raw = json.loads(other.read_text(encoding="utf-8"))
+    raw |= {"results": {"rain": {"acc,none": 0.5}}, "group_subtasks": {}}
+    strange = tmp_path / "results_2026-11-24T15-00-00.json"
+    strange.write_text(json.dumps(raw), encoding="utf-8")
+    with pytest.raises(ValueError, match="no task in common: one has birds, fish, moss, clouds, the other rain"):
+        compare(base, strange)
+
+
+def test_the_command_prints_a_table_markdown_or_json(
+    runs: dict[tuple[str, str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [
+        "compare",
+        str(runs["lm-eval", "base"]),
+        str(runs["wmdp-fast", "unlearned"]),
+        "--names",
+        "before it,after|it",
+    ]
+    assert cli.main(given) == 0
+    table = capsys.readouterr().out
+    assert "before: before it\nafter:  after|it\n" in table
+    header = next(line for line in table.splitlines() if line.startswith("task"))
+    assert header.split()[:6] == ["task", "n", "metric", "before", "after", "change"]
+    assert re.search(r"^ {4}birds +9 +acc +0\.\d{4} +0\.\d{4} +[+-]0\.\d{4} +[+-]0\.\d{4} to ", table, re.MULTILINE)
+    assert "exact McNemar test" in table
+
+    assert cli.main([*given, "--markdown"]) == 0
+    markdown = capsys.readouterr().out.splitlines()
+    rows = [line for line in markdown if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in rows}) == 1
+    assert any(line.startswith("| birds | 9 | acc |") for line in rows)
+
+    assert cli.main([*given, "--json", "--resamples", "500", "--seed", "3"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["resamples"] == 500
+    expected = compare(*given[1:3], names=["before it", "after|it"], resamples=500, seed=3)
+    assert document == json.loads(json.dumps(expected.to_json()))
+
+
+def test_wrong_usage_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong, message in (
+        (["one"], "two results or more"),
+        (["one", "two", "--confidence", "95"], "'95' is not a number between 0 and 1"),
+        (["one", "two", "three", "--html", "out.html"], "--html shows two results"),
+        (["one", "two", "--json", "--markdown"], "not allowed with argument"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["compare", *wrong])
+        assert message in capsys.readouterr().err
+    assert cli.main(["compare", "/no/such/one", "/no/such/two"]) == 1
+    assert capsys.readouterr().err == "error: /no/such/one: no such file or folder\n"
