@@ -40,7 +40,6 @@ def row(rng: random.Random, name: str, depth: int, *, compared: bool, count: int
         name=name,
         label=more.pop("label", name),
         depth=depth,
-        family="general",
         is_group=more.pop("is_group", False),
         is_subject=more.pop("is_subject", False),
         count=count,
@@ -150,7 +149,7 @@ def report(
         unlearning=Unlearning(
             plots=[
                 Plot(title=label or "Loss", unit=label or "loss", curves=loss),
-                Plot(title=label or "Activation norm", unit=label or "norm", curves=norms),
+                Plot(title=f"{label or ''} norm", unit=label or "norm", curves=norms),
             ],
             records=records,
         )

@@ -22,6 +22,7 @@ from wmdp_fast.cli import (
     eval,  # noqa: A004 (the subcommand's name)
     layers,
     lm_eval,
+    report,
     rescore,
     show,
     tasks,
@@ -40,6 +41,7 @@ COMMANDS = {
     "show": show,
     "compare": compare,
     "rescore": rescore,
+    "report": report,
     "layers": layers,
     "unlearn": unlearn,
     "apply-delta": apply_delta,

@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# What a task is to unlearning: what shall go, what lies close to it, and everything else.
-Family = Literal["forget", "near", "general", "other"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -31,7 +28,7 @@ class Change:
         high: Its upper end.
         p: Probability of a difference at least as large by chance alone, corrected for the number of tasks; None if
             it was not computed.
-        gained: Questions that were wrong before and are right now.
+        gained: Questions that were wrong before and are right now; None if no samples were saved.
         lost: Questions that were right before and are wrong now.
     """
 
@@ -39,8 +36,8 @@ class Change:
     low: float
     high: float
     p: float | None
-    gained: int
-    lost: int
+    gained: int | None
+    lost: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +48,11 @@ class Row:
         name: lm-eval's name.
         label: The name shown.
         depth: How far below the top.
-        family: What it is to unlearning.
         is_group: Whether it stands for the tasks below it.
         is_subject: Whether it is one of so many that they get a figure of their own.
+        is_near: Whether it is a domain close to what WMDP asks about, which unlearning is likeliest to damage.
         count: Number of questions.
-        chance: Accuracy of guessing.
+        chance: Accuracy of guessing, or None if the number of choices is not known.
         after: The accuracy; with a baseline, that of the later model.
         before: The baseline's.
         change: The difference, where both were asked the same questions.
@@ -64,11 +61,11 @@ class Row:
     name: str
     label: str
     depth: int
-    family: Family
     is_group: bool
     is_subject: bool
+    is_near: bool = False
     count: int
-    chance: float
+    chance: float | None
     after: Estimate
     before: Estimate | None = None
     change: Change | None = None

@@ -72,9 +72,8 @@ def accuracies(rows: Sequence[Row]) -> Figure:
                     [accuracy.low * _POINTS, accuracy.high * _POINTS], [y, y], color=svg.INK, linewidth=1.1, marker="|"
                 )
             bottom = top + (2.7 if compared else 1.6)
-            axes.plot(
-                [row.chance * _POINTS] * 2, [top + 0.5, bottom], color=svg.INK, linewidth=1, linestyle=(0, (2, 1.6))
-            )
+            chance = math.nan if row.chance is None else row.chance * _POINTS
+            axes.plot([chance] * 2, [top + 0.5, bottom], color=svg.INK, linewidth=1, linestyle=(0, (2, 1.6)))
         axes.set_xlim(0, 100)
         axes.set_ylim(len(rows) * step - 0.7, -0.8)
         axes.set_yticks([])
@@ -162,7 +161,8 @@ def subjects(rows: Sequence[Row]) -> Figure:
             color = svg.SERIES["after"].line
             axes.plot([row.after.low * _POINTS, row.after.high * _POINTS], [y, y], color=color, linewidth=1.2)
             axes.plot([row.after.value * _POINTS], [y], color=color, marker="o", markersize=4)
-            axes.plot([row.chance * _POINTS], [y], color=svg.INK, marker="|", markersize=7)
+            chance = math.nan if row.chance is None else row.chance * _POINTS
+            axes.plot([chance], [y], color=svg.INK, marker="|", markersize=7)
         axes.set_yticks(range(len(ordered)), [_short(row.label, 34) for row in ordered], fontsize=7.2)
         axes.set_ylim(len(ordered) - 0.4, -0.6)
         axes.set_xlim(0, 100)
@@ -293,7 +293,7 @@ def curves(name: str, title: str, unit: str, lines: Sequence[Curve]) -> Figure:
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.yaxis.set_minor_formatter(lambda *_: "")
         axes.set_xlabel("step")
-        axes.set_ylabel(unit)
+        axes.set_ylabel(_short(unit, 40))
         _frame(axes, "both")
         caption = "By step, on a logarithmic scale." if logarithmic else "By step."
         told = f"{title}. {caption} " + " ".join(
@@ -312,9 +312,9 @@ def curves(name: str, title: str, unit: str, lines: Sequence[Curve]) -> Figure:
     )
 
 
-def percent(share: float) -> str:
-    """A share of one in percent, to a tenth."""
-    return f"{share * _POINTS:.1f}"
+def percent(share: float | None) -> str:
+    """A share of one in percent, to a tenth; nothing for None."""
+    return "" if share is None else f"{share * _POINTS:.1f}"
 
 
 def points(share: float) -> str:

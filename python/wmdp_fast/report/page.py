@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from wmdp_fast.report.figures import Figure
 
 # More headline numbers than this are a table, which comes right after them anyway.
-_MOST_HEADLINES = 8
+_MOST_HEADLINES = 10
 
 
 def render(report: Report) -> str:
@@ -38,7 +38,7 @@ def render(report: Report) -> str:
     except ImportError:
         raise WmdpFastError("reports need matplotlib and jinja2: pip install 'wmdp-fast[plots]'") from None
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": figures.percent, "points": figures.points, "p_value": p_value}
+    environment.filters |= {"percent": figures.percent, "points": figures.points, "p_value": p_value, "count": count}
     environment.finalize = _clean
     script = _file("questions.js")
     page = environment.from_string(_file("page.html"))
@@ -60,16 +60,22 @@ def render(report: Report) -> str:
 
 
 def headlines(rows: Sequence[Row]) -> list[Row]:
-    """The numbers that come first: what stands at the top, and single tasks right below it."""
+    """The numbers that come first: what stands at the top, single tasks right below it, and near domains."""
     top = [row for row in rows if row.depth == 0 and not row.is_subject]
     below = [row for row in rows if row.depth == 1 and not row.is_group and not row.is_subject]
-    chosen = [row for row in rows if row in top or row in below]
+    near = [row for row in rows if row.is_near and row.change is not None]
+    chosen = [row for row in rows if row in top or row in below or row in near]
     return chosen if len(chosen) <= _MOST_HEADLINES else top[:_MOST_HEADLINES]
 
 
 def p_value(p: float) -> str:
     """A probability as people write it; below a thousandth only that."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def count(number: int | None) -> str:
+    """A number with its thousands apart; nothing for None."""
+    return "" if number is None else f"{number:,}"
 
 
 def _accuracy_figures(report: Report) -> list[Figure]:

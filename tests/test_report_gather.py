@@ -1,0 +1,275 @@
+"""What a report shows is what the saved files say, computed again here by plain loops."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="needs the extra `plots`")
+
+import wmdp_fast
+from tests import tiny_models
+from wmdp_fast import cli
+from wmdp_fast.exceptions import DatasetError
+from wmdp_fast.report.gather import gather, records
+from wmdp_fast.report.runs import read_run
+from wmdp_fast.saved import SavedResults, read_results
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from wmdp_fast.report.content import Report, Row
+
+SIZES = {"birds": 40, "trees": 23}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Results of two tiny models on two tasks, with samples, in `before` and `after`."""
+    home = tmp_path_factory.mktemp("results")
+    for task, count in SIZES.items():
+        rows = [
+            {"question": f"Which of {task} {i}?", "choices": [f"{c} {i}" for c in "wxyz"], "answer": i % 4}
+            for i in range(count)
+        ]
+        (home / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tasks = [home / f"{task}.jsonl" for task in SIZES]
+    for name, kind in (("before", "llama"), ("after", "qwen2")):
+        model = tiny_models.build(kind)
+        result = wmdp_fast.evaluate(model, tokenizer=tiny_models.tokenizer(), tasks=tasks, device="cpu", progress=False)
+        result.save(home / name, log_samples=True)
+    return home
+
+
+@pytest.fixture(scope="module")
+def report(folder) -> Report:
+    return gather(read_results(folder / "after"), read_results(folder / "before"), include_text=True)
+
+
+def samples(folder: Path, run: str, task: str) -> list[dict[str, Any]]:
+    [file] = (folder / run).rglob(f"samples_{task}_*.jsonl")
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def scores(sample: dict[str, Any]) -> list[float]:
+    return [float(loglikelihood) for loglikelihood, _ in sample["filtered_resps"]]
+
+
+def probability(sample: dict[str, Any], choice: int) -> float:
+    each = [math.exp(score) for score in scores(sample)]
+    return each[choice] / sum(each)
+
+
+def lead(sample: dict[str, Any]) -> float:
+    values = scores(sample)
+    right = values.pop(int(sample["target"]))
+    return right - max(values)
+
+
+def row(report: Report, name: str) -> Row:
+    [found] = [row for row in report.rows if row.name == name]
+    return found
+
+
+def test_accuracies_and_flips_are_those_of_the_files(folder, report):
+    assert [row.name for row in report.rows] == list(SIZES)
+    for task, count in SIZES.items():
+        before, after = samples(folder, "before", task), samples(folder, "after", task)
+        found = row(report, task)
+        assert (found.count, found.chance, found.is_group) == (count, 0.25, False)
+        assert found.before.value == pytest.approx(sum(one["acc"] for one in before) / count)
+        assert found.after.value == pytest.approx(sum(one["acc"] for one in after) / count)
+        assert found.after.low < found.after.value < found.after.high
+        pairs = [(one["acc"], other["acc"]) for one, other in zip(before, after, strict=True)]
+        assert found.change.lost == pairs.count((1.0, 0.0))
+        assert found.change.gained == pairs.count((0.0, 1.0))
+        assert found.change.value == pytest.approx(found.after.value - found.before.value)
+        assert found.change.low <= found.change.value <= found.change.high
+
+
+def test_the_table_has_every_question_as_the_files_have_it(folder, report):
+    assert [one.task for one in report.questions] == list(SIZES)
+    for table in report.questions:
+        before, after = samples(folder, "before", table.task), samples(folder, "after", table.task)
+        assert table.ids == [one["doc_id"] for one in after]
+        assert re.findall(".{12}", table.hashes) == [one["doc_hash"][:12] for one in after]
+        assert table.answers == [int(one["target"]) for one in after]
+        assert table.after == [one["wmdp_fast"]["predicted"] for one in after]
+        assert table.before == [one["wmdp_fast"]["predicted"] for one in before]
+        for column, run in ((table.after_permille, after), (table.before_permille, before)):
+            assert column == [round(1000 * probability(one, int(one["target"]))) for one in run]
+        assert table.margins == [pytest.approx(100 * lead(one), abs=0.51) for one in after]
+        assert table.texts[3] == (after[3]["doc"]["question"], after[3]["doc"]["choices"])
+
+
+def test_calibration_and_margins_count_every_question(folder, report):
+    assert [part.label for part in report.parts] == list(SIZES)
+    for part in report.parts:
+        for run in part.scores:
+            asked = samples(folder, run.name, part.label)
+            preferred = [max(range(4), key=lambda choice, one=one: scores(one)[choice]) for one in asked]
+            confidence = [probability(one, choice) for one, choice in zip(asked, preferred, strict=True)]
+            for cell in run.calibration:
+                inside = [i for i, p in enumerate(confidence) if cell.low < p <= cell.high]
+                assert cell.count == len(inside)
+                if inside:
+                    assert cell.confidence == pytest.approx(sum(confidence[i] for i in inside) / len(inside))
+                    assert cell.accuracy.value == pytest.approx(sum(asked[i]["acc"] for i in inside) / len(inside))
+            leads = sorted(map(lead, asked))
+            assert sum(run.margins.counts) == len(asked)
+            edges = run.margins.edges
+            assert run.margins.counts[5] == sum(edges[5] <= one < edges[6] for one in leads)
+            middle = (leads[(len(leads) - 1) // 2] + leads[len(leads) // 2]) / 2
+            assert run.margins.median == pytest.approx(middle)
+
+
+def test_without_asking_there_is_no_text(folder):
+    alone = gather(read_results(folder / "after"))
+    assert all(table.texts is None and table.before is None for table in alone.questions)
+    assert not alone.compared
+    assert [run.name for run in alone.runs] == ["evaluation"]
+
+
+def without_samples(results: SavedResults) -> SavedResults:
+    return replace(results, tasks={name: replace(task, samples=None) for name, task in results.tasks.items()})
+
+
+def test_results_without_samples_give_what_they_can_and_say_so(folder, report):
+    bare = gather(*(without_samples(read_results(folder / run)) for run in ("after", "before")))
+    assert any("no samples were saved" in warning for warning in bare.warnings)
+    assert bare.questions == []
+    assert bare.parts == []
+    for task in SIZES:
+        ours, full = row(bare, task), row(report, task)
+        assert ours.after.value == pytest.approx(full.after.value)
+        assert ours.chance == 0.25  # from the task's configuration
+        assert ours.change.value == pytest.approx(full.change.value)
+        assert ours.change.p is ours.change.lost is None
+        # Independent numbers are less sure than pairs, or about as sure where the pairs have little in common.
+        assert ours.change.low <= ours.change.value <= ours.change.high
+
+
+def test_runs_that_asked_otherwise_are_called_out(folder):
+    after, before = read_results(folder / "after"), read_results(folder / "before")
+    fewer = replace(before, tasks={"birds": before.tasks["birds"]})
+    told = gather(after, fewer).warnings
+    assert any("trees" in warning and "only after" in warning for warning in told)
+    rounded = replace(before, settings={**before.settings, "score_mode": "model"})
+    assert any("score_mode" in warning for warning in gather(after, rounded).warnings)
+
+
+def test_settings_hashes_and_timings_are_recorded(report):
+    for run in report.runs:
+        facts = {part.title: dict(part.facts) for part in run.records}
+        assert facts["Settings"]["score_mode"] == "float32"
+        assert float(facts["Seconds"]["forward"]) >= 0
+        assert re.fullmatch("[0-9a-f]{64}", facts["Hashes"]["birds: content"])
+        assert re.fullmatch("[0-9a-f]{64}", facts["Hashes"]["trees: samples"])
+        assert facts["Versions"]["wmdp_fast"] == wmdp_fast.__version__
+        assert facts["Hardware"]["cpu"]
+
+
+def test_nested_records_are_flat_and_what_is_not_known_is_left_out():
+    values = {"a": 1, "b": {"c": None, "d": [1, "x"]}, "e": {"f": 5, "g": 5}, "h": "", "i": [], "j": {"k": {"l": 2}}}
+    assert records("T", values).facts == [("a", "1"), ("b: d", "1\nx"), ("e", "5 (all 2)"), ("j: k: l", "2")]
+
+
+# An unlearning run's files.
+
+RECORD = {
+    "name": "unlearnt",
+    "method": "rmu",
+    "settings": {"layer_id": 7, "update_layer_ids": [5, 6, 7]},
+    "steps": 2,
+    "trained": ["layers.5.mlp.down_proj"],
+    "control_vectors": [[0.1] * 999],
+    "corpora": {"forget": [{"name": "made/potions.jsonl", "documents": 4, "content_hash": "ab"}], "retain": []},
+    "seconds": {"step": 1.5},
+}
+
+
+def write_run(folder: Path, rows: list[Any]) -> Path:
+    folder.mkdir()
+    (folder / "unlearn.json").write_text(json.dumps(RECORD), encoding="utf-8")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+    return folder
+
+
+def step(number: int, topic: int = 0, **more: Any) -> dict[str, Any]:
+    return {"step": number, "topic": topic, "forget_loss": 9.0 / number, "retain_loss": 0.5, "forget_norm": 3.0, **more}
+
+
+def test_a_run_becomes_curves_by_topic_and_tables_of_settings(tmp_path):
+    run = read_run(write_run(tmp_path / "run", [step(1), step(2, 1), step(3), step(4, 1)]))
+    loss, norm = run.plots
+    assert (loss.title, norm.title) == ("Loss", "Activation norm")
+    assert [curve.name for curve in loss.curves] == [
+        "forget (potions.jsonl)",
+        "retain (potions.jsonl)",
+        "forget (topic 1)",
+        "retain (topic 1)",
+    ]
+    assert (loss.curves[0].steps, loss.curves[0].values) == ([1, 3], [9.0, 3.0])
+    facts = {part.title: dict(part.facts) for part in run.records}
+    assert facts["Settings"] == {"layer_id": "7", "update_layer_ids": "5\n6\n7"}
+    assert facts["Corpora"]["forget: 0: content_hash"] == "ab"
+    assert facts["Trained tensors"] == {"trained": "layers.5.mlp.down_proj"}
+    assert facts["Seconds"] == {"step": "1.5"}
+    assert not any("control_vectors" in part for part in facts.values())
+
+
+def test_evaluations_on_the_way_are_a_curve(tmp_path):
+    looks = [{"step": at, "evaluation": {"wmdp_bio": {"acc": acc}}} for at, acc in ((0, 0.6), (2, 0.3))]
+    run = read_run(write_run(tmp_path / "run", [looks[0], step(1), step(2), looks[1]]))
+    assert run.plots[-1].curves[0].values == [60.0, 30.0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([step(1), step(2, forget_loss="much")], "row 2, field `forget_loss`: must be a number, not 'much'"),
+        ([step(1, step=None)], "row 1, field `step`: must be a number"),
+        ([step(1), [1]], "row 2: must be a JSON object"),
+    ],
+)
+def test_a_faulty_run_is_named_with_row_and_field(tmp_path, rows, message):
+    with pytest.raises(DatasetError, match=re.escape(message)):
+        read_run(write_run(tmp_path / "run", rows))
+
+
+def test_a_folder_without_a_run_says_what_is_wanted(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no unlearn\.json here"):
+        read_run(tmp_path)
+
+
+def test_the_command_writes_one_file(folder, tmp_path, capsys):
+    run = write_run(tmp_path / "run", [step(1), step(2)])
+    file = tmp_path / "new" / "report.html"
+    code = cli.main(
+        ["report", str(folder / "after"), str(folder / "before"), "--unlearn", str(run), "--output", str(file)]
+    )
+    assert code == 0, capsys.readouterr().err
+    assert capsys.readouterr().err == f"report: {file}\n"
+    html = file.read_text(encoding="utf-8")
+    assert "Which of birds" not in html
+    assert "Lower accuracy is not deleted knowledge" in html
+    assert "potions" in html
+
+
+def test_compare_writes_the_same_report(folder, tmp_path):
+    file = tmp_path / "compared.html"
+    assert cli.main(["compare", str(folder / "before"), str(folder / "after"), "--html", str(file)]) == 0
+    again = tmp_path / "report.html"
+    assert cli.main(["report", str(folder / "after"), str(folder / "before"), "--output", str(again)]) == 0
+    assert file.read_text(encoding="utf-8") == again.read_text(encoding="utf-8")
+
+
+def test_the_command_fails_in_one_line(tmp_path, capsys):
+    assert cli.main(["report", str(tmp_path / "none"), "--output", str(tmp_path / "r.html")]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'none'}: ")
+    assert not (tmp_path / "r.html").exists()
