@@ -13,14 +13,14 @@ import warnings
 from typing import TYPE_CHECKING, TextIO
 
 from wmdp_fast import __version__
-from wmdp_fast.cli import bench, doctor, eval, lm_eval, tasks  # noqa: A004 (the subcommand's name)
+from wmdp_fast.cli import bench, doctor, eval, export, lm_eval, tasks  # noqa: A004 (the subcommand's name)
 from wmdp_fast.exceptions import WmdpFastError, WmdpFastWarning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # The subcommands by name, in the order of `--help`.
-COMMANDS = {"eval": eval, "tasks": tasks, "lm-eval": lm_eval, "bench": bench, "doctor": doctor}
+COMMANDS = {"eval": eval, "tasks": tasks, "export": export, "lm-eval": lm_eval, "bench": bench, "doctor": doctor}
 
 _EPILOG = "`wmdp-fast COMMAND --help` explains a command. Documentation: README.md and docs/ of the source."
 

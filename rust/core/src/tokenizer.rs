@@ -8,7 +8,7 @@ use crate::boundary::Boundaries;
 use crate::error::{Error, Result};
 
 /// Which crate tokenizes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Engine {
     /// The crate `fastokens`.
     Fastokens,
