@@ -20,6 +20,7 @@ from wmdp_fast.cli import (
     demo,
     doctor,
     eval,  # noqa: A004 (the subcommand's name)
+    export,
     layers,
     lm_eval,
     report,
@@ -46,6 +47,7 @@ COMMANDS = {
     "unlearn": unlearn,
     "apply-delta": apply_delta,
     "lm-eval": lm_eval,
+    "export": export,
     "bench": bench,
     "doctor": doctor,
 }

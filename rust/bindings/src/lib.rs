@@ -41,7 +41,7 @@ mod _rust {
     #[pymodule_export]
     use crate::question::{_restore_questions, Question, QuestionSet};
     #[pymodule_export]
-    use crate::request::{PaddedBatch, Requests};
+    use crate::request::{_restore_requests, PaddedBatch, Requests};
     #[pymodule_export]
     use crate::samples::write_samples;
     #[pymodule_export]
@@ -52,9 +52,9 @@ mod _rust {
         clustered_stderr, holm, mcnemar, order_statistics, probabilities, wilson,
     };
     #[pymodule_export]
-    use crate::template::{PromptTemplate, Prompts};
+    use crate::template::{_restore_prompts, PromptTemplate, Prompts};
     #[pymodule_export]
-    use crate::tokenizer::Tokenizer;
+    use crate::tokenizer::{_restore_tokenizer, Tokenizer};
     #[pymodule_export]
     use crate::trie::{Trie, TrieBatch, TrieBatches};
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use numpy::{IntoPyArray, ndarray};
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 use wmdp_core::padded::{self, PaddedPlan};
 use wmdp_core::request;
 
@@ -14,6 +15,7 @@ use crate::detach;
 /// The tokenized prompts of a run: the questions of all its tasks, one task after another.
 ///
 /// Choices are numbered over the whole run; those of question `q` are `choice_offsets[q]` up to `choice_offsets[q + 1]`.
+/// Immutable; can be pickled and shared between threads.
 #[pyclass(frozen, module = "wmdp_fast._rust")]
 pub(crate) struct Requests {
     pub(crate) inner: Arc<request::Requests>,
@@ -139,6 +141,22 @@ impl Requests {
         let batch = py.detach(|| self.plan.batch(&self.inner, start, token_budget));
         batch.map(|batch| PaddedBatch::new(py, batch)).transpose()
     }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyBytes>,))> {
+        let state = detach::run(py, |_| self.inner.to_bytes())?;
+        let restore = py.import("wmdp_fast._rust")?.getattr("_restore_requests")?;
+        Ok((restore, (PyBytes::new(py, &state),)))
+    }
+}
+
+/// What pickle calls to make `Requests` again.
+#[pyfunction]
+pub(crate) fn _restore_requests(py: Python<'_>, state: Vec<u8>) -> PyResult<Requests> {
+    detach::run(py, |_| {
+        let inner = Arc::new(request::Requests::from_bytes(&state)?);
+        let plan = PaddedPlan::new(&inner)?;
+        Ok(Requests { inner, plan })
+    })
 }
 
 fn ids(tokens: &[u32]) -> Vec<i64> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 use wmdp_core::prompt;
 use wmdp_core::template::{self, ChoiceStyle, DocToText};
 
@@ -152,6 +153,7 @@ impl PromptTemplate {
 /// The prompts of one task, in question order.
 ///
 /// A context and one of its continuations, joined, are what a model reads; the continuation is what it is scored on.
+/// Immutable; can be pickled and shared between threads.
 #[pyclass(frozen, module = "wmdp_fast._rust")]
 pub(crate) struct Prompts {
     pub(crate) inner: Arc<prompt::Prompts>,
@@ -244,6 +246,18 @@ impl Prompts {
         }
         Ok(self.inner.continuation(question, choice))
     }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyBytes>,))> {
+        let state = detach::run(py, |_| self.inner.to_bytes())?;
+        let restore = py.import("wmdp_fast._rust")?.getattr("_restore_prompts")?;
+        Ok((restore, (PyBytes::new(py, &state),)))
+    }
+}
+
+/// What pickle calls to make `Prompts` again.
+#[pyfunction]
+pub(crate) fn _restore_prompts(py: Python<'_>, state: Vec<u8>) -> PyResult<Prompts> {
+    detach::run(py, |_| Ok(Prompts { inner: Arc::new(prompt::Prompts::from_bytes(&state)?) }))
 }
 
 impl Prompts {

@@ -16,7 +16,7 @@ use crate::template::Prompts;
 /// A tokenizer as a `tokenizer.json` describes it, under lm-eval's rules for special tokens.
 ///
 /// Two engines stand behind it: the crate `fastokens` where its tokens equal those of the crate `tokenizers` on prompts of the run at hand,
-/// else `tokenizers` itself. `Requests.engine` says which one it was.
+/// else `tokenizers` itself. `Requests.engine` says which one it was. Immutable; can be pickled and shared between threads.
 ///
 /// Args:
 ///     json: The text of a `tokenizer.json`; of a transformers tokenizer, `tokenizer.backend_tokenizer.to_str()`.
@@ -29,6 +29,9 @@ use crate::template::Prompts;
 #[pyclass(frozen, module = "wmdp_fast._rust")]
 pub(crate) struct Tokenizer {
     inner: Arc<tokenizer::Tokenizer>,
+    /// For pickling: what it was made from.
+    json: String,
+    add_special_tokens: bool,
 }
 
 #[pymethods]
@@ -43,7 +46,14 @@ impl Tokenizer {
         prefix_text: &str,
     ) -> PyResult<Self> {
         let load = || tokenizer::Tokenizer::from_json(json, add_special_tokens, prefix_token_id, prefix_text);
-        Ok(Self { inner: Arc::new(detach::run(py, |_| load())?) })
+        let inner = Arc::new(detach::run(py, |_| load())?);
+        Ok(Self { inner, json: json.to_owned(), add_special_tokens })
+    }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, (&str, bool, u32, &str))> {
+        let restore = py.import("wmdp_fast._rust")?.getattr("_restore_tokenizer")?;
+        let state = (&*self.json, self.add_special_tokens, self.inner.prefix_token_id(), self.inner.prefix_text());
+        Ok((restore, state))
     }
 
     /// The tokens of a text, special tokens included where they are due; made by the crate `tokenizers`.
@@ -119,4 +129,16 @@ impl Tokenizer {
     fn why_no_cuts(&self) -> Option<&str> {
         self.inner.boundaries().why_none()
     }
+}
+
+/// What pickle calls to make a `Tokenizer` again.
+#[pyfunction]
+pub(crate) fn _restore_tokenizer(
+    py: Python<'_>,
+    json: &str,
+    add_special_tokens: bool,
+    prefix_token_id: u32,
+    prefix_text: &str,
+) -> PyResult<Tokenizer> {
+    Tokenizer::new(py, json, add_special_tokens, prefix_token_id, prefix_text)
 }

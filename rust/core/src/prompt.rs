@@ -1,10 +1,12 @@
 //! Prompts: what a model is asked, as text, one task at a time.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 
 /// The prompts of one task. The context of question `i` is `prefix + bodies[i]`, its continuation `j` is
 /// `delimiter + choices[i][j]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prompts {
     /// Where the questions come from, for error messages: their file.
     pub source: String,
@@ -65,6 +67,28 @@ impl Prompts {
     /// [`Error::InvalidArgument`] if there are not as many contexts as questions.
     pub fn with_contexts(&self, contexts: &[String], delimiter: &str) -> Result<Self> {
         Self::from_contexts(contexts, self.choices.clone(), self.answers.clone(), delimiter, &self.source)
+    }
+
+    /// The prompts as bytes that [`Prompts::from_bytes`] reads, for pickling.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec(self).map_err(|error| Error::Internal(format!("prompts cannot be written: {error}")))
+    }
+
+    /// The prompts that were written by [`Prompts::to_bytes`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if they were not.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let invalid = |problem| Error::InvalidArgument(format!("these bytes are no pickled prompts: {problem}"));
+        let prompts: Self = serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
+        let same_length =
+            prompts.bodies.len() == prompts.choices.len() && prompts.bodies.len() == prompts.answers.len();
+        if !same_length
+            || prompts.answers.iter().zip(&prompts.choices).any(|(&answer, choices)| answer >= choices.len())
+        {
+            return Err(invalid("questions, choices and answers do not fit together".to_owned()));
+        }
+        Ok(prompts)
     }
 
     /// Number of questions.

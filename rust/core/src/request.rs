@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::boundary::Boundaries;
 use crate::error::{Error, Result};
@@ -24,7 +25,7 @@ const MEMO_BYTES: usize = 64;
 const MEMO_ENTRIES: usize = 4096;
 
 /// How the tokens were made.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Encoding {
     /// The crate that made them.
     pub engine: Engine,
@@ -35,7 +36,7 @@ pub struct Encoding {
 }
 
 /// The tokenized prompts of a run: the questions of all its tasks, one task after another.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Requests {
     /// The tokens that all contexts of a task begin with; one entry a task, then an empty one.
     pub prefixes: Vec<Vec<u32>>,
@@ -115,6 +116,30 @@ impl Requests {
             requests.choice_offsets.push(requests.continuation_offsets.len() - 1);
         }
         Ok(requests)
+    }
+
+    /// The requests as bytes that [`Requests::from_bytes`] reads, for pickling.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec(self).map_err(|error| Error::Internal(format!("requests cannot be written: {error}")))
+    }
+
+    /// The requests that were written by [`Requests::to_bytes`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if they were not.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let invalid = |problem| Error::InvalidArgument(format!("these bytes are no pickled requests: {problem}"));
+        let requests: Self = serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
+        let cuts = |offsets: &[usize], length: usize| {
+            offsets.first() == Some(&0) && offsets.last() == Some(&length) && offsets.is_sorted()
+        };
+        let fits = requests.context_offsets.len() == requests.context_prefixes.len() + 1
+            && requests.choice_offsets.len() == requests.context_prefixes.len() + 1
+            && cuts(&requests.context_offsets, requests.context_tokens.len())
+            && cuts(&requests.continuation_offsets, requests.continuation_tokens.len())
+            && cuts(&requests.choice_offsets, requests.continuation_offsets.len() - 1)
+            && requests.context_prefixes.iter().all(|&prefix| (prefix as usize) < requests.prefixes.len());
+        if fits { Ok(requests) } else { Err(invalid("its parts do not fit together".to_owned())) }
     }
 
     /// Number of questions.

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::parallel;
 
 /// Which crate tokenizes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Engine {
     /// The crate `fastokens`.
     Fastokens,

@@ -1,0 +1,186 @@
+"""The inspect_ai model provider `wmdp-fast`: one token for each prompt, many prompts at once."""
+
+from __future__ import annotations
+
+import string
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+import torch
+from inspect_ai.model import (
+    ChatCompletionChoice,
+    ChatMessageAssistant,
+    GenerateConfig,
+    Logprob,
+    Logprobs,
+    ModelAPI,
+    ModelOutput,
+    ModelUsage,
+    TopLogprob,
+)
+from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
+
+from wmdp_fast._rust import Requests
+from wmdp_fast.exceptions import ModelError
+from wmdp_fast.models.load import evaluation_mode, load_model
+from wmdp_fast.models.padded import _can_select, all_logits, auto_token_budget, selected_logits
+from wmdp_fast.models.scores import NAN_ADVICE
+from wmdp_fast.prepare import plan
+
+if TYPE_CHECKING:
+    from inspect_ai.model import ChatMessage
+    from inspect_ai.tool import ToolChoice, ToolInfo
+
+# How long a batch waits for more prompts before it begins; those that come while it runs are the next batch.
+_GATHER_SECONDS = 0.02
+
+
+@dataclass(eq=False)
+class _Ask:
+    """A prompt that waits for its answer."""
+
+    tokens: list[int]
+    top: int
+    answer: list[tuple[int, str, float]] = field(default_factory=list)
+
+
+class FastModelAPI(ModelAPI):
+    """A local model that answers each prompt with its most likely next token, and says how likely the letters are.
+
+    `top_logprobs` are the likeliest tokens and always the letters A to Z, after a space and alone, however unlikely.
+    A single message is the prompt as it is; with `-M chat_template=true` messages go through the tokenizer's chat
+    template.
+
+    Args:
+        model_name: A folder, or a name on the hub.
+        base_url: Not used.
+        api_key: Not used.
+        api_key_vars: Not used.
+        config: Inspect's default options.
+        chat_template: Whether to apply the chat template.
+        model_path: Folder or name to load, if `model_name` is just what to call it.
+        batch_size: Most prompts at once.
+        **model_args: What `wmdp_fast.models.load.load_model` takes: `dtype`, `device`, `peft`, `revision` ...
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        api_key_vars: list[str] | None = None,
+        config: GenerateConfig | None = None,
+        *,
+        chat_template: bool = False,
+        model_path: str | None = None,
+        batch_size: int = 256,
+        **model_args: Any,
+    ) -> None:
+        super().__init__(model_name, base_url, api_key, api_key_vars or [], config or GenerateConfig())
+        self.loaded = load_model(model_path or model_name, **model_args)
+        self.batch_size = batch_size
+        self.chat_template = chat_template
+        self._letters = self._letter_tokens()
+        self._waiting: list[_Ask] = []
+        self._running = anyio.Lock()
+
+    async def generate(
+        self,
+        input: list[ChatMessage],  # noqa: A002 (inspect's name)
+        tools: list[ToolInfo],
+        tool_choice: ToolChoice,  # noqa: ARG002
+        config: GenerateConfig,
+    ) -> ModelOutput:
+        """Answers one prompt.
+
+        Raises:
+            ValueError: More than one token is asked for, or tools, or sampling.
+        """
+        if config.max_tokens not in (None, 1) or tools or config.temperature not in (None, 0):
+            raise ValueError(
+                "wmdp-fast answers with the one most likely token: no max_tokens but 1, no temperature, no tools; the"
+                f" provider hf does the rest (hf/{self.model_name})"
+            )
+        begin = time.perf_counter()
+        ask = _Ask(self._encode(input), (config.top_logprobs or 0) if config.logprobs else 0)
+        self._waiting.append(ask)
+        async with self._running:
+            if not ask.answer:
+                await anyio.sleep(_GATHER_SECONDS)
+                others = [other for other in self._waiting if other is not ask]
+                batch, self._waiting = [ask, *others[: self.batch_size - 1]], others[self.batch_size - 1 :]
+                await anyio.to_thread.run_sync(self._answer, batch)
+        _, text, logprob = ask.answer[0]
+        top = [
+            TopLogprob(token=one, logprob=value, bytes=list(one.encode()))
+            for _, one, value in sorted(ask.answer, key=lambda entry: -entry[2])
+        ]
+        content = [Logprob(token=text, logprob=logprob, bytes=list(text.encode()), top_logprobs=top)]
+        choice = ChatCompletionChoice(
+            message=ChatMessageAssistant(content=text, model=self.model_name, source="generate"),
+            stop_reason="max_tokens",
+            logprobs=Logprobs(content=content) if config.logprobs else None,
+        )
+        usage = ModelUsage(input_tokens=len(ask.tokens), output_tokens=1, total_tokens=len(ask.tokens) + 1)
+        seconds = time.perf_counter() - begin
+        return ModelOutput(model=self.model_name, choices=[choice], usage=usage, time=seconds)
+
+    def max_connections(self) -> int:
+        """Inspect asks for as many answers at once as a batch holds."""
+        return self.batch_size
+
+    def max_tokens(self) -> int:
+        """One token is all it says."""
+        return 1
+
+    def _encode(self, messages: list[ChatMessage]) -> list[int]:
+        tokenizer: Any = self.loaded.tokenizer
+        if self.chat_template:
+            turns = [{"role": message.role, "content": message.text} for message in messages]
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            tokens: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        else:
+            tokens = tokenizer.encode("\n\n".join(message.text for message in messages))
+        return tokens[-self.loaded.max_length :] or [self.loaded.prefix_token_id]
+
+    def _letter_tokens(self) -> dict[int, str]:
+        """Tokens that are one letter after `Answer:` and at the beginning of a line, and the text of each."""
+        tokenizer: Any = self.loaded.tokenizer
+        found: dict[int, str] = {}
+        for before, lead in (("Answer:", " "), ("Answer:\n", "")):
+            start = tokenizer.encode(before, add_special_tokens=False)
+            for letter in string.ascii_uppercase:
+                whole = tokenizer.encode(before + lead + letter, add_special_tokens=False)
+                if len(whole) == len(start) + 1 and whole[:-1] == start:
+                    found.setdefault(whole[-1], lead + letter)
+        return found
+
+    def _answer(self, asks: list[_Ask]) -> None:
+        """Runs a batch; each answer is its likeliest token, the next likeliest, and the letters not among them.
+
+        Raises:
+            ModelError: The model's output is not a number.
+        """
+        loaded, tokenizer = self.loaded, self.loaded.tokenizer
+        requests = Requests.from_tokens([ask.tokens for ask in asks], [[[0]]] * len(asks), loaded.max_length)
+        letters = torch.tensor(list(self._letters), device=loaded.device, dtype=torch.long)
+        with evaluation_mode(loaded.model):
+            readout = selected_logits if _can_select(loaded.model, loaded.device) else all_logits
+            budget = auto_token_budget(loaded, requests, every_logit=readout is all_logits)
+            for batch in plan(requests, token_budget=budget):
+                logits = readout(loaded.model, torch.from_numpy(batch.input_ids).to(loaded.device), batch.readouts)
+                logprobs = F.log_softmax(logits, dim=-1, dtype=torch.float32)
+                if logprobs.isnan().any():
+                    raise ModelError(NAN_ADVICE)
+                for row, question in zip(batch.target_readouts.tolist(), batch.target_choices.tolist(), strict=True):
+                    best = logprobs[row].topk(min(max(1, asks[question].top), logprobs.shape[1]))
+                    chosen = dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+                    if asks[question].top:
+                        chosen |= dict(zip(letters.tolist(), logprobs[row][letters].tolist(), strict=True))
+                    asks[question].answer = [
+                        (token, self._letters.get(token) or str(tokenizer.decode([token])), value)
+                        for token, value in chosen.items()
+                    ]

@@ -1,0 +1,165 @@
+"""inspect_ai, the real one: our tasks on our provider give lm-eval's answers, and it reads what we export."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+inspect_ai = pytest.importorskip("inspect_ai", reason="inspect_ai is not installed: pip install 'wmdp-fast[inspect]'")
+
+from inspect_ai.log import read_eval_log
+from inspect_ai.model import ChatCompletionChoice, ChatMessageAssistant, ModelOutput, get_model
+
+import wmdp_fast as wf
+from wmdp_fast import demo
+from wmdp_fast.cli import main
+from wmdp_fast.exceptions import DatasetError
+from wmdp_fast.integrations import inspect_log, inspect_registry
+
+QUESTIONS = demo.questions_path("forget")
+MODEL = {"model": "wmdp-fast/demo", "model_args": {"model_path": str(demo.model_path()), "dtype": "float32"}}
+
+
+@pytest.fixture(scope="module")
+def expected() -> wf.EvalResult:
+    return wf.evaluate(demo.model_path(), tasks=QUESTIONS, limit=30, dtype="float32", device="cpu", progress=False)
+
+
+def evaluate(folder: Path, **options: Any) -> Any:
+    task = inspect_registry.questions(tasks=str(QUESTIONS))
+    [log] = inspect_ai.eval(task, **MODEL, limit=30, log_dir=str(folder), display="none", **options)
+    assert log.status == "success", log.error
+    return log
+
+
+def test_our_task_on_our_provider_gives_evaluates_answers(tmp_path: Path, expected: wf.EvalResult) -> None:
+    log = evaluate(tmp_path)
+    outcome = expected.tasks["forget_questions"].outcome
+    metrics = log.results.scores[0].metrics
+    assert metrics["accuracy"].value == pytest.approx(outcome.acc)
+    assert metrics["stderr"].value == pytest.approx(outcome.acc_stderr)
+    scores = {sample.id: sample.scores["most_likely_letter"] for sample in log.samples}
+    found = [
+        [scores[f"forget_questions-{number + 1}"].metadata["logprobs"][letter] for letter in "ABCD"]
+        for number in range(30)
+    ]
+    np.testing.assert_allclose(np.ravel(found), outcome.loglikelihood, atol=1e-4)
+    assert log.samples[0].input == expected.tasks["forget_questions"].prompts.context(0)
+
+
+def test_prompts_that_come_together_run_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = get_model(MODEL["model"], memoize=False, **MODEL["model_args"])
+    sizes = []
+    answer = model.api._answer
+    monkeypatch.setattr(model.api, "_answer", lambda asks: (sizes.append(len(asks)), answer(asks))[1])
+    task = inspect_registry.questions(tasks=str(QUESTIONS))
+    [log] = inspect_ai.eval(task, model, limit=30, log_dir=str(tmp_path), display="none")
+    assert log.status == "success"
+    assert sum(sizes) == 30
+    assert max(sizes) > 10
+
+
+@pytest.mark.parametrize("options", [{"max_tokens": 5}, {"temperature": 0.7}])
+def test_what_it_does_not_do_it_says(tmp_path: Path, options: dict[str, Any]) -> None:
+    task = inspect_registry.questions(tasks=str(QUESTIONS))
+    [log] = inspect_ai.eval(task, **MODEL, limit=1, log_dir=str(tmp_path), display="none", **options)
+    assert log.status == "error"
+    assert "the one most likely token" in log.error.message
+
+
+def output(text: str, tokens: dict[str, float] | None) -> ModelOutput:
+    choice: dict[str, Any] = {"message": ChatMessageAssistant(content=text)}
+    if tokens is not None:
+        top = [{"token": token, "logprob": value} for token, value in tokens.items()]
+        choice["logprobs"] = {"content": [{"token": text, "logprob": 0.0, "top_logprobs": top}]}
+    return ModelOutput(choices=[ChatCompletionChoice(**choice)])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "found"),
+    [
+        (None, {}),
+        ({"the": -0.1}, {}),
+        ({" A": -3.0, " B": -2.0, "A": -0.5, "B": -0.7, "\n": -0.1}, {"A": -3.0, "B": -2.0}),
+        ({"A": -0.5, "B": -0.7, " A": -0.1}, {"A": -0.5, "B": -0.7}),
+        ({"\u0120A": -0.5, "\u2581B": -0.7}, {"A": -0.5, "B": -0.7}),
+        ({"A": -0.5, " B": -0.7, " C": -0.1}, {"A": -0.5, "B": -0.7}),
+        ({" A": -0.5}, {"A": -0.5}),
+    ],
+)
+def test_letters_are_found_as_any_provider_writes_them(
+    tokens: dict[str, float] | None, found: dict[str, float]
+) -> None:
+    assert inspect_registry.letter_logprobs(output("A", tokens), "AB") == found
+
+
+def test_exported_results_are_read_by_inspect(tmp_path: Path, expected: wf.EvalResult, capsys: Any) -> None:
+    expected.save(tmp_path, log_samples=True)
+    assert main(["export", str(tmp_path), "--inspect"]) == 0
+    [path] = capsys.readouterr().out.split()
+    log = read_eval_log(path)
+    outcome = expected.tasks["forget_questions"].outcome
+    assert log.eval.task == "forget_questions"
+    assert log.eval.model == expected.model_name
+    assert log.results.scores[0].metrics["accuracy"].value == outcome.acc
+    assert log.results.scores[0].metrics["stderr"].value == outcome.acc_stderr
+    assert len(log.samples) == log.results.total_samples == 30
+    for sample, predicted, answer in zip(log.samples, outcome.predicted, outcome.answers, strict=True):
+        score = sample.scores["acc"]
+        assert (score.answer, sample.target) == ("ABCD"[predicted], "ABCD"[answer])
+        assert score.value == ("C" if predicted == answer else "I")
+    values = list(log.samples[3].scores["acc"].metadata["loglikelihood"].values())
+    np.testing.assert_allclose(values, outcome.loglikelihood[12:16])
+    assert len(list((tmp_path).rglob("*.eval"))) == 1
+    assert main(["export", str(tmp_path), "--inspect"]) == 0
+    assert len(list((tmp_path).rglob("*.eval"))) == 1
+
+    frame = pytest.importorskip("pandas") and __import__("inspect_ai.analysis", fromlist=["x"]).samples_df(path)
+    assert len(frame) == 30
+
+
+def test_results_without_samples_are_exported_too(tmp_path: Path, expected: wf.EvalResult) -> None:
+    expected.save(tmp_path)
+    [path] = inspect_log.export(tmp_path, tmp_path / "logs")
+    log = read_eval_log(path)
+    assert log.results.total_samples == 30
+    assert not log.samples
+
+
+def test_what_cannot_be_exported_is_named(tmp_path: Path, expected: wf.EvalResult) -> None:
+    with pytest.raises(FileNotFoundError, match="there are no results in"):
+        inspect_log.export(tmp_path)
+    saved = expected.save(tmp_path, log_samples=True)
+    [samples] = saved.parent.glob("samples_*.jsonl")
+    samples.write_text(samples.read_text() + "{}\n")
+    with pytest.raises(DatasetError, match=r"samples_.*row 31: is no sample"):
+        inspect_log.export(tmp_path)
+    (tmp_path / "results_2026-11-24T15-00-00.json").write_text("[]")
+    with pytest.raises(DatasetError, match="is no results file"):
+        inspect_log.export(tmp_path)
+
+
+@pytest.mark.slow
+def test_inspects_own_command_line(tmp_path: Path, expected: wf.EvalResult) -> None:
+    inspect = [sys.executable, "-m", "inspect_ai"]
+    environment = {**os.environ, "INSPECT_DISPLAY": "none", "INSPECT_LOG_DIR": str(tmp_path / "logs")}
+    command = [
+        *(*inspect, "eval", "wmdp_fast/questions", "-T", f"tasks={QUESTIONS}", "--limit", "30"),
+        *("--model", "wmdp-fast/demo", "-M", f"model_path={demo.model_path()}", "-M", "dtype=float32"),
+    ]
+    subprocess.run(command, check=True, env=environment, cwd=tmp_path, capture_output=True)
+    [made] = (tmp_path / "logs").glob("*.eval")
+    expected.save(tmp_path, log_samples=True)
+    [exported] = inspect_log.export(tmp_path, tmp_path / "logs")
+    for path in (made, exported):
+        dumped = subprocess.run([*inspect, "log", "dump", str(path)], check=True, env=environment, capture_output=True)
+        log = json.loads(dumped.stdout)
+        [score] = log["results"]["scores"]
+        assert score["metrics"]["accuracy"]["value"] == pytest.approx(expected.tasks["forget_questions"]["acc"])
