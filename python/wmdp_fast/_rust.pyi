@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 __all__ = [
     "RELEASE_BUILD",
     "__version__",
+    "OrderAnswers",
+    "OrderEffects",
     "Outcome",
     "PaddedBatch",
     "PromptTemplate",
@@ -29,6 +31,7 @@ __all__ = [
     "float_text",
     "json_text",
     "num_threads",
+    "order_effects",
     "pool",
     "read_many",
     "read_questions",
@@ -44,6 +47,61 @@ __version__: Final[str]
 """
 Version of the extension, the same as the package's.
 """
+
+@final
+class OrderAnswers:
+    """
+    The answers to a task's questions in several orders of their choices.
+
+    An order is written as the letters of the choices that stand in its places: `BCDA` has the second choice first. Choices are
+    numbered as in the question, not by place.
+
+    Args:
+        questions: The questions.
+        orders: `"cyclic"` or `"all"`, as given to `QuestionSet.permuted`.
+        original: The outcome of the questions as they are.
+        others: The outcome of `questions.permuted(orders)`.
+
+    Raises:
+        ValueError: If an outcome is of other questions.
+    """
+    def __len__(self, /) -> int: ...
+    def __new__(cls, /, questions: QuestionSet, orders: str, original: Outcome, others: Outcome) -> OrderAnswers: ...
+    def loglikelihood(self, /, question: SupportsIndex) -> list[tuple[str, list[float]]]:
+        """
+        For each order of a question's choices, the original one first, the log-likelihood of each choice in nats.
+        """
+    def predicted(self, /, question: SupportsIndex) -> list[tuple[str, int]]:
+        """
+        For each order of a question's choices, the original one first, the choice that the model picked.
+        """
+
+@final
+class OrderEffects:
+    """
+    What the order of the choices does to the answers. Each question counts the same.
+
+    Attributes:
+        orders: For each order its letters, the number of questions asked in it, and the share of right answers.
+        mean: Share of right answers over all orders.
+        sd: Sample standard deviation (n - 1) of the orders' accuracies; None if questions differ in their number of choices.
+        changed: Share of the other orders in which the answer is another text than in the original order.
+        consistent: Share of questions that are answered with the same text in all orders.
+        letters: For each letter its share of right answers and of predictions in the original order, and its share of
+            predictions over all orders.
+    """
+    @property
+    def changed(self, /) -> float: ...
+    @property
+    def consistent(self, /) -> float: ...
+    @property
+    def letters(self, /) -> list[tuple[str, float, float, float]]: ...
+    @property
+    def mean(self, /) -> float: ...
+    @property
+    def orders(self, /) -> list[tuple[str, int, float]]: ...
+    @property
+    def sd(self, /) -> float | None: ...
 
 @final
 class Outcome:
@@ -400,6 +458,17 @@ class QuestionSet:
         """
         The first `n` questions, or all if there are fewer.
         """
+    def permuted(self, /, orders: str) -> QuestionSet:
+        """
+        Each question in every order of its choices but the original one, question after question.
+
+        Args:
+            orders: `"cyclic"` puts each choice once in each place, in n - 1 other orders of n choices; `"all"` is for at most 4
+                choices and gives all n! - 1 other orders.
+
+        Raises:
+            ValueError: If a question has too many choices for all their orders; names file and row.
+        """
     def select(self, /, indices: SupportsGetItem[int, SupportsIndex]) -> QuestionSet:
         """
         The questions at these places, in this order.
@@ -427,6 +496,15 @@ class Requests:
     def choice_offsets(self, /) -> NDArray[int64]:
         """
         For each question its first choice, then the number of choices: int64 `[num_questions + 1]`.
+        """
+    @property
+    def content_hash(self, /) -> str:
+        """
+        SHA-256 of what is asked, as 64 hexadecimal digits: the same for the same tokens, however they were made.
+
+        Hashed are the bytes `wmdp-fast requests 1\\n` and `max_length`, then for each question the context's tokens, the number of
+        choices, and each continuation's tokens. Tokens are their number, then 32 bits each; all other numbers are 64 bits,
+        little-endian.
         """
     def context(self, /, question: SupportsIndex) -> NDArray[int64]:
         """
@@ -711,6 +789,14 @@ def num_threads() -> int:
         ValueError: The variable is set to something else than a positive number.
     """
 
+def order_effects(tasks: SupportsGetItem[int, OrderAnswers]) -> OrderEffects:
+    """
+    Sums up the answers to the questions of one or several tasks.
+
+    Raises:
+        ValueError: If there is no question.
+    """
+
 def pool(
     means: SupportsGetItem[int, SupportsFloat | SupportsIndex],
     stderrs: SupportsGetItem[int, SupportsFloat | SupportsIndex | None],
@@ -779,12 +865,13 @@ def write_samples(
     prompts: Prompts,
     outcome: Outcome,
     metrics: SupportsGetItem[int, str],
+    orders: OrderAnswers | None = None,
 ) -> str:
     """
     Writes lm-eval's samples file of a task, one line a question. The file appears whole or not at all.
 
-    Each line has one key more than lm-eval's, `wmdp_fast`: the predicted choice by either metric, the margin to the runner-up and
-    whether that is a near-tie.
+    Each line has one key more than lm-eval's, `wmdp_fast`: the predicted choice by either metric, the margin to the runner-up,
+    whether that is a near-tie, and what the model answered in other orders of the choices if it was asked.
 
     Args:
         path: The file to write.
@@ -792,6 +879,7 @@ def write_samples(
         prompts: What the model read.
         outcome: What `aggregate` made of the scores.
         metrics: Names of the metrics to write, in lm-eval's order: `acc`, `acc_norm`.
+        orders: The answers in other orders of the choices.
 
     Returns:
         lm-eval's hash over the task's documents, prompts and answers.

@@ -11,6 +11,7 @@ mod detach;
 mod error;
 mod hints;
 mod json;
+mod orders;
 mod parallel;
 mod pyjson;
 mod question;
@@ -29,6 +30,8 @@ mod _rust {
     use crate::aggregate::{Outcome, aggregate, pool};
     #[pymodule_export]
     use crate::dataset::{read_many, read_questions};
+    #[pymodule_export]
+    use crate::orders::{OrderAnswers, OrderEffects, order_effects};
     #[pymodule_export]
     use crate::parallel::num_threads;
     #[pymodule_export]

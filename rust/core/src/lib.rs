@@ -3,13 +3,15 @@
 //! The path of the data, one module a step: files are read by [`dataset`]; [`question`]s become [`prompt`]s by a
 //! [`template`]; [`tokenizer`] and [`request`] turn prompts into token ids; [`trie`] finds what those have in common and
 //! [`pack`] cuts it into batches for a model, or [`padded`] cuts them row by row; [`aggregate`] turns the model's scores
-//! into numbers, [`samples`] writes them down question by question.
+//! into numbers, [`orders`] says what the order of the choices does to them, [`samples`] writes them down question by
+//! question.
 #![forbid(unsafe_code)]
 
 pub mod aggregate;
 pub mod boundary;
 pub mod dataset;
 pub mod error;
+pub mod orders;
 pub mod pack;
 pub mod padded;
 pub mod parallel;
