@@ -163,6 +163,8 @@ def evaluate_calls(monkeypatch):
     calls = []
 
     class Result:
+        saved_to = None
+
         def table(self):
             return "the table"
 
@@ -217,6 +219,9 @@ def test_eval_passes_what_is_given(evaluate_calls, capsys):
         (["--token-budget", "0"], "'0' is not a whole number of at least 1"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
         (["--log-samples"], "--log-samples needs --output"),
+        (["--resume"], "--resume needs --output"),
+        (["--engine", "fast"], "invalid choice: 'fast'"),
+        (["--permute-choices", "some"], "invalid choice: 'some'"),
     ],
 )
 def test_wrong_values_are_wrong_usage(wrong, message, evaluate_calls, capsys):

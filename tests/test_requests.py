@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests import tokenizers_zoo
 from tests.reference.requests import LmEvalTokenizer
-from wmdp_fast import Prompts, Tokenizer
+from wmdp_fast import Prompts, Requests, Tokenizer
 from wmdp_fast.exceptions import TokenizerError
 
 PREFIX_TOKEN = 1  # <s>
@@ -225,3 +227,31 @@ def test_ctrl_c_stops_tokenization() -> None:
             tokenize_until_stopped()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_the_hash_is_of_the_tokens_and_nothing_else() -> None:
+    def by_hand(contexts: list[list[int]], continuations: list[list[list[int]]], max_length: int) -> str:
+        data = b"wmdp-fast requests 1\n" + struct.pack("<Q", max_length)
+        for context, choices in zip(contexts, continuations, strict=True):
+            data += struct.pack(f"<Q{len(context)}IQ", len(context), *context, len(choices))
+            for tokens in choices:
+                data += struct.pack(f"<Q{len(tokens)}I", len(tokens), *tokens)
+        return hashlib.sha256(data).hexdigest()
+
+    contexts, continuations = [[1, 2, 3], [1, 2, 4]], [[[5], [6, 7]], [[5], [8]]]
+    given_tokens = Requests.from_tokens(contexts, continuations, 16)
+    assert given_tokens.content_hash == by_hand(contexts, continuations, 16)
+    assert given_tokens.content_hash != Requests.from_tokens(contexts, continuations, 17).content_hash
+    assert given_tokens.content_hash != Requests.from_tokens([[1, 2], [3, 1, 2, 4]], continuations, 16).content_hash
+    # However the tokens were made: with a shared beginning, too.
+    slow = tokenizers_zoo.tokenizer("gpt2")
+    tokenizer = Tokenizer(
+        slow.backend_tokenizer.to_str(), add_special_tokens=True, prefix_token_id=1, prefix_text=slow.decode(1)
+    )
+    texts = ["About birds.\n\nIs a wren one?\nAnswer:", "About birds.\n\nIs an oak one?\nAnswer:"]
+    made = tokenizer.encode_requests([Prompts.from_contexts(texts, [["A", "B"]] * 2, [0, 1], delimiter=" ")], 64)
+    contexts = [made.context(question).tolist() for question in range(2)]
+    continuations = [
+        [made.continuation(2 * question + choice).tolist() for choice in range(2)] for question in range(2)
+    ]
+    assert made.content_hash == by_hand(contexts, continuations, 64)

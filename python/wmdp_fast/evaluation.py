@@ -6,12 +6,16 @@ import contextlib
 import os
 import time
 import warnings
+from dataclasses import replace
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from wmdp_fast import prepare
+from wmdp_fast import __version__, prepare
+from wmdp_fast._rust import OrderAnswers, aggregate
 from wmdp_fast.chat import chat_contexts, chat_template_source, system_text
 from wmdp_fast.exceptions import TaskError, WmdpFastWarning
-from wmdp_fast.results import EvalResult, GroupResult, TaskResult, run_config, tokenizer_info
+from wmdp_fast.journal import Journal
+from wmdp_fast.results import EvalResult, GroupResult, TaskResult, output_folder, run_config, tokenizer_info
 from wmdp_fast.tasks import resolve
 
 if TYPE_CHECKING:
@@ -20,9 +24,9 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from wmdp_fast._rust import Prompts
+    from wmdp_fast._rust import Prompts, Requests
     from wmdp_fast.models.load import LoadedModel
-    from wmdp_fast.models.scores import ScoreMode, Scores
+    from wmdp_fast.models.scores import PartialScores, ScoreMode, Scores
     from wmdp_fast.models.trie import Engine
     from wmdp_fast.prepare import TaskQuestions
     from wmdp_fast.tasks import Choices, Selection
@@ -46,6 +50,7 @@ def evaluate(
     template: str | None = None,
     choices: Choices | None = None,
     description: str | None = None,
+    permute_choices: Literal["cyclic", "all"] | None = None,
     lm_eval_compat: str = "current",
     apply_chat_template: bool | str = False,
     system_instruction: str | None = None,
@@ -60,6 +65,7 @@ def evaluate(
     max_length: int | None = None,
     output: str | PathLike[str] | None = None,
     log_samples: bool = False,
+    resume: bool = False,
     progress: bool = True,
 ) -> EvalResult:
     """Scores a model on multiple-choice tasks by log-likelihood, with lm-eval's prompts and numbers.
@@ -78,6 +84,9 @@ def evaluate(
         template: How to ask the questions of files given by path: a task's name or a Jinja template.
         choices: Whether those are answered with `"letters"` or `"texts"`.
         description: Text before the prompts of files given by path.
+        permute_choices: Whether to ask every question again with its choices in other orders: `cyclic` puts each choice
+            once in each place, `all` is every order of at most 4 choices. Examples stay as they are, and so do the
+            metrics: what the order does is reported beside them. Only for tasks that are answered with letters.
         lm_eval_compat: The lm-eval version whose prompts to reproduce: `0.4.2`, `0.4.9` or `current`.
         apply_chat_template: Whether to put prompts in the tokenizer's chat template; the name of one if it has several.
         system_instruction: Text before the task's description.
@@ -91,8 +100,10 @@ def evaluate(
         peft: A PEFT adapter to put on the model.
         trust_remote_code: Whether code that comes with the model may run.
         max_length: Most tokens the model may read at once, in place of its own limit.
-        output: Folder or `.json` name to save results under, by lm-eval's rules.
+        output: Folder or `.json` name to save results under, by lm-eval's rules. Scores of a model that is loaded from
+            files are kept there as the run goes on, so that one that was stopped loses nothing.
         log_samples: Whether to save every question with its prompt and scores too; needs `output`.
+        resume: Whether to go on from where the same evaluation with the same `output` was stopped, if it was.
         progress: Whether to show a progress bar on stderr.
 
     Warns:
@@ -105,13 +116,16 @@ def evaluate(
         TaskError: A task, subject, template or version is unknown, or an option does not apply.
         DataUnavailableError: Questions are missing, gated or out of reach.
         DatasetError: A question file is faulty.
+        JournalError: What an unfinished run has left in `output` is of another run or damaged, or would be lost.
         ModelError: The model cannot be loaded or scored.
         TemplateError: A prompt or chat template fails.
         TokenizerError: A prompt cannot be tokenized.
         ValueError: An option has an impossible value.
     """
-    if log_samples and output is None:
-        raise ValueError("log_samples needs an output folder to write the samples to")
+    if output is None and (log_samples or resume):
+        raise ValueError(f"{'log_samples' if log_samples else 'resume'} needs an output folder")
+    if resume and not isinstance(model, (str, os.PathLike)):
+        raise ValueError("resume is for models on disk: whether a model in memory is the same as before, nobody knows")
     started, clock = time.time(), PhaseClock()
 
     # Everything cheap first: a misspelt task should not cost the loading of a model.
@@ -128,15 +142,25 @@ def evaluate(
         warnings.warn(warning, WmdpFastWarning, stacklevel=2)
     if apply_chat_template and not selection.compat.has_chat_templates:
         raise TaskError(f"lm-eval {selection.compat.name} could not apply chat templates; leave one of the two out")
+    if permute_choices is not None and (
+        unordered := [task.name for task in selection.tasks if task.choices == "texts"]
+    ):
+        raise TaskError(
+            f"{', '.join(unordered)}: the prompt shows no choices, each is scored by itself, so they have no order to"
+            " change; permute_choices is for tasks that are answered with letters"
+        )
     with clock("read"):
         read = prepare.read_tasks(selection.tasks, data=data, dataset_revision=dataset_revision, limit=limit)
     with clock("load"):
         loaded = _load(model, tokenizer, revision, dtype, device, peft, trust_remote_code)
     multiturn = bool(apply_chat_template) if fewshot_as_multiturn is None else fewshot_as_multiturn
+    others = []
+    if permute_choices is not None:
+        others = [replace(one, questions=one.questions.permuted(permute_choices)) for one in read]
     with clock("render"):
         prompts = [
             _prompts(one, loaded.tokenizer, apply_chat_template, system_instruction, multiturn=multiturn)
-            for one in read
+            for one in (*read, *others)
         ]
     with clock("tokenize"):
         encoder = prepare.load_tokenizer(
@@ -145,47 +169,55 @@ def evaluate(
             add_special_tokens=selection.compat.add_special_tokens(_model_type(loaded)),
         )
         requests = encoder.encode_requests(prompts, max_length or loaded.max_length)
-    with clock("forward"), _progress_bar(shown=progress) as advance:
-        from wmdp_fast.models.trie import score
+    with _kept_scores(loaded, requests, score_mode, output, resume=resume) as partial:
+        with clock("forward"), _progress_bar(shown=progress) as advance:
+            from wmdp_fast.models.trie import score
 
-        scores = score(
-            loaded, requests, engine=engine, token_budget=token_budget, score_mode=score_mode, progress=advance
+            scores = score(
+                loaded,
+                requests,
+                engine=engine,
+                token_budget=token_budget,
+                score_mode=score_mode,
+                progress=advance,
+                partial=partial,
+            )
+        with clock("aggregate"):
+            near_tie = NEAR_TIE.get(str(loaded.dtype).removeprefix("torch."), NEAR_TIE["float32"])
+            results = _aggregate(read, others, prompts, scores, near_tie, permute_choices)
+        result = EvalResult(
+            tasks=results,
+            groups={
+                group.name: GroupResult.from_tasks(group, [results[task.name] for task in selection.leaves(group)])
+                for group in selection.groups
+            },
+            model_name=loaded.name,
+            model_source="hf",
+            config=run_config(
+                "hf",
+                _model_args(loaded, dtype, revision, peft),
+                model_info=_model_info(loaded),
+                batch_size=token_budget,
+                device=str(loaded.device),
+                limit=limit,
+            ),
+            timings=clock.seconds,
+            num_tokens=requests.num_tokens,
+            started=started,
+            total_seconds=time.time() - started,
+            score_mode=score_mode,
+            near_tie=near_tie,
+            choice_orders=permute_choices,
+            tokenizer=tokenizer_info(loaded.tokenizer, max_length or loaded.max_length),
+            system_instruction=system_instruction,
+            chat_template=(
+                chat_template_source(loaded.tokenizer, apply_chat_template) if apply_chat_template else None
+            ),
+            fewshot_as_multiturn=multiturn,
+            details=_details(selection, requests, scores, partial),
         )
-    with clock("aggregate"):
-        dtype_name = str(loaded.dtype).removeprefix("torch.")
-        near_tie = NEAR_TIE.get(dtype_name, NEAR_TIE["float32"])
-        results = _aggregate(read, prompts, scores, near_tie)
-
-    result = EvalResult(
-        tasks=results,
-        groups={
-            group.name: GroupResult.from_tasks(group, [results[task.name] for task in selection.leaves(group)])
-            for group in selection.groups
-        },
-        model_name=loaded.name,
-        model_source="hf",
-        config=run_config(
-            "hf",
-            _model_args(loaded, dtype, revision, peft),
-            model_info=_model_info(loaded),
-            batch_size=token_budget,
-            device=str(loaded.device),
-            limit=limit,
-        ),
-        timings=clock.seconds,
-        num_tokens=requests.num_tokens,
-        started=started,
-        total_seconds=time.time() - started,
-        score_mode=score_mode,
-        near_tie=near_tie,
-        tokenizer=tokenizer_info(loaded.tokenizer, max_length or loaded.max_length),
-        system_instruction=system_instruction,
-        chat_template=(chat_template_source(loaded.tokenizer, apply_chat_template) if apply_chat_template else None),
-        fewshot_as_multiturn=multiturn,
-        details=_details(selection, requests, scores),
-    )
-    if output is not None:
-        result.save(output, log_samples=log_samples)
+        if output is not None:
+            result = replace(result, saved_to=result.save(output, log_samples=log_samples))
     return result
 
 
@@ -291,24 +323,84 @@ def _progress_bar(*, shown: bool) -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
+@contextlib.contextmanager
+def _kept_scores(
+    loaded: LoadedModel,
+    requests: Requests,
+    score_mode: ScoreMode,
+    output: str | PathLike[str] | None,
+    *,
+    resume: bool,
+) -> Iterator[PartialScores]:
+    """Scores to be entered; those of a model from files lie in a journal beside the results until these are saved."""
+    from wmdp_fast.models.scores import PartialScores
+
+    if output is None or loaded.path is None:
+        yield PartialScores.empty(requests.num_choices)
+        return
+    folder = output_folder(output, loaded.name)
+    journal = Journal.open(folder, _what_decides_scores(loaded, requests, score_mode), resume=resume)
+    if resume and len(journal.choices) == 0:
+        warnings.warn(f"there is nothing to resume in {folder}: beginning anew", WmdpFastWarning, stacklevel=4)
+    partial = PartialScores.resumed(requests.num_choices, journal)
+    try:
+        yield partial
+    except BaseException as error:
+        done = int(partial.finished.sum())
+        if done:
+            error.add_note(
+                f"{done} of {requests.num_choices} choices are scored and kept in {journal.path}: the same again with"
+                " --resume (resume=True) goes on from there"
+            )
+            journal.close()
+        else:
+            journal.remove()
+        raise
+    journal.remove()
+
+
+def _what_decides_scores(loaded: LoadedModel, requests: Requests, score_mode: ScoreMode) -> dict[str, Any]:
+    """Two runs that agree in this have the same scores, whatever engine makes them and in whatever batches."""
+    from wmdp_fast.models.load import files_identity
+
+    return {
+        "model files": files_identity(loaded),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "device": loaded.device.type,
+        "score mode": score_mode,
+        "questions and their tokens": requests.content_hash,
+        "wmdp_fast": __version__,
+    }
+
+
 def _aggregate(
-    read: Sequence[TaskQuestions], prompts: Sequence[Prompts], scores: Scores, near_tie: float
+    read: Sequence[TaskQuestions],
+    others: Sequence[TaskQuestions],
+    prompts: Sequence[Prompts],
+    scores: Scores,
+    near_tie: float,
+    orders: str | None,
 ) -> dict[str, TaskResult]:
-    """Cuts the run's scores into those of each task."""
-    results = {}
-    first = 0
-    for one, asked in zip(read, prompts, strict=True):
-        own = slice(first, first := first + asked.num_choices)
-        results[one.task.name] = TaskResult.from_scores(
+    """Cuts the run's scores into those of each task, and then of each task in other orders of its choices."""
+    ends = list(accumulate((asked.num_choices for asked in prompts), initial=0))
+    own = [(scores.loglikelihood[slice(*pair)], scores.is_greedy[slice(*pair)]) for pair in pairwise(ends)]
+    results = {
+        one.task.name: TaskResult.from_scores(
             one.task,
             one.questions,
             asked,
-            scores.loglikelihood[own],
-            scores.is_greedy[own],
+            *of_task,
             near_tie=near_tie,
             num_available=one.available,
             dataset_revision=one.revision,
         )
+        for one, asked, of_task in zip(read, prompts, own, strict=False)
+    }
+    for other, asked, of_task in zip(others, prompts[len(read) :], own[len(read) :], strict=True):
+        result = results[other.task.name]
+        outcome = aggregate(asked, *of_task, near_tie=near_tie)
+        answers = OrderAnswers(result.questions, orders or "", result.outcome, outcome)
+        results[other.task.name] = replace(result, order_answers=answers)
     return results
 
 
@@ -339,7 +431,7 @@ def _model_args(
     return arguments
 
 
-def _details(selection: Selection, requests: Any, scores: Scores) -> dict[str, Any]:
+def _details(selection: Selection, requests: Requests, scores: Scores, partial: PartialScores) -> dict[str, Any]:
     """What lm-eval does not record, for the results file's key `wmdp_fast`."""
     return {
         "lm_eval_compat": selection.compat.name,
@@ -354,4 +446,5 @@ def _details(selection: Selection, requests: Any, scores: Scores) -> dict[str, A
         "tokens_run": scores.tokens_run,
         "tokens_useful": scores.tokens_useful,
         "seconds_waiting": scores.seconds_waiting,
+        "choices_resumed": 0 if partial.journal is None else len(partial.journal.choices),
     }

@@ -57,6 +57,10 @@ class TaskError(WmdpFastError, ValueError):
     """A task name is unknown, or a task refuses an option."""
 
 
+class JournalError(WmdpFastError):
+    """What an unfinished run has left cannot be gone on with; the message says why and what to do."""
+
+
 class InternalError(WmdpFastError):
     """A fault of this package, never of the input. Please report it."""
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 # What lm-eval writes where a standard error is not defined.
 _NOT_AVAILABLE = "N/A"
 
+# Most orders of the choices whose accuracies are all in the table; of more, the lowest and the highest.
+_ORDERS_SHOWN = 6
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
@@ -42,6 +45,7 @@ class TaskResult:
         outcome: For each question prediction, margin and log-likelihoods; `wmdp_fast.Outcome` describes its arrays.
         num_available: Questions in the file; more than were asked if a limit was set.
         dataset_revision: Commit of the dataset on the hub, or None for a local file.
+        order_answers: The answers in other orders of the choices, if the questions were asked in those.
     """
 
     task: Task
@@ -50,6 +54,7 @@ class TaskResult:
     outcome: _rust.Outcome = field(repr=False)
     num_available: int
     dataset_revision: str | None = None
+    order_answers: _rust.OrderAnswers | None = field(default=None, repr=False)
 
     @classmethod
     def from_scores(
@@ -218,11 +223,13 @@ class EvalResult:
         total_seconds: How long it took.
         score_mode: `float32`, or `model` for lm-eval's rounding of log-probabilities.
         near_tie: Margin in nats up to which a prediction counts as a near-tie.
+        choice_orders: Which other orders of their choices the questions were asked in: `cyclic`, `all` or None.
         tokenizer: The tokenizer's special tokens and the longest input; `tokenizer_info` makes it.
         system_instruction: System message of the prompts.
         chat_template: Source of the chat template the prompts were put in.
         fewshot_as_multiturn: Whether examples were turns of a conversation.
         details: More to record, for instance which tokenizer and attention code ran.
+        saved_to: The results file, if `evaluate` has saved it.
         versions: Versions of what numbers depend on.
         hardware: What the run ran on.
     """
@@ -238,11 +245,13 @@ class EvalResult:
     total_seconds: float
     score_mode: str
     near_tie: float
+    choice_orders: str | None = None
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     system_instruction: str | None = None
     chat_template: str | None = None
     fewshot_as_multiturn: bool | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    saved_to: Path | None = None
     versions: dict[str, str | None] = field(default_factory=environment.versions)
     hardware: dict[str, Any] = field(default_factory=environment.hardware)
 
@@ -272,6 +281,15 @@ class EvalResult:
         """For each group the tasks and groups directly below it."""
         return {name: list(result.group.children) for name, result in self.groups.items()}
 
+    def order_effects(self, name: str) -> _rust.OrderEffects:
+        """What the order of the choices does to a task's answers, or to those of all tasks below a group.
+
+        Raises:
+            ValueError: The questions were asked in one order only.
+        """
+        answers = [task.order_answers for task in self._tasks_below(name) if task.order_answers is not None]
+        return _rust.order_effects(answers)
+
     def table(self) -> str:
         """The numbers as aligned text, tasks indented below their groups."""
         rows = [("task", "n", "shots", "metric", "value", "stderr")]
@@ -290,6 +308,8 @@ class EvalResult:
             for row in rows
         ]
         lines.insert(1, "-" * max(map(len, lines)))
+        if self.choice_orders is not None:
+            lines += [line for name in self._topmost() for line in self._about_orders(name)]
         near_ties = sum(task.num_near_ties for task in self.tasks.values())
         if near_ties:
             total = sum(task.sample_len for task in self.tasks.values())
@@ -346,6 +366,7 @@ class EvalResult:
             "wmdp_fast": {
                 "score_mode": self.score_mode,
                 "near_tie": self.near_tie,
+                **({"choice_orders": self._choice_orders()} if self.choice_orders else {}),
                 "tasks": {
                     name: {
                         "near_ties": task.num_near_ties,
@@ -381,13 +402,10 @@ class EvalResult:
         Raises:
             OSError: A file cannot be written; names it.
         """
-        path = Path(output_path)
         time = datetime.now().isoformat().replace(":", "-")  # Local time, as lm-eval has it.
-        if path.suffix == ".json":
-            folder, results_file = path.parent, path.with_name(f"{path.stem}_{time}.json")
-        else:
-            folder = path / sanitize_model_name(self.model_name)
-            results_file = folder / f"results_{time}.json"
+        folder = output_folder(output_path, self.model_name)
+        stem = Path(output_path).stem if _names_a_file(output_path) else "results"
+        results_file = folder / f"{stem}_{time}.json"
         folder.mkdir(parents=True, exist_ok=True)
 
         written: list[Path] = []
@@ -396,7 +414,12 @@ class EvalResult:
             for name, task in (self.tasks if log_samples else {}).items():
                 samples_file = folder / f"samples_{name}_{time}.jsonl"
                 task_hashes[name] = _rust.write_samples(
-                    samples_file, task.questions, task.prompts, task.outcome, list(task.metrics)
+                    samples_file,
+                    task.questions,
+                    task.prompts,
+                    task.outcome,
+                    list(task.metrics),
+                    task.order_answers,
                 )
                 written.append(samples_file)
             # Last, so that a results file never tells of samples that are not there.
@@ -409,7 +432,6 @@ class EvalResult:
 
     def _hierarchy(self) -> Iterator[tuple[TaskResult | GroupResult, int]]:
         """Groups, each followed by what is below it and how deep, then the tasks that are in none."""
-        below = {child for group in self.groups.values() for child in group.group.children}
 
         def walk(name: str, depth: int) -> Iterator[tuple[TaskResult | GroupResult, int]]:
             result = self[name]
@@ -418,9 +440,58 @@ class EvalResult:
                 for child in result.group.children:
                     yield from walk(child, depth + 1)
 
-        for name in (*self.groups, *self.tasks):
-            if name not in below:
-                yield from walk(name, 0)
+        for name in self._topmost():
+            yield from walk(name, 0)
+
+    def _topmost(self) -> list[str]:
+        """The groups and tasks that are in no group."""
+        below = {child for group in self.groups.values() for child in group.group.children}
+        return [name for name in (*self.groups, *self.tasks) if name not in below]
+
+    def _tasks_below(self, name: str) -> list[TaskResult]:
+        result = self[name]
+        if isinstance(result, TaskResult):
+            return [result]
+        return [task for child in result.group.children for task in self._tasks_below(child)]
+
+    def _about_orders(self, name: str) -> list[str]:
+        """What the order of the choices does, in words."""
+        effects = self.order_effects(name)
+        accuracies = [f"{order} {acc:.4f}" for order, _, acc in effects.orders]
+        if len(accuracies) > _ORDERS_SHOWN:
+            ranked = sorted(effects.orders, key=lambda order: order[2])
+            accuracies = [f"from {ranked[0][0]} {ranked[0][2]:.4f} to {ranked[-1][0]} {ranked[-1][2]:.4f}"]
+        spread = "" if effects.sd is None else f", sd {effects.sd:.4f}"
+
+        def shares(column: int) -> str:
+            return " ".join(f"{letters[0]} {letters[column]:.1%}" for letters in effects.letters)
+
+        return [
+            f"{self[name].alias} in {len(effects.orders)} orders of the choices: mean acc {effects.mean:.4f}{spread}"
+            f" ({', '.join(accuracies)})",
+            f"  another order changes {effects.changed:.1%} of the answers; the same in all orders are those to"
+            f" {effects.consistent:.1%} of the questions",
+            f"  answers by letter: {shares(2)} in the original order (right are {shares(1)}), {shares(3)} over all",
+        ]
+
+    def _choice_orders(self) -> dict[str, Any]:
+        """What the order of the choices does to each task and group, for the results file."""
+
+        def entry(name: str) -> dict[str, Any]:
+            effects = self.order_effects(name)
+            return {
+                "orders": {order: {"n": n, "acc": acc} for order, n, acc in effects.orders},
+                "acc_mean": effects.mean,
+                "acc_sd": effects.sd,
+                "changed": effects.changed,
+                "consistent": effects.consistent,
+                "letters": {
+                    letter: {"right": right, "original": original, "all_orders": every}
+                    for letter, right, original, every in effects.letters
+                },
+            }
+
+        return {"asked": self.choice_orders, "results": {name: entry(name) for name in self}}
 
     def _groups_bottom_up(self) -> list[str]:
         """Group names, each after the groups below it: the order in which lm-eval adds them to its results."""
@@ -510,6 +581,16 @@ def tokenizer_info(tokenizer: Any, max_length: int) -> dict[str, Any]:
         for kind in ("pad", "eos", "bos")
     }
     return {**special, "eot_token_id": tokenizer.eos_token_id, "max_length": max_length}
+
+
+def output_folder(output_path: str | os.PathLike[str], model_name: str) -> Path:
+    """The folder that `EvalResult.save` writes to."""
+    path = Path(output_path)
+    return path.parent if _names_a_file(path) else path / sanitize_model_name(model_name)
+
+
+def _names_a_file(output_path: str | os.PathLike[str]) -> bool:
+    return Path(output_path).suffix == ".json"
 
 
 def sanitize_model_name(name: str) -> str:

@@ -1,14 +1,17 @@
 """The command line: one file per subcommand, each with its SUMMARY, its `add_arguments` and its `run`.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped with Ctrl-C. A failure is one line on stderr; with
-WMDP_FAST_DEBUG=1 in the environment it is a traceback.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped with Ctrl-C, 143 with SIGTERM. A failure is one line on
+stderr; with WMDP_FAST_DEBUG=1 in the environment it is a traceback.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
+import threading
 import warnings
 from typing import TYPE_CHECKING, TextIO
 
@@ -32,7 +35,7 @@ from wmdp_fast.cli import (
 from wmdp_fast.exceptions import WmdpFastError, WmdpFastWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 # The subcommands by name, in the order of `--help`.
 COMMANDS = {
@@ -62,11 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
 
     Returns:
-        The exit code: 0 done, 1 failed, 130 stopped with Ctrl-C. Wrong usage leaves through `SystemExit(2)`, as
-        argparse has it.
+        The exit code: 0 done, 1 failed, 130 stopped with Ctrl-C, 143 with SIGTERM. Wrong usage leaves through
+        `SystemExit(2)`, as argparse has it.
     """
     arguments = _parser().parse_args(argv)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _termination_as_exception():
         warnings.showwarning = _show_warning
         return _run(arguments)
 
@@ -75,11 +78,12 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if _debugging():
             raise
-        print("interrupted", file=sys.stderr)
-        return 130
+        terminated = isinstance(error, _Terminated)
+        print("terminated" if terminated else "interrupted", *_notes(error), sep="\n", file=sys.stderr)
+        return 143 if terminated else 130
     except BrokenPipeError:
         # The reader of stdout (`| head`) has left. Nothing more can be written, not even as the interpreter exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -87,9 +91,35 @@ def _run(arguments: argparse.Namespace) -> int:
     except (WmdpFastError, OSError, ValueError) as error:
         if _debugging():
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", *_notes(error), sep="\n", file=sys.stderr)
         return 1
     return code
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came: what batch systems send before they kill."""
+
+
+@contextlib.contextmanager
+def _termination_as_exception() -> Iterator[None]:
+    """Inside, SIGTERM is an exception like Ctrl-C, so that the command can say what it leaves behind."""
+
+    def terminate(_number: int, _frame: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What was added to an exception on its way: that a run can be resumed, for instance."""
+    return getattr(error, "__notes__", [])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SUMMARY = "Score a model on tasks or question files."
 
 # What `run` takes itself; everything else goes to `evaluate` by its name.
-_OWN = frozenset({"model", "output", "log_samples", "json", "quiet", "run", "fail"})
+_OWN = frozenset({"model", "json", "quiet", "run", "fail"})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--choices", choices=("letters", "texts"), help="for question files: what the model answers with")
     how.add_argument("--description", metavar="TEXT", help="for question files: text before every prompt")
+    how.add_argument(
+        "--permute-choices",
+        choices=("cyclic", "all"),
+        help="ask again with the choices in other orders, and report what that changes",
+    )
     how.add_argument(
         "--lm-eval-compat",
         choices=("0.4.2", "0.4.9", "current"),
@@ -95,25 +100,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--output", metavar="DIR", help="save results here, in lm-eval's format")
     output.add_argument("--log-samples", action="store_true", help="save every question with its scores too")
+    output.add_argument(
+        "--resume", action="store_true", help="go on from where the same run with the same --output was stopped"
+    )
     output.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
     output.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
-    parser.set_defaults(output=None, log_samples=False, json=False, quiet=False, fail=parser.error)
+    parser.set_defaults(json=False, quiet=False, fail=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates, prints and saves."""
-    if arguments.log_samples and arguments.output is None:
-        arguments.fail("--log-samples needs --output")
+    for needing in ("log_samples", "resume"):
+        if hasattr(arguments, needing) and not hasattr(arguments, "output"):
+            arguments.fail(f"--{needing.replace('_', '-')} needs --output")
     if arguments.quiet:
         # transformers and huggingface_hub read it when they are imported, which has not happened yet.
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     options = {name: value for name, value in vars(arguments).items() if name not in _OWN}
     result = wmdp_fast.evaluate(arguments.model, **options, progress=not arguments.quiet)
     report(result, as_json=arguments.json)
-    if arguments.output is not None:
-        path = result.save(arguments.output, log_samples=arguments.log_samples)
-        if not arguments.quiet:
-            print(f"results: {path}", file=sys.stderr)
+    if result.saved_to is not None and not arguments.quiet:
+        print(f"results: {result.saved_to}", file=sys.stderr)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import warnings
 from contextlib import contextmanager
@@ -150,6 +151,30 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
         finally:
             for module, flag in training:
                 module.training = flag
+
+
+def files_identity(loaded: LoadedModel) -> str:
+    """What tells a model loaded from files from any other, without reading its weights.
+
+    The commit on the hub; for a folder, a hash over names, sizes and times of its weights, configuration and code. With
+    those of its adapter, if there is one.
+
+    Raises:
+        ModelError: The model was in memory.
+    """
+    if loaded.path is None:
+        raise ModelError(f"{loaded.name} was in memory: there are no files to know it by")
+    identity = f"{loaded.name}@{loaded.sha}" if loaded.sha else _folder_identity(loaded.path)
+    if loaded.peft is not None:
+        files = hub.locate(loaded.peft, revision=None, config="adapter_config.json", weights=hub.ADAPTER_WEIGHTS)
+        identity += f" + {files.commit or _folder_identity(files.folder)}"
+    return identity
+
+
+def _folder_identity(folder: Path) -> str:
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".py"))
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:

@@ -131,6 +131,12 @@ class Carried:
         """The forward pass is done: what it left is given to the next."""
         self._given, self._left = self._left, []
 
+    def skip(self, num_carried: int, keep: NDArray[np.int64]) -> None:
+        """A batch is left out; the next one is given what it wants of what this one was given."""
+        # What is carried is a path from the root, so what is wanted of it is its first tokens.
+        wanted = max((stop for _, stop in keep.tolist() if stop <= num_carried), default=0)
+        self._given = [(keys[:, :wanted].clone(), values[:, :wanted].clone()) for keys, values in self._given]
+
     @property
     def calls(self) -> int:
         """Attention calls of the last finished forward pass."""

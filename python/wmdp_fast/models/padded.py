@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from wmdp_fast.exceptions import ModelError
+from wmdp_fast.journal import Plan
 from wmdp_fast.models.load import evaluation_mode
 from wmdp_fast.models.scores import NAN_ADVICE, PartialScores, score_targets
 
@@ -77,17 +78,15 @@ def score_padded(
         partial = PartialScores.empty(requests.num_choices)
     with evaluation_mode(model):
         readout_logits = selected_logits if _can_select(model, device) else all_logits
-        if token_budget == "auto":
+        if (resumed := partial.resumed_plan("padded", token_budget)) is not None:
+            budget, partial.next_row = resumed.token_budget, resumed.start
+        elif token_budget == "auto":
             budget = auto_token_budget(loaded, requests, every_logit=readout_logits is all_logits)
         else:
             budget = token_budget
-        while True:
-            planning = time.perf_counter()
-            batch = requests.padded_batch(partial.next_row, budget)
+        partial.begin(Plan("padded", token_budget, budget, partial.next_row))
+        while (batch := _next_batch(requests, partial, budget)) is not None:
             begin = time.perf_counter()
-            partial.seconds_waiting += begin - planning
-            if batch is None:
-                break
             try:
                 input_ids = torch.from_numpy(batch.input_ids).to(device)
                 logits = readout_logits(model, input_ids, batch.readouts)
@@ -99,6 +98,7 @@ def score_padded(
             # The retry is outside the handler: the exception keeps the tensors of the failed pass alive.
             if targets is None:
                 budget = _smaller_budget(batch, device, warn=token_budget != "auto")
+                partial.begin(Plan("padded", token_budget, budget, partial.next_row))
                 continue
             partial.add(targets, batch.target_choices)
             partial.next_row = batch.stop
@@ -108,6 +108,17 @@ def score_padded(
             if progress is not None:
                 progress(partial.next_row, requests.num_rows)
     return partial.scores(tokens_useful=requests.num_tokens, token_budget=budget, engine="padded")
+
+
+def _next_batch(requests: Requests, partial: PartialScores, budget: int) -> PaddedBatch | None:
+    """The next batch that has anything to score, or None after the last."""
+    begin = time.perf_counter()
+    while (batch := requests.padded_batch(partial.next_row, budget)) is not None:
+        if not partial.finished[batch.target_choices].all():
+            break
+        partial.next_row = batch.stop
+    partial.seconds_waiting += time.perf_counter() - begin
+    return batch
 
 
 def selected_logits(model: torch.nn.Module, input_ids: torch.Tensor, readouts: NDArray[np.int64]) -> torch.Tensor:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from wmdp_fast.journal import Journal, Plan
+
 Batch = TypeVar("Batch")
 
 ScoreMode = Literal["float32", "model"]
@@ -66,11 +68,13 @@ class Scores:
 class PartialScores:
     """The scores of a run while it goes on.
 
-    A caller that passes its own can save what is finished when the run is interrupted, and go on from there.
+    A caller that passes its own can save what is finished when the run is interrupted, and go on from there. With a
+    journal they are written down as they are finished.
 
     Attributes:
         loglikelihood: As in `Scores`; NaN where unfinished.
         is_greedy: As in `Scores`; meaningless where unfinished.
+        journal: Where finished scores and plans are written to, or None.
         next_row: All rows before this one, in the order of `Requests.padded_batch`, are finished.
         seconds: As in `Scores`.
         seconds_waiting: As in `Scores`.
@@ -80,6 +84,7 @@ class PartialScores:
 
     loglikelihood: NDArray[np.float64]
     is_greedy: NDArray[np.bool_]
+    journal: Journal | None = None
     next_row: int = 0
     seconds: float = 0.0
     seconds_waiting: float = 0.0
@@ -91,10 +96,29 @@ class PartialScores:
         """Scores of which none is finished."""
         return cls(np.full(num_choices, np.nan), np.zeros(num_choices, dtype=np.bool_))
 
+    @classmethod
+    def resumed(cls, num_choices: int, journal: Journal) -> PartialScores:
+        """Scores of which those are finished that are in a journal; it is where the others will be written to."""
+        partial = cls.empty(num_choices)
+        partial.loglikelihood[journal.choices] = journal.loglikelihood
+        partial.is_greedy[journal.choices] = journal.is_greedy
+        partial.journal = journal
+        return partial
+
     @property
     def finished(self) -> NDArray[np.bool_]:
         """Which choices have their score: bool `[num_choices]`."""
         return ~np.isnan(self.loglikelihood)
+
+    def resumed_plan(self, engine: str, asked: int | Literal["auto"]) -> Plan | None:
+        """The plan that an earlier run of the same engine and budget was at; with it, scores come out bit for bit."""
+        plan = None if self.journal is None else self.journal.plan
+        return plan if plan is not None and (plan.engine, plan.asked) == (engine, asked) else None
+
+    def begin(self, plan: Plan) -> None:
+        """Batches are cut by this plan from now on."""
+        if self.journal is not None:
+            self.journal.plan_from(plan)
 
     def waited(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches of an iterator, counting the time it takes to make them."""
@@ -122,7 +146,7 @@ class PartialScores:
         )
 
     def add(self, targets: TargetScores, choices: NDArray[np.int64]) -> None:
-        """Enters the scores of choices; all tokens of a choice must come at once.
+        """Enters the scores of choices; all tokens of a choice must come at once. What is finished stays as it is.
 
         Args:
             targets: Scores of single tokens.
@@ -133,13 +157,18 @@ class PartialScores:
         """
         if np.isnan(targets.logprobs).any():
             raise ModelError(NAN_ADVICE)
+        new = np.isnan(self.loglikelihood[choices])
+        choices, logprobs, greedy = choices[new], targets.logprobs[new], targets.greedy[new]
         distinct, index = np.unique(choices, return_inverse=True)
         sums = np.zeros(len(distinct))
-        np.add.at(sums, index, targets.logprobs)
+        np.add.at(sums, index, logprobs)
         self.is_greedy[distinct] = True
-        self.is_greedy[choices[~targets.greedy]] = False
+        self.is_greedy[choices[~greedy]] = False
+        rounded = _round(sums, targets.sum_dtype)
+        if self.journal is not None and len(distinct):
+            self.journal.add(distinct, rounded, self.is_greedy[distinct])
         # Last, as it is what makes them count as finished.
-        self.loglikelihood[distinct] = _round(sums, targets.sum_dtype)
+        self.loglikelihood[distinct] = rounded
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import time
 import warnings
+from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,13 +18,14 @@ import torch
 
 from wmdp_fast._rust import Requests, Trie
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
+from wmdp_fast.journal import Plan
 from wmdp_fast.models.load import evaluation_mode
 from wmdp_fast.models.packed_attention import Carried, Layout, NotPackableError, packed_attention, packed_batch
 from wmdp_fast.models.padded import auto_token_budget, is_out_of_memory, score_padded
 from wmdp_fast.models.scores import NAN_ADVICE, PartialScores, Scores, TargetScores, score_targets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -112,12 +114,11 @@ def score_trie(
     partial = PartialScores.empty(requests.num_choices) if partial is None else partial
     if reason := why_not(loaded.model, requests) or _why_not_proven(loaded, requests):
         raise NotPackableError(reason)
-    budget = _auto_budget(loaded, requests) if token_budget == "auto" else token_budget
     planning = time.perf_counter()
     trie = Trie(requests)
     partial.seconds_waiting += time.perf_counter() - planning
     partial.seconds += time.perf_counter() - begin
-    return _score(loaded, requests, trie, budget, score_mode, partial, progress)
+    return _score(loaded, requests, trie, token_budget, score_mode, partial, progress)
 
 
 def why_not(model: torch.nn.Module, requests: Requests | None = None) -> str | None:
@@ -213,21 +214,32 @@ def _score(
     loaded: LoadedModel,
     requests: Requests,
     trie: Trie,
-    budget: int,
+    token_budget: int | Literal["auto"],
     score_mode: ScoreMode,
     partial: PartialScores,
     progress: Callable[[int, int], None] | None,
 ) -> Scores:
     tokens = _TokenScores(requests)
     readouts = _readout_budget(loaded)
+    resumed = partial.resumed_plan("trie", token_budget)
+    if resumed is not None:
+        budget = resumed.token_budget
+    else:
+        budget = _auto_budget(loaded, requests) if token_budget == "auto" else token_budget
     model: Any = loaded.model
     with evaluation_mode(model), packed_attention(model):
         done = False
         while not done:
-            start = trie.first_unfinished(partial.finished)
+            start = trie.first_unfinished(partial.finished) if resumed is None else resumed.start
+            resumed = None
+            partial.begin(Plan("trie", token_budget, budget, start))
+            needed = tokens.needed(trie.batches(budget, readouts, start), partial.finished)
             carried = Carried()
             done = True
-            for batch in partial.waited(trie.batches(budget, readouts, start)):
+            for index, batch in enumerate(partial.waited(trie.batches(budget, readouts, start))):
+                if not needed[index]:
+                    carried.skip(batch.num_carried, batch.keep)
+                    continue
                 begin = time.perf_counter()
                 targets = _run(loaded, batch, carried, score_mode)
                 if targets is None:
@@ -308,6 +320,25 @@ class _TokenScores:
         self._missing = lengths
         self._logprobs = np.full(len(self._choices), np.nan)
         self._greedy = np.zeros(len(self._choices), dtype=np.bool_)
+
+    def needed(self, batches: Iterable[TrieBatch], finished: NDArray[np.bool_]) -> Mapping[int, bool]:
+        """Which of a run's batches must be run if some choices are finished.
+
+        Those that have others to score, and those whose tokens such batches hang below: run again in the batch that
+        they were in, tokens get the same keys and values bit for bit.
+        """
+        if not finished.any():
+            return defaultdict(lambda: True)
+        outlines = [
+            (batch.num_carried, batch.keep[:, 1], not finished[self._choices[batch.targets]].all()) for batch in batches
+        ]
+        needed = {}
+        wanted = 0  # tokens that later batches want of what is carried over after the batch at hand
+        for index, (num_carried, keep_ends, unfinished) in reversed([*enumerate(outlines)]):
+            passed_on = int(keep_ends[keep_ends <= num_carried].max(initial=0))
+            needed[index] = unfinished or wanted > passed_on
+            wanted = num_carried if needed[index] else wanted
+        return needed
 
     def enter(self, indices: NDArray[np.int64], targets: TargetScores, partial: PartialScores) -> None:
         """Enters tokens, given by their place in the run, and hands on the choices that are complete now.

@@ -12,6 +12,7 @@ mod detach;
 mod error;
 mod hints;
 mod json;
+mod orders;
 mod parallel;
 mod pyjson;
 mod question;
@@ -34,6 +35,8 @@ mod _rust {
     use crate::corpus::{EncodedCorpus, read_documents};
     #[pymodule_export]
     use crate::dataset::{read_many, read_questions};
+    #[pymodule_export]
+    use crate::orders::{OrderAnswers, OrderEffects, order_effects};
     #[pymodule_export]
     use crate::parallel::num_threads;
     #[pymodule_export]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
+use wmdp_core::orders::Orders;
 use wmdp_core::{dataset, question};
 
 use crate::detach;
@@ -98,6 +99,19 @@ impl QuestionSet {
     /// The first `n` questions, or all if there are fewer.
     fn head(&self, n: usize) -> Self {
         self.inner.head(n).into()
+    }
+
+    /// Each question in every order of its choices but the original one, question after question.
+    ///
+    /// Args:
+    ///     orders: `"cyclic"` puts each choice once in each place, in n - 1 other orders of n choices; `"all"` is for at most 4
+    ///         choices and gives all n! - 1 other orders.
+    ///
+    /// Raises:
+    ///     ValueError: If a question has too many choices for all their orders; names file and row.
+    fn permuted(&self, py: Python<'_>, orders: &str) -> PyResult<Self> {
+        let orders = Orders::parse(orders).map_err(to_py)?;
+        detach::run(py, |_| self.inner.permuted(orders)).map(Self::from)
     }
 
     fn __len__(&self) -> usize {

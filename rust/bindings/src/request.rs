@@ -89,6 +89,16 @@ impl Requests {
         self.inner.continuation_offsets.iter().map(|&offset| offset as i64).collect::<Vec<_>>().into_pyarray(py).into()
     }
 
+    /// SHA-256 of what is asked, as 64 hexadecimal digits: the same for the same tokens, however they were made.
+    ///
+    /// Hashed are the bytes `wmdp-fast requests 1\n` and `max_length`, then for each question the context's tokens, the number of
+    /// choices, and each continuation's tokens. Tokens are their number, then 32 bits each; all other numbers are 64 bits,
+    /// little-endian.
+    #[getter]
+    fn content_hash(&self, py: Python<'_>) -> String {
+        py.detach(|| self.inner.content_hash())
+    }
+
     /// The crate that made the tokens: `"fastokens"` or `"tokenizers"`; None if they were given.
     #[getter]
     fn engine(&self) -> Option<&'static str> {

@@ -3,8 +3,8 @@
 //! The path of the data, one module a step: files are read by [`dataset`]; [`question`]s become [`prompt`]s by a
 //! [`template`]; [`tokenizer`] and [`request`] turn prompts into token ids; [`trie`] finds what those have in common and
 //! [`pack`] cuts it into batches for a model, or [`padded`] cuts them row by row; [`aggregate`] turns the model's scores
-//! into numbers, [`stats`] says how sure they are, [`samples`] writes them down question by question and [`saved`] reads them
-//! back. [`corpus`] reads and tokenizes documents for unlearning.
+//! into numbers, [`orders`] says what the order of the choices does to them and [`stats`] how sure they are; [`samples`] writes
+//! them down question by question and [`saved`] reads them back. [`corpus`] reads and tokenizes documents for unlearning.
 #![forbid(unsafe_code)]
 
 pub mod aggregate;
@@ -12,6 +12,7 @@ pub mod boundary;
 pub mod corpus;
 pub mod dataset;
 pub mod error;
+pub mod orders;
 pub mod pack;
 pub mod padded;
 pub mod parallel;

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::boundary::Boundaries;
 use crate::error::{Error, Result};
@@ -23,6 +24,9 @@ const MEMO_BYTES: usize = 64;
 
 /// Entries of such a memory before it starts afresh.
 const MEMO_ENTRIES: usize = 4096;
+
+/// Opens what is hashed, so that a later encoding cannot be mistaken for this one.
+const HASH_HEADER: &[u8] = b"wmdp-fast requests 1\n";
 
 /// How the tokens were made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,6 +144,34 @@ impl Requests {
             && cuts(&requests.choice_offsets, requests.continuation_offsets.len() - 1)
             && requests.context_prefixes.iter().all(|&prefix| (prefix as usize) < requests.prefixes.len());
         if fits { Ok(requests) } else { Err(invalid("its parts do not fit together".to_owned())) }
+    }
+
+    /// SHA-256 of what is asked, as 64 hexadecimal digits: the same for the same tokens, however they were made.
+    ///
+    /// Hashed are the bytes `wmdp-fast requests 1\n` and `max_length`, then for each question the context's tokens, the number of
+    /// choices, and each continuation's tokens. Tokens are their number, then 32 bits each; all other numbers are 64 bits,
+    /// little-endian.
+    #[must_use]
+    pub fn content_hash(&self) -> String {
+        let bytes = |tokens: &[u32]| tokens.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<u8>>();
+        // A prefix is turned into bytes once, not for each of its questions.
+        let prefixes: Vec<Vec<u8>> = self.prefixes.iter().map(|prefix| bytes(prefix)).collect();
+        let mut hasher = Sha256::new_with_prefix(HASH_HEADER);
+        hasher.update((self.max_length as u64).to_le_bytes());
+        for question in 0..self.num_questions() {
+            let (prefix, own) = self.context(question);
+            hasher.update(((prefix.len() + own.len()) as u64).to_le_bytes());
+            hasher.update(&prefixes[self.context_prefixes[question] as usize]);
+            hasher.update(bytes(own));
+            let choices = self.choices(question);
+            hasher.update((choices.len() as u64).to_le_bytes());
+            for choice in choices {
+                let tokens = self.continuation(choice);
+                hasher.update((tokens.len() as u64).to_le_bytes());
+                hasher.update(bytes(tokens));
+            }
+        }
+        format!("{:x}", hasher.finalize())
     }
 
     /// Number of questions.

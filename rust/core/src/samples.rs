@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::aggregate::{Metric, Outcome};
 use crate::error::{Error, Result};
+use crate::orders::{Answers, label};
 use crate::parallel::{Cancel, install};
 use crate::prompt::Prompts;
 use crate::pyjson::{push_escaped, push_float, push_formatted, push_json, push_json_float, push_string};
@@ -24,7 +25,7 @@ const LINES_AT_ONCE: usize = 1024;
 /// Writes the samples file of a task. The file appears whole or not at all.
 ///
 /// Each line is lm-eval's, with one key more at its end: `wmdp_fast` holds the predicted choice by either metric, the margin to the
-/// runner-up in nats and whether that is a near-tie.
+/// runner-up in nats, whether that is a near-tie, and what the model answered in other orders of the choices if it was asked.
 ///
 /// Returns lm-eval's hash over the task's documents, prompts and answers (`task_hashes` of a results file).
 ///
@@ -37,9 +38,10 @@ pub fn write_samples(
     prompts: &Prompts,
     outcome: &Outcome,
     metrics: &[Metric],
+    orders: Option<&[Answers]>,
     cancel: &Cancel,
 ) -> Result<String> {
-    let task = Task::new(questions, prompts, outcome, metrics)?;
+    let task = Task::new(questions, prompts, outcome, metrics, orders)?;
     let mut task_hash = Sha256::new();
     write_whole(path, |file| {
         for start in (0..prompts.len()).step_by(LINES_AT_ONCE) {
@@ -73,7 +75,7 @@ pub fn hashes(
     outcome: &Outcome,
     cancel: &Cancel,
 ) -> Result<Vec<[String; 3]>> {
-    let task = Task::new(questions, prompts, outcome, &[])?;
+    let task = Task::new(questions, prompts, outcome, &[], None)?;
     install(|| {
         let each = (0..prompts.len()).into_par_iter().map(|question| {
             cancel.check()?;
@@ -89,6 +91,7 @@ struct Task<'a> {
     prompts: &'a Prompts,
     outcome: &'a Outcome,
     metrics: &'a [Metric],
+    orders: Option<&'a [Answers]>,
     /// The prompts' prefix as it stands inside a JSON string.
     escaped_prefix: String,
     /// The hash of a context after its prefix.
@@ -107,8 +110,10 @@ impl<'a> Task<'a> {
         prompts: &'a Prompts,
         outcome: &'a Outcome,
         metrics: &'a [Metric],
+        orders: Option<&'a [Answers]>,
     ) -> Result<Self> {
-        if questions.questions.len() != prompts.len() || prompts.len() != outcome.len() {
+        let in_orders = orders.map_or(prompts.len(), <[Answers]>::len);
+        if questions.questions.len() != prompts.len() || prompts.len() != outcome.len() || prompts.len() != in_orders {
             return Err(Error::InvalidArgument(format!(
                 "{} questions, {} prompts and {} scored questions do not make samples: there must be as many of each",
                 questions.questions.len(),
@@ -119,7 +124,7 @@ impl<'a> Task<'a> {
         let mut escaped_prefix = String::new();
         push_escaped(&mut escaped_prefix, &prompts.prefix);
         let hashed_prefix = Sha256::new().chain_update(&prompts.prefix);
-        Ok(Self { questions, prompts, outcome, metrics, escaped_prefix, hashed_prefix })
+        Ok(Self { questions, prompts, outcome, metrics, orders, escaped_prefix, hashed_prefix })
     }
 
     fn document(&self, index: usize) -> Value {
@@ -167,7 +172,11 @@ impl<'a> Task<'a> {
         push_formatted(&mut line, format_args!("\"predicted\": {predicted}, \"predicted_norm\": {predicted_norm}"));
         line.push_str(", \"margin\": ");
         push_json_float(&mut line, self.outcome.margin[index]);
-        push_formatted(&mut line, format_args!(", \"near_tie\": {}}}}}\n", self.outcome.near_tie[index]));
+        push_formatted(&mut line, format_args!(", \"near_tie\": {}", self.outcome.near_tie[index]));
+        if let Some(orders) = self.orders {
+            push_orders(&mut line, &orders[index]);
+        }
+        line.push_str("}}\n");
         Sample { line, hashes }
     }
 
@@ -194,6 +203,25 @@ impl<'a> Task<'a> {
         };
         choices.map(response).collect()
     }
+}
+
+/// For each order of the choices the choice predicted and the log-likelihoods, choices numbered as in the question.
+fn push_orders(line: &mut String, answers: &Answers) {
+    line.push_str(", \"orders\": {");
+    let entries = answers.answers.iter().map(|answer| {
+        let (label, predicted) = (label(&answer.order), answer.predicted);
+        let mut entry = format!("\"{label}\": {{\"predicted\": {predicted}, \"loglikelihood\": [");
+        let score = |&score: &f64| {
+            let mut text = String::new();
+            push_json_float(&mut text, score);
+            text
+        };
+        push_list(&mut entry, answer.loglikelihood.iter().map(score));
+        entry.push_str("]}");
+        entry
+    });
+    push_list(line, entries);
+    line.push('}');
 }
 
 fn push_list(line: &mut String, items: impl Iterator<Item = impl AsRef<str>>) {
@@ -269,7 +297,7 @@ mod tests {
 
     fn write(path: &Path, questions: usize) -> Result<String> {
         let (set, prompts, outcome) = task(questions);
-        write_samples(path, &set, &prompts, &outcome, &[Metric::Acc, Metric::AccNorm], &Cancel::default())
+        write_samples(path, &set, &prompts, &outcome, &[Metric::Acc, Metric::AccNorm], None, &Cancel::default())
     }
 
     #[test]
@@ -320,7 +348,7 @@ mod tests {
         let cancel = Cancel::default();
         cancel.set();
         let path = folder.path().join("samples.jsonl");
-        let error = write_samples(&path, &set, &prompts, &outcome, &[], &cancel).unwrap_err();
+        let error = write_samples(&path, &set, &prompts, &outcome, &[], None, &cancel).unwrap_err();
         assert!(matches!(error, Error::Cancelled), "{error}");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }

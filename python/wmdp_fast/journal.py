@@ -1,0 +1,219 @@
+"""What a scoring run has finished, written down as it goes on, so that a run that was stopped loses nothing.
+
+A journal is one file in the folder of the results. It is only appended to, a record for each batch, and handed to the
+operating system at once: what is in it survives the death of the process. Each record is its length, the CRC-32 of its
+body and the CRC-32 of these two (32 bits each, little-endian), then the body. A body's first byte says what follows:
+the run that the journal is of (JSON, the first record), a plan (JSON), or scores (17 bytes for each choice). A last
+record that is cut short is what a killed process leaves, and is dropped. Anything else that does not fit is damage.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import struct
+import zlib
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from wmdp_fast.exceptions import JournalError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+# What a record's body begins with.
+_RUN, _PLAN, _SCORES = b"R", b"P", b"S"
+_HEAD = struct.Struct("<III")
+_SCORE = np.dtype([("choice", "<i8"), ("loglikelihood", "<f8"), ("is_greedy", "?")])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run was cut into batches, from some place on; the same plan gives the same batches.
+
+    Attributes:
+        engine: Which way of scoring.
+        asked: The token budget that was asked for, a number or `auto`.
+        token_budget: The one that it came to: less where memory ran out.
+        start: The path of the trie or the row that the first batch begins at.
+    """
+
+    engine: str
+    asked: int | Literal["auto"]
+    token_budget: int
+    start: int
+
+
+class Journal:
+    """A journal that is being written. Make one with `open`.
+
+    Attributes:
+        path: The file.
+        choices: The choices (over the whole run) that were in the file when it was opened: int64 `[N]`.
+        loglikelihood: Their scores: float64 `[N]`.
+        is_greedy: As in `Scores`: bool `[N]`.
+        plan: The last plan in the file when it was opened, or None.
+    """
+
+    def __init__(self, path: Path, file: int, scores: NDArray[np.void], plan: Plan | None) -> None:
+        self.path = path
+        self.choices: NDArray[np.int64] = scores["choice"].astype(np.int64)
+        self.loglikelihood: NDArray[np.float64] = scores["loglikelihood"].astype(np.float64)
+        self.is_greedy: NDArray[np.bool_] = scores["is_greedy"].astype(np.bool_)
+        self.plan = plan
+        self._file: int | None = file
+
+    @classmethod
+    def open(cls, folder: Path, run: Mapping[str, Any], *, resume: bool) -> Journal:
+        """Begins the journal of a run, or goes on with it.
+
+        Args:
+            folder: Where the results are going to be; made if it is not there.
+            run: Everything that decides the scores, as JSON has it; names are used in messages.
+            resume: Whether to go on with what is there. If nothing is there, the run begins like any other.
+
+        Raises:
+            JournalError: Another process writes this journal; it is damaged; or, with `resume`, there are only those of
+                other runs; or, without, there is one of this run, which would be lost. The message says what to do.
+            OSError: The file cannot be written.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"unfinished_{_key(run)}.scores"
+        if resume and not path.exists():
+            _refuse_others(folder, run)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            return cls._begin(path, file, run, resume=resume)
+        except BaseException:
+            os.close(file)
+            raise
+
+    @classmethod
+    def _begin(cls, path: Path, file: int, run: Mapping[str, Any], *, resume: bool) -> Journal:
+        if not _lock(file):
+            raise JournalError(f"{path}: another process is scoring this very run; wait for it, or stop it")
+        end, plan = 0, None
+        scores: list[NDArray[np.void]] = []
+        for body, stop in _records(path.read_bytes(), path):
+            end = stop
+            if body[:1] == _SCORES:
+                scores.append(np.frombuffer(body[1:], dtype=_SCORE))
+            elif body[:1] == _PLAN:
+                plan = Plan(**json.loads(body[1:]))
+        if scores and not resume:
+            raise JournalError(
+                f"{path} holds the scores of an unfinished run, and this is the same run: go on from there with"
+                " --resume (resume=True), or delete the file to begin anew"
+            )
+        os.ftruncate(file, end if resume else 0)
+        found = np.concatenate(scores) if scores else np.empty(0, dtype=_SCORE)
+        journal = cls(path, file, found, plan if resume else None)
+        if not (resume and end):
+            journal._append(_RUN + json.dumps(dict(run)).encode())
+        return journal
+
+    def plan_from(self, plan: Plan) -> None:
+        """Writes down how the batches that follow are cut."""
+        self._append(_PLAN + json.dumps(asdict(plan)).encode())
+
+    def add(self, choices: NDArray[np.int64], loglikelihood: NDArray[np.float64], is_greedy: NDArray[np.bool_]) -> None:
+        """Writes down the scores of choices.
+
+        Raises:
+            OSError: The disk is full, for instance; names the file.
+        """
+        scores = np.empty(len(choices), dtype=_SCORE)
+        scores["choice"], scores["loglikelihood"], scores["is_greedy"] = choices, loglikelihood, is_greedy
+        self._append(_SCORES + scores.tobytes())
+
+    def close(self) -> None:
+        """Leaves the file as it is, for a later run."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def remove(self) -> None:
+        """Deletes the file: the results are safe, or there is nothing in it."""
+        self.path.unlink(missing_ok=True)
+        self.close()
+
+    def _append(self, body: bytes) -> None:
+        if self._file is None:
+            raise ValueError(f"{self.path} is closed")
+        sizes = struct.pack("<II", len(body), zlib.crc32(body))
+        record = sizes + struct.pack("<I", zlib.crc32(sizes)) + body
+        try:
+            while record:
+                record = record[os.write(self._file, record) :]
+        except OSError as error:
+            # A failed write does not know its file's name.
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+
+def _key(run: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(dict(run), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _records(content: bytes, path: Path) -> Iterator[tuple[bytes, int]]:
+    """The bodies of all whole records, each with where it ends.
+
+    Raises:
+        JournalError: A record is damaged; names the file.
+    """
+    damaged = f"{path} is damaged: {{}} at byte {{}}; delete the file to begin anew"
+    at = 0
+    while len(content) - at >= _HEAD.size:
+        length, body_sum, head_sum = _HEAD.unpack_from(content, at)
+        if zlib.crc32(content[at : at + 8]) != head_sum:
+            raise JournalError(damaged.format("no record begins", at))
+        body = content[at + _HEAD.size : at + _HEAD.size + length]
+        if len(body) < length:
+            return
+        if zlib.crc32(body) != body_sum:
+            raise JournalError(damaged.format("a record is not what was written", at))
+        if (at == 0) != (body[:1] == _RUN):
+            raise JournalError(damaged.format("a record is out of place", at))
+        at += _HEAD.size + length
+        yield body, at
+
+
+def _refuse_others(folder: Path, run: Mapping[str, Any]) -> None:
+    """Raises if there are journals in a folder that nobody writes: one of them is what was meant to be resumed."""
+    for path in sorted(folder.glob("unfinished_*.scores")):
+        with path.open("rb") as file:
+            if not _lock(file.fileno()):
+                continue
+            first = next(_records(file.read(), path), None)
+        if first is None:
+            continue
+        other: dict[str, Any] = json.loads(first[0][1:])
+        differs = [
+            f"{name} (then {other.get(name)}, now {run.get(name)})"
+            for name in dict.fromkeys([*run, *other])
+            if other.get(name) != run.get(name)
+        ]
+        raise JournalError(
+            f"there is nothing to resume: the unfinished run in {path} is another one. What differs: "
+            f"{'; '.join(differs)}. Ask for the same again, leave --resume (resume=True) out, or delete that file"
+        )
+
+
+def _lock(file: int) -> bool:
+    """Takes the lock on a file until it is closed, unless another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        # Some network file systems have no locks; there, nobody can tell.
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+    return True
