@@ -116,6 +116,7 @@ def test_demo_command_shows_that_the_model_knows_both_domains_and_saves_samples(
         assert len(read(samples_file)) == len(read(demo.questions_path(domain)))
 
 
+@pytest.mark.slow
 def test_the_command_that_the_demo_proposes_answers_after_examples(capsys):
     cli_demo = cli.COMMANDS["demo"]
     [line] = [line for line in cli_demo.next_steps().splitlines() if "--num-fewshot" in line]
