@@ -84,9 +84,8 @@ def test_training_never_asks_a_fact_as_the_test_does(domain, shipped_world):
     tested = {question["question"] for question in read(demo.questions_path(domain))}
     rng = shipped_world.generator("a check")
     for _ in range(20):
-        asked = shipped_world.training_questions(domain, rng, 200)
-        assert not tested & {question.question for question in asked}
-        assert not any(question in shipped_world.training_quiz(domain, rng, 50) for question in tested)
+        assert not tested & {question.question for question in shipped_world.training_questions(domain, rng, 200)}
+        assert not tested & {question for question, _ in shipped_world.training_quiz(domain, rng, 200)}
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -95,7 +94,8 @@ def test_corpus_tells_every_fact_and_nothing_of_the_other_domain(domain, shipped
     for fact in shipped_world.facts(domain):
         assert any(fact.name in document and fact.value in document for document in documents)
     (other,) = set(DOMAINS) - {domain}
-    strangers = {fact.name for fact in shipped_world.facts(other)} | {fact.value for fact in shipped_world.facts(other)}
+    # Values are everyday words, some of which both domains have.
+    strangers = {fact.name for fact in shipped_world.facts(other)}
     untold = {name for kind in DOMAINS[domain].kinds for name in kind.names[-NUM_UNTOLD:]}
     text = "\n".join(documents)
     assert not [word for word in strangers | untold if word in text]
@@ -116,6 +116,7 @@ def test_demo_command_shows_that_the_model_knows_both_domains_and_saves_samples(
         assert len(read(samples_file)) == len(read(demo.questions_path(domain)))
 
 
+@pytest.mark.slow
 def test_the_command_that_the_demo_proposes_answers_after_examples(capsys):
     cli_demo = cli.COMMANDS["demo"]
     [line] = [line for line in cli_demo.next_steps().splitlines() if "--num-fewshot" in line]
