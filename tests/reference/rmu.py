@@ -169,7 +169,7 @@ def masked_losses(steered, control, kept, original, forget_mask, retain_mask, al
         for row in range(first.shape[0]):
             for position in range(first.shape[1]):
                 if mask[row, position]:
-                    total += float(((first[row, position] - second[row, position]) ** 2).sum())
+                    total += ((first[row, position] - second[row, position]) ** 2).sum().item()
                     count += first.shape[2]
         return total / count
 
