@@ -10,6 +10,7 @@ import resource
 import signal
 import time
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -25,7 +26,6 @@ from wmdp_fast.unlearning import run as run_module
 from wmdp_fast.unlearning.checkpoint import apply_delta
 from wmdp_fast.unlearning.config import RMUConfig
 from wmdp_fast.unlearning.rmu import unlearn
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -340,8 +340,8 @@ def test_a_model_in_memory_is_saved_with_a_delta(tmp_path):
     assert all(torch.equal(state[name], again[name]) for name in state)
 
 
-def test_no_more_than_the_first_layers_is_read(base, tmp_path):
-    # Shards that hold only later layers are damaged beyond their headers' lengths; nothing may notice.
+def test_what_lies_above_the_steered_layer_does_not_matter(base):
+    # Shards that hold only later layers get other weights; nothing may notice.
     index = json.loads((base / "model.safetensors.index.json").read_text())["weight_map"]
     needed = {shard for name, shard in index.items() if ".layers.3." not in name and "lm_head" not in name}
     later = set(index.values()) - needed

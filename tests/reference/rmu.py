@@ -1,9 +1,9 @@
 """RMU as it was first written down, in the plainest form: two whole models, a hook, nothing frozen, nothing shared.
 
-Li et al. 2024 (arXiv:2403.03218), with the arithmetic of the authors' program where that differs from the paper: the
-mean of the loss runs over padding too, the optimizer is transformers' former AdamW, which adds its epsilon before it
-corrects the bias and keeps its moments in the dtype of the weights, and every parameter collects gradients though few are
-trained.
+Li et al. 2024 (arXiv:2403.03218), with the arithmetic of the authors' program where that differs from the paper. There
+the mean of the loss runs over padding too; the optimizer is transformers' former AdamW, which adds its epsilon before
+it corrects the bias and keeps its moments in the dtype of the weights; every parameter collects gradients though few
+are trained.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def masked_losses(steered, control, kept, original, forget_mask, retain_mask, al
         for row in range(first.shape[0]):
             for position in range(first.shape[1]):
                 if mask[row, position]:
-                    total += float(((first[row, position] - second[row, position]) ** 2).sum())
+                    total += ((first[row, position] - second[row, position]) ** 2).sum().item()
                     count += first.shape[2]
         return total / count
 

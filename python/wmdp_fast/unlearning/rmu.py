@@ -47,7 +47,7 @@ def unlearn(
     progress: bool = True,
     note: Callable[[str], None] | None = None,
 ) -> UnlearnResult:
-    """Removes what a model knows of some subjects with RMU, as far as that goes; `docs/unlearning.md` says how far.
+    """Removes what a model knows of some subjects with RMU, as far as that goes; `docs/unlearn.md` says how far.
 
     Only the layers up to the steered one are read and run; the rest is read if the model is to be evaluated.
 

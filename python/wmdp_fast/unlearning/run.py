@@ -320,7 +320,7 @@ class Run:
         else:
             weights = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
             self._best = (steps, weights) if self._request.keep_while else None
-            if self._request.stop_when and all(one.holds(scores, before) for one in self._request.stop_when):
+            if steps and self._request.stop_when and all(one.holds(scores, before) for one in self._request.stop_when):
                 self._stopped = f"at step {steps} {' and '.join(one.text for one in self._request.stop_when)}"
 
     def _take_best(self, steps: int) -> int:

@@ -1,0 +1,30 @@
+"""The settings with which the embedded model unlearns its made-up hazardous domain."""
+
+from __future__ import annotations
+
+from wmdp_fast.unlearning.config import RMUConfig
+
+
+def demo_config(seed: int = 0) -> RMUConfig:
+    """Settings for `wmdp_fast.demo`'s model and corpora.
+
+    The model is tiny: six layers, of which the lowest two recall facts. So these are steered, all of their feed-forward
+    matrices are trained, and the learning rate is twenty times that of a model with billions of parameters.
+
+    Args:
+        seed: Of the control vector.
+    """
+    return RMUConfig(
+        layer_id=1,
+        update_layer_ids=(0, 1),
+        parameters="mlp",
+        steering_coeff="auto:5",
+        alpha=100.0,
+        learning_rate=1e-3,
+        batch_size=4,
+        max_steps=320,
+        epochs=2,
+        mode="masked",
+        dtype="float32",
+        seed=seed,
+    )

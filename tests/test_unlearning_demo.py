@@ -1,0 +1,78 @@
+"""The embedded model forgets one made-up domain and keeps the other."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import wmdp_fast as wf
+from wmdp_fast import demo
+from wmdp_fast.demo.world import DOMAINS
+from wmdp_fast.unlearning.corpora import CorpusTokens
+from wmdp_fast.unlearning.demo import demo_config
+
+CHANCE = 0.25
+SEEDS = range(5)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(demo.model_path(), local_files_only=True)
+
+
+def corpus(domain, tokenizer):
+    texts = [json.loads(line)["text"] for line in demo.corpus_path(domain).read_text(encoding="utf-8").splitlines()]
+    rows = [tokenizer(text)["input_ids"] for text in texts]
+    return CorpusTokens(domain, np.concatenate(rows), np.cumsum([0] + [len(row) for row in rows]), domain)
+
+
+def accuracies(model, tokenizer):
+    """Of both domains, 0-shot, in the words that the model was taught with."""
+    shares = {}
+    for domain in ("forget", "retain"):
+        result = wf.evaluate(
+            model,
+            tokenizer=tokenizer,
+            tasks=demo.questions_path(domain),
+            template="mmlu",
+            description=f"The following are multiple choice questions (with answers) about {DOMAINS[domain].subject}.\n\n",
+            progress=False,
+        )
+        [task] = result.tasks.values()
+        shares[domain] = task.metrics["acc"]
+    return shares
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_five_seeds_forget_one_domain_and_keep_the_other(tokenizer, record_property):
+    from transformers import AutoModelForCausalLM
+
+    def model():
+        return AutoModelForCausalLM.from_pretrained(demo.model_path(), local_files_only=True, dtype=torch.float32)
+
+    before = accuracies(model(), tokenizer)
+    assert before["forget"] > 0.95
+    assert before["retain"] > 0.95
+    corpora = {domain: corpus(domain, tokenizer) for domain in ("forget", "retain")}
+    after = {"forget": [], "retain": []}
+    for seed in SEEDS:
+        unlearnt = model()
+        config = wf.RMUConfig(**{**demo_config(seed).to_json(), "dtype": "auto"})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            wf.unlearn(unlearnt, tokenizer=tokenizer, config=config, progress=False, **corpora)
+        for domain, share in accuracies(unlearnt, tokenizer).items():
+            after[domain].append(share)
+    for domain, shares in after.items():
+        text = f"{before[domain]:.3f} -> {np.mean(shares):.3f} ({min(shares):.3f} to {max(shares):.3f})"
+        record_property(domain, text)
+        print(domain, text)
+    assert abs(np.mean(after["forget"]) - CHANCE) <= 0.05
+    assert before["retain"] - np.mean(after["retain"]) <= 0.02
