@@ -42,7 +42,7 @@ class Job:
         dtype: Type of the weights, as `load_model` takes it.
         device: Where to run, as `load_model` takes it.
         token_budget: Most tokens in a batch, or `auto`.
-        compiled: Whether to compile the model's layers.
+        compiled: Whether to compile parts of the model.
         batch_size: lm-eval's rows in a batch.
         matrix_rate: Whether to measure the machine's matrix products too.
         started: Time at which the process was started.

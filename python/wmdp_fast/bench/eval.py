@@ -67,7 +67,7 @@ def bench_eval(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         token_budget: Most tokens in a batch of this package's, or `auto`.
         engine: This package's engine: `auto`, `trie` or `padded`.
-        compiled: Whether this package's engine compiles the model's layers first.
+        compiled: Whether this package's engine compiles parts of the model first.
         against: Peers, of `PEERS`.
         peer_batch_size: Rows in a batch of lm-eval's.
 

@@ -58,7 +58,9 @@ def _add_eval(benchmarks: Any) -> None:
         "--token-budget", type=token_budget, default="auto", metavar="N", help="most tokens in a batch (default auto)"
     )
     parser.add_argument("--engine", choices=("auto", "trie", "padded"), default="auto", help="default auto")
-    parser.add_argument("--compile", action="store_true", dest="compiled", help="compile the model's layers first")
+    parser.add_argument(
+        "--compile", action="store_true", dest="compiled", help="compile norms and feed-forward blocks first"
+    )
     parser.add_argument(
         "--against", type=_peers, default=(), metavar="PEERS", help="lm-eval, padded, or both separated by a comma"
     )

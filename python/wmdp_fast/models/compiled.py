@@ -1,44 +1,42 @@
-"""Compiling a model's layers for the time of a run.
+"""Compiling what lies between a model's matrix products, for the time of a run.
 
-Between the matrix products a layer normalises, rotates, activates, adds and copies; the compiler makes one pass over
-memory of several. Attention itself stays as it is, so each layer becomes two compiled parts, one before it and one
-behind. As all layers are alike, they are compiled once; the number of tokens is a variable of the compiled code.
+Normalising and activating take several passes over memory, of which the compiler makes one. Only modules that do
+nothing else than that and linear layers are compiled, so that attention over a trie, whose batches all differ, stays
+out of it. They are alike in all layers and compiled once; the number of tokens is a variable of the compiled code.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from wmdp_fast.exceptions import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
+
+# transformers names these modules alike in all models; torch's own LayerNorm is one pass already.
+_KINDS = ("MLP", "RMSNorm")
+
 
 @contextmanager
-def compiled_layers(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, the layers of a model run as compiled code; afterwards they are as they were.
+def compiled_parts(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, a model's feed-forward blocks and norms run as compiled code; afterwards they are as they were.
 
     Raises:
-        ModelError: The model has no list of layers that all take the same.
+        ModelError: The model has none, or they are compiled already.
     """
-    layers = _layers(model)
-    for layer in layers:
-        layer.compile(dynamic=True)
+    parts = [module for module in model.modules() if type(module).__name__.endswith(_KINDS)]
+    if not parts:
+        raise ModelError(f"{type(model).__name__} has no {' or '.join(_KINDS)} to compile: leave compile out")
+    if any(part._compiled_call_impl is not None for part in parts):
+        raise ModelError(f"{type(model).__name__} is compiled already: leave compile out")
     try:
+        for part in parts:
+            part.compile(dynamic=True)
         yield
     finally:
-        for layer in layers:
-            layer._compiled_call_impl = None
-
-
-def _layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    config: Any = model.config
-    count = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    for module in model.modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == count and count > 0:
-            return list(module)
-    raise ModelError(f"{type(model).__name__} has no list of {count} layers to compile; leave compile out")
+        for part in parts:
+            part._compiled_call_impl = None

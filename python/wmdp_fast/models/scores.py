@@ -122,6 +122,12 @@ class TargetScores:
     greedy: NDArray[np.bool_]
     sum_dtype: torch.dtype
 
+    @classmethod
+    def from_host(cls, found: torch.Tensor, dtype: torch.dtype, score_mode: ScoreMode) -> TargetScores:
+        """What `look_up` found, once it is on the host; `dtype` is that of the logits."""
+        logprobs, greedy = found.double().numpy()
+        return cls(logprobs, greedy == 1, torch.float64 if score_mode == "float32" else dtype)
+
 
 def score_targets(
     logits: torch.Tensor, readouts: NDArray[np.int64], tokens: NDArray[np.int64], score_mode: ScoreMode
@@ -137,12 +143,26 @@ def score_targets(
         tokens: Token ids: int64 `[N]`.
         score_mode: See `ScoreMode`.
     """
-    logprobs = F.log_softmax(logits, dim=-1, dtype=torch.float32 if score_mode == "float32" else None)
     at = torch.from_numpy(np.stack([readouts, tokens])).to(logits.device)
-    chosen = logprobs[at[0], at[1]].float()
-    greedy = logprobs.argmax(dim=-1)[at[0]] == at[1]
-    on_host = torch.stack([chosen, greedy.float()]).cpu().double().numpy()
-    return TargetScores(on_host[0], on_host[1] == 1, torch.float64 if score_mode == "float32" else logprobs.dtype)
+    return TargetScores.from_host(look_up(logits, at[0], at[1], score_mode).cpu(), logits.dtype, score_mode)
+
+
+def look_up(logits: torch.Tensor, readouts: torch.Tensor, tokens: torch.Tensor, score_mode: ScoreMode) -> torch.Tensor:
+    """What `score_targets` looks up, left on the device: log-probabilities, and 1 where the token is the most probable.
+
+    Args:
+        logits: `[R, V]`.
+        readouts: On the device: int64 `[N]`.
+        tokens: On the device: int64 `[N]`.
+        score_mode: See `ScoreMode`.
+
+    Returns:
+        float32 `[2, N]`.
+    """
+    logprobs = F.log_softmax(logits, dim=-1, dtype=torch.float32 if score_mode == "float32" else None)
+    chosen = logprobs[readouts, tokens].float()
+    greedy = logprobs.argmax(dim=-1)[readouts] == tokens
+    return torch.stack([chosen, greedy.float()])
 
 
 def _round(sums: NDArray[np.float64], dtype: torch.dtype) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod aggregate;
+pub mod ahead;
 pub mod boundary;
 pub mod dataset;
 pub mod error;
