@@ -22,8 +22,12 @@ _KINDS = ("MLP", "RMSNorm")
 
 
 @contextmanager
-def compiled_parts(model: torch.nn.Module) -> Iterator[None]:
+def compiled_parts(model: torch.nn.Module, backend: str = "inductor") -> Iterator[None]:
     """Inside, a model's feed-forward blocks and norms run as compiled code; afterwards they are as they were.
+
+    Args:
+        model: A model of transformers.
+        backend: What `torch.compile` makes code with; inductor needs a C++ compiler.
 
     Raises:
         ModelError: The model has none, or they are compiled already.
@@ -35,7 +39,7 @@ def compiled_parts(model: torch.nn.Module) -> Iterator[None]:
         raise ModelError(f"{type(model).__name__} is compiled already: leave compile out")
     try:
         for part in parts:
-            part.compile(dynamic=True)
+            part.compile(dynamic=True, backend=backend)
         yield
     finally:
         for part in parts:
