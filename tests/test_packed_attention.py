@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.reference import trie as reference
+from wmdp_fast.models import packed_attention as packed
 from wmdp_fast.models.packed_attention import Carried, Layout, PackedMask, attend, packed_attention, packed_batch
 
 VOCABULARY = 64
@@ -69,6 +70,51 @@ def test_attention_over_a_trie_is_dense_attention(rows, budget, heads, window, s
         carried.commit()
         kept = [i for start, end in batch.keep for i in range(start, end)]
         keys["k"], values["v"] = all_keys[:, kept], all_values[:, kept]
+
+
+def varlen_attn(query, key, value, query_ends, key_ends, max_q, max_k, *, return_aux, scale, window_size, enable_gqa):
+    """What torch's variable-length kernel does, run by run; the kernel itself is for CUDA only."""
+    assert return_aux.lse
+    assert enable_gqa == (key.shape[1] != query.shape[1])
+    outs, lses = [], []
+    for i in range(len(query_ends) - 1):
+        q = query[query_ends[i] : query_ends[i + 1]].transpose(0, 1)
+        groups = query.shape[1] // key.shape[1]
+        k, v = (x[key_ends[i] : key_ends[i + 1]].transpose(0, 1).repeat_interleave(groups, 0) for x in (key, value))
+        assert q.shape[1] <= max_q
+        assert k.shape[1] <= max_k
+        scores = q @ k.transpose(1, 2) * scale
+        distance = torch.arange(q.shape[1]).unsqueeze(1) - torch.arange(k.shape[1]) + k.shape[1] - q.shape[1]
+        left, right = window_size
+        hidden = torch.zeros_like(distance, dtype=torch.bool)
+        if left >= 0:
+            hidden |= distance > left
+        if right >= 0:
+            hidden |= -distance > right
+        scores = scores.masked_fill(hidden, -torch.inf)
+        outs.append((scores.softmax(-1) @ v).transpose(0, 1))
+        lses.append(scores.logsumexp(-1))
+    return torch.cat(outs), torch.cat(lses, dim=1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(tries(), budgets, st.sampled_from([(4, 4), (4, 2)]), st.sampled_from([None, 1, 2, 5]))
+def test_what_the_variable_length_kernel_is_given_is_the_same_attention(rows, budget, heads, window) -> None:
+    generator = torch.Generator().manual_seed(len(rows))
+    carried = {True: Carried(), False: Carried()}
+    for batch in reference.pack(rows, budget, 1000, min_saving=1):
+        layout = layout_of(batch)
+        sizes = [(heads[0], 8), (heads[1], 8), (heads[1], 8)]
+        query, key, value = (torch.randn(n, len(batch.input_ids), size, generator=generator) for n, size in sizes)
+        out = {}
+        for varlen, kept in carried.items():
+            kept.begin()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(packed, "varlen_attn", varlen_attn)
+                patch.setattr(packed._Call, "can_use_varlen", lambda _, varlen=varlen: varlen)
+                out[varlen] = attend(query, key, value, PackedMask(layout, kept, window), scale=0.4)
+            kept.commit()
+        torch.testing.assert_close(out[True], out[False], atol=2e-6, rtol=2e-5)
 
 
 SMALL = {
@@ -154,6 +200,7 @@ def test_a_model_over_a_trie_is_the_model_over_each_row(model_of, family, data) 
                 out = model(
                     input_ids=torch.tensor([batch.input_ids]),
                     position_ids=torch.tensor([batch.position_ids]),
+                    attention_mask=torch.ones(1, len(batch.input_ids), dtype=torch.bool),
                     use_cache=False,
                     logits_to_keep=torch.tensor(batch.readouts, dtype=torch.long),
                 ).logits[0]

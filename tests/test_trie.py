@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -151,3 +157,56 @@ def test_impossible_budgets_are_refused(tokens: int, readouts: int, start: int) 
 def test_requests_from_tokens_name_the_question_at_fault(contexts, continuations, problem) -> None:
     with pytest.raises(ValueError, match=problem):
         Requests.from_tokens(contexts, continuations, max_length=3)
+
+
+def threads_ahead() -> int:
+    """How many threads of this process plan batches."""
+    return sum(path.read_text() == "wmdp-fast-ahead\n" for path in Path("/proc/self/task").glob("*/comm"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed in /proc")
+def test_batches_that_nobody_takes_any_more_are_not_planned() -> None:
+    contexts = [[n, *range(50)] for n in range(1, 2001)]
+    trie = Trie(Requests.from_tokens(contexts, [[[1]]] * 2000, max_length=100))
+    before = threads_ahead()
+    batches = trie.batches(100, 100)
+    next(batches)
+    assert threads_ahead() == before + 1
+    # The trie lives on in its batches.
+    del trie
+    next(batches)
+    del batches
+    assert threads_ahead() == before
+
+
+def test_batches_can_be_taken_from_several_threads() -> None:
+    contexts = [[n, *range(50)] for n in range(1, 501)]
+    trie = Trie(Requests.from_tokens(contexts, [[[1]]] * 500, max_length=100))
+    expected = sorted(batch.stop for batch in trie.batches(100, 100))
+    batches = trie.batches(100, 100)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: [batch.stop for batch in batches], range(4)))
+    assert sorted(stop for stops in found for stop in stops) == expected
+
+
+FORKED = """
+import os, sys
+from wmdp_fast._rust import Requests, Trie
+trie = Trie(Requests.from_tokens([[n, 1, 2] for n in range(100)], [[[1]]] * 100, max_length=10))
+batches = trie.batches(10, 10)
+next(batches)
+if os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+try:
+    next(batches)
+except ValueError as error:
+    assert "begun before a fork" in str(error)
+    assert len(list(trie.batches(10, 10))) > 10
+    del batches
+    os._exit(7)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_a_forked_child_is_told_to_begin_anew() -> None:
+    assert subprocess.run([sys.executable, "-c", FORKED], timeout=60, check=False).returncode == 7

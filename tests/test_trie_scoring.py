@@ -16,6 +16,7 @@ from wmdp_fast import Requests
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models import packed_attention
 from wmdp_fast.models import trie as trie_scoring
+from wmdp_fast.models.compiled import compiled_parts
 from wmdp_fast.models.load import load_model, wrap_model
 from wmdp_fast.models.packed_attention import NotPackableError
 from wmdp_fast.models.padded import score_padded
@@ -155,6 +156,26 @@ def test_the_engine_can_be_chosen() -> None:
         warnings.simplefilter("error")
         assert score(loaded, drawn).engine == "trie"
         assert score(loaded, drawn, engine="padded").engine == "padded"
+
+
+def test_compiled_parts_give_the_same_scores_at_any_number_of_tokens() -> None:
+    loaded, drawn = wrap_model(tiny_models.build("llama"), tiny_models.tokenizer()), some_requests()
+    expected = score_trie(loaded, drawn)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for budget in (9, 14, 2048):
+        # Making C++ of the graphs takes minutes on a small machine; what may go wrong here is how they are found.
+        with compiled_parts(loaded.model, backend="eager"):
+            found = score_trie(loaded, drawn, token_budget=budget)
+        np.testing.assert_allclose(found.loglikelihood, expected.loglikelihood, atol=2e-5)
+    # One graph for a norm and one for a feed-forward block; a single token may get one of its own.
+    assert 2 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+    assert all(module._compiled_call_impl is None for module in loaded.model.modules())
+
+
+def test_a_model_with_nothing_to_compile_says_so() -> None:
+    with pytest.raises(ModelError, match="has no MLP or RMSNorm to compile"), compiled_parts(torch.nn.Linear(2, 2)):
+        pass
 
 
 def test_what_is_no_number_is_an_error() -> None:

@@ -637,6 +637,8 @@ class Trie:
         """
         The batches that run the paths from `start` on, in order. Each must be run after the one before it.
 
+        They are planned on another thread, two ahead of the one that is taken.
+
         Args:
             token_budget: Most tokens in a batch.
             readout_budget: Most readouts in a batch; each is a row as wide as the vocabulary.

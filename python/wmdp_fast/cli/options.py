@@ -34,3 +34,8 @@ def share(text: str) -> float:
 def names(text: str) -> tuple[str, ...]:
     """The argparse type of names separated by commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def token_budget(text: str) -> int | str:
+    """The argparse type of a token budget: a number of tokens, or `auto`."""
+    return text if text == "auto" else whole_number(least=1)(text)

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -32,13 +32,15 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from wmdp_fast.exceptions import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
     # The output of one part [heads, queries, value size] and the log-sum-exp of its scores [heads, queries], float32.
     Part = tuple[torch.Tensor, torch.Tensor]
+    # A level's call of the variable-length kernel, and the spans that it cannot do.
+    Level = tuple["VarlenCall | None", tuple["Span", ...]]
 
 ATTENTION_NAME = "wmdp_fast_packed"
 
@@ -60,6 +62,43 @@ class Span:
 
 
 @dataclass(frozen=True)
+class VarlenCall:
+    """One call of the variable-length kernel: runs of queries, each with a run of keys. Its arrays are on the device.
+
+    Attributes:
+        queries: int64, the tokens of the batch that ask, run after run.
+        query_ends: int32, where each run of those ends, 0 first.
+        key_ends: int32, the same of keys.
+        longest_queries: Length of the longest run of queries.
+        longest_keys: Length of the longest run of keys.
+        carried: The runs of keys that were carried over; they come first.
+        own: int64, the keys that are the batch's own.
+    """
+
+    queries: torch.Tensor
+    query_ends: torch.Tensor
+    key_ends: torch.Tensor
+    longest_queries: int
+    longest_keys: int
+    carried: tuple[slice, ...]
+    own: torch.Tensor
+
+    @classmethod
+    def of(cls, spans: Sequence[Span], num_carried: int, device: torch.device) -> VarlenCall:
+        """The call for spans whose keys are in order."""
+        own = [s.keys for s in spans if s.keys.stop > num_carried]
+        return cls(
+            queries=_to_device(_indices([span.queries for span in spans]), device),
+            query_ends=_to_device(_ends([span.queries for span in spans]), device),
+            key_ends=_to_device(_ends([span.keys for span in spans]), device),
+            longest_queries=max(span.queries.stop - span.queries.start for span in spans),
+            longest_keys=max(span.keys.stop - span.keys.start for span in spans),
+            carried=tuple(span.keys for span in spans if span.keys.stop <= num_carried),
+            own=_to_device(_indices(own) - num_carried, device),
+        )
+
+
+@dataclass(frozen=True)
 class Layout:
     """Where the segments of a batch lie.
 
@@ -74,6 +113,35 @@ class Layout:
     num_carried: int
     segments: NDArray[np.int64]
     keep: NDArray[np.int64]
+    _on_device: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def positions_on(self, device: torch.device) -> torch.Tensor:
+        """`positions` on a device, brought there once."""
+        found = self._on_device.get(device)
+        if found is None:
+            found = self._on_device[device] = _to_device(self.positions, device)
+        return cast("torch.Tensor", found)
+
+    def sees_all(self, span: Span, window: int | None) -> bool:
+        """Whether a window hides none of a run's keys from its queries."""
+        return window is None or int(self.positions[span.queries].max()) - span.key_position < window
+
+    def varlen_calls(self, device: torch.device, window: int | None) -> tuple[VarlenCall, list[Level]]:
+        """The calls for a device, made once for all layers with the same window.
+
+        Returns:
+            The call of each segment to itself, and for each level its call, if there is one, with the spans of that
+            level of which the window hides something.
+        """
+        found = self._on_device.get((device, window))
+        if found is None:
+            levels: list[Level] = []
+            for level in self.levels:
+                whole = [span for span in level if self.sees_all(span, window)]
+                call = VarlenCall.of(whole, self.num_carried, device) if whole else None
+                levels.append((call, tuple(span for span in level if not self.sees_all(span, window))))
+            found = self._on_device[device, window] = VarlenCall.of(self.own, self.num_carried, device), levels
+        return cast("tuple[VarlenCall, list[Level]]", found)
 
     @cached_property
     def own(self) -> tuple[Span, ...]:
@@ -292,6 +360,16 @@ class _Keys:
         own = slice(span.start - self.num_carried, span.stop - self.num_carried)
         return self.own[0][:, own], self.own[1][:, own]
 
+    def of(self, call: VarlenCall) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and values that a call asks for, run after run."""
+        found = []
+        for carried, own in zip(self.carried, self.own, strict=True):
+            parts = [carried[:, run] for run in call.carried]
+            if len(call.own) or not parts:
+                parts.append(own.index_select(1, call.own))
+            found.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
+        return found[0], found[1]
+
     def runs(self, spans: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         """Several runs as one, copied, so that the rest can be freed."""
         runs = [self.run(slice(start, stop)) for start, stop in spans.tolist()] or [self.run(slice(0, 0))]
@@ -326,22 +404,19 @@ class _Call:
 
     def run_varlen(self) -> Part:
         """The same with one variable-length call a level."""
+        own, levels = self.layout.varlen_calls(self.query.device, self.window)
         tokens = self.query.transpose(0, 1)
-        own = self.layout.own
-        out, lse = self._varlen(tokens, [span.queries for span in own], [span.keys for span in own], causal=True)
-        for level in self.layout.levels:
-            whole = [span for span in level if self._sees_all(span)]
-            if whole:
-                index = _indices([span.queries for span in whole], tokens.device)
-                queries, keys = [span.queries for span in whole], [span.keys for span in whole]
-                part, part_lse = self._varlen(tokens[index], queries, keys, causal=False)
-                above, above_lse = out[index], lse[index]
+        # A batch's segments are all its tokens in order: queries and keys are taken as they are.
+        out, lse = self._varlen(own, tokens, *self.keys.own, causal=True)
+        for call, rest in levels:
+            if call is not None:
+                part, part_lse = self._varlen(call, tokens[call.queries], *self.keys.of(call), causal=False)
+                above, above_lse = out[call.queries], lse[call.queries]
                 merge(above, above_lse, part, part_lse)
-                out[index], lse[index] = above, above_lse
-            for span in level:
-                if not self._sees_all(span):
-                    part, part_lse = self._in_full(span)
-                    merge(out[span.queries], lse[span.queries], part.transpose(0, 1), part_lse.transpose(0, 1))
+                out[call.queries], lse[call.queries] = above, above_lse
+            for span in rest:
+                part, part_lse = self._in_full(span)
+                merge(out[span.queries], lse[span.queries], part.transpose(0, 1), part_lse.transpose(0, 1))
         return out, lse
 
     def can_use_varlen(self) -> bool:
@@ -350,18 +425,18 @@ class _Call:
         half = self.query.dtype in (torch.float16, torch.bfloat16)
         return self.query.is_cuda and half and size <= 256 and size % 8 == 0 and self.softcap is None
 
-    def _varlen(self, query: torch.Tensor, queries: list[slice], keys: list[slice], *, causal: bool) -> Part:
-        """Query [sum of the runs' lengths, heads, size]; the same run of keys for each run of queries."""
-        key, value = self.keys.runs(np.array([(span.start, span.stop) for span in keys]))
-        query_ends, key_ends = _ends(queries), _ends(keys)
+    def _varlen(
+        self, call: VarlenCall, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool
+    ) -> Part:
+        """Query [tokens that ask, heads, size]; key and value [key heads, keys, size]."""
         out, lse = varlen_attn(
             query.contiguous(),
             key.transpose(0, 1).contiguous(),
             value.transpose(0, 1).contiguous(),
-            query_ends.to(query.device, non_blocking=True),
-            key_ends.to(query.device, non_blocking=True),
-            max(span.stop - span.start for span in queries),
-            max(span.stop - span.start for span in keys),
+            call.query_ends,
+            call.key_ends,
+            call.longest_queries,
+            call.longest_keys,
             return_aux=AuxRequest(lse=True),
             scale=self.scale,
             window_size=((self.window or 0) - 1, 0) if causal else (-1, -1),
@@ -370,12 +445,9 @@ class _Call:
         return out, lse.transpose(0, 1).contiguous()
 
     def _part(self, span: Span, *, causal: bool) -> Part:
-        flash = self.query.device.type == "cpu" and self.softcap is None and self._sees_all(span)
+        whole = self.layout.sees_all(span, self.window)
+        flash = self.query.device.type == "cpu" and self.softcap is None and whole
         return self._flash_for_cpu(span, causal=causal) if flash else self._in_full(span)
-
-    def _sees_all(self, span: Span) -> bool:
-        """Whether the window hides none of a run's keys from its queries."""
-        return self.window is None or int(self.layout.positions[span.queries].max()) - span.key_position < self.window
 
     def _flash_for_cpu(self, span: Span, *, causal: bool) -> Part:
         """Torch's CPU flash kernel; the heads that share keys become its batch, so that keys need no copies."""
@@ -415,7 +487,7 @@ class _Call:
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         key_positions = torch.arange(span.key_position + first, span.key_position + last + 1, device=device)
-        distance = torch.from_numpy(positions).to(device).unsqueeze(1) - key_positions
+        distance = self.layout.positions_on(device)[queries].unsqueeze(1) - key_positions
         hidden = distance < 0
         if self.window is not None:
             hidden |= distance >= self.window
@@ -444,13 +516,17 @@ def merge(out: torch.Tensor, lse: torch.Tensor, part: torch.Tensor, part_lse: to
     torch.logaddexp(lse, part_lse, out=lse)
 
 
-def _ends(runs: list[slice]) -> torch.Tensor:
-    """Where each of several runs ends once they are put together, 0 first (int32)."""
-    return torch.from_numpy(np.cumsum([0] + [run.stop - run.start for run in runs], dtype=np.int32))
+def _ends(runs: list[slice]) -> NDArray[np.int32]:
+    """Where each of several runs ends once they are put together, 0 first."""
+    return np.cumsum([0] + [run.stop - run.start for run in runs], dtype=np.int32)
 
 
-def _indices(runs: list[slice], device: torch.device) -> torch.Tensor:
+def _indices(runs: list[slice]) -> NDArray[np.int64]:
     """Every index of several runs."""
-    return torch.from_numpy(np.concatenate([np.arange(run.start, run.stop) for run in runs])).to(
-        device, non_blocking=True
-    )
+    return np.concatenate([np.arange(run.start, run.stop) for run in [*runs, slice(0, 0)]])
+
+
+def _to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """An array on a device; to a GPU by a copy that nobody waits for, which takes pinned memory."""
+    host = torch.from_numpy(array)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -13,13 +12,9 @@ from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 from wmdp_fast.exceptions import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from numpy.typing import NDArray
 
     from wmdp_fast.journal import Journal, Plan
-
-Batch = TypeVar("Batch")
 
 ScoreMode = Literal["float32", "model"]
 """How log-probabilities are computed.
@@ -43,7 +38,7 @@ class Scores:
         loglikelihood: Sum of the log-probabilities of a choice's tokens: float64 `[num_choices]`.
         is_greedy: Whether each token of a choice is the most probable one: bool `[num_choices]`.
         seconds: Time spent on the model's input, its forward passes and reading its output.
-        seconds_waiting: Time during which the next batch was not ready yet.
+        seconds_waiting: Of `seconds`, those in which the model waited for its next input to be prepared.
         tokens_run: Tokens that went through the model, padding included.
         tokens_useful: Tokens that had to: those of all inputs without padding; by trie, what they share once.
         batches: Number of forward passes.
@@ -120,17 +115,6 @@ class PartialScores:
         if self.journal is not None:
             self.journal.plan_from(plan)
 
-    def waited(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches of an iterator, counting the time it takes to make them."""
-        ready = iter(batches)
-        while True:
-            begin = time.perf_counter()
-            batch = next(ready, None)
-            self.seconds_waiting += time.perf_counter() - begin
-            if batch is None:
-                return
-            yield batch
-
     def scores(self, *, tokens_useful: int, token_budget: int, engine: str) -> Scores:
         """The scores of a run that is done; the arguments are attributes of `Scores`."""
         return Scores(
@@ -185,6 +169,12 @@ class TargetScores:
     greedy: NDArray[np.bool_]
     sum_dtype: torch.dtype
 
+    @classmethod
+    def from_host(cls, found: torch.Tensor, dtype: torch.dtype, score_mode: ScoreMode) -> TargetScores:
+        """What `look_up` found, once it is on the host; `dtype` is that of the logits."""
+        logprobs, greedy = found.double().numpy()
+        return cls(logprobs, greedy == 1, torch.float64 if score_mode == "float32" else dtype)
+
 
 def score_targets(
     logits: torch.Tensor, readouts: NDArray[np.int64], tokens: NDArray[np.int64], score_mode: ScoreMode
@@ -200,12 +190,26 @@ def score_targets(
         tokens: Token ids: int64 `[N]`.
         score_mode: See `ScoreMode`.
     """
-    logprobs = F.log_softmax(logits, dim=-1, dtype=torch.float32 if score_mode == "float32" else None)
     at = torch.from_numpy(np.stack([readouts, tokens])).to(logits.device)
-    chosen = logprobs[at[0], at[1]].float()
-    greedy = logprobs.argmax(dim=-1)[at[0]] == at[1]
-    on_host = torch.stack([chosen, greedy.float()]).cpu().double().numpy()
-    return TargetScores(on_host[0], on_host[1] == 1, torch.float64 if score_mode == "float32" else logprobs.dtype)
+    return TargetScores.from_host(look_up(logits, at[0], at[1], score_mode).cpu(), logits.dtype, score_mode)
+
+
+def look_up(logits: torch.Tensor, readouts: torch.Tensor, tokens: torch.Tensor, score_mode: ScoreMode) -> torch.Tensor:
+    """What `score_targets` looks up, left on the device: log-probabilities, and 1 where the token is the most probable.
+
+    Args:
+        logits: `[R, V]`.
+        readouts: On the device: int64 `[N]`.
+        tokens: On the device: int64 `[N]`.
+        score_mode: See `ScoreMode`.
+
+    Returns:
+        float32 `[2, N]`.
+    """
+    logprobs = F.log_softmax(logits, dim=-1, dtype=torch.float32 if score_mode == "float32" else None)
+    chosen = logprobs[readouts, tokens].float()
+    greedy = logprobs.argmax(dim=-1)[readouts] == tokens
+    return torch.stack([chosen, greedy.float()])
 
 
 def _round(sums: NDArray[np.float64], dtype: torch.dtype) -> NDArray[np.float64]:

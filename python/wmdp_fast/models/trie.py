@@ -10,7 +10,9 @@ import inspect
 import time
 import warnings
 from collections import defaultdict
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,13 +21,14 @@ import torch
 from wmdp_fast._rust import Requests, Trie
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.journal import Plan
+from wmdp_fast.models.compiled import compiled_parts
 from wmdp_fast.models.load import evaluation_mode
 from wmdp_fast.models.packed_attention import Carried, Layout, NotPackableError, packed_attention, packed_batch
 from wmdp_fast.models.padded import auto_token_budget, is_out_of_memory, score_padded
-from wmdp_fast.models.scores import NAN_ADVICE, PartialScores, Scores, TargetScores, score_targets
+from wmdp_fast.models.scores import NAN_ADVICE, PartialScores, Scores, TargetScores, look_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -56,8 +59,11 @@ def score(
     score_mode: ScoreMode = "float32",
     progress: Callable[[int, int], None] | None = None,
     partial: PartialScores | None = None,
+    compiled: bool = False,
 ) -> Scores:
     """Scores all requests the fastest way that is right for the model; see `score_trie` and `score_padded`.
+
+    `compiled` is for scoring by trie; padded rows are never compiled.
 
     Warns:
         WmdpFastWarning: `engine` is `"auto"` and the model cannot be scored by trie; the message says why.
@@ -69,7 +75,7 @@ def score(
     why_not_trie = None
     if engine != "padded":
         try:
-            return score_trie(loaded, requests, partial=partial, **options)
+            return score_trie(loaded, requests, partial=partial, compiled=compiled, **options)
         except NotPackableError as error:
             if engine == "trie":
                 raise NotPackableError(
@@ -89,6 +95,7 @@ def score_trie(
     score_mode: ScoreMode = "float32",
     progress: Callable[[int, int], None] | None = None,
     partial: PartialScores | None = None,
+    compiled: bool = False,
 ) -> Scores:
     """Scores all requests by trie.
 
@@ -102,6 +109,8 @@ def score_trie(
         progress: Called after each batch with the number of paths finished and of all paths.
         partial: Where scores are entered as they are finished, for a caller that wants them even if the run is
             interrupted. What is finished in it before the first path that is not is not scored again.
+        compiled: Whether to compile parts of the model first, see `compiled_parts`. That takes up to a minute, and
+            pays in long runs.
 
     Raises:
         NotPackableError: The model cannot be scored by trie, or its scores by trie are not those on padded rows.
@@ -118,7 +127,8 @@ def score_trie(
     trie = Trie(requests)
     partial.seconds_waiting += time.perf_counter() - planning
     partial.seconds += time.perf_counter() - begin
-    return _score(loaded, requests, trie, token_budget, score_mode, partial, progress)
+    with compiled_parts(loaded.model) if compiled else nullcontext():
+        return _score(loaded, requests, trie, token_budget, score_mode, partial, progress)
 
 
 def why_not(model: torch.nn.Module, requests: Requests | None = None) -> str | None:
@@ -230,52 +240,156 @@ def _score(
     with evaluation_mode(model), packed_attention(model):
         done = False
         while not done:
+            begin = time.perf_counter()
             start = trie.first_unfinished(partial.finished) if resumed is None else resumed.start
             resumed = None
             partial.begin(Plan("trie", token_budget, budget, start))
             needed = tokens.needed(trie.batches(budget, readouts, start), partial.finished)
-            carried = Carried()
-            done = True
-            for index, batch in enumerate(partial.waited(trie.batches(budget, readouts, start))):
-                if not needed[index]:
-                    carried.skip(batch.num_carried, batch.keep)
-                    continue
-                begin = time.perf_counter()
-                targets = _run(loaded, batch, carried, score_mode)
-                if targets is None:
-                    # The budget of the batches to come; the paths that this one was in are begun again.
-                    budget = _smaller_budget(batch, loaded.device)
-                    done = False
-                    break
-                tokens.enter(batch.targets, targets, partial)
-                partial.seconds += time.perf_counter() - begin
-                partial.tokens_run += batch.input_ids.size
-                partial.batches += 1
-                if progress is not None:
-                    progress(batch.stop, trie.num_paths)
+            pipeline = _Pipeline(loaded, trie, tokens, partial, score_mode, progress, begin)
+            failed = pipeline.run(trie.batches(budget, readouts, start), needed)
+            done = failed is None
+            if failed is not None:
+                # The budget of the batches to come; the paths that this one was in are begun again.
+                budget = _smaller_budget(failed, loaded.device)
     return partial.scores(tokens_useful=trie.num_distinct_tokens, token_budget=budget, engine="trie")
 
 
-def _run(loaded: LoadedModel, batch: TrieBatch, carried: Carried, score_mode: ScoreMode) -> TargetScores | None:
-    """One forward pass; None if memory ran out."""
-    layout = Layout(batch.position_ids, batch.num_carried, batch.segments, batch.keep)
+@dataclass
+class _Pipeline:
+    """Runs batches one after another without a pause between them.
 
-    def to_device(array: NDArray[np.int64]) -> torch.Tensor:
-        return torch.from_numpy(array).to(loaded.device, non_blocking=True)
+    Batches are planned on a thread of Rust's. On a GPU, where a forward pass is only asked for and done later, the
+    scores of a batch are fetched after the next one was asked for, so that the GPU always has something to do.
+    """
 
-    try:
-        with packed_batch(layout, carried):
-            logits = loaded.model(
-                input_ids=to_device(batch.input_ids).unsqueeze(0),
-                position_ids=to_device(batch.position_ids).unsqueeze(0),
-                logits_to_keep=to_device(batch.readouts),
-                use_cache=False,
-            ).logits[0]
-        return score_targets(logits, batch.target_readouts, batch.target_tokens, score_mode)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+    loaded: LoadedModel
+    trie: Trie
+    tokens: _TokenScores
+    partial: PartialScores
+    score_mode: ScoreMode
+    progress: Callable[[int, int], None] | None
+    begin: float
+
+    def run(self, batches: Iterator[TrieBatch], needed: Mapping[int, bool]) -> TrieBatch | None:
+        """Runs the batches that are needed; returns the one for which memory ran out, if one did."""
+        carried = Carried()
+        pending: _Pending | None = None
+        try:
+            for index in count():
+                asked = time.perf_counter()
+                batch = next(batches, None)
+                waited = time.perf_counter() - asked
+                if batch is None:
+                    return None
+                if not needed[index]:
+                    carried.skip(batch.num_carried, batch.keep)
+                    continue
+                started = self._start(batch, carried, None if pending is None else pending.ended)
+                # Nothing of the batch before may be lost, whatever becomes of this one.
+                pending, before = None, pending
+                if before is not None:
+                    self._finish(before)
+                if started is None:
+                    return batch
+                pending = started
+                if self.loaded.device.type != "cuda":
+                    self.partial.seconds_waiting += waited
+                    pending = None
+                    self._finish(started)
+        finally:
+            if pending is not None:
+                self._finish(pending)
+
+    def _start(self, batch: TrieBatch, carried: Carried, previous: torch.cuda.Event | None) -> _Pending | None:
+        """Asks for one forward pass after the previous one has ended; None if memory ran out."""
+        layout = Layout(batch.position_ids, batch.num_carried, batch.segments, batch.keep)
+        try:
+            on_device = _OnDevice(batch, self.loaded.device, previous)
+            with packed_batch(layout, carried):
+                logits = self.loaded.model(
+                    input_ids=on_device["input_ids"].unsqueeze(0),
+                    position_ids=on_device["position_ids"].unsqueeze(0),
+                    # Without one, transformers looks at the positions for sequences put one behind another, and waits.
+                    attention_mask=torch.ones(1, batch.input_ids.size, dtype=torch.bool, device=self.loaded.device),
+                    logits_to_keep=on_device["readouts"],
+                    use_cache=False,
+                ).logits[0]
+            found = look_up(logits, on_device["target_readouts"], on_device["target_tokens"], self.score_mode)
+            return _Pending(batch, on_device, found, logits.dtype)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _finish(self, pending: _Pending) -> None:
+        """Waits for a batch and enters its scores."""
+        batch, partial = pending.batch, self.partial
+        found = pending.fetch()
+        self.tokens.enter(batch.targets, TargetScores.from_host(found, pending.dtype, self.score_mode), partial)
+        partial.seconds_waiting += pending.on_device.waited()
+        now = time.perf_counter()
+        partial.seconds += now - self.begin
+        self.begin = now
+        partial.tokens_run += batch.input_ids.size
+        partial.batches += 1
+        if self.progress is not None:
+            self.progress(batch.stop, self.trie.num_paths)
+
+
+class _OnDevice:
+    """The arrays of a batch that the device needs, brought there by one copy that nobody waits for."""
+
+    _NAMES = ("input_ids", "position_ids", "readouts", "target_readouts", "target_tokens")
+
+    def __init__(self, batch: TrieBatch, device: torch.device, previous: torch.cuda.Event | None) -> None:
+        arrays = [getattr(batch, name) for name in self._NAMES]
+        host = torch.from_numpy(np.concatenate(arrays))
+        if device.type == "cuda":
+            # Only from pinned memory does a copy leave this thread free. It is kept until the batch is done.
+            self._host = host.pin_memory()
+            host = self._host.to(device, non_blocking=True)
+        parts: Sequence[torch.Tensor] = torch.split(host, [len(array) for array in arrays])
+        self._arrays = dict(zip(self._NAMES, parts, strict=True))
+        self._previous = previous
+        self._started = _recorded_event(device)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._arrays[name]
+
+    def waited(self) -> float:
+        """Seconds between the end of the batch before and the beginning of this one, which is done."""
+        if self._previous is None or self._started is None:
+            return 0.0
+        return float(self._previous.elapsed_time(self._started)) / 1000
+
+
+class _Pending:
+    """A batch whose scores are on their way to the host."""
+
+    def __init__(self, batch: TrieBatch, on_device: _OnDevice, found: torch.Tensor, dtype: torch.dtype) -> None:
+        self.batch = batch
+        self.on_device = on_device
+        self.dtype = dtype
+        self.ended = _recorded_event(found.device)
+        self._found = found
+        if self.ended is not None:
+            self._found = torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
+        self._copied = _recorded_event(found.device)
+
+    def fetch(self) -> torch.Tensor:
+        """What `look_up` found, on the host."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._found
+
+
+def _recorded_event(device: torch.device) -> torch.cuda.Event | None:
+    """A mark in a GPU's queue that says when it was reached."""
+    if device.type != "cuda":
         return None
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 def _auto_budget(loaded: LoadedModel, requests: Requests) -> int:

@@ -2,11 +2,13 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use wmdp_core::parallel::Cancel;
+use wmdp_core::ahead::{Ahead, Waited};
+use wmdp_core::parallel::{Cancel, panic_message};
 use wmdp_core::{Error, Result};
 
 use crate::error::to_py;
@@ -53,10 +55,18 @@ pub(crate) fn run<T: Send>(py: Python<'_>, work: impl FnOnce(&Cancel) -> Result<
     })
 }
 
-fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
-    payload
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| payload.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "panic without a message".to_owned())
+/// The next result of work that is done ahead, without the GIL while there is none yet.
+///
+/// # Errors
+/// As [`run`].
+#[allow(clippy::redundant_closure_for_method_calls)] // As above.
+pub(crate) fn next<T: Send + 'static>(py: Python<'_>, ahead: &Mutex<Ahead<T>>) -> PyResult<Option<T>> {
+    loop {
+        let waited =
+            py.detach(|| ahead.lock().unwrap_or_else(PoisonError::into_inner).next(SIGNAL_INTERVAL).map_err(to_py))?;
+        match waited {
+            Waited::Result(result) => return Ok(result),
+            Waited::NotYet => py.check_signals()?,
+        }
+    }
 }

@@ -1,9 +1,10 @@
 //! The token trie of a run and the batches it is cut into.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use numpy::IntoPyArray;
 use pyo3::prelude::*;
+use wmdp_core::ahead::Ahead;
 use wmdp_core::pack::{self, Batches, Budget};
 use wmdp_core::{request, trie};
 
@@ -11,6 +12,9 @@ use crate::array::{Array1, Array2, Readonly1};
 use crate::detach;
 use crate::error::to_py;
 use crate::request::{Requests, matrix};
+
+/// Batches planned while the one before them is run: the next one lies ready, and another is in the making.
+const BATCHES_AHEAD: usize = 2;
 
 /// The inputs of a run as a trie: their common beginnings held, and run, once.
 ///
@@ -70,6 +74,8 @@ impl Trie {
 
     /// The batches that run the paths from `start` on, in order. Each must be run after the one before it.
     ///
+    /// They are planned on another thread, two ahead of the one that is taken.
+    ///
     /// Args:
     ///     token_budget: Most tokens in a batch.
     ///     readout_budget: Most readouts in a batch; each is a row as wide as the vocabulary.
@@ -80,22 +86,16 @@ impl Trie {
     #[pyo3(signature = (token_budget, readout_budget, start = 0))]
     fn batches(&self, token_budget: usize, readout_budget: usize, start: usize) -> PyResult<TrieBatches> {
         let budget = Budget { tokens: token_budget, readouts: readout_budget };
-        let batches = Batches::new(&self.inner, budget, start).map_err(to_py)?;
-        Ok(TrieBatches {
-            batches: Mutex::new(batches),
-            trie: Arc::clone(&self.inner),
-            requests: Arc::clone(&self.requests),
-        })
+        let mut batches = Batches::new(&self.inner, budget, start).map_err(to_py)?;
+        let (trie, requests) = (Arc::clone(&self.inner), Arc::clone(&self.requests));
+        let ahead = Ahead::new(BATCHES_AHEAD, move || Ok(batches.next(&trie, &requests))).map_err(to_py)?;
+        Ok(TrieBatches(Mutex::new(ahead)))
     }
 }
 
 /// Iterator of the batches of a trie.
 #[pyclass(frozen, module = "wmdp_fast._rust")]
-pub(crate) struct TrieBatches {
-    batches: Mutex<Batches>,
-    trie: Arc<trie::Trie>,
-    requests: Arc<request::Requests>,
-}
+pub(crate) struct TrieBatches(Mutex<Ahead<pack::TrieBatch>>);
 
 #[pymethods]
 impl TrieBatches {
@@ -104,8 +104,7 @@ impl TrieBatches {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<TrieBatch>> {
-        let batch =
-            py.detach(|| self.batches.lock().unwrap_or_else(PoisonError::into_inner).next(&self.trie, &self.requests));
+        let batch = detach::next(py, &self.0)?;
         batch.map(|batch| TrieBatch::new(py, batch)).transpose()
     }
 }

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod aggregate;
+pub mod ahead;
 pub mod boundary;
 pub mod corpus;
 pub mod dataset;

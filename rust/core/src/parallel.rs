@@ -71,3 +71,13 @@ fn pool() -> Result<Arc<rayon::ThreadPool>> {
 pub fn install<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     pool()?.install(work)
 }
+
+/// What a panic said.
+#[must_use]
+pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
+    payload
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "panic without a message".to_owned())
+}

@@ -1,0 +1,107 @@
+"""What only a CUDA device can show: its kernels, 16-bit types, and a pipeline in which nobody waits for the device."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests import tiny_models
+from tests.test_trie_scoring import some_requests
+from wmdp_fast.models import trie as trie_scoring
+from wmdp_fast.models.load import LoadedModel, wrap_model
+from wmdp_fast.models.padded import score_padded
+from wmdp_fast.models.scores import PartialScores
+from wmdp_fast.models.trie import score_trie
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+# Log-probabilities are of size 1 to 30; a 16-bit number has 8 or 11 digits.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.5, torch.float16: 0.06}
+
+
+def on_cuda(family: str, dtype: torch.dtype) -> LoadedModel:
+    return wrap_model(tiny_models.build(family, dtype).to("cuda"), tiny_models.tokenizer(), name=family)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt2", "qwen2"])
+@pytest.mark.parametrize("budget", [9, 2048])
+def test_scores_by_trie_are_those_on_padded_rows(family: str, dtype: torch.dtype, budget: int) -> None:
+    loaded, drawn = on_cuda(family, dtype), some_requests()
+    expected, found = score_padded(loaded, drawn), score_trie(loaded, drawn, token_budget=budget)
+    np.testing.assert_allclose(found.loglikelihood, expected.loglikelihood, atol=TOLERANCE[dtype])
+
+
+def test_scores_are_those_of_the_cpu() -> None:
+    expected = score_trie(tiny_models.loaded("llama"), some_requests())
+    found = score_trie(on_cuda("llama", torch.float32), some_requests(), token_budget=9)
+    np.testing.assert_allclose(found.loglikelihood, expected.loglikelihood, atol=TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_nothing_between_two_batches_waits_for_the_device(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, drawn = on_cuda(family, torch.bfloat16), some_requests()
+    expected = score_trie(loaded, drawn, token_budget=9)
+    run = trie_scoring._Pipeline.run
+
+    def watched(*arguments):
+        # Torch raises where an operation would make this thread wait for the device.
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return run(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(trie_scoring._Pipeline, "run", watched)
+    found = score_trie(loaded, drawn, token_budget=9)
+    np.testing.assert_array_equal(found.loglikelihood, expected.loglikelihood)
+    assert found.batches > 5
+    assert 0 <= found.seconds_waiting <= found.seconds
+
+
+def test_an_interrupt_keeps_the_batch_that_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, drawn = on_cuda("llama", torch.float32), some_requests()
+    whole = score_trie(loaded, drawn, token_budget=16)
+    partial = PartialScores.empty(drawn.num_choices)
+    monkeypatch.setattr(trie_scoring, "_why_not_proven", lambda *_: None)
+    forward, calls = loaded.model.forward, []
+
+    def interrupted(**inputs):
+        calls.append(inputs)
+        if len(calls) == whole.batches // 2:
+            raise KeyboardInterrupt
+        return forward(**inputs)
+
+    monkeypatch.setattr(loaded.model, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score_trie(loaded, drawn, token_budget=16, partial=partial)
+    assert partial.batches == len(calls) - 1
+    monkeypatch.setattr(loaded.model, "forward", forward)
+    resumed = score_trie(loaded, drawn, token_budget=16, partial=partial)
+    np.testing.assert_allclose(resumed.loglikelihood, whole.loglikelihood, atol=TOLERANCE[torch.float32])
+
+
+def test_out_of_memory_on_the_device_halves_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, drawn = on_cuda("llama", torch.float32), some_requests()
+    expected = score_trie(loaded, drawn)
+    monkeypatch.setattr(trie_scoring, "_why_not_proven", lambda *_: None)
+    forward = loaded.model.forward
+
+    def limited(input_ids, **inputs):
+        if input_ids.shape[1] > 20:
+            torch.empty(1 << 50, device="cuda")
+        return forward(input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr(loaded.model, "forward", limited)
+    with pytest.warns(UserWarning, match="out of memory on cuda"):
+        found = score_trie(loaded, drawn, token_budget=60)
+    np.testing.assert_allclose(found.loglikelihood, expected.loglikelihood, atol=TOLERANCE[torch.float32])
+    assert found.token_budget <= 20
+
+
+def test_the_budget_follows_the_free_memory() -> None:
+    loaded, drawn = on_cuda("llama", torch.bfloat16), some_requests()
+    found = score_trie(loaded, drawn)
+    assert found.batches == 1
+    assert found.token_budget > 2048
