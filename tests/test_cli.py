@@ -281,5 +281,5 @@ def test_bench_data_prints_each_phase(tiny_model, birds, capsys):
     assert all(phase in table for phase in ("read", "render", "tokenize", "plan", "total"))
     assert cli.main([*argv, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert set(report) == {"work", "ours", "peers", "ratio"}
+    assert set(report) == {"work", "ours", "peers", "ratio", "failures"}
     assert report["ours"]["units"]["questions"] == 9

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import resource
+import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from wmdp_fast import environment
@@ -37,12 +41,14 @@ class BenchReport:
         ours: This package's figures.
         peers: Each peer's figures by name.
         ratio: For each peer and phase, its seconds per unit over ours: above 1 means this package is faster.
+        failures: What must not be, such as other numbers than a peer's; the command then exits with 1.
     """
 
     work: dict[str, Any]
     ours: Measurement
     peers: dict[str, Measurement] = field(default_factory=dict)
     ratio: dict[str, dict[str, float]] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain objects."""
@@ -50,6 +56,39 @@ class BenchReport:
 
     def table(self) -> str:
         """The report as text: one line a phase, one column a contestant."""
+        lines = [f"{key}: {value}" for key, value in self.work.items() if not isinstance(value, dict)]
+        return "\n".join([*lines, "", *_align(self._rows())])
+
+    def markdown(self) -> str:
+        """The report as a page: the work, the table, then hardware and versions."""
+        rows = self._rows()
+        table = [f"| {' | '.join(row)} |" for row in rows]
+        table.insert(1, "|" + " --- |" + " ---: |" * (len(rows[0]) - 1))
+        hardware = self.work["machine"]["hardware"]
+        versions = {name: version for name, version in self.work["machine"]["versions"].items() if version}
+        listed = {key: value for key, value in self.work.items() if not isinstance(value, dict)}
+        failures = [f"\n**Failed:** {failure}" for failure in self.failures]
+        return "\n".join(
+            [
+                f"# bench {self.work['benchmark']}, {time.strftime('%Y-%m-%d')}",
+                *failures,
+                "",
+                *_items(listed),
+                "",
+                *table,
+                "",
+                "## Hardware",
+                "",
+                *_items(hardware),
+                "",
+                "## Versions",
+                "",
+                *_items(versions),
+                "",
+            ]
+        )
+
+    def _rows(self) -> list[list[str]]:
         phases = list(dict.fromkeys([*self.ours.seconds, *(p for peer in self.peers.values() for p in peer.seconds)]))
         header = ["phase", "wmdp-fast", *self.peers, *(f"ratio to {name}" for name in self.peers)]
         rows = [
@@ -64,8 +103,15 @@ class BenchReport:
         for unit, rate in self.ours.per_second.items():
             theirs = [peer.per_second.get(unit) for peer in self.peers.values()]
             rows.append([f"{unit}/s", _rate(rate), *map(_rate, theirs), *("" for _ in self.peers)])
-        lines = [f"{key}: {value}" for key, value in self.work.items() if not isinstance(value, dict)]
-        return "\n".join([*lines, "", *_align([header, *rows])])
+        if self.ours.peak_gb is not None:
+            peaks = [self.ours.peak_gb, *(peer.peak_gb for peer in self.peers.values())]
+            ratios = (_ratio(peer.peak_gb and peer.peak_gb / self.ours.peak_gb) for peer in self.peers.values())
+            rows.append(["peak memory", *(("" if gb is None else f"{gb:.2f} GB") for gb in peaks), *ratios])
+        return [header, *rows]
+
+
+def _items(facts: dict[str, Any]) -> list[str]:
+    return [f"- {key}: {value}" for key, value in facts.items()]
 
 
 def _align(rows: list[list[str]]) -> list[str]:
@@ -97,4 +143,10 @@ def machine() -> dict[str, Any]:
 
 def peak_gb() -> float:
     """Peak resident memory of this process in 10^9 bytes."""
+    with contextlib.suppress(OSError):
+        # What getrusage says of a young process can be its parent's.
+        if found := re.search(
+            r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE
+        ):
+            return int(found[1]) * 1024 / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

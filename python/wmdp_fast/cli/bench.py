@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from wmdp_fast.cli.options import whole_number
+from wmdp_fast.cli.options import token_budget, whole_number
 
 if TYPE_CHECKING:
-    import argparse
-
     from wmdp_fast.bench.report import BenchReport
 
 SUMMARY = "Measure speed, beside that of other tools in the same run."
@@ -32,14 +32,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sample", type=whole_number(least=1), default=200, metavar="N", help="questions a peer prepares (default 200)"
     )
     data.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    data.set_defaults(benchmark=_data)
+    data.set_defaults(benchmark=_data, report=None)
+    _add_eval(benchmarks)
+
+
+def _add_eval(benchmarks: Any) -> None:
+    from wmdp_fast.bench.shapes import SHAPES, WORKLOADS
+
+    summary = "Time scoring: whole process, each phase, arithmetic against the machine's own, peak memory."
+    parser = benchmarks.add_parser("eval", help=summary, description=summary)
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model")
+    parser.add_argument("--shape", choices=SHAPES, help="in place of a model: one of this shape with random weights")
+    parser.add_argument("--tasks", metavar="NAMES", help="tasks, groups or files, separated by commas")
+    parser.add_argument("--workload", choices=WORKLOADS, help="in place of tasks: made-up questions of such lengths")
+    parser.add_argument("--tokenizer", metavar="DIR", help="folder of a tokenizer, for a shape that is to do tasks")
+    parser.add_argument("--data", metavar="DIR", help="folder with the datasets, in place of the hub")
+    parser.add_argument(
+        "--num-fewshot", type=whole_number(least=0), default=0, metavar="N", help="examples (default 0)"
+    )
+    parser.add_argument("--limit", type=whole_number(least=1), metavar="N", help="only N questions of each task")
+    dtypes = ("float32", "bfloat16", "float16", "auto")
+    parser.add_argument("--dtype", choices=dtypes, default="float32", help="default float32")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
+    parser.add_argument(
+        "--token-budget", type=token_budget, default="auto", metavar="N", help="most tokens in a batch (default auto)"
+    )
+    parser.add_argument("--engine", choices=("auto", "trie", "padded"), default="auto", help="default auto")
+    parser.add_argument("--compile", action="store_true", dest="compiled", help="compile the model's layers first")
+    parser.add_argument(
+        "--against", type=_peers, default=(), metavar="PEERS", help="lm-eval, padded, or both separated by a comma"
+    )
+    parser.add_argument(
+        "--peer-batch-size", type=whole_number(least=1), default=16, metavar="N", help="lm-eval's rows (default 16)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the report there too, as Markdown")
+    parser.set_defaults(benchmark=_eval)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs a benchmark and prints its report."""
     report: BenchReport = arguments.benchmark(arguments)
     print(json.dumps(report.to_json(), indent=2, ensure_ascii=False) if arguments.json else report.table())
-    return 0
+    if arguments.report is not None:
+        arguments.report.parent.mkdir(parents=True, exist_ok=True)
+        arguments.report.write_text(report.markdown(), encoding="utf-8")
+    for failure in report.failures:
+        print(f"FAILED: {failure}", file=sys.stderr)
+    return 1 if report.failures else 0
 
 
 def _data(arguments: argparse.Namespace) -> BenchReport:
@@ -53,3 +93,32 @@ def _data(arguments: argparse.Namespace) -> BenchReport:
         against=arguments.against,
         sample=arguments.sample,
     )
+
+
+def _eval(arguments: argparse.Namespace) -> BenchReport:
+    from wmdp_fast.bench.eval import bench_eval
+
+    return bench_eval(
+        model=arguments.model,
+        shape=arguments.shape,
+        tokenizer=arguments.tokenizer,
+        tasks=arguments.tasks,
+        workload=arguments.workload,
+        data=arguments.data,
+        num_fewshot=arguments.num_fewshot,
+        limit=arguments.limit,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        token_budget=arguments.token_budget,
+        engine=arguments.engine,
+        compiled=arguments.compiled,
+        against=arguments.against,
+        peer_batch_size=arguments.peer_batch_size,
+    )
+
+
+def _peers(text: str) -> tuple[str, ...]:
+    peers = tuple(dict.fromkeys(text.split(",")))
+    if unknown := [peer for peer in peers if peer not in ("lm-eval", "padded")]:
+        raise argparse.ArgumentTypeError(f"unknown peer {unknown[0]!r}; known: lm-eval, padded")
+    return peers

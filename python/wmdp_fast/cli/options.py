@@ -18,3 +18,8 @@ def whole_number(least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def token_budget(text: str) -> int | str:
+    """The argparse type of a token budget: a number of tokens, or `auto`."""
+    return text if text == "auto" else whole_number(least=1)(text)

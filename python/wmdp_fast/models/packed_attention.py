@@ -195,6 +195,7 @@ def packed_mask(
 _HARMLESS = {"sliding_window", "position_ids", "cache_position", "is_causal", "dropout", "use_cache"}
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def packed_attention_forward(
     module: torch.nn.Module,
     query: torch.Tensor,

@@ -40,6 +40,7 @@ class Scores:
         batches: Number of forward passes.
         token_budget: Most tokens in a batch at the end of the run; less than asked for if memory ran out.
         engine: Which way of scoring made them.
+        waited: Of `seconds`, those in which the model waited for its next input to be prepared.
     """
 
     loglikelihood: NDArray[np.float64]
@@ -49,6 +50,7 @@ class Scores:
     batches: int
     token_budget: int
     engine: str
+    waited: float = 0.0
 
 
 @dataclass
@@ -64,6 +66,7 @@ class PartialScores:
         seconds: As in `Scores`.
         tokens_run: As in `Scores`.
         batches: As in `Scores`.
+        waited: As in `Scores`.
     """
 
     loglikelihood: NDArray[np.float64]
@@ -72,6 +75,7 @@ class PartialScores:
     seconds: float = 0.0
     tokens_run: int = 0
     batches: int = 0
+    waited: float = 0.0
 
     @classmethod
     def empty(cls, num_choices: int) -> PartialScores:

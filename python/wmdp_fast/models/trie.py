@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import time
 import warnings
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 
 from wmdp_fast._rust import Requests, Trie
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
+from wmdp_fast.models.compiled import compiled_layers
 from wmdp_fast.models.load import evaluation_mode
 from wmdp_fast.models.packed_attention import Carried, Layout, NotPackableError, packed_attention, packed_batch
 from wmdp_fast.models.padded import auto_token_budget, is_out_of_memory, score_padded
@@ -53,8 +55,11 @@ def score(
     score_mode: ScoreMode = "float32",
     progress: Callable[[int, int], None] | None = None,
     partial: PartialScores | None = None,
+    compiled: bool = False,
 ) -> Scores:
     """Scores all requests the fastest way that is right for the model; see `score_trie` and `score_padded`.
+
+    `compiled` is for scoring by trie; padded rows are never compiled.
 
     Warns:
         WmdpFastWarning: `engine` is `"auto"` and the model cannot be scored by trie; the message says why.
@@ -65,7 +70,7 @@ def score(
     options: dict[str, Any] = {"token_budget": token_budget, "score_mode": score_mode, "progress": progress}
     if engine != "padded":
         try:
-            return score_trie(loaded, requests, partial=partial, **options)
+            return score_trie(loaded, requests, partial=partial, compiled=compiled, **options)
         except NotPackableError as error:
             if engine == "trie":
                 raise
@@ -82,6 +87,7 @@ def score_trie(
     score_mode: ScoreMode = "float32",
     progress: Callable[[int, int], None] | None = None,
     partial: PartialScores | None = None,
+    compiled: bool = False,
 ) -> Scores:
     """Scores all requests by trie.
 
@@ -95,6 +101,8 @@ def score_trie(
         progress: Called after each batch with the number of paths finished and of all paths.
         partial: Where scores are entered as they are finished, for a caller that wants them even if the run is
             interrupted. What is finished in it before the first path that is not is not scored again.
+        compiled: Whether to compile the model's layers first, see `compiled_layers`. That takes up to a minute, and
+            pays in long runs.
 
     Raises:
         NotPackableError: The model cannot be scored by trie, or its scores by trie are not those on padded rows.
@@ -110,7 +118,8 @@ def score_trie(
     budget = _auto_budget(loaded, requests) if token_budget == "auto" else token_budget
     trie = Trie(requests)
     partial.seconds += time.perf_counter() - begin
-    return _score(loaded, requests, trie, budget, score_mode, partial, progress)
+    with compiled_layers(loaded.model) if compiled else nullcontext():
+        return _score(loaded, requests, trie, budget, score_mode, partial, progress)
 
 
 def why_not(model: torch.nn.Module, requests: Requests | None = None) -> str | None:

@@ -1,0 +1,368 @@
+"""One contestant of `wmdp-fast bench eval`, in a process of its own so that its time and memory are its own.
+
+`python -m wmdp_fast.bench.contestant FOLDER` reads `job.json` there and leaves `outcome.json` and `scores.npy`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wmdp_fast.bench.report import peak_gb
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from wmdp_fast._rust import Requests
+    from wmdp_fast.models.load import LoadedModel
+    from wmdp_fast.prepare import TaskQuestions
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a contestant is to do.
+
+    Attributes:
+        contestant: `trie`, `padded`, `auto` (this package's engines) or `lm-eval`.
+        model: Folder of the model, or None for a shape.
+        shape: One of `shapes.SHAPES`, or None.
+        tokenizer: Folder of the tokenizer for a shape, or None.
+        tasks: Tasks to score, or None for a workload.
+        workload: One of `shapes.WORKLOADS`, or None.
+        data: Folder with the datasets, or None for the hub.
+        num_fewshot: Few-shot examples before each question of a task.
+        limit: Only so many questions of each task or subject.
+        dtype: Type of the weights, as `load_model` takes it.
+        device: Where to run, as `load_model` takes it.
+        token_budget: Most tokens in a batch, or `auto`.
+        compiled: Whether to compile the model's layers.
+        batch_size: lm-eval's rows in a batch.
+        matrix_rate: Whether to measure the machine's matrix products too.
+        started: Time at which the process was started.
+    """
+
+    contestant: str
+    model: str | None
+    shape: str | None
+    tokenizer: str | None
+    tasks: str | None
+    workload: str | None
+    data: str | None
+    num_fewshot: int
+    limit: int | None
+    dtype: str
+    device: str
+    token_budget: int | str
+    compiled: bool
+    batch_size: int
+    matrix_rate: bool
+    started: float
+
+
+@dataclass
+class Outcome:
+    """What a contestant measured.
+
+    Attributes:
+        seconds: By phase; `prepare` is what came between the model's files and its forward passes.
+        questions: Questions scored.
+        tokens_run: Tokens that went through the model.
+        peak_gb: Peak resident memory of the process, in 10^9 bytes.
+        gpu_peak_gb: Peak memory of tensors on the GPU, in 10^9 bytes; None on a CPU.
+        notes: Anything else.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    questions: int = 0
+    tokens_run: int = 0
+    peak_gb: float = 0.0
+    gpu_peak_gb: float | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class _Phases:
+    """Wall time by phase, from the start of the process on."""
+
+    def __init__(self, started: float) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = started
+
+    def end(self, phase: str) -> None:
+        """What has passed since the last phase ended was this one."""
+        now = time.time()
+        self.seconds[phase] = now - self._last
+        self._last = now
+
+
+def main(folder: Path) -> None:
+    """Runs the job in a folder."""
+    job = Job(**json.loads((folder / "job.json").read_text(encoding="utf-8")))
+    outcome, scores = _run_lm_eval(job) if job.contestant == "lm-eval" else _run_ours(job)
+    np.save(folder / "scores.npy", scores)
+    (folder / "outcome.json").write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+
+
+def _run_ours(job: Job) -> tuple[Outcome, NDArray[np.float64]]:
+    """This package, the way `evaluate` goes."""
+    phases = _Phases(job.started)
+    import torch
+
+    from wmdp_fast import prepare
+    from wmdp_fast.evaluation import NEAR_TIE
+    from wmdp_fast.models.trie import score
+    from wmdp_fast.results import TaskResult
+
+    phases.end("start")
+    loaded = _load(job)
+    phases.end("load")
+    read: list[TaskQuestions] = []
+    prompts = []
+    if job.workload is None:
+        read = _read(job)
+        phases.end("read")
+        prompts = [prepare.render(one) for one in read]
+        phases.end("render")
+        encoder = prepare.load_tokenizer(loaded.tokenizer, prefix_token_id=loaded.prefix_token_id)
+        requests = encoder.encode_requests(prompts, loaded.max_length)
+        phases.end("tokenize")
+    else:
+        requests = _made_up(job, loaded)
+        phases.end("make up")
+
+    engine: Any = job.contestant
+    budget: Any = job.token_budget
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scores = score(loaded, requests, engine=engine, token_budget=budget, compiled=job.compiled)
+    phases.end("forward")
+    first = 0
+    for one, asked in zip(read, prompts, strict=True):
+        own = slice(first, first := first + asked.num_choices)
+        TaskResult.from_scores(
+            one.task,
+            one.questions,
+            asked,
+            scores.loglikelihood[own],
+            scores.is_greedy[own],
+            near_tie=NEAR_TIE["float32"],
+            num_available=one.available,
+        )
+    phases.end("aggregate")
+    outcome = Outcome(
+        seconds=_summed(phases.seconds),
+        questions=requests.num_questions,
+        tokens_run=scores.tokens_run,
+        peak_gb=peak_gb(),
+        gpu_peak_gb=_gpu_peak_gb(),
+        notes={
+            "engine": scores.engine,
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "device": _device_name(loaded),
+            "threads": torch.get_num_threads(),
+            "token_budget": scores.token_budget,
+            "batches": scores.batches,
+            "device_wait_seconds": scores.waited,
+            "warnings": [str(warning.message) for warning in caught],
+        },
+    )
+    if job.matrix_rate:
+        outcome.notes |= _arithmetic(loaded, requests, scores.token_budget, scores.batches)
+    return outcome, scores.loglikelihood
+
+
+def _run_lm_eval(job: Job) -> tuple[Outcome, NDArray[np.float64]]:
+    """lm-eval's `hf` model and `simple_evaluate`; its own code, with clocks between its steps."""
+    phases = _Phases(job.started)
+    from wmdp_fast.bench.lm_eval_peer import quiet_lm_eval, task_configs
+    from wmdp_fast.tasks import resolve
+
+    with quiet_lm_eval() as lm_eval:
+        import torch
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager, get_task_dict
+
+        class TimedHFLM(HFLM):  # type: ignore[misc]
+            """Says when lm-eval begins to tokenize and to run the model, and counts the tokens it runs."""
+
+            tokens_run = 0
+
+            def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+                phases.end("render")
+                return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+            def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, **options: Any) -> Any:
+                phases.end("tokenize")
+                scores = super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, **options)
+                phases.end("forward")
+                return scores
+
+            def _model_call(self, inps: Any, *arguments: Any, **options: Any) -> Any:
+                self.tokens_run += inps.numel()
+                return super()._model_call(inps, *arguments, **options)
+
+        phases.end("start")
+        model: Any = job.model
+        given: dict[str, Any] = {"dtype": job.dtype}
+        if job.shape is not None:
+            loaded = _load(job)
+            model, given = loaded.model, {"tokenizer": loaded.tokenizer, "backend": "causal"}
+        device = _torch_device(job.device)
+        harness = TimedHFLM(pretrained=model, device=str(device), batch_size=job.batch_size, **given)
+        phases.end("load")
+        if job.workload is None:
+            selection = resolve(job.tasks or "", num_fewshot=job.num_fewshot)
+            manager = TaskManager(include_defaults=False)
+            tasks = list(get_task_dict(task_configs(selection.tasks, job.data), manager).values())
+            phases.end("read")
+            found = lm_eval.simple_evaluate(
+                model=harness,
+                tasks=tasks,
+                num_fewshot=job.num_fewshot,
+                limit=job.limit,
+                task_manager=manager,
+                bootstrap_iters=0,
+            )
+            phases.end("aggregate")
+            samples = [line for task in selection.tasks for line in _in_order(found["samples"][task.name])]
+            scores = [float(answer[0][0]) for line in samples for answer in line["resps"]]
+            questions = len(samples)
+        else:
+            requests = _made_up(job, _load_description(harness))
+            pairs = [
+                (("", ""), requests.context(question).tolist(), requests.continuation(choice).tolist())
+                for question in range(requests.num_questions)
+                for choice in range(*requests.choice_offsets[question : question + 2].tolist())
+            ]
+            phases.end("make up")
+            scores = [answer[0] for answer in harness._loglikelihood_tokens(pairs)]
+            phases.seconds["make up"] += phases.seconds.pop("tokenize")
+            phases.end("aggregate")
+            questions = requests.num_questions
+        outcome = Outcome(
+            seconds=_summed(phases.seconds),
+            questions=questions,
+            tokens_run=harness.tokens_run,
+            peak_gb=peak_gb(),
+            gpu_peak_gb=_gpu_peak_gb(),
+            notes={"batch_size": job.batch_size, "threads": torch.get_num_threads(), "version": lm_eval.__version__},
+        )
+    return outcome, np.array(scores)
+
+
+def _load(job: Job) -> LoadedModel:
+    from wmdp_fast.bench.shapes import build_model
+    from wmdp_fast.models.load import load_model, parse_dtype, wrap_model
+
+    if job.model is not None:
+        return load_model(job.model, dtype=job.dtype, device=job.device)
+    tokenizer: Any = None
+    if job.tokenizer is not None:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(job.tokenizer)
+    dtype = parse_dtype(job.dtype)
+    if job.shape is None or dtype is None:
+        raise ValueError("a shape has no dtype of its own; give one")
+    device = _torch_device(job.device)
+    model, tokenizer = build_model(job.shape, dtype=dtype, device=device, tokenizer=tokenizer)
+    return wrap_model(model, tokenizer, name=job.shape)
+
+
+def _load_description(harness: Any) -> LoadedModel:
+    from wmdp_fast.models.load import wrap_model
+
+    return wrap_model(harness.model, harness.tokenizer, name="peer")
+
+
+def _read(job: Job) -> list[TaskQuestions]:
+    from wmdp_fast import prepare
+    from wmdp_fast.tasks import resolve
+
+    selection = resolve(job.tasks or "", num_fewshot=job.num_fewshot)
+    return prepare.read_tasks(selection.tasks, data=job.data, limit=job.limit)
+
+
+def _made_up(job: Job, loaded: LoadedModel) -> Requests:
+    from wmdp_fast.bench.shapes import build_requests
+
+    config: Any = loaded.model.config
+    vocab_size = config.get_text_config().vocab_size
+    return build_requests(job.workload or "", vocab_size=vocab_size, max_length=loaded.max_length, limit=job.limit)
+
+
+def _in_order(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(samples, key=lambda line: line["doc_id"])
+
+
+def _summed(seconds: dict[str, float]) -> dict[str, float]:
+    """Phases in order, with preparation and the whole summed up."""
+    parts = ("read", "render", "tokenize")
+    found: dict[str, float] = {}
+    for phase in ("start", "load", *parts, "make up"):
+        if phase in seconds:
+            found[phase] = seconds[phase]
+    if "tokenize" in seconds:
+        found["prepare"] = sum(seconds[part] for part in parts)
+    found |= {phase: seconds[phase] for phase in ("forward", "aggregate")}
+    # Made-up questions are the benchmark's own doing.
+    found["total"] = sum(seconds.values()) - seconds.get("make up", 0.0)
+    return found
+
+
+def _arithmetic(loaded: LoadedModel, requests: Requests, budget: int, batches: int) -> dict[str, Any]:
+    """Operations that the useful tokens need, and the rate at which the machine does nothing else."""
+    from wmdp_fast._rust import Trie
+    from wmdp_fast.bench.arithmetic import arithmetic, matrix_rate, visible_pairs
+
+    trie = Trie(requests)
+    useful = trie.num_distinct_tokens
+    config: Any = loaded.model.config
+    window = getattr(config.get_text_config(), "sliding_window", None)
+    pairs = readouts = 0
+    for batch in trie.batches(max(budget, 1), 1 << 30):
+        pairs += visible_pairs([batch], window)
+        readouts += len(batch.readouts)
+    notes: dict[str, Any] = {"useful_tokens": useful}
+    try:
+        cost = arithmetic(loaded.model)
+        rows = max(1, min(budget, trie.num_tokens // max(1, batches)))
+        rate = matrix_rate(loaded.model, tokens=rows, readouts=max(1, readouts // max(1, batches)))
+    except ValueError as error:
+        return notes | {"why_no_matrix_rate": str(error)}
+    return notes | {
+        "useful_flop": cost.per_token * useful + cost.per_readout * readouts,
+        "attention_flop": round(cost.per_pair * pairs * useful / max(1, trie.num_tokens)),
+        "matrix_flop_per_second": rate,
+        "matrix_rows": rows,
+    }
+
+
+def _torch_device(device: str) -> Any:
+    from wmdp_fast.models.load import parse_device
+
+    return parse_device(device)
+
+
+def _device_name(loaded: LoadedModel) -> str:
+    import torch
+
+    if loaded.device.type != "cuda":
+        return str(loaded.device)
+    return torch.cuda.get_device_name(loaded.device)
+
+
+def _gpu_peak_gb() -> float | None:
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
