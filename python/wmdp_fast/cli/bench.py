@@ -34,6 +34,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     data.set_defaults(benchmark=_data, report=None)
     _add_eval(benchmarks)
+    _add_unlearn(benchmarks)
+
+
+def _add_unlearn(benchmarks: Any) -> None:
+    from wmdp_fast.bench.shapes import SHAPES
+
+    summary = "Time a step of RMU: seconds, arithmetic against the machine's own, peak memory."
+    parser = benchmarks.add_parser("unlearn", help=summary, description=summary)
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model")
+    parser.add_argument(
+        "--shape", choices=SHAPES, help="in place of a model: this shape, random weights (default smollm2-135m)"
+    )
+    parser.add_argument(
+        "--against", type=_rmu_peers, default=(), metavar="PEERS", help="plain, truncated, or both with a comma between"
+    )
+    parser.add_argument("--layer-id", type=whole_number(least=0), default=7, metavar="L", help="default 7")
+    parser.add_argument(
+        "--update-layer-ids", type=_layers, metavar="L,...", help="default: that layer and the two below it"
+    )
+    parser.add_argument("--parameters", default="mlp.down_proj", metavar="ROLE", help="default mlp.down_proj")
+    parser.add_argument("--batch-size", type=whole_number(least=1), default=4, metavar="N", help="default 4")
+    parser.add_argument("--length", type=whole_number(least=1), default=512, metavar="N", help="tokens (default 512)")
+    parser.add_argument("--steps", type=whole_number(least=1), default=4, metavar="N", help="timed steps (default 4)")
+    dtypes = ("float32", "bfloat16", "float16", "auto")
+    parser.add_argument("--dtype", choices=dtypes, default="bfloat16", help="default bfloat16")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the report there too, as Markdown")
+    parser.set_defaults(benchmark=_unlearn)
 
 
 def _add_eval(benchmarks: Any) -> None:
@@ -117,8 +146,39 @@ def _eval(arguments: argparse.Namespace) -> BenchReport:
     )
 
 
+def _unlearn(arguments: argparse.Namespace) -> BenchReport:
+    from wmdp_fast.bench.unlearn import bench_unlearn
+
+    shape = arguments.shape
+    return bench_unlearn(
+        model=arguments.model,
+        shape="smollm2-135m" if shape is None and arguments.model is None else shape,
+        against=arguments.against,
+        layer_id=arguments.layer_id,
+        update_layer_ids=arguments.update_layer_ids,
+        parameters=arguments.parameters,
+        batch_size=arguments.batch_size,
+        length=arguments.length,
+        steps=arguments.steps,
+        dtype=arguments.dtype,
+        device=arguments.device,
+    )
+
+
 def _peers(text: str) -> tuple[str, ...]:
+    return _known_peers(text, ("lm-eval", "padded"))
+
+
+def _rmu_peers(text: str) -> tuple[str, ...]:
+    return _known_peers(text, ("plain", "truncated"))
+
+
+def _known_peers(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     peers = tuple(dict.fromkeys(text.split(",")))
-    if unknown := [peer for peer in peers if peer not in ("lm-eval", "padded")]:
-        raise argparse.ArgumentTypeError(f"unknown peer {unknown[0]!r}; known: lm-eval, padded")
+    if unknown := [peer for peer in peers if peer not in known]:
+        raise argparse.ArgumentTypeError(f"unknown peer {unknown[0]!r}; known: {', '.join(known)}")
     return peers
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    return tuple(whole_number(least=0)(part.strip()) for part in text.split(","))
