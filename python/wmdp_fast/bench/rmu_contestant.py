@@ -114,9 +114,9 @@ def config_of(job: Job) -> Any:
 
     from wmdp_fast.bench.shapes import SHAPES
 
-    if job.shape is None:
+    if job.model is not None:
         return AutoConfig.from_pretrained(job.model)
-    kind, sizes = SHAPES[job.shape]
+    kind, sizes = SHAPES[job.shape or ""]
     return AutoConfig.for_model(kind, **sizes, bos_token_id=1, eos_token_id=2)
 
 

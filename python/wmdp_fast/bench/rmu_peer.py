@@ -61,7 +61,7 @@ class PlainRMU:
         retain_loss = F.mse_loss(kept, original) * alpha
         (forget_loss + retain_loss).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
-        return float(forget_loss), float(retain_loss)
+        return forget_loss.item(), retain_loss.item()
 
 
 def _activations(model: Any, layer: nn.Module, input_ids: Tensor) -> Tensor:
