@@ -1,4 +1,4 @@
-"""The benchmark of unlearning: contestants compute the same, arithmetic is counted rightly, other losses make it fail."""
+"""The benchmark of unlearning: contestants compute the same, arithmetic is counted rightly, else it fails."""
 
 from __future__ import annotations
 

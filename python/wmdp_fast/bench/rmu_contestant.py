@@ -104,12 +104,12 @@ def main(folder: Path) -> None:
     {"wmdp-fast": _run_ours, "matrices": _multiply}.get(job.contestant, _run_peer)(job, device, outcome)
     outcome.peak_gb = peak_gb() - before
     if device.type == "cuda":
-        outcome.gpu_peak_gb = torch.cuda.max_memory_allocated() / 1e9
+        outcome.gpu_peak_gb = torch.cuda.max_memory_allocated(device) / 1e9
     (folder / "outcome.json").write_text(json.dumps(asdict(outcome)), encoding="utf-8")
 
 
-def config_of(job: Job) -> Any:
-    """The configuration of the job's model."""
+def config_of(job: Job, num_layers: int | None = None) -> Any:
+    """The configuration of the job's model; for a shape also with fewer layers."""
     from transformers import AutoConfig
 
     from wmdp_fast.bench.shapes import SHAPES
@@ -117,6 +117,7 @@ def config_of(job: Job) -> Any:
     if job.model is not None:
         return AutoConfig.from_pretrained(job.model)
     kind, sizes = SHAPES[job.shape or ""]
+    sizes = sizes | ({} if num_layers is None else {"num_hidden_layers": num_layers})
     return AutoConfig.for_model(kind, **sizes, bos_token_id=1, eos_token_id=2)
 
 
@@ -241,11 +242,9 @@ def _first_layers(job: Job, device: torch.device) -> Any:
 
     if job.model is not None:
         return load_first_layers(job.model, job.layer_id + 1, dtype=job.dtype, device=job.device).decoder.model
-    config = config_of(job)
-    config.num_hidden_layers = job.layer_id + 1
     torch.manual_seed(0)
     with device:
-        return AutoModel.from_config(config, dtype=parse_dtype(job.dtype))  # type: ignore[no-untyped-call]
+        return AutoModel.from_config(config_of(job, job.layer_id + 1), dtype=parse_dtype(job.dtype))  # type: ignore[no-untyped-call]
 
 
 def _corpora(job: Job) -> tuple[CorpusTokens, CorpusTokens]:
