@@ -16,6 +16,7 @@ from wmdp_fast import cli
 from wmdp_fast.bench import unlearn as bench
 from wmdp_fast.bench.rmu_contestant import Job, Outcome
 from wmdp_fast.bench.rmu_peer import PlainRMU
+from wmdp_fast.bench.shapes import SHAPES
 from wmdp_fast.bench.unlearn import bench_unlearn, flops_of
 from wmdp_fast.exceptions import WmdpFastError
 
@@ -127,6 +128,12 @@ def test_the_formulas_are_those_published_for_zephyr():
     # 22.2 with the whole of the first trained layer in the frozen branch, of which only one product is needed.
     shared = 4 * 512 * (2 * (4096 * 4096 * 2 + 4096 * 1024 * 2 + 4096 * 14336 * 2) + 2 * 512 * 4096)
     assert (flops.ours + shared) / 1e12 == pytest.approx(22.2, abs=0.1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_contestant_computes_less_than_the_one_before(shape):
+    flops = flops_of(replace(TINY, shape=shape))
+    assert flops.ours < flops.truncated < flops.plain
 
 
 def test_of_a_mixture_only_the_experts_that_a_token_goes_to_count(tmp_path):
