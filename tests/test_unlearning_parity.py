@@ -148,11 +148,16 @@ def test_any_documents_are_bit_identical(tmp_path_factory, lengths, batch_size, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topics", [1, 2])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("dtype", "topics"), [("float32", 1), ("bfloat16", 2)])
 def test_a_real_model_is_bit_identical(smollm2_dir, tmp_path, dtype, topics):
     from transformers import AutoModelForCausalLM
 
     folder = tmp_path / "base"
     AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=dtype).save_pretrained(folder)
-    assert_same(*both(folder, topics=topics, layer_id=7, update=(5, 6, 7), lr=5e-5), folder)
+    # bfloat16 is emulated on many CPUs, and slow there; so the documents are short.
+    short = [runs.documents(seed, longest=12) for seed in range(3)]
+    record, ours = both(
+        folder, topics=topics, layer_id=7, update=(5, 6, 7), lr=5e-5, forget=short[:topics], retain=short[2]
+    )
+    assert_same(record, ours, folder)
