@@ -1,0 +1,278 @@
+"""One contestant of `wmdp-fast bench unlearn`, in a process of its own so that its time and memory are its own.
+
+`python -m wmdp_fast.bench.rmu_contestant FOLDER` reads `job.json` there and leaves `outcome.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wmdp_fast.bench.report import peak_gb
+
+if TYPE_CHECKING:
+    import torch
+
+    from wmdp_fast.unlearning.corpora import CorpusTokens
+
+STEERING_COEFF = 6.5
+ALPHA = 1200.0
+LEARNING_RATE = 5e-5
+SEED = 42
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a contestant is to do.
+
+    Attributes:
+        contestant: `wmdp-fast`, `plain` or `truncated`; or `matrices`, which only multiplies.
+        model: Folder of the model, or None for a shape.
+        shape: One of `shapes.SHAPES`, or None.
+        layer_id: The steered layer.
+        update_layer_ids: The trained layers.
+        parameters: Which of their parameters.
+        batch_size: Documents of each kind in a step.
+        length: Tokens of each document.
+        steps: Steps, the first one included, which is not timed.
+        dtype: Type of the weights.
+        device: Where to run.
+    """
+
+    contestant: str
+    model: str | None
+    shape: str | None
+    layer_id: int
+    update_layer_ids: list[int]
+    parameters: str
+    batch_size: int
+    length: int
+    steps: int
+    dtype: str
+    device: str
+
+
+@dataclass
+class Outcome:
+    """What a contestant measured.
+
+    Attributes:
+        load_seconds: To get the model or models.
+        step_seconds: Of each step but the first.
+        forget_losses: Of all steps.
+        retain_losses: Of all steps.
+        peak_gb: Peak resident memory beyond what importing torch takes, in 10^9 bytes.
+        gpu_peak_gb: Peak memory of tensors on the GPU, or None on a CPU.
+        matrix_rate: Operations per second of the model's matrix products alone; of `matrices` only.
+        device: What it ran on.
+        threads: Torch's threads.
+    """
+
+    load_seconds: float = 0.0
+    step_seconds: list[float] = field(default_factory=list)
+    forget_losses: list[float] = field(default_factory=list)
+    retain_losses: list[float] = field(default_factory=list)
+    peak_gb: float = 0.0
+    gpu_peak_gb: float | None = None
+    matrix_rate: float = 0.0
+    device: str = ""
+    threads: int = 0
+
+
+def main(folder: Path) -> None:
+    """Runs the job in a folder."""
+    job = Job(**json.loads((folder / "job.json").read_text(encoding="utf-8")))
+    import torch
+
+    before = _resident_gb()
+    # So that the time of importing them is no contestant's.
+    from transformers import AutoModel, AutoModelForCausalLM  # noqa: F401
+
+    from wmdp_fast import unlearn  # noqa: F401
+    from wmdp_fast.models.load import parse_device
+
+    device = parse_device(job.device)
+    outcome = Outcome(device=_name_of(device), threads=torch.get_num_threads())
+    {"wmdp-fast": _run_ours, "matrices": _multiply}.get(job.contestant, _run_peer)(job, device, outcome)
+    outcome.peak_gb = peak_gb() - before
+    if device.type == "cuda":
+        outcome.gpu_peak_gb = torch.cuda.max_memory_allocated(device) / 1e9
+    (folder / "outcome.json").write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+
+
+def config_of(job: Job, num_layers: int | None = None) -> Any:
+    """The configuration of the job's model; for a shape also with fewer layers."""
+    from transformers import AutoConfig
+
+    from wmdp_fast.bench.shapes import SHAPES
+
+    if job.model is not None:
+        return AutoConfig.from_pretrained(job.model)
+    kind, sizes = SHAPES[job.shape or ""]
+    sizes = sizes | ({} if num_layers is None else {"num_hidden_layers": num_layers})
+    return AutoConfig.for_model(kind, **sizes, bos_token_id=1, eos_token_id=2)
+
+
+def _run_ours(job: Job, device: torch.device, outcome: Outcome) -> None:
+    """This package, by its public function."""
+    from wmdp_fast import RMUConfig, unlearn
+
+    begun = time.perf_counter()
+    model: Any = job.model
+    if job.shape is not None:
+        model = _first_layers(job, device)
+    config = RMUConfig(
+        layer_id=job.layer_id,
+        update_layer_ids=tuple(job.update_layer_ids),
+        parameters=job.parameters,
+        steering_coeff=STEERING_COEFF,
+        alpha=ALPHA,
+        learning_rate=LEARNING_RATE,
+        batch_size=job.batch_size,
+        max_steps=job.steps,
+        max_length=job.length,
+        retain_max_length=job.length,
+        seed=SEED,
+        dtype=job.dtype if job.shape is None else "auto",
+    )
+    built = time.perf_counter() - begun
+    forget, retain = _corpora(job)
+    device_name = job.device if job.shape is None else "auto"  # of a model in memory it is where it is
+    result = unlearn(model, forget=forget, retain=retain, config=config, device=device_name, progress=False)
+    outcome.load_seconds = built + result.seconds["load"]
+    outcome.step_seconds = [row["seconds"] for row in result.metrics[1:]]
+    outcome.forget_losses = [row["forget_loss"] for row in result.metrics]
+    outcome.retain_losses = [row["retain_loss"] for row in result.metrics]
+
+
+def _run_peer(job: Job, device: torch.device, outcome: Outcome) -> None:
+    """The plain algorithm, or that with the layers above the steered one left away."""
+    import torch
+
+    from wmdp_fast.bench.arithmetic import synchronize
+    from wmdp_fast.bench.rmu_peer import PlainRMU
+
+    begun = time.perf_counter()
+    load = _first_layers if job.contestant == "truncated" else _whole
+    updated, frozen = load(job, device), load(job, device)
+    peer = PlainRMU(
+        updated,
+        frozen,
+        layer_id=job.layer_id,
+        update_layer_ids=job.update_layer_ids,
+        parameters=job.parameters,
+        learning_rate=LEARNING_RATE,
+    )
+    outcome.load_seconds = time.perf_counter() - begun
+    hidden_size = updated.config.get_text_config().hidden_size
+    direction = torch.rand(1, 1, hidden_size, dtype=updated.dtype, generator=torch.Generator().manual_seed(SEED))
+    control = (direction / torch.norm(direction) * STEERING_COEFF).to(device)
+    forget, retain = (
+        torch.from_numpy(corpus.tokens).reshape(job.steps, job.batch_size, job.length).to(device)
+        for corpus in _corpora(job)
+    )
+    for step in range(job.steps):
+        synchronize(device)
+        begun = time.perf_counter()
+        losses = peer.step(forget[step], retain[step], control, ALPHA)
+        synchronize(device)
+        seconds = time.perf_counter() - begun
+        outcome.forget_losses.append(losses[0])
+        outcome.retain_losses.append(losses[1])
+        if step > 0:
+            outcome.step_seconds.append(seconds)
+
+
+def _multiply(job: Job, device: torch.device, outcome: Outcome) -> None:
+    """The products of the layers' matrices with as many rows as a batch has tokens, and nothing else."""
+    import torch
+
+    from wmdp_fast.bench.arithmetic import synchronize
+
+    model = _first_layers(job, device)
+    weights = [one for name, one in model.named_parameters() if one.dim() == 2 and "embed" not in name]
+    rows = job.batch_size * job.length
+    inputs = {
+        width: torch.randn(rows, width, device=device).to(model.dtype) for width in {one.shape[1] for one in weights}
+    }
+    seconds = []
+    with torch.no_grad():
+        for _ in range(4):
+            synchronize(device)
+            begun = time.perf_counter()
+            for weight in weights:
+                torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+            synchronize(device)
+            seconds.append(time.perf_counter() - begun)
+    # The first pass warms up.
+    outcome.matrix_rate = 2 * rows * sum(one.numel() for one in weights) / statistics.median(seconds[1:])
+
+
+def _whole(job: Job, device: torch.device) -> Any:
+    """The whole model, as transformers loads it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from wmdp_fast.models.load import parse_dtype
+
+    dtype = parse_dtype(job.dtype)
+    if job.model is not None:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype or "auto")
+        return loaded.to(device)
+    torch.manual_seed(0)
+    with device:
+        return AutoModelForCausalLM.from_config(config_of(job), dtype=dtype)  # type: ignore[no-untyped-call]
+
+
+def _first_layers(job: Job, device: torch.device) -> Any:
+    """The model up to the steered layer, without its head."""
+    import torch
+    from transformers import AutoModel
+
+    from wmdp_fast.models.load import parse_dtype
+    from wmdp_fast.models.partial import load_first_layers
+
+    if job.model is not None:
+        return load_first_layers(job.model, job.layer_id + 1, dtype=job.dtype, device=job.device).decoder.model
+    torch.manual_seed(0)
+    with device:
+        return AutoModel.from_config(config_of(job, job.layer_id + 1), dtype=parse_dtype(job.dtype))  # type: ignore[no-untyped-call]
+
+
+def _corpora(job: Job) -> tuple[CorpusTokens, CorpusTokens]:
+    """Random documents of the same length, so that nothing is padding."""
+    from wmdp_fast.unlearning.corpora import CorpusTokens
+
+    rng = np.random.default_rng(0)
+    count = job.steps * job.batch_size
+    # The first few ids are often special tokens.
+    vocab_size = config_of(job).get_text_config().vocab_size
+    offsets = np.arange(count + 1, dtype=np.int64) * job.length
+    forget, retain = (
+        CorpusTokens(name, rng.integers(8, vocab_size, count * job.length), offsets, "")
+        for name in ("forget", "retain")
+    )
+    return forget, retain
+
+
+def _resident_gb() -> float:
+    found = re.search(r"^VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
+    return int(found[1]) * 1024 / 1e9 if found else 0.0
+
+
+def _name_of(device: torch.device) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
