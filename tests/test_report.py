@@ -149,7 +149,10 @@ def test_changes_are_in_points_with_a_sign(value, text):
     assert figures.points(value) == text
 
 
-@pytest.mark.parametrize(("p", "text"), [(0.0, "< 0.001"), (0.00099, "< 0.001"), (0.001, "0.001"), (0.5, "0.500")])
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(0.0, "<\N{NO-BREAK SPACE}0.001"), (0.00099, "<\N{NO-BREAK SPACE}0.001"), (0.001, "0.001"), (0.5, "0.500")],
+)
 def test_small_probabilities_are_only_called_small(p, text):
     assert page.p_value(p) == text
 

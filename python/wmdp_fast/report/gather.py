@@ -137,9 +137,9 @@ def _warnings(results: SavedResults, baseline: SavedResults | None, contrast: Co
         yield f"not compared question by question: {_listed(names)}: {reason}."
     for name, (before, after) in contrast.settings.items():
         yield f"the runs differ in {name}: {before} before, {after} after."
-    for which, names in (("before", contrast.only_before), ("after", contrast.only_after)):
-        if names:
-            yield f"evaluated only {which}: {_listed(names)}."
+    for which, only in (("before", contrast.only_before), ("after", contrast.only_after)):
+        if only:
+            yield f"evaluated only {which}: {_listed(only)}."
     yield from contrast.notes
 
 
@@ -378,7 +378,7 @@ def _run(saved: SavedResults, name: str) -> Run:
     ours = {key: value for key, value in extra.items() if key not in _SHOWN_APART}
     return Run(
         name=name,
-        model=saved.model_name,
+        model=_short_name(saved.model_name),
         date=_date(raw.get("date")),
         records=[
             records("Settings", {"made by": saved.made_by, **saved.settings, **ours, "n-shot": raw.get("n-shot")}),
