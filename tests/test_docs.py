@@ -168,15 +168,18 @@ def test_the_page_of_options_has_every_option_of_every_command():
     assert missing == []
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("material") is None, reason="needs the extra `docs` (mkdocs-material)")
-def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
-    shutil.copytree(DOCS, tmp_path / "docs")
-    shutil.copy(CHECKOUT / "mkdocs.yml", tmp_path)
-    (tmp_path / "docs" / "options.md").write_text(options_page(), encoding="utf-8")
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The documentation as `make docs` builds it, without the references of the languages."""
+    if importlib.util.find_spec("material") is None:
+        pytest.skip("needs the extra `docs` (mkdocs-material)")
+    home = tmp_path_factory.mktemp("site")
+    shutil.copytree(DOCS, home / "docs")
+    shutil.copy(CHECKOUT / "mkdocs.yml", home)
+    (home / "docs" / "options.md").write_text(options_page(), encoding="utf-8")
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"],
-        cwd=tmp_path,
+        cwd=home,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
@@ -184,13 +187,39 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
         timeout=120,
     )
     assert built.returncode == 0, built.stdout + built.stderr
-    pages = list((tmp_path / "site").rglob("*.html"))
+    return home / "site"
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_fetches_nothing(site):
+    pages = list(site.rglob("*.html"))
     assert len(pages) >= len(PAGES) - 1
     for page in pages:
         html = page.read_text(encoding="utf-8")
         # What a browser fetches by itself; a link is fetched only by a reader who follows it.
         fetched = re.findall(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?(https?:[^\"' >]+)", html)
-        fetched += re.findall(
-            r"<link\b[^>]*\brel=[\"']?(?:stylesheet|preconnect|icon)[^>]*\bhref=[\"']?(https?:[^\"' >]+)", html
-        )
+        links = re.findall(r"<link\b[^>]*>", html)
+        fetched += [link for link in links if re.search(r"stylesheet|preconnect|icon", link) and "http" in link]
         assert fetched == [], page
+
+
+@pytest.mark.slow
+def test_the_site_can_be_read_and_searched_from_a_folder(site):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("needs Chromium: apt install chromium")
+    messages: list[str] = []
+    requests: list[str] = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto((site / "index.html").as_uri())
+        page.fill("input.md-search__input", "calibration")
+        page.locator(".md-search-result__item").first.wait_for(state="attached", timeout=60_000)
+        browser.close()
+    assert messages == []
+    assert [url for url in requests if not url.startswith("file:")] == []

@@ -301,15 +301,17 @@ def _leads(task: SavedTask) -> npt.NDArray[np.float64]:
     scores[each, gold] = -np.inf
     with np.errstate(invalid="ignore"):
         # Two impossible choices are a tie.
-        return np.clip(np.nan_to_num(right - scores.max(axis=1), nan=0.0, posinf=99.0, neginf=-99.0), -99.0, 99.0)
+        leads = np.nan_to_num(right - scores.max(axis=1), nan=0.0, posinf=99.0, neginf=-99.0)
+    bounded: npt.NDArray[np.float64] = np.clip(leads, -99.0, 99.0)
+    return bounded
 
 
 def _shares(task: SavedTask) -> npt.NDArray[np.float64]:
     """Probability of the right choice among the choices: float64 [n]."""
     samples = _samples(task)
-    return _rust.probabilities(samples.loglikelihood, samples.choice_offsets)[
-        samples.choice_offsets[:-1] + samples.gold
-    ]
+    shares: npt.NDArray[np.float64] = _rust.probabilities(samples.loglikelihood, samples.choice_offsets)
+    right: npt.NDArray[np.int64] = samples.choice_offsets[:-1] + samples.gold
+    return shares[right]
 
 
 def _questions(task: SavedTask, other: SavedTask | None, *, include_text: bool) -> TaskQuestions:
