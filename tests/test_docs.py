@@ -1,7 +1,8 @@
 """Every code block of the README and the documentation runs, or says why it cannot; the site builds without a warning.
 
 Blocks of a page run in order, in one temporary folder and, for Python, with the same names. A block that cannot run has
-a comment just above it: `<!-- not run: why -->`; one whose last command has to fail, `<!-- fails: why -->`.
+a comment just above it: `<!-- not run: why -->`; one whose last command has to fail, `<!-- fails: why -->`. A block
+below `<!-- output -->` has lines that the commands before it print, but for their numbers.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ PAGES = [CHECKOUT / "README.md", *sorted(page for page in DOCS.glob("*.md") if p
 # Languages whose blocks are commands or code; a block of another one (text, json) is only shown.
 RUN = {"python", "py", "sh", "bash", "console", "shell"}
 BLOCK = re.compile(
-    r"(?:^<!-- (?P<kind>not run|fails): (?P<reason>[^\n]+?) -->\n+)?^```(?P<language>[^\n`]*)\n(?P<code>.*?)^```$",
+    r"(?:^<!-- (?P<kind>not run|fails|output)(?:: (?P<reason>[^\n]+?))? -->\n+)?"
+    r"^```(?P<language>[^\n`]*)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -88,6 +90,11 @@ def run_command(command: str, folder: Path) -> int:
     return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, check=False, timeout=120).returncode
 
 
+def without_numbers(line: str) -> str:
+    """A line without its digits and spacing, which depend on the machine and on each other."""
+    return re.sub(r"[\d\s]+", " ", line).strip()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -95,7 +102,11 @@ def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WMDP_FAST_DEBUG", raising=False)
     names: dict[str, object] = {"__name__": "__main__"}
+    output = io.StringIO()
     for block in blocks_of(page):
+        if block.kind == "output":
+            lines = set(map(without_numbers, output.getvalue().splitlines()))
+            assert [line for line in block.code.splitlines() if without_numbers(line) not in lines] == []
         if block.kind == "not run" or not block.runs:
             continue
         where = f"{page.relative_to(CHECKOUT)}, line {block.line}"
@@ -104,7 +115,7 @@ def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
             continue
         printed = io.StringIO()
         codes = []
-        with contextlib.redirect_stderr(printed):
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(output):
             for command in commands_of(block):
                 codes.append(run_command(command, tmp_path))
                 if codes[-1] != 0 and block.kind != "fails":
@@ -116,8 +127,8 @@ def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
 def test_markers_stand_directly_above_a_block_that_would_run():
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        marked = [block for block in blocks_of(page) if block.kind is not None]
-        assert len(re.findall(r"<!-- (?:not run|fails)\b", text)) == len(marked), f"{page}: a marker without a block"
+        marked = [block for block in blocks_of(page) if block.kind in ("not run", "fails")]
+        assert len(re.findall(r"<!-- (?:not run|fails):", text)) == len(marked), f"{page}: a marker without a block"
         assert all(block.runs for block in marked), f"{page}: a marker above a block that is only shown"
 
 
