@@ -31,7 +31,8 @@ def page() -> str:
             rows = [_row(action) for action in group._group_actions if not _is_left_out(action)]
             if rows:
                 title = {"positional arguments": "Arguments", "options": "Options"}.get(group.title or "", group.title)
-                lines += ["", f"**{(title or '').capitalize()}**", "", "| | |", "| --- | --- |", *rows]
+                head = "Argument" if title == "Arguments" else "Option"
+                lines += ["", f"**{(title or '').capitalize()}**", "", f"| {head} | |", "| --- | --- |", *rows]
     return "\n".join(lines) + "\n"
 
 

@@ -9,6 +9,7 @@ report shows the run too. Needs the extras `plots` and `browser`, and Chromium o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from wmdp_fast.saved import read_results
 
 IMAGES = Path(__file__).parent / "images"
 MOST_BYTES = 150_000
+DOMAINS: tuple[demo.Domain, ...] = ("forget", "retain")
 
 # Name, width and height in CSS pixels, color scheme, medium.
 PICTURES = (
@@ -39,44 +41,53 @@ def main() -> None:
     parser.add_argument("--after", type=Path, metavar="MODEL", help="folder of the model after")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep results and report here")
     arguments = parser.parse_args()
+    after = None if arguments.after is None else arguments.after.resolve()
     with tempfile.TemporaryDirectory() as scratch:
-        work = arguments.keep or Path(scratch)
+        work = (arguments.keep or Path(scratch)).resolve()
         work.mkdir(parents=True, exist_ok=True)
-        report = make_report(work, arguments.after)
+        # Results record paths as they were given; from here they say nothing of this machine.
+        with contextlib.chdir(work):
+            report = make_report(after).resolve()
         IMAGES.mkdir(exist_ok=True)
         photograph(report)
 
 
-def make_report(work: Path, after: Path | None) -> Path:
-    """The report of the demo before and after, in `work`."""
-    questions = []
-    for domain in ("forget", "retain"):
-        questions.append(work / f"{domain}.jsonl")
-        shutil.copy(demo.questions_path(domain), questions[-1])
-    for name, model in (("before", demo.model_path()), ("after", after or damaged(work / "damaged"))):
-        if not (work / name).is_dir():
-            result = wf.evaluate(model, tasks=questions, dtype="float32", progress=False)
-            result.save(work / name, log_samples=True)
-    run = after if after is not None and (after / "unlearn.json").is_file() else None
-    html = report_html(read_results(work / "after"), read_results(work / "before"), unlearn=run)
-    (work / "report.html").write_text(html, encoding="utf-8")
-    return work / "report.html"
+def make_report(after: Path | None) -> Path:
+    """The report of the demo before and after, in the current folder."""
+    questions = [f"{domain}.jsonl" for domain in DOMAINS]
+    for domain, file in zip(DOMAINS, questions, strict=True):
+        shutil.copy(demo.questions_path(domain), file)
+    model, changed = Path("demo"), Path("demo-changed" if after is None else "demo-unlearnt")
+    if not model.is_dir():
+        shutil.copytree(demo.model_path(), model)
+    if not changed.is_dir():
+        if after is None:
+            damage(changed)
+        else:
+            shutil.copytree(after, changed)
+    for name, folder in (("before", model), ("after", changed)):
+        if not Path(name).is_dir():
+            result = wf.evaluate(str(folder), tasks=questions, dtype="float32", progress=False)
+            result.save(name, log_samples=True)
+    run = changed if (changed / "unlearn.json").is_file() else None
+    html = report_html(read_results("after"), read_results("before"), unlearn=run)
+    report = Path("report.html")
+    report.write_text(html, encoding="utf-8")
+    return report
 
 
-def damaged(folder: Path) -> Path:
-    """The demo's model with noise in the matrices of one layer."""
+def damage(folder: Path) -> None:
+    """Writes the demo's model with noise in the matrices of one layer."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    if not folder.is_dir():
-        shutil.copytree(demo.model_path(), folder)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        torch.manual_seed(0)
-        with torch.no_grad():
-            for matrix in model.model.layers[2].mlp.parameters():
-                matrix += 0.5 * matrix.std() * torch.randn_like(matrix)
-        model.save_pretrained(folder)
-    return folder
+    model: Any = AutoModelForCausalLM.from_pretrained(demo.model_path(), dtype=torch.float32)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for matrix in model.model.layers[1].mlp.parameters():
+            matrix += matrix.std() * torch.randn_like(matrix)
+    shutil.copytree(demo.model_path(), folder)
+    model.save_pretrained(folder)
 
 
 def photograph(report: Path) -> None:
@@ -88,8 +99,10 @@ def photograph(report: Path) -> None:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for name, width, height, scheme, medium in PICTURES:
             page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-            page.goto(report.resolve().as_uri())
+            page.goto(report.as_uri())
             page.emulate_media(media=medium, color_scheme=scheme)
+            if medium == "print":
+                page.add_style_tag(content="body { padding: 15mm }")  # the margins of the paper
             save(page.screenshot(), IMAGES / f"{name}.png")
             page.close()
         browser.close()

@@ -1,7 +1,8 @@
 """Every code block of the README and the documentation runs, or says why it cannot; the site builds without a warning.
 
 Blocks of a page run in order, in one temporary folder and, for Python, with the same names. A block that cannot run has
-a comment just above it: `<!-- not run: why -->`; one whose last command has to fail, `<!-- fails: why -->`.
+a comment just above it: `<!-- not run: why -->`; one whose last command has to fail, `<!-- fails: why -->`. A block
+below `<!-- output -->` has lines that the commands before it print, but for their numbers.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ PAGES = [CHECKOUT / "README.md", *sorted(page for page in DOCS.glob("*.md") if p
 # Languages whose blocks are commands or code; a block of another one (text, json) is only shown.
 RUN = {"python", "py", "sh", "bash", "console", "shell"}
 BLOCK = re.compile(
-    r"(?:^<!-- (?P<kind>not run|fails): (?P<reason>[^\n]+?) -->\n+)?^```(?P<language>[^\n`]*)\n(?P<code>.*?)^```$",
+    r"(?:^<!-- (?P<kind>not run|fails|output)(?:: (?P<reason>[^\n]+?))? -->\n+)?"
+    r"^```(?P<language>[^\n`]*)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -88,6 +90,11 @@ def run_command(command: str, folder: Path) -> int:
     return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, check=False, timeout=120).returncode
 
 
+def without_numbers(line: str) -> str:
+    """A line without its digits and spacing, which depend on the machine and on each other."""
+    return re.sub(r"[\d\s]+", " ", line).strip()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -95,7 +102,11 @@ def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WMDP_FAST_DEBUG", raising=False)
     names: dict[str, object] = {"__name__": "__main__"}
+    output = io.StringIO()
     for block in blocks_of(page):
+        if block.kind == "output":
+            lines = set(map(without_numbers, output.getvalue().splitlines()))
+            assert [line for line in block.code.splitlines() if without_numbers(line) not in lines] == []
         if block.kind == "not run" or not block.runs:
             continue
         where = f"{page.relative_to(CHECKOUT)}, line {block.line}"
@@ -104,7 +115,7 @@ def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
             continue
         printed = io.StringIO()
         codes = []
-        with contextlib.redirect_stderr(printed):
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(output):
             for command in commands_of(block):
                 codes.append(run_command(command, tmp_path))
                 if codes[-1] != 0 and block.kind != "fails":
@@ -116,8 +127,8 @@ def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
 def test_markers_stand_directly_above_a_block_that_would_run():
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        marked = [block for block in blocks_of(page) if block.kind is not None]
-        assert len(re.findall(r"<!-- (?:not run|fails)\b", text)) == len(marked), f"{page}: a marker without a block"
+        marked = [block for block in blocks_of(page) if block.kind in ("not run", "fails")]
+        assert len(re.findall(r"<!-- (?:not run|fails):", text)) == len(marked), f"{page}: a marker without a block"
         assert all(block.runs for block in marked), f"{page}: a marker above a block that is only shown"
 
 
@@ -168,15 +179,18 @@ def test_the_page_of_options_has_every_option_of_every_command():
     assert missing == []
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("material") is None, reason="needs the extra `docs` (mkdocs-material)")
-def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
-    shutil.copytree(DOCS, tmp_path / "docs")
-    shutil.copy(CHECKOUT / "mkdocs.yml", tmp_path)
-    (tmp_path / "docs" / "options.md").write_text(options_page(), encoding="utf-8")
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The documentation as `make docs` builds it, without the references of the languages."""
+    if importlib.util.find_spec("material") is None:
+        pytest.skip("needs the extra `docs` (mkdocs-material)")
+    home = tmp_path_factory.mktemp("site")
+    shutil.copytree(DOCS, home / "docs")
+    shutil.copy(CHECKOUT / "mkdocs.yml", home)
+    (home / "docs" / "options.md").write_text(options_page(), encoding="utf-8")
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"],
-        cwd=tmp_path,
+        cwd=home,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
@@ -184,13 +198,39 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
         timeout=120,
     )
     assert built.returncode == 0, built.stdout + built.stderr
-    pages = list((tmp_path / "site").rglob("*.html"))
+    return home / "site"
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_fetches_nothing(site):
+    pages = list(site.rglob("*.html"))
     assert len(pages) >= len(PAGES) - 1
     for page in pages:
         html = page.read_text(encoding="utf-8")
         # What a browser fetches by itself; a link is fetched only by a reader who follows it.
         fetched = re.findall(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?(https?:[^\"' >]+)", html)
-        fetched += re.findall(
-            r"<link\b[^>]*\brel=[\"']?(?:stylesheet|preconnect|icon)[^>]*\bhref=[\"']?(https?:[^\"' >]+)", html
-        )
+        links = re.findall(r"<link\b[^>]*>", html)
+        fetched += [link for link in links if re.search(r"stylesheet|preconnect|icon", link) and "http" in link]
         assert fetched == [], page
+
+
+@pytest.mark.slow
+def test_the_site_can_be_read_and_searched_from_a_folder(site):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("needs Chromium: apt install chromium")
+    messages: list[str] = []
+    requests: list[str] = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto((site / "index.html").as_uri())
+        page.fill("input.md-search__input", "calibration")
+        page.locator(".md-search-result__item").first.wait_for(state="attached", timeout=60_000)
+        browser.close()
+    assert messages == []
+    assert [url for url in requests if not url.startswith("file:")] == []

@@ -50,7 +50,8 @@ def test_the_wheel_serves_every_python_from_3_11_and_is_small(wheel):
 def test_the_wheel_holds_the_package_its_types_and_its_licence_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    for wanted in ("_rust.abi3.so", "_rust.pyi", "py.typed", "cli/__init__.py"):
+    report = ("report/page.html", "report/questions.js", "report/style.css")
+    for wanted in ("_rust.abi3.so", "_rust.pyi", "py.typed", "cli/__init__.py", *report):
         assert f"wmdp_fast/{wanted}" in names
     assert any(name.endswith("/LICENSE") for name in names)
     assert {name.partition("/")[0] for name in names} == {"wmdp_fast", f"wmdp_fast-{wmdp_fast.__version__}.dist-info"}

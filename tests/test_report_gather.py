@@ -41,7 +41,7 @@ def folder(tmp_path_factory) -> Path:
     tasks = [home / f"{task}.jsonl" for task in SIZES]
     for name, kind in (("before", "llama"), ("after", "qwen2")):
         model = tiny_models.build(kind)
-        result = wmdp_fast.evaluate(model, tokenizer=tiny_models.tokenizer(), tasks=tasks, device="cpu", progress=False)
+        result = wmdp_fast.evaluate(model, tokenizer=tiny_models.tokenizer(), tasks=tasks, progress=False)
         result.save(home / name, log_samples=True)
     return home
 

@@ -271,16 +271,16 @@ def why_unpaired(before: SavedTask, after: SavedTask) -> str | None:
     if len(ours) != len(theirs) or (ours.doc_ids != theirs.doc_ids).any():
         common = len(np.intersect1d(ours.doc_ids, theirs.doc_ids))
         return f"the runs asked {len(ours)} and {len(theirs)} questions, {common} of them with the same number"
-    for what, mine, other in (
-        ("prompts", ours.prompt_hashes, theirs.prompt_hashes),
-        ("answers", ours.target_hashes, theirs.target_hashes),
+    for what, hashes in (
+        ("prompts", (ours.prompt_hashes, theirs.prompt_hashes)),
+        ("answers", (ours.target_hashes, theirs.target_hashes)),
     ):
-        if "" in mine or "" in other:
+        if any("" in one for one in hashes):
             return "the samples have no hashes (lm-eval before 0.4.3), so that it cannot be checked what was asked"
-        if reason := _differing(what, mine, other, ours.doc_ids):
+        if reason := _differing(what, *hashes, ours.doc_ids):
             return reason
-    choices = [[one.continuations(question) for question in range(len(one))] for one in (ours, theirs)]
-    return _differing("choices", *choices, ours.doc_ids)
+    mine, other = ([one.continuations(question) for question in range(len(one))] for one in (ours, theirs))
+    return _differing("choices", mine, other, ours.doc_ids)
 
 
 def document_note(before: SavedTask, after: SavedTask) -> str | None:

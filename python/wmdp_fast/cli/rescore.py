@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def table(rescored: Rescored) -> str:
     """The recomputed numbers as aligned text."""
-    rows = [("task", "n", "metric", "value", "stderr", "interval", "brier", "ece", "near-ties")]
+    rows: list[tuple[str, ...]] = [("task", "n", "metric", "value", "stderr", "interval", "brier", "ece", "near-ties")]
     for one in (*rescored.groups.values(), *rescored.tasks.values()):
         rows += _rows(one)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -110,7 +110,9 @@ def bar(value: float, mark: float | None, width: int = _WIDTH, *, ascii_only: bo
 
 
 def _table(results: SavedResults, rescored: Rescored | None, confidence: float, *, ascii_only: bool) -> Iterator[str]:
-    rows = [("task", "n", "metric", "value", f"{confidence:.0%} interval", "chance", "z", "p", "")]
+    rows: list[tuple[str, ...]] = [
+        ("task", "n", "metric", "value", f"{confidence:.0%} interval", "chance", "z", "p", "")
+    ]
     for one, depth in results.hierarchy():
         rows += _rows("  " * depth, one, _description(rescored, one.name), confidence, ascii_only=ascii_only)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -164,7 +164,14 @@ class Unlearning:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """An evaluation: whose, when, and how it was made."""
+    """An evaluation: whose, when, and how it was made.
+
+    Attributes:
+        name: What it is called in the report.
+        model: The model's name, or its folder's without the path, which a shared report need not tell.
+        date: When, as text.
+        records: Settings, timings, hardware, versions, hashes.
+    """
 
     name: str
     model: str

@@ -137,9 +137,9 @@ def _warnings(results: SavedResults, baseline: SavedResults | None, contrast: Co
         yield f"not compared question by question: {_listed(names)}: {reason}."
     for name, (before, after) in contrast.settings.items():
         yield f"the runs differ in {name}: {before} before, {after} after."
-    for which, names in (("before", contrast.only_before), ("after", contrast.only_after)):
-        if names:
-            yield f"evaluated only {which}: {_listed(names)}."
+    for which, only in (("before", contrast.only_before), ("after", contrast.only_after)):
+        if only:
+            yield f"evaluated only {which}: {_listed(only)}."
     yield from contrast.notes
 
 
@@ -301,15 +301,17 @@ def _leads(task: SavedTask) -> npt.NDArray[np.float64]:
     scores[each, gold] = -np.inf
     with np.errstate(invalid="ignore"):
         # Two impossible choices are a tie.
-        return np.clip(np.nan_to_num(right - scores.max(axis=1), nan=0.0, posinf=99.0, neginf=-99.0), -99.0, 99.0)
+        leads = np.nan_to_num(right - scores.max(axis=1), nan=0.0, posinf=99.0, neginf=-99.0)
+    bounded: npt.NDArray[np.float64] = np.clip(leads, -99.0, 99.0)
+    return bounded
 
 
 def _shares(task: SavedTask) -> npt.NDArray[np.float64]:
     """Probability of the right choice among the choices: float64 [n]."""
     samples = _samples(task)
-    return _rust.probabilities(samples.loglikelihood, samples.choice_offsets)[
-        samples.choice_offsets[:-1] + samples.gold
-    ]
+    shares: npt.NDArray[np.float64] = _rust.probabilities(samples.loglikelihood, samples.choice_offsets)
+    right: npt.NDArray[np.int64] = samples.choice_offsets[:-1] + samples.gold
+    return shares[right]
 
 
 def _questions(task: SavedTask, other: SavedTask | None, *, include_text: bool) -> TaskQuestions:
@@ -378,7 +380,7 @@ def _run(saved: SavedResults, name: str) -> Run:
     ours = {key: value for key, value in extra.items() if key not in _SHOWN_APART}
     return Run(
         name=name,
-        model=saved.model_name,
+        model=_short_name(saved.model_name),
         date=_date(raw.get("date")),
         records=[
             records("Settings", {"made by": saved.made_by, **saved.settings, **ours, "n-shot": raw.get("n-shot")}),

@@ -70,7 +70,7 @@ def headlines(rows: Sequence[Row]) -> list[Row]:
 
 def p_value(p: float) -> str:
     """A probability as people write it; below a thousandth only that."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "<\N{NO-BREAK SPACE}0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def count(number: int | None) -> str:

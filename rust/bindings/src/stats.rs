@@ -180,7 +180,7 @@ pub(crate) fn calibration(
 ) -> PyResult<Calibration> {
     let (scores, offsets) = (loglikelihood.view().to_vec(), choice_offsets.view().to_vec());
     let choices = core::Choices::new(&scores, &offsets).map_err(to_py)?;
-    let found = core::calibration(choices, &gold.view().to_vec(), num_bins).map_err(to_py)?;
+    let found = core::calibration(&choices, &gold.view().to_vec(), num_bins).map_err(to_py)?;
     let counts: Vec<i64> = found.counts.iter().map(|&count| count as i64).collect();
     Ok(Calibration {
         ece: found.ece,

@@ -92,9 +92,15 @@ fn mix(mut value: u64) -> u64 {
 /// The quantile of sorted values, interpolated linearly between the two nearest.
 fn quantile(sorted: &[f64], share: f64) -> f64 {
     let at = share * (sorted.len() - 1) as f64;
-    let below = at.floor() as usize;
+    let below = whole(at.floor());
     let above = (below + 1).min(sorted.len() - 1);
     sorted[below] + (at - at.floor()) * (sorted[above] - sorted[below])
+}
+
+/// A float that holds a whole number, as an index; none here is negative.
+#[allow(clippy::cast_sign_loss)]
+fn whole(value: f64) -> usize {
+    value as usize
 }
 
 /// Standard error of a mean over values that come in clusters, whose values may depend on each other.
@@ -141,7 +147,7 @@ pub fn binomial_test(successes: u64, n: u64, chance: f64) -> Result<f64> {
         )));
     }
     // Probabilities relative to the likeliest outcome, from there outwards by their ratio: no factorials, and nothing overflows.
-    let likeliest = (((n + 1) as f64 * chance).floor() as u64).min(n);
+    let likeliest = (whole(((n + 1) as f64 * chance).floor()) as u64).min(n);
     let odds = chance / (1.0 - chance);
     let mut relative = vec![0.0; n as usize + 1];
     relative[likeliest as usize] = 1.0;
@@ -223,10 +229,10 @@ pub fn against_chance(correct: u64, num_choices: &[usize]) -> Result<Chance> {
 }
 
 /// Where each question's choices lie in a list by choice.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Choices<'a> {
     loglikelihood: &'a [f64],
-    offsets: &'a [i64],
+    offsets: Vec<usize>,
 }
 
 impl<'a> Choices<'a> {
@@ -235,12 +241,10 @@ impl<'a> Choices<'a> {
     /// # Errors
     /// [`Error::InvalidArgument`] if the offsets do not cut the list into questions of one choice or more, or a question's
     /// log-likelihoods are not numbers of which one is above negative infinity; names the question.
-    pub fn new(loglikelihood: &'a [f64], offsets: &'a [i64]) -> Result<Self> {
-        let ends = (offsets.first(), offsets.last());
-        if ends != (Some(&0), Some(&(loglikelihood.len() as i64)))
-            || offsets.windows(2).any(|pair| pair[0] >= pair[1])
-            || offsets.len() < 2
-        {
+    pub fn new(loglikelihood: &'a [f64], offsets: &[i64]) -> Result<Self> {
+        let rising = offsets.len() > 1 && offsets[0] == 0 && offsets.windows(2).all(|pair| pair[0] < pair[1]);
+        let offsets: Vec<usize> = offsets.iter().filter_map(|&offset| usize::try_from(offset).ok()).collect();
+        if !rising || offsets.last() != Some(&loglikelihood.len()) {
             return Err(Error::InvalidArgument(format!(
                 "the offsets of choices must rise from 0 to their number, {}",
                 loglikelihood.len()
@@ -263,7 +267,7 @@ impl<'a> Choices<'a> {
     }
 
     fn iter(&self) -> impl Iterator<Item = &'a [f64]> + '_ {
-        self.offsets.windows(2).map(|pair| &self.loglikelihood[pair[0] as usize..pair[1] as usize])
+        self.offsets.windows(2).map(|pair| &self.loglikelihood[pair[0]..pair[1]])
     }
 
     /// The probability of each choice among its question's: the softmax of the log-likelihoods.
@@ -303,7 +307,7 @@ pub struct Calibration {
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] if there are no bins, or the right choices are not one for each question.
-pub fn calibration(choices: Choices<'_>, gold: &[i64], num_bins: usize) -> Result<Calibration> {
+pub fn calibration(choices: &Choices<'_>, gold: &[i64], num_bins: usize) -> Result<Calibration> {
     if num_bins == 0 || gold.len() != choices.len() {
         return Err(Error::InvalidArgument(format!(
             "{num_bins} bins, {} right choices and {} questions: at least one bin is needed, and a right choice for each question",
@@ -319,7 +323,7 @@ pub fn calibration(choices: Choices<'_>, gold: &[i64], num_bins: usize) -> Resul
         })?;
         let probabilities = softmax(scores);
         let predicted = crate::aggregate::argmax(scores);
-        let bin = ((probabilities[predicted] * num_bins as f64).ceil() as usize).clamp(1, num_bins) - 1;
+        let bin = whole((probabilities[predicted] * num_bins as f64).ceil()).clamp(1, num_bins) - 1;
         counts[bin] += 1;
         confidence[bin] += probabilities[predicted];
         right[bin] += u64::from(predicted == gold);
@@ -431,38 +435,45 @@ fn normal_quantile(confidence: f64) -> Result<f64> {
 ///
 /// By its power series where that converges fast, else by Legendre's continued fraction with Lentz's method (Press et al., Numerical
 /// Recipes, section 6.2, give both).
-fn chi_square_tail(x: f64, degrees_of_freedom: u32) -> f64 {
-    if x <= 0.0 {
+fn chi_square_tail(statistic: f64, degrees_of_freedom: u32) -> f64 {
+    if statistic <= 0.0 {
         return 1.0;
     }
-    let (a, x) = (f64::from(degrees_of_freedom) / 2.0, x / 2.0);
-    let scale = (a * x.ln() - x - ln_gamma_of_half(degrees_of_freedom)).exp();
-    if x < a + 1.0 {
-        let (mut term, mut sum, mut k) = (1.0 / a, 1.0 / a, a);
-        while term > sum * 1e-17 {
-            k += 1.0;
-            term *= x / k;
-            sum += term;
-        }
-        return 1.0 - scale * sum;
+    let (shape, half) = (f64::from(degrees_of_freedom) / 2.0, statistic / 2.0);
+    let scale = (shape * half.ln() - half - ln_gamma_of_half(degrees_of_freedom)).exp();
+    if half < shape + 1.0 { 1.0 - scale * lower_series(shape, half) } else { scale * upper_fraction(shape, half) }
+}
+
+/// `Σ half^i / (shape (shape + 1) ... (shape + i))`.
+fn lower_series(shape: f64, half: f64) -> f64 {
+    let (mut term, mut sum, mut factor) = (1.0 / shape, 1.0 / shape, shape);
+    while term > sum * 1e-17 {
+        factor += 1.0;
+        term *= half / factor;
+        sum += term;
     }
-    let mut b = x + 1.0 - a;
-    let mut c = f64::INFINITY;
-    let mut d = 1.0 / b;
-    let mut fraction = d;
-    for i in 1..10_000 {
-        let i = f64::from(i);
-        let numerator = -i * (i - a);
-        b += 2.0;
-        d = 1.0 / (numerator * d + b);
-        c = b + numerator / c;
-        let factor = c * d;
+    sum
+}
+
+/// `1 / (half + 1 - shape - 1(1 - shape) / (half + 3 - shape - 2(2 - shape) / (half + 5 - shape - ...)))`.
+fn upper_fraction(shape: f64, half: f64) -> f64 {
+    let mut partial = half + 1.0 - shape;
+    let mut above = f64::INFINITY;
+    let mut below = 1.0 / partial;
+    let mut fraction = below;
+    for step in 1..10_000 {
+        let step = f64::from(step);
+        let numerator = -step * (step - shape);
+        partial += 2.0;
+        below = 1.0 / (numerator * below + partial);
+        above = partial + numerator / above;
+        let factor = above * below;
         fraction *= factor;
         if (factor - 1.0).abs() < 1e-16 {
             break;
         }
     }
-    scale * fraction
+    fraction
 }
 
 /// The logarithm of the gamma function at half of `twice`, from `Γ(1/2) = √π` or `Γ(1) = 1` upwards.
@@ -509,7 +520,7 @@ mod tests {
         assert!(clustered_stderr(&[1.0, 2.0], &[0, 0]).is_err());
         assert!(holm(&[1.5]).is_err());
         assert!(Choices::new(&[f64::NEG_INFINITY, f64::NEG_INFINITY], &[0, 2]).is_err());
-        assert!(calibration(Choices::new(&[0.0, -1.0], &[0, 2]).unwrap(), &[2], 10).is_err());
+        assert!(calibration(&Choices::new(&[0.0, -1.0], &[0, 2]).unwrap(), &[2], 10).is_err());
         cancel.set();
         assert!(matches!(bootstrap(&[1.0], 10, 0, 0.95, &cancel), Err(Error::Cancelled)));
     }
