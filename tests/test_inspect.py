@@ -148,9 +148,10 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path, expected: wf.EvalResul
     samples.write_text(samples.read_text() + "{}\n")
     with pytest.raises(DatasetError, match=r"samples_.*row 13: is no sample"):
         inspect_log.export(tmp_path)
-    (tmp_path / "results_2026-11-24T15-00-00.json").write_text("[]")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "results_2026-11-24T15-00-00.json").write_text("[]")
     with pytest.raises(DatasetError, match="is no results file"):
-        inspect_log.export(tmp_path)
+        inspect_log.export(tmp_path / "other")
 
 
 @pytest.mark.slow
