@@ -11,7 +11,7 @@ them: `WMDP_FAST_DTYPE`, `WMDP_FAST_DEVICE`, `WMDP_FAST_SCORE_MODE`, `WMDP_FAST_
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from lighteval.models.abstract_model import LightevalModel
 from lighteval.models.model_output import ModelResponse
@@ -36,7 +36,7 @@ class WmdpFastModel(LightevalModel):  # type: ignore[misc] # lighteval has no ty
         config: lighteval's; `model_name` is the model to load.
     """
 
-    DATASET_SPLITS: ClassVar[int] = 1
+    DATASET_SPLITS = 1
 
     def __init__(self, config: CustomModelConfig) -> None:
         self.config = config
