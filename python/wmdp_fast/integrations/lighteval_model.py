@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lighteval.tasks.requests import Doc
 
 
-class WmdpFastModel(LightevalModel):  # type: ignore[misc] # lighteval has no types
+class WmdpFastModel(LightevalModel):
     """Scores choices and whole texts; it generates nothing.
 
     Args:
@@ -69,7 +69,7 @@ class WmdpFastModel(LightevalModel):  # type: ignore[misc] # lighteval has no ty
         """Most tokens the model reads at once."""
         return self.loaded.max_length
 
-    @cached(SamplingMethod.LOGPROBS)  # type: ignore[untyped-decorator]
+    @cached(SamplingMethod.LOGPROBS)
     def loglikelihood(self, docs: list[Doc]) -> list[ModelResponse]:
         """Log-likelihood of each choice of each document, all in one run."""
         contexts = [self.prompt_manager.prepare_prompt(doc) for doc in docs]
@@ -81,7 +81,7 @@ class WmdpFastModel(LightevalModel):  # type: ignore[misc] # lighteval has no ty
         )
         return self._responses(encoder.encode_requests([prompts], self.max_length), contexts)
 
-    @cached(SamplingMethod.PERPLEXITY)  # type: ignore[untyped-decorator]
+    @cached(SamplingMethod.PERPLEXITY)
     def loglikelihood_rolling(self, docs: list[Doc]) -> list[ModelResponse]:
         """Log-likelihood of each document's whole text after BOS, cut on the right to what the model reads."""
         texts = [self.prompt_manager.prepare_prompt(doc) for doc in docs]
