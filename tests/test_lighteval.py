@@ -24,9 +24,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 # Its command, `python -m lighteval`. Whatever is asked for, lighteval 0.13.0 loads all its own tasks first, and two of
 # those stop it: tinyBenchmarks without a network (it goes on if the download fails in another way), and mt_bench with
-# huggingface_hub 2, whose `list_models` has no `model_name`.
+# huggingface_hub 2, whose `list_models` has no `model_name`. Later it hashes texts, and xxhash 4 takes bytes alone.
 LIGHTEVAL = """
-import runpy, types, huggingface_hub, requests
+import runpy, types, huggingface_hub, requests, xxhash
+xxh64 = xxhash.xxh64
+xxhash.xxh64 = lambda text="", *rest: xxh64(text.encode() if isinstance(text, str) else text, *rest)
 requests.get = lambda *_, **__: types.SimpleNamespace(status_code=503)
 huggingface_hub.HfApi.list_models = lambda *_, **__: ["known"]
 runpy.run_module("lighteval", run_name="__main__", alter_sys=True)
