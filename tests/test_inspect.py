@@ -6,14 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-inspect_ai = pytest.importorskip("inspect_ai", reason="inspect_ai is not installed: pip install 'wmdp-fast[inspect]'")
+pytest.importorskip("inspect_ai", reason="inspect_ai is not installed: pip install 'wmdp-fast[inspect]'")
 
+import inspect_ai
 from inspect_ai.log import read_eval_log
 from inspect_ai.model import ChatCompletionChoice, ChatMessageAssistant, ModelOutput, get_model
 
@@ -23,18 +23,23 @@ from wmdp_fast.cli import main
 from wmdp_fast.exceptions import DatasetError
 from wmdp_fast.integrations import inspect_log, inspect_registry
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.timeout(900)
+
 QUESTIONS = demo.questions_path("forget")
 MODEL = {"model": "wmdp-fast/demo", "model_args": {"model_path": str(demo.model_path()), "dtype": "float32"}}
 
 
 @pytest.fixture(scope="module")
 def expected() -> wf.EvalResult:
-    return wf.evaluate(demo.model_path(), tasks=QUESTIONS, limit=30, dtype="float32", device="cpu", progress=False)
+    return wf.evaluate(demo.model_path(), tasks=QUESTIONS, limit=12, dtype="float32", device="cpu", progress=False)
 
 
 def evaluate(folder: Path, **options: Any) -> Any:
     task = inspect_registry.questions(tasks=str(QUESTIONS))
-    [log] = inspect_ai.eval(task, **MODEL, limit=30, log_dir=str(folder), display="none", **options)
+    [log] = inspect_ai.eval(task, **MODEL, limit=12, log_dir=str(folder), display="none", **options)
     assert log.status == "success", log.error
     return log
 
@@ -48,7 +53,7 @@ def test_our_task_on_our_provider_gives_evaluates_answers(tmp_path: Path, expect
     scores = {sample.id: sample.scores["most_likely_letter"] for sample in log.samples}
     found = [
         [scores[f"forget_questions-{number + 1}"].metadata["logprobs"][letter] for letter in "ABCD"]
-        for number in range(30)
+        for number in range(12)
     ]
     np.testing.assert_allclose(np.ravel(found), outcome.loglikelihood, atol=1e-4)
     assert log.samples[0].input == expected.tasks["forget_questions"].prompts.context(0)
@@ -60,10 +65,10 @@ def test_prompts_that_come_together_run_together(tmp_path: Path, monkeypatch: py
     answer = model.api._answer
     monkeypatch.setattr(model.api, "_answer", lambda asks: (sizes.append(len(asks)), answer(asks))[1])
     task = inspect_registry.questions(tasks=str(QUESTIONS))
-    [log] = inspect_ai.eval(task, model, limit=30, log_dir=str(tmp_path), display="none")
+    [log] = inspect_ai.eval(task, model, limit=12, log_dir=str(tmp_path), display="none")
     assert log.status == "success"
-    assert sum(sizes) == 30
-    assert max(sizes) > 10
+    assert sum(sizes) == 12
+    assert max(sizes) > 5
 
 
 @pytest.mark.parametrize("options", [{"max_tokens": 5}, {"temperature": 0.7}])
@@ -110,7 +115,7 @@ def test_exported_results_are_read_by_inspect(tmp_path: Path, expected: wf.EvalR
     assert log.eval.model == expected.model_name
     assert log.results.scores[0].metrics["accuracy"].value == outcome.acc
     assert log.results.scores[0].metrics["stderr"].value == outcome.acc_stderr
-    assert len(log.samples) == log.results.total_samples == 30
+    assert len(log.samples) == log.results.total_samples == 12
     for sample, predicted, answer in zip(log.samples, outcome.predicted, outcome.answers, strict=True):
         score = sample.scores["acc"]
         assert (score.answer, sample.target) == ("ABCD"[predicted], "ABCD"[answer])
@@ -121,15 +126,17 @@ def test_exported_results_are_read_by_inspect(tmp_path: Path, expected: wf.EvalR
     assert main(["export", str(tmp_path), "--inspect"]) == 0
     assert len(list((tmp_path).rglob("*.eval"))) == 1
 
-    frame = pytest.importorskip("pandas") and __import__("inspect_ai.analysis", fromlist=["x"]).samples_df(path)
-    assert len(frame) == 30
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    from inspect_ai.analysis import samples_df
+
+    assert len(samples_df(path)) == 12
 
 
 def test_results_without_samples_are_exported_too(tmp_path: Path, expected: wf.EvalResult) -> None:
     expected.save(tmp_path)
     [path] = inspect_log.export(tmp_path, tmp_path / "logs")
     log = read_eval_log(path)
-    assert log.results.total_samples == 30
+    assert log.results.total_samples == 12
     assert not log.samples
 
 
@@ -139,11 +146,12 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path, expected: wf.EvalResul
     saved = expected.save(tmp_path, log_samples=True)
     [samples] = saved.parent.glob("samples_*.jsonl")
     samples.write_text(samples.read_text() + "{}\n")
-    with pytest.raises(DatasetError, match=r"samples_.*row 31: is no sample"):
+    with pytest.raises(DatasetError, match=r"samples_.*row 13: is no sample"):
         inspect_log.export(tmp_path)
-    (tmp_path / "results_2026-11-24T15-00-00.json").write_text("[]")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "results_2026-11-24T15-00-00.json").write_text("[]")
     with pytest.raises(DatasetError, match="is no results file"):
-        inspect_log.export(tmp_path)
+        inspect_log.export(tmp_path / "other")
 
 
 @pytest.mark.slow
@@ -151,7 +159,7 @@ def test_inspects_own_command_line(tmp_path: Path, expected: wf.EvalResult) -> N
     inspect = [sys.executable, "-m", "inspect_ai"]
     environment = {**os.environ, "INSPECT_DISPLAY": "none", "INSPECT_LOG_DIR": str(tmp_path / "logs")}
     command = [
-        *(*inspect, "eval", "wmdp_fast/questions", "-T", f"tasks={QUESTIONS}", "--limit", "30"),
+        *(*inspect, "eval", "wmdp_fast/questions", "-T", f"tasks={QUESTIONS}", "--limit", "12"),
         *("--model", "wmdp-fast/demo", "-M", f"model_path={demo.model_path()}", "-M", "dtype=float32"),
     ]
     subprocess.run(command, check=True, env=environment, cwd=tmp_path, capture_output=True)

@@ -25,7 +25,10 @@ __all__ = [
     "Trie",
     "TrieBatch",
     "TrieBatches",
+    "_restore_prompts",
     "_restore_questions",
+    "_restore_requests",
+    "_restore_tokenizer",
     "aggregate",
     "float_text",
     "json_text",
@@ -264,8 +267,10 @@ class Prompts:
     The prompts of one task, in question order.
 
     A context and one of its continuations, joined, are what a model reads; the continuation is what it is scored on.
+    Immutable; can be pickled and shared between threads.
     """
     def __len__(self, /) -> int: ...
+    def __reduce__(self, /) -> tuple[Any, tuple[bytes]]: ...
     @property
     def answers(self, /) -> list[int]:
         """
@@ -447,7 +452,9 @@ class Requests:
     The tokenized prompts of a run: the questions of all its tasks, one task after another.
 
     Choices are numbered over the whole run; those of question `q` are `choice_offsets[q]` up to `choice_offsets[q + 1]`.
+    Immutable; can be pickled and shared between threads.
     """
+    def __reduce__(self, /) -> tuple[Any, tuple[bytes]]: ...
     @property
     def choice_offsets(self, /) -> NDArray[int64]:
         """
@@ -543,7 +550,7 @@ class Tokenizer:
     A tokenizer as a `tokenizer.json` describes it, under lm-eval's rules for special tokens.
 
     Two engines stand behind it: the crate `fastokens` where its tokens equal those of the crate `tokenizers` on prompts of the run at hand,
-    else `tokenizers` itself. `Requests.engine` says which one it was.
+    else `tokenizers` itself. `Requests.engine` says which one it was. Immutable; can be pickled and shared between threads.
 
     Args:
         json: The text of a `tokenizer.json`; of a transformers tokenizer, `tokenizer.backend_tokenizer.to_str()`.
@@ -557,6 +564,7 @@ class Tokenizer:
     def __new__(
         cls, /, json: str, *, add_special_tokens: bool, prefix_token_id: SupportsIndex, prefix_text: str
     ) -> Tokenizer: ...
+    def __reduce__(self, /) -> tuple[Any, tuple[str, bool, int, str]]: ...
     def encode(self, /, text: str) -> list[int]:
         """
         The tokens of a text, special tokens included where they are due; made by the crate `tokenizers`.
@@ -722,9 +730,26 @@ class TrieBatches:
     def __iter__(self, /) -> TrieBatches: ...
     def __next__(self, /) -> TrieBatch: ...
 
+def _restore_prompts(state: SupportsGetItem[int, SupportsIndex]) -> Prompts:
+    """
+    What pickle calls to make `Prompts` again.
+    """
+
 def _restore_questions(state: SupportsGetItem[int, SupportsIndex]) -> QuestionSet:
     """
     What pickle calls to make a `QuestionSet` again.
+    """
+
+def _restore_requests(state: SupportsGetItem[int, SupportsIndex]) -> Requests:
+    """
+    What pickle calls to make `Requests` again.
+    """
+
+def _restore_tokenizer(
+    json: str, add_special_tokens: bool, prefix_token_id: SupportsIndex, prefix_text: str
+) -> Tokenizer:
+    """
+    What pickle calls to make a `Tokenizer` again.
     """
 
 def aggregate(
