@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 VOCABULARY = 640
 FAMILIES = ("llama", "gpt2", "gemma2", "mistral", "qwen2", "mamba")
 
+# Families that a trie must score as padded rows do: every kind of attention, position and expert there is among them.
+TRIE_FAMILIES = (
+    *("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "phi3", "olmo2"),
+    *("gpt_neox", "gpt2", "granite", "deepseek_v3", "gpt_oss"),
+)
+# Families that cannot be scored by trie, with what is said of them.
+PADDED_FAMILIES = {
+    "falcon": "FalconForCausalLM does not attend through transformers' AttentionInterface",
+    "mamba": "MambaForCausalLM takes no position_ids",
+}
+
 _SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -28,8 +39,32 @@ _SIZES = {
 }
 
 
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}
+
+
 def config(family: str) -> AutoConfig:
     match family:
+        case "mixtral":
+            return AutoConfig.for_model("mixtral", **_SIZES, num_local_experts=4, sliding_window=4)
+        case "qwen3":
+            return AutoConfig.for_model("qwen3", **_SIZES, head_dim=8, use_sliding_window=True, **_WINDOWS)
+        case "qwen3_moe":
+            return AutoConfig.for_model("qwen3_moe", **_SIZES, **_EXPERTS, head_dim=8, num_experts=4)
+        case "gemma3_text":
+            return AutoConfig.for_model("gemma3_text", **_SIZES, **_WINDOWS, head_dim=8)
+        case "phi3":
+            return AutoConfig.for_model("phi3", **_SIZES, pad_token_id=0, sliding_window=4)
+        case "gpt_neox" | "falcon":
+            sizes = {name: size for name, size in _SIZES.items() if name != "num_key_value_heads"}
+            return AutoConfig.for_model(family, **sizes)
+        case "deepseek_v3":
+            ranks = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
+            experts = {"n_routed_experts": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1}
+            sizes = _SIZES | {"num_key_value_heads": 4}
+            return AutoConfig.for_model("deepseek_v3", **sizes, **_EXPERTS, **ranks, **experts, v_head_dim=12)
+        case "gpt_oss":
+            return AutoConfig.for_model("gpt_oss", **_SIZES, **_WINDOWS, head_dim=8, num_local_experts=4)
         case "gpt2":
             return AutoConfig.for_model("gpt2", vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128)
         case "gemma2":
@@ -49,7 +84,7 @@ def build(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config(family)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() == 2:
+            if parameter.dim() >= 2:
                 parameter.normal_(std=0.3)
     return model.to(dtype)
 
