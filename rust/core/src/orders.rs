@@ -346,7 +346,7 @@ mod tests {
         let labels: Vec<&str> = found.orders.iter().map(|(label, ..)| label.as_str()).collect();
         assert_eq!(labels, ["AB", "BA", "ABC", "BCA", "CAB"]);
         assert_eq!(found.sd, None);
-        assert!((found.mean - (0.5 + 1.0 / 3.0) / 2.0).abs() < 1e-12);
+        assert!((found.mean - f64::midpoint(0.5, 1.0 / 3.0)).abs() < 1e-12);
     }
 
     #[test]
