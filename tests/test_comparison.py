@@ -266,3 +266,49 @@ def test_wrong_usage_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert message in capsys.readouterr().err
     assert cli.main(["compare", "/no/such/one", "/no/such/two"]) == 1
     assert capsys.readouterr().err == "error: /no/such/one: no such file or folder\n"
+
+
+@pytest.mark.slow
+def test_a_real_model_scored_by_both_packages_has_no_difference(tmp_path: Path) -> None:
+    """One torch model, evaluated and saved by lm-eval's `hf` backend and by `evaluate`."""
+    from tests import tiny_models
+    from wmdp_fast.bench.lm_eval_peer import quiet_lm_eval, task_configs
+    from wmdp_fast.tasks import resolve
+
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra `lm-eval`)")
+    model = tmp_path / "model"
+    tiny_models.build("llama").save_pretrained(model)
+    tiny_models.tokenizer().save_pretrained(model)
+    rows = [
+        {"question": f"Is {i} a bird?", "choices": ["wren", "oak", "carp", f"mint {i}"], "answer": i % 4}
+        for i in range(25)
+    ]
+    questions = tmp_path / "birds.jsonl"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    ours = wf.evaluate(str(model), tasks=str(questions), device="cpu", progress=False)
+    ours.save(tmp_path / "ours", log_samples=True)
+    with quiet_lm_eval() as lm_eval, pytest.MonkeyPatch.context() as patch:
+        from lm_eval.loggers import EvaluationTracker
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+
+        patch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")
+        tracker = EvaluationTracker(output_path=str(tmp_path / "theirs"))
+        results = lm_eval.simple_evaluate(
+            model=HFLM(pretrained=str(model), device="cpu"),
+            tasks=task_configs(resolve(str(questions)).tasks, None),
+            task_manager=TaskManager(include_defaults=False),
+            log_samples=True,
+            evaluation_tracker=tracker,
+        )
+        samples = results.pop("samples")
+        tracker.save_results_aggregated(results, samples)
+        tracker.save_results_samples("birds", samples["birds"])
+
+    [contrast] = compare(tmp_path / "theirs", tmp_path / "ours").contrasts
+    row = row_of(contrast, "birds")
+    assert row.why_unpaired is None
+    assert (row.n, row.difference, row.right_to_wrong, row.wrong_to_right) == (25, 0, 0, 0)
+    scores = [read_results(tmp_path / side).tasks["birds"].loglikelihood_matrix() for side in ("ours", "theirs")]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)

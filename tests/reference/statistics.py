@@ -24,9 +24,12 @@ def bootstrap(values: list[float], resamples: int, seed: int, confidence: float)
     for resample in range(resamples):
         state = mix((mix((seed + _GOLDEN) & _MASK) + resample) & _MASK)
         drawn = 0.0
-        for _ in range(n):
-            state = (state + _GOLDEN) & _MASK
-            drawn += values[((mix(state) >> 32) * n) >> 32]
+        for draw in range(n):
+            # 64 bits give two draws, the upper half first.
+            if draw % 2 == 0:
+                state = (state + _GOLDEN) & _MASK
+            half = mix(state) >> 32 if draw % 2 == 0 else mix(state) & 0xFFFFFFFF
+            drawn += values[(half * n) >> 32]
         means.append(drawn / n)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
