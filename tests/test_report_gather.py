@@ -223,6 +223,14 @@ def test_a_run_becomes_curves_by_topic_and_tables_of_settings(tmp_path):
     assert not any("control_vectors" in part for part in facts.values())
 
 
+def test_a_run_in_masked_mode_shows_the_loss_it_was_trained_on(tmp_path):
+    home = write_run(tmp_path / "run", [step(1, forget_loss_masked=4.0), step(2, forget_loss_masked=1.0)])
+    record = {**RECORD, "settings": {"mode": "masked"}}
+    (home / "unlearn.json").write_text(json.dumps(record), encoding="utf-8")
+    loss = read_run(home).plots[0]
+    assert [(curve.name, curve.values) for curve in loss.curves] == [("forget", [4.0, 1.0])]
+
+
 def test_evaluations_on_the_way_are_a_curve(tmp_path):
     looks = [{"step": at, "evaluation": {"wmdp_bio": {"acc": acc}}} for at, acc in ((0, 0.6), (2, 0.3))]
     run = read_run(write_run(tmp_path / "run", [looks[0], step(1), step(2), looks[1]]))

@@ -14,7 +14,7 @@ import numpy as np
 from wmdp_fast import _rust
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -216,12 +216,20 @@ def describe_group(
         KeyError: A task of the group is missing.
         ValueError: As for `describe_task`.
     """
-    return _describe(group.name, [tasks[leaf] for leaf in group.leaves], near_tie, confidence, group=True)
+    leaves = [tasks[leaf] for leaf in group.leaves]
+    # As in lm-eval, over the tasks that have it; a metric that the group does not name must be one of all of them.
+    wanted = [
+        metric
+        for metric in RECOMPUTABLE
+        if metric in group.metrics or all(metric in metrics_of(task) for task in leaves)
+    ]
+    return _describe(group.name, leaves, near_tie, confidence, pooled=wanted)
 
 
 def _describe(
-    name: str, tasks: list[SavedTask], near_tie: float, confidence: float, *, group: bool = False
+    name: str, tasks: list[SavedTask], near_tie: float, confidence: float, *, pooled: Sequence[str] | None = None
 ) -> Description:
+    """What samples of tasks say together; `pooled` are the metrics of a group, None is a single task."""
     samples = []
     for task in tasks:
         if task.samples is None:
@@ -232,11 +240,12 @@ def _describe(
     predicted = np.concatenate([one.predicted("acc") for one in samples])
     margin = np.concatenate([one.margin for one in samples])
     metrics: dict[str, Estimate] = {}
-    for metric in RECOMPUTABLE:
+    for metric in metrics_of(tasks[0]) if pooled is None else pooled:
         having = [task for task in tasks if metric in metrics_of(task)]
-        if having:
-            alone = share(_correct(having[0], metric), confidence=confidence)
-            metrics[metric] = _pooled(having, metric, confidence) if group else alone
+        if pooled is None:
+            metrics[metric] = share(_correct(tasks[0], metric), confidence=confidence)
+        elif having:
+            metrics[metric] = _pooled(having, metric, confidence)
     known = bool((gold >= 0).all())
     chance = None
     if "acc" in metrics:

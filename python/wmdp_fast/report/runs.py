@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 RECORD = "unlearn.json"
 METRICS = "metrics.jsonl"
 
+# The loss over all tokens, and over real tokens only: what was trained on in those modes.
+_LOSS = {"forget_loss": "forget", "retain_loss": "retain"}
+_MASKED_LOSS = {f"{key}_masked": name for key, name in _LOSS.items()}
+
 # Figures of a run: title, unit, and each curve's key in the metrics with its name.
 _PLOTS = (
-    ("Loss", "loss", {"forget_loss": "forget", "retain_loss": "retain"}),
+    ("Loss", "loss", _LOSS),
     ("Activation norm", "mean norm", {"forget_norm": "forget", "retain_norm": "retain"}),
     (
         "Cosine",
@@ -57,7 +61,7 @@ def read_run(folder: str | os.PathLike[str]) -> Unlearning:
         _parsed(metrics_file, line, number)
         for number, line in enumerate(metrics_file.read_text(encoding="utf-8").splitlines(), start=1)
     ]
-    return Unlearning(plots=_plots(metrics_file, rows, _topic_names(record)), records=_records(record))
+    return Unlearning(plots=_plots(metrics_file, rows, record), records=_records(record))
 
 
 def _parsed(file: Path, text: str, row: int | None) -> dict[str, Any]:
@@ -76,10 +80,13 @@ def _topic_names(record: Mapping[str, Any]) -> list[str]:
     return [Path(str(corpus.get("name", number))).name for number, corpus in enumerate(forget)]
 
 
-def _plots(file: Path, rows: Sequence[dict[str, Any]], topics: Sequence[str]) -> list[Plot]:
+def _plots(file: Path, rows: Sequence[dict[str, Any]], record: Mapping[str, Any]) -> list[Plot]:
     found = []
+    topics = _topic_names(record)
+    masked = (record.get("settings") or {}).get("mode") == "masked"
     numbers = sorted({row["topic"] for row in rows if "topic" in row})
-    for title, unit, keys in _PLOTS:
+    for title, unit, known in _PLOTS:
+        keys = _MASKED_LOSS if masked and known is _LOSS else known
         curves = []
         for topic in numbers:
             for key, name in keys.items():
