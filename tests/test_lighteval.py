@@ -58,6 +58,7 @@ def test_its_command_runs_our_files(tmp_path: Path) -> None:
         "WMDP_FAST_WMDP": str(tmp_path / "data"),
         "WMDP_FAST_DTYPE": "float32",
         "WMDP_FAST_DEVICE": "cpu",
+        "HOME": str(tmp_path),  # its cache of answers is there, whatever HF_HOME says
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_OFFLINE": "1",
     }
