@@ -58,11 +58,13 @@ def test_its_command_runs_our_files(tmp_path: Path) -> None:
         "WMDP_FAST_WMDP": str(tmp_path / "data"),
         "WMDP_FAST_DTYPE": "float32",
         "WMDP_FAST_DEVICE": "cpu",
+        "HOME": str(tmp_path),  # its cache of answers is there, whatever HF_HOME says
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_OFFLINE": "1",
     }
-    # Its cache of answers is made below this folder and the model's name; an absolute name would leave it.
-    name = os.path.relpath(demo.model_path(), tmp_path)
+    # It makes folders named after the model for its results and its cache; a path would lead out of where they belong.
+    name = "demo-model"
+    (tmp_path / name).symlink_to(demo.model_path())
     command = [
         *(sys.executable, "-c", LIGHTEVAL, "custom", name, model, "wmdp:bio|0"),
         *("--custom-tasks", tasks, "--output-dir", str(tmp_path / "out")),

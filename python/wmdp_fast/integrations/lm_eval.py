@@ -107,7 +107,8 @@ class FastHFLM(HFLM):  # type: ignore[misc] # lm-eval has no types
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of each whole text, in disjoint windows of `max_length` tokens; see `HFLM`.
 
-        The windows of all texts are one run, whatever `batch_size` is.
+        The windows of all texts are one run, whatever `batch_size` is. They share nothing but their first token, so a
+        trie would save nothing: unless `engine` says so, they are scored on padded rows, the longest first.
         """
         if self.why_not_fast is not None:
             inherited: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
@@ -125,7 +126,8 @@ class FastHFLM(HFLM):  # type: ignore[misc] # lm-eval has no types
             own = [(None, *utils.make_disjoint_window(window)) for window in cut]
             windows += own
             counts.append(len(own))
-        scored = iter(self._loglikelihood_tokens(windows, disable_tqdm=disable_tqdm))
+        engine: Engine = "padded" if self.engine == "auto" else self.engine
+        scored = iter(self._score_tokens(windows, disable_tqdm=disable_tqdm, engine=engine))
         sums = [sum(found for found, _ in itertools.islice(scored, count)) for count in counts]
         for text, total in zip(texts, sums, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
@@ -140,6 +142,12 @@ class FastHFLM(HFLM):  # type: ignore[misc] # lm-eval has no types
                 requests, disable_tqdm=disable_tqdm, override_bs=override_bs
             )
             return inherited
+        return self._score_tokens(requests, disable_tqdm=disable_tqdm)
+
+    def _score_tokens(
+        self, requests: Sequence[TokenRequest], *, disable_tqdm: bool, engine: Engine | None = None
+    ) -> list[tuple[float, bool]]:
+        """Makes one run of requests that are tokenized already, those of one context together, and scores it."""
         if not requests:
             return []
         questions: dict[tuple[int, ...], list[int]] = {}
@@ -152,7 +160,7 @@ class FastHFLM(HFLM):  # type: ignore[misc] # lm-eval has no types
             self.max_length,
         )
         names = [name for name, _, _ in requests]
-        return self._score(encoded, _places(numbers), names, disable_tqdm=disable_tqdm)
+        return self._score(encoded, _places(numbers), names, disable_tqdm=disable_tqdm, engine=engine)
 
     def _score(
         self,
@@ -161,6 +169,7 @@ class FastHFLM(HFLM):  # type: ignore[misc] # lm-eval has no types
         names: Sequence[tuple[str, str] | None],
         *,
         disable_tqdm: bool,
+        engine: Engine | None = None,
     ) -> list[tuple[float, bool]]:
         """Scores a run; lm-eval's cache gets each answer as soon as it is there.
 
@@ -169,6 +178,7 @@ class FastHFLM(HFLM):  # type: ignore[misc] # lm-eval has no types
             choices: For each request of lm-eval, its choice in the run: int64 `[N]`.
             names: Under what the cache keeps each answer; None for not at all.
             disable_tqdm: Whether to show no progress bar.
+            engine: In place of the model's.
         """
         partial = PartialScores.empty(requests.num_choices)
         request_of = np.empty_like(choices)
@@ -190,7 +200,7 @@ class FastHFLM(HFLM):  # type: ignore[misc] # lm-eval has no types
             scores = score(
                 self._loaded(),
                 requests,
-                engine=self._engine(),
+                engine=engine or self._engine(),
                 token_budget=self.token_budget,
                 score_mode=self._score_mode(),
                 progress=report,
