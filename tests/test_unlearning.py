@@ -16,9 +16,10 @@ import wmdp_fast as wf
 from tests import tokenizers_zoo
 from tests import unlearning_runs as runs
 from tests.reference import rmu as plain
+from wmdp_fast import cli, demo
 from wmdp_fast.exceptions import ModelError, TaskError, WmdpFastWarning
 from wmdp_fast.models.partial import decoder_of
-from wmdp_fast.unlearning import reporting
+from wmdp_fast.unlearning import corpora, reporting
 from wmdp_fast.unlearning.branches import Branches
 from wmdp_fast.unlearning.card import wilson_interval
 from wmdp_fast.unlearning.config import RMUConfig
@@ -305,12 +306,15 @@ def test_noise_on_the_retain_target_is_drawn_anew_and_the_same_again():
 
 def test_accumulated_batches_are_a_larger_batch():
     equal = [runs.documents(5, count=16, longest=4)[0] * 4 for _ in range(16)]
-    corpora = {"forget": runs.corpus([row[:6] for row in equal]), "retain": runs.corpus([row[1:7] for row in equal])}
+    given_corpora = {
+        "forget": runs.corpus([row[:6] for row in equal]),
+        "retain": runs.corpus([row[1:7] for row in equal]),
+    }
     base = {**CONFIG.to_json(), "max_steps": 2, "mode": "masked"}
-    large = wf.unlearn(runs.model("llama"), config=RMUConfig(**{**base, "batch_size": 8}), progress=False, **corpora)
-    small = wf.unlearn(
-        runs.model("llama"), config=RMUConfig(**{**base, "batch_size": 2, "grad_accum": 4}), progress=False, **corpora
-    )
+    whole = RMUConfig(**{**base, "batch_size": 8})
+    parts = RMUConfig(**{**base, "batch_size": 2, "grad_accum": 4})
+    large = wf.unlearn(runs.model("llama"), config=whole, progress=False, **given_corpora)
+    small = wf.unlearn(runs.model("llama"), config=parts, progress=False, **given_corpora)
     assert small.steps == large.steps == 2
     for name, tensor in large.tensors.items():
         torch.testing.assert_close(small.tensors[name], tensor, rtol=1e-4, atol=1e-5)
@@ -466,3 +470,30 @@ def test_what_must_be_kept_takes_the_run_back(evaluated, monkeypatch):
 def test_importing_the_settings_loads_no_torch():
     code = "import sys, wmdp_fast; wmdp_fast.RMUConfig(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(not hasattr(corpora, "load_corpus"), reason="corpora cannot be read from files yet")
+def test_the_command_unlearns_and_the_delta_gives_the_same(tmp_path, capsys):
+    arguments = ["--layer-id", "1", "--update-layer-ids", "0,1", "--parameters", "mlp", "--steering-coeff", "auto:5"]
+    arguments += ["--max-steps", "2", "--batch-size", "2", "--alpha", "10,20", "--dtype", "float32", "--quiet"]
+    forget = [str(demo.corpus_path("forget")), str(demo.corpus_path("retain"))]
+    out = str(tmp_path / "out")
+    corpora_options = ["--forget", forget[0], "--forget", forget[1], "--retain", forget[1]]
+    code = cli.main(["unlearn", str(demo.model_path()), *corpora_options, *arguments, "--output", out])
+    assert code == 0
+    assert "2 steps in" in capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "unlearn.json").read_text())
+    assert record["settings"]["alpha"] == [10.0, 20.0]
+    assert len(record["trained"]) == 6
+    assert cli.main(["apply-delta", str(demo.model_path()), out, str(tmp_path / "again")]) == 0
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    assert cli.main(["unlearn", "nowhere", "--forget", "x", "--retain", "y", "--output", out]) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_the_command_refuses_what_is_no_value(capsys):
+    for option, value in (("--alpha", "much"), ("--layer-id", "-1"), ("--raw-lines", "maybe"), ("--mode", "both")):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["unlearn", "m", "--forget", "f", "--retain", "r", "--output", "o", option, value])
+        assert option in capsys.readouterr().err

@@ -36,12 +36,13 @@ def accuracies(model, tokenizer):
     """Of both domains, 0-shot, in the words that the model was taught with."""
     shares = {}
     for domain in ("forget", "retain"):
+        subject = DOMAINS[domain].subject
         result = wf.evaluate(
             model,
             tokenizer=tokenizer,
             tasks=demo.questions_path(domain),
             template="mmlu",
-            description=f"The following are multiple choice questions (with answers) about {DOMAINS[domain].subject}.\n\n",
+            description=f"The following are multiple choice questions (with answers) about {subject}.\n\n",
             progress=False,
         )
         [task] = result.tasks.values()

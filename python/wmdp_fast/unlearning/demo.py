@@ -8,8 +8,8 @@ from wmdp_fast.unlearning.config import RMUConfig
 def demo_config(seed: int = 0) -> RMUConfig:
     """Settings for `wmdp_fast.demo`'s model and corpora.
 
-    The model is tiny: six layers, of which the lowest two recall facts. So these are steered, all of their feed-forward
-    matrices are trained, and the learning rate is twenty times that of a model with billions of parameters.
+    The model is tiny: six layers, of which the lowest two recall facts. So these are steered, all of their matrices are
+    trained, and the learning rate is twenty times that of a model with billions of parameters.
 
     Args:
         seed: Of the control vector.
@@ -17,13 +17,13 @@ def demo_config(seed: int = 0) -> RMUConfig:
     return RMUConfig(
         layer_id=1,
         update_layer_ids=(0, 1),
-        parameters="mlp",
+        parameters="proj",
         steering_coeff="auto:5",
-        alpha=100.0,
+        alpha=500.0,
         learning_rate=1e-3,
         batch_size=4,
-        max_steps=320,
-        epochs=2,
+        max_steps=400,
+        epochs=3,
         mode="masked",
         dtype="float32",
         seed=seed,

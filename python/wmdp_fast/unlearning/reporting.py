@@ -44,10 +44,11 @@ class MetricsFile:
                     break  # the line that was being written when the run was killed
                 if row["step"] <= last_step:
                     self.rows.append(row)
-        self._file: TextIO = path.open("w", encoding="utf-8")
-        for row in self.rows:
-            self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        # Replaced whole, for this too may be cut off.
+        fresh = path.with_name(f"{path.name}.new")
+        fresh.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+        fresh.replace(path)
+        self._file: TextIO = path.open("a", encoding="utf-8")
 
     def add(self, row: dict[str, Any]) -> None:
         """Writes a line."""
