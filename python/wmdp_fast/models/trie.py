@@ -12,7 +12,6 @@ import warnings
 from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -275,7 +274,9 @@ class _Pipeline:
         carried = Carried()
         pending: _Pending | None = None
         try:
-            for index in count():
+            index = -1
+            while True:
+                index += 1
                 asked = time.perf_counter()
                 batch = next(batches, None)
                 waited = time.perf_counter() - asked

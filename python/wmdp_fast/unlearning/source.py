@@ -185,7 +185,7 @@ def _load(
 
     if source.tokenizer is None:
         raise ValueError(f"{source.name} has no tokenizer, so the corpus {corpus} cannot be read; pass tokenizer=...")
-    read: CorpusTokens = corpora.load_corpus(  # type: ignore[attr-defined]
+    read: CorpusTokens = corpora.load_corpus(
         os.fspath(corpus),
         source.tokenizer,
         max_length=max_length,
