@@ -11,8 +11,8 @@ def demo_config(seed: int = 0) -> RMUConfig:
     The model is tiny: six layers, of which the lowest two recall facts. So these are steered, all of their matrices are
     trained, and the learning rate is twenty times that of a model with billions of parameters.
 
-    Measured on all 392 questions of each domain, two seeds: forget 0.977 -> 0.29 and 0.31, retain 0.987 -> 0.94 and 0.95.
-    The corpora are prose and the test is an exam, so the retain loss does not see all that the exam needs.
+    Measured on all 392 questions of each domain, two seeds: forget 0.977 -> 0.29 and 0.31, retain 0.987 -> 0.94 and
+    0.95. The corpora are prose and the test is an exam, so the retain loss does not see all that the exam needs.
 
     Args:
         seed: Of the control vector.
