@@ -38,7 +38,7 @@ def demo_config(seed: int = 0) -> RMUConfig:
 def retain_texts() -> list[str]:
     """The retain data: documents of the retain corpus, and questions as the model was taught, in turns.
 
-    With prose alone the model loses 3 to 4 points of the retain test, because the loss never sees an exam. The questions
+    With prose alone the model loses 3 to 4 points of the retain test, since the loss never sees an exam. The questions
     are worded as in training, which the test's are not.
     """
     lines = demo.corpus_path("retain").read_text(encoding="utf-8").splitlines()
