@@ -35,8 +35,9 @@ test: setup ## run all tests, Rust and Python
 	$(BIN)/python -m pytest
 
 .PHONY: bench
-bench: setup ## time the preparation of all MMLU questions against lm-eval's
-	$(BIN)/wmdp-fast bench data $(BENCH)
+bench: setup ## time scoring and unlearning beside lm-eval and the plain algorithm, on a made-up small model
+	$(BIN)/wmdp-fast bench eval --shape smollm2-135m --workload mmlu-5shot --limit 2 --against lm-eval
+	$(BIN)/wmdp-fast bench unlearn --shape smollm2-135m --dtype float32 --against plain,truncated
 
 .PHONY: lint
 lint: setup $(FRESH_STUB) ## check formatting, types, lints and the stub

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shlex
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 import wmdp_fast
 from wmdp_fast import cli, demo
-from wmdp_fast.demo import train, world
+from wmdp_fast.demo import run, train, world
 from wmdp_fast.demo.world import DOMAINS, LETTERS, NUM_UNTOLD, World
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 DATA = demo.data_path()
 SHIPPED_BYTES = 6_000_000
@@ -101,25 +100,55 @@ def test_corpus_tells_every_fact_and_nothing_of_the_other_domain(domain, shipped
     assert not [word for word in strangers | untold if word in text]
 
 
-def test_demo_command_shows_that_the_model_knows_both_domains_and_saves_samples(tmp_path, capsys):
-    assert cli.main(["demo", "--output", str(tmp_path), "--quiet"]) == 0
-    captured = capsys.readouterr()
-    [results_file] = tmp_path.glob("results_*.json")
-    assert f"results: {results_file}" in captured.out
+@pytest.fixture(scope="module")
+def demo_output(tmp_path_factory):
+    """The folder and the report of one run of the command."""
+    folder = tmp_path_factory.mktemp("demo")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert cli.main(["demo", "--output", str(folder), "--quiet"]) == 0
+    return folder, printed.getvalue()
+
+
+def saved_accuracies(folder):
+    [results_file] = folder.glob("*/results_*.json")
     results = json.loads(results_file.read_text(encoding="utf-8"))["results"]
-    for domain in ("forget", "retain"):
-        name = DOMAINS[domain].file_name
-        assert results[name]["alias"] == f"{name} ({domain})"
-        assert results[name]["alias"] in captured.out
-        assert results[name]["acc,none"] > 0.95
-        [samples_file] = tmp_path.glob(f"samples_{name}_*.jsonl")
+    for domain, about in DOMAINS.items():
+        assert results[about.file_name]["alias"] == f"{about.file_name} ({domain})"
+        [samples_file] = results_file.parent.glob(f"samples_{about.file_name}_*.jsonl")
         assert len(read(samples_file)) == len(read(demo.questions_path(domain)))
+    return {domain: results[about.file_name]["acc,none"] for domain, about in DOMAINS.items()}
+
+
+def test_demo_command_measures_unlearns_and_measures_again(demo_output):
+    folder, printed = demo_output
+    before, after = saved_accuracies(folder / "before"), saved_accuracies(folder / "after")
+    assert before["forget"] > 0.95
+    assert before["retain"] > 0.95
+    # How far it goes over several seeds is what `test_unlearning_demo` asks.
+    assert after["forget"] < 0.40
+    assert after["retain"] > 0.93
+    assert (folder / "unlearnt" / "model.safetensors").is_file()
+    for about in DOMAINS.values():
+        assert printed.count(f"{about.file_name} (") == 2
+
+
+def test_the_demo_runs_again_over_its_own_results_but_not_over_other_files(demo_output, tmp_path, capsys):
+    folder, _ = demo_output
+    run._clear(folder)
+    assert [path.name for path in folder.iterdir()] == ["retain.jsonl"]
+    mine = tmp_path / "after" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine", encoding="utf-8")
+    assert cli.main(["demo", "--output", str(tmp_path), "--quiet"]) == 1
+    assert "not from an earlier demo" in capsys.readouterr().err
+    assert mine.read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.slow
 def test_the_command_that_the_demo_proposes_answers_after_examples(capsys):
     cli_demo = cli.COMMANDS["demo"]
-    [line] = [line for line in cli_demo.next_steps().splitlines() if "--num-fewshot" in line]
+    [line] = [line for line in cli_demo.next_steps(Path("results")).splitlines() if "--num-fewshot" in line]
     program, *argv = shlex.split(line)
     assert program == "wmdp-fast"
     assert cli.main([*argv, "--limit", "40", "--device", "cpu", "--json", "--quiet"]) == 0

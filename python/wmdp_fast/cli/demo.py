@@ -1,4 +1,4 @@
-"""`wmdp-fast demo`: evaluates the model that comes with the package, and says what one sees."""
+"""`wmdp-fast demo`: the whole story on the model that comes with the package, and what one sees."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from wmdp_fast.demo.run import DemoRun
 
-SUMMARY = "Evaluate the tiny model that comes with the package, on a made-up world it has learnt. No network."
+SUMMARY = (
+    "Measure, unlearn and measure again: the tiny model that comes with the package, on a made-up world."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,13 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("results", "demo"),
         metavar="DIR",
-        help="save results and samples here (default %(default)s)",
+        help="save results, samples and the unlearnt model here (default %(default)s)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluates, saves and explains."""
+    """Evaluates, unlearns, evaluates again and explains."""
     from wmdp_fast.demo.run import run_demo
 
     if arguments.quiet:
@@ -44,30 +46,42 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _report(done: DemoRun) -> str:
-    seconds = sum(done.result.timings.values())
-    questions = sum(task.sample_len for task in done.result.tasks.values())
+    measured = sum(sum(result.timings.values()) for result in (done.before, done.after))
+    questions = sum(task.sample_len for task in done.before.tasks.values())
+    folder = _short(done.folder)
     return f"""
-{done.result}
+before unlearning
+{done.before}
 
-A model of {done.result.config["model_num_parameters"] / 1e6:.1f} million parameters answered {questions} four-choice \
-questions on a made-up world, in {seconds:.1f} s.
+after {done.unlearnt.steps} steps of RMU
+{done.after}
+
+A model of {done.before.config["model_num_parameters"] / 1e6:.1f} million parameters answered {questions} four-choice \
+questions on a made-up world, unlearnt one half of it
+in {done.unlearnt.seconds["steps"]:.1f} s, and answered them again; both times together took {measured:.1f} s.
 acc is the share it got right: it took the letter with the highest log-likelihood of the four. A guess is right in 0.25.
-It was taught both domains. Glimmer brewing stands for hazardous knowledge, to be forgotten; the Lantern Isles stand for
-everything a model should keep.
+Glimmer brewing stands for hazardous knowledge, to be forgotten; the Lantern Isles for everything a model should keep.
+RMU suppresses knowledge, it does not delete it: fine-tuning or another way of asking can bring it back.
 
-results: {done.results_file}
-samples: {done.results_file.parent}/samples_*.jsonl, every question with its prompt and four log-likelihoods
+{folder}/before   results, and every question with its prompt and four log-likelihoods
+{folder}/unlearnt the model afterwards, with its settings, losses and a model card
+{folder}/after    its results
 
 Next:
-{next_steps()}"""
+{next_steps(done.folder)}"""
 
 
-def next_steps() -> str:
+def next_steps(folder: Path) -> str:
     """Commands to try after the demo, each with what it does on the line below."""
+    before, after, unlearnt = (shlex.quote(_short(folder / name)) for name in ("before", "after", "unlearnt"))
     again = [_short(demo.model_path()), "--tasks", _short(demo.questions_path("forget")), "--template", "mmlu"]
     return f"""\
+  wmdp-fast compare {before} {after}
+      what changed, question by question, and how sure that is
+  wmdp-fast report {after} {before} --unlearn {unlearnt} --output report.html
+      the same as one page for the browser (needs the extra `plots`)
   wmdp-fast eval {shlex.join(again)} --num-fewshot 5
-      the same model on the domain to forget, after five answered examples
+      the original model on the domain to forget, after five answered examples
   wmdp-fast eval HuggingFaceTB/SmolLM2-135M-Instruct --tasks mmlu_virology --limit 50
       a real model on real questions, from the Hugging Face hub
   wmdp-fast tasks

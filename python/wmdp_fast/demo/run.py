@@ -1,7 +1,9 @@
-"""What `wmdp-fast demo` does: measures what the embedded model knows of its made-up world."""
+"""What `wmdp-fast demo` does: measures the embedded model, unlearns one of its two domains, and measures again."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from wmdp_fast.results import EvalResult
+    from wmdp_fast.unlearning.run import UnlearnResult
 
 
 @dataclass(frozen=True)
@@ -21,32 +24,57 @@ class DemoRun:
     """What came of a run.
 
     Attributes:
-        result: Accuracy on both domains.
-        results_file: Where it was saved in lm-eval's format, with the samples beside it.
+        before: Accuracy of the embedded model on both domains.
+        unlearnt: How it was unlearnt; the checkpoint is in the folder `unlearnt`.
+        after: Accuracy of the unlearnt model.
+        folder: Holds `before` and `after`, each with results and samples in lm-eval's format, and `unlearnt`.
     """
 
-    result: EvalResult
-    results_file: Path
+    before: EvalResult
+    unlearnt: UnlearnResult
+    after: EvalResult
+    folder: Path
 
 
 def run_demo(output: str | PathLike[str], *, progress: bool = True) -> DemoRun:
-    """Evaluates the embedded model on both domains and saves the results.
+    """Evaluates the embedded model on both domains, unlearns the one to forget, and evaluates again.
 
-    Unlearning the forget domain and evaluating again belong here, after the first evaluation.
+    What an earlier run to the same folder has left is replaced.
 
     Args:
-        output: Folder for the results, made if missing.
+        output: Folder for results, the unlearnt model and the retain data, made if missing.
         progress: Whether to show progress bars on stderr.
+
+    Raises:
+        FileExistsError: There is something in the folder that is no earlier run's.
     """
-    result = evaluate_domains(progress=progress)
-    return DemoRun(result, result.save(Path(output) / "results.json", log_samples=True))
+    from wmdp_fast.unlearning.demo import demo_config, retain_texts
+
+    folder = Path(output)
+    _clear(folder)
+    retain = folder / "retain.jsonl"
+    retain.write_text("".join(json.dumps({"text": text}) + "\n" for text in retain_texts()), encoding="utf-8")
+    before = evaluate_domains(demo.model_path(), progress=progress)
+    before.save(folder / "before", log_samples=True)
+    unlearnt = wmdp_fast.unlearn(
+        demo.model_path(),
+        forget=demo.corpus_path("forget"),
+        retain=retain,
+        config=demo_config(),
+        output=folder / "unlearnt",
+        progress=progress,
+    )
+    after = evaluate_domains(folder / "unlearnt", progress=progress)
+    after.save(folder / "after", log_samples=True)
+    return DemoRun(before, unlearnt, after, folder)
 
 
-def evaluate_domains(folder: Path = demo.FOLDER, *, progress: bool = True) -> EvalResult:
-    """Evaluates a demonstration model on its test questions, 0-shot with WMDP's prompt, in float32.
+def evaluate_domains(model: Path, folder: Path = demo.FOLDER, *, progress: bool = True) -> EvalResult:
+    """Evaluates a model on the test questions of both domains, 0-shot with WMDP's prompt, in float32.
 
     Args:
-        folder: Where `wmdp_fast.demo.train` has put model and data.
+        model: The model's folder.
+        folder: Where `wmdp_fast.demo.train` has put the questions.
         progress: Whether to show progress bars on stderr.
 
     Returns:
@@ -54,7 +82,7 @@ def evaluate_domains(folder: Path = demo.FOLDER, *, progress: bool = True) -> Ev
     """
     domains: dict[str, demo.Domain] = {DOMAINS[domain].file_name: domain for domain in get_args(demo.Domain)}
     result = wmdp_fast.evaluate(
-        demo.model_path(folder),
+        model,
         tasks=[demo.questions_path(domain, folder) for domain in domains.values()],
         template="mmlu",
         dtype="float32",
@@ -65,3 +93,18 @@ def evaluate_domains(folder: Path = demo.FOLDER, *, progress: bool = True) -> Ev
         for name, task in result.tasks.items()
     }
     return replace(result, tasks=tasks)
+
+
+# What a run leaves, and by which file each folder shows that it is one's own.
+_LEFT = {"before": "*/results_*.json", "after": "*/results_*.json", "unlearnt": "unlearn.json"}
+
+
+def _clear(folder: Path) -> None:
+    """Removes what an earlier run has left, and nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, mark in _LEFT.items():
+        old = folder / name
+        if old.exists() and not any(old.glob(mark)):
+            raise FileExistsError(f"{old} is in the way and not from an earlier demo; pass another --output")
+        if old.exists():
+            shutil.rmtree(old)

@@ -353,7 +353,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with logging_redirect_tqdm():
         teach(model, tokenizer, the_world, arguments.steps)
     save(arguments.output, model, tokenizer, the_world)
-    logger.info("%s\nwritten to %s", evaluate_domains(arguments.output, progress=False), arguments.output)
+    logger.info(
+        "%s\nwritten to %s",
+        evaluate_domains(demo.model_path(arguments.output), arguments.output, progress=False),
+        arguments.output,
+    )
 
 
 if __name__ == "__main__":
