@@ -55,7 +55,6 @@ def accuracies(model, tokenizer):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.xfail(reason="measured for one seed only so far: forget 0.29, retain unchanged", strict=False)
 def test_five_seeds_forget_one_domain_and_keep_the_other(tokenizer, record_property):
     from transformers import AutoModelForCausalLM
 
