@@ -28,7 +28,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step, row in enumerate(rows[:4]):
         if step % 2 == 0:
-            print(f"step {step}: {sample(model)['forget_questions_acc']:.2f}")
+            print(f"step {step}: {sample(model)['glimmer_brewing_acc']:.2f}")
         tokens = torch.tensor([row])
         model(tokens, labels=tokens).loss.backward()
         optimizer.step()
@@ -50,7 +50,7 @@ def main() -> None:
         callback = wf.EvalCallback(trainer, tasks=demo.questions_path("forget"), limit=8, every=2)
         trainer.add_callback(callback)
         trainer.train()
-    print([(entry["step"], round(entry["eval_forget_questions_acc"], 2)) for entry in callback.history])
+    print([(entry["step"], round(entry["eval_glimmer_brewing_acc"], 2)) for entry in callback.history])
 
 
 if __name__ == "__main__":

@@ -267,7 +267,8 @@ def test_damaged_binaries_are_refused_or_read_rightly(tmp_path: Path, name: str)
         except reference.Unreadable:
             expected = intact
         assert documents == expected
-    assert DAMAGED / 3 < refused < DAMAGED
+    # Whole files with a checksum can all be refused.
+    assert DAMAGED / 3 < refused <= DAMAGED
 
 
 # Tokens.

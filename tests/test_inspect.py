@@ -46,17 +46,17 @@ def evaluate(folder: Path, **options: Any) -> Any:
 
 def test_our_task_on_our_provider_gives_evaluates_answers(tmp_path: Path, expected: wf.EvalResult) -> None:
     log = evaluate(tmp_path)
-    outcome = expected.tasks["forget_questions"].outcome
+    outcome = expected.tasks["glimmer_brewing"].outcome
     metrics = log.results.scores[0].metrics
     assert metrics["accuracy"].value == pytest.approx(outcome.acc)
     assert metrics["stderr"].value == pytest.approx(outcome.acc_stderr)
     scores = {sample.id: sample.scores["most_likely_letter"] for sample in log.samples}
     found = [
-        [scores[f"forget_questions-{number + 1}"].metadata["logprobs"][letter] for letter in "ABCD"]
+        [scores[f"glimmer_brewing-{number + 1}"].metadata["logprobs"][letter] for letter in "ABCD"]
         for number in range(12)
     ]
     np.testing.assert_allclose(np.ravel(found), outcome.loglikelihood, atol=1e-4)
-    assert log.samples[0].input == expected.tasks["forget_questions"].prompts.context(0)
+    assert log.samples[0].input == expected.tasks["glimmer_brewing"].prompts.context(0)
 
 
 def test_prompts_that_come_together_run_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,8 +110,8 @@ def test_exported_results_are_read_by_inspect(tmp_path: Path, expected: wf.EvalR
     assert main(["export", str(tmp_path), "--inspect"]) == 0
     [path] = capsys.readouterr().out.split()
     log = read_eval_log(path)
-    outcome = expected.tasks["forget_questions"].outcome
-    assert log.eval.task == "forget_questions"
+    outcome = expected.tasks["glimmer_brewing"].outcome
+    assert log.eval.task == "glimmer_brewing"
     assert log.eval.model == expected.model_name
     assert log.results.scores[0].metrics["accuracy"].value == outcome.acc
     assert log.results.scores[0].metrics["stderr"].value == outcome.acc_stderr
@@ -170,4 +170,4 @@ def test_inspects_own_command_line(tmp_path: Path, expected: wf.EvalResult) -> N
         dumped = subprocess.run([*inspect, "log", "dump", str(path)], check=True, env=environment, capture_output=True)
         log = json.loads(dumped.stdout)
         [score] = log["results"]["scores"]
-        assert score["metrics"]["accuracy"]["value"] == pytest.approx(expected.tasks["forget_questions"]["acc"])
+        assert score["metrics"]["accuracy"]["value"] == pytest.approx(expected.tasks["glimmer_brewing"]["acc"])

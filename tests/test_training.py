@@ -130,21 +130,21 @@ def test_the_loss_curve_is_that_of_a_run_without_it(tmp_path: Path, arguments: d
 
     assert evaluation is not None
     assert [entry["step"] for entry in evaluation.history] == [0, 2, 4, 6]
-    told = [line for line in log.lines if "eval_forget_questions_acc" in line]
+    told = [line for line in log.lines if "eval_glimmer_brewing_acc" in line]
     assert [line["step"] for line in told] == [0, 2, 4, 6]
-    kept = [line for line in trainer.state.log_history if "eval_forget_questions_acc" in line]
-    assert [line["eval_forget_questions_acc"] for line in kept] == [
-        entry["eval_forget_questions_acc"] for entry in evaluation.history
+    kept = [line for line in trainer.state.log_history if "eval_glimmer_brewing_acc" in line]
+    assert [line["eval_glimmer_brewing_acc"] for line in kept] == [
+        entry["eval_glimmer_brewing_acc"] for entry in evaluation.history
     ]
     final = evaluate_in_place(trainer.model, trainer.processing_class, tasks=QUESTIONS, limit=10)
-    assert evaluation.history[-1]["eval_forget_questions_acc"] == final["forget_questions_acc"]
+    assert evaluation.history[-1]["eval_glimmer_brewing_acc"] == final["glimmer_brewing_acc"]
 
 
 def test_without_the_trainer_its_numbers_are_in_the_history_alone(tmp_path: Path) -> None:
     with pytest.warns(WmdpFastWarning, match="without the trainer"):
         trainer, log, _ = train(tmp_path, callback=True, attached=False)
-    assert [line["step"] for line in trainer.state.log_history if "eval_forget_questions_acc" in line] == [0, 2, 4, 6]
-    assert not any("eval_forget_questions_acc" in line for line in log.lines)
+    assert [line["step"] for line in trainer.state.log_history if "eval_glimmer_brewing_acc" in line] == [0, 2, 4, 6]
+    assert not any("eval_glimmer_brewing_acc" in line for line in log.lines)
 
 
 def test_what_is_wrong_shows_before_the_first_step() -> None:
@@ -170,4 +170,4 @@ def test_wrapped_models_are_found() -> None:
     expected = evaluate_in_place(model, tokenizer, tasks=QUESTIONS, limit=4)
     for wrapped in (torch.nn.DataParallel(model), torch.compile(model)):
         found = evaluate_in_place(wrapped, tokenizer, tasks=QUESTIONS, limit=4)
-        assert found["forget_questions_acc"] == expected["forget_questions_acc"]
+        assert found["glimmer_brewing_acc"] == expected["glimmer_brewing_acc"]
