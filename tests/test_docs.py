@@ -229,7 +229,9 @@ def test_the_site_can_be_read_and_searched_from_a_folder(site):
         page.on("pageerror", lambda error: messages.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         page.goto((site / "index.html").as_uri())
-        page.fill("input.md-search__input", "calibration")
+        # Typed, not filled in: the search wakes up when its field is entered.
+        page.click("input.md-search__input")
+        page.keyboard.type("calibration", delay=30)
         page.locator(".md-search-result__item").first.wait_for(state="attached", timeout=60_000)
         browser.close()
     assert messages == []
