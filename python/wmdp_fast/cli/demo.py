@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
     from wmdp_fast.demo.run import DemoRun
 
-SUMMARY = (
-    "Measure, unlearn and measure again: the tiny model that comes with the package, on a made-up world."
-)
+SUMMARY = "Measure, unlearn and measure again: the tiny model that comes with the package, on a made-up world."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
