@@ -13,6 +13,9 @@ use crate::detach;
 use crate::request::Requests;
 use crate::template::Prompts;
 
+/// What a tokenizer is made of again after pickling: the arguments of its constructor.
+type Arguments<'a> = (&'a str, bool, u32, &'a str);
+
 /// A tokenizer as a `tokenizer.json` describes it, under lm-eval's rules for special tokens.
 ///
 /// Two engines stand behind it: the crate `fastokens` where its tokens equal those of the crate `tokenizers` on prompts of the run at hand,
@@ -50,7 +53,7 @@ impl Tokenizer {
         Ok(Self { inner, json: json.to_owned(), add_special_tokens })
     }
 
-    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, (&str, bool, u32, &str))> {
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Arguments<'_>)> {
         let restore = py.import("wmdp_fast._rust")?.getattr("_restore_tokenizer")?;
         let state = (&*self.json, self.add_special_tokens, self.inner.prefix_token_id(), self.inner.prefix_text());
         Ok((restore, state))
