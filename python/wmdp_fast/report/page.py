@@ -39,10 +39,9 @@ def render(report: Report) -> str:
         raise WmdpFastError("reports need matplotlib and jinja2: pip install 'wmdp-fast[plots]'") from None
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": figures.percent, "points": figures.points, "p_value": p_value, "count": count}
-    environment.finalize = _clean
     script = _file("questions.js")
     page = environment.from_string(_file("page.html"))
-    return page.render(
+    html = page.render(
         report=report,
         headlines=headlines(report.rows),
         accuracy=_accuracy_figures(report),
@@ -57,6 +56,8 @@ def render(report: Report) -> str:
         hash_length=HASH_LENGTH,
         version=__version__,
     )
+    # Names and texts may hold anything, lone surrogates too, which no file could.
+    return svg.printable(html)
 
 
 def headlines(rows: Sequence[Row]) -> list[Row]:
@@ -136,10 +137,6 @@ def _as_json(value: Any) -> str:
     """JSON that cannot end the element it stands in."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def _clean(value: Any) -> Any:
-    return svg.printable(value) if type(value) is str else value
 
 
 def _file(name: str) -> str:
