@@ -81,7 +81,9 @@ def test_smollm2_on_mmlu_in_float32(
         check_same(ours, theirs, engine="trie" if engine == "auto" else engine)
 
 
-@pytest.mark.skip(reason="not measured yet on a machine with time for it")
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU emulates bfloat16, at some ten tokens a second"
+)
 @pytest.mark.slow
 def test_bfloat16_differs_no_more_than_lm_eval_from_itself(smollm2_dir: Path, mmlu_dir: Path) -> None:
     def theirs(batch_size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
