@@ -93,7 +93,8 @@ def assert_same(record, ours, folder):
     stored = stored_state(record.model, folder)
     for name, tensor in ours.tensors.items():
         assert torch.equal(tensor, stored[name]), name
-    assert max(record.retain_losses) > 0  # something was trained
+    # Before the first step the model is its own target; afterwards something was trained.
+    assert max(record.retain_losses) > 0 or ours.steps == 1
 
 
 def stored_state(model, folder):
