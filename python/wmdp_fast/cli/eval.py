@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import wmdp_fast
-from wmdp_fast.cli.options import whole_number
+from wmdp_fast.cli.options import token_budget, whole_number
 
 if TYPE_CHECKING:
     from wmdp_fast import EvalResult
@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how to score: by token trie, on padded rows, or auto: by trie if the model can (default auto)",
     )
     model.add_argument(
-        "--token-budget", type=_token_budget, metavar="N", help="most tokens in a batch, or auto (default auto)"
+        "--token-budget", type=token_budget, metavar="N", help="most tokens in a batch, or auto (default auto)"
     )
 
     output = parser.add_argument_group("output")
@@ -134,7 +134,3 @@ def _limit(text: str) -> float:
         return int(text) if text.isdecimal() else float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-
-
-def _token_budget(text: str) -> int | str:
-    return text if text == "auto" else whole_number(least=1)(text)
