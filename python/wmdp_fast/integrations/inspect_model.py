@@ -26,7 +26,7 @@ from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 from wmdp_fast._rust import Requests
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models.load import evaluation_mode, load_model
-from wmdp_fast.models.padded import _can_select, all_logits, auto_token_budget, selected_logits
+from wmdp_fast.models.padded import all_logits, auto_token_budget, can_select, selected_logits
 from wmdp_fast.models.scores import NAN_ADVICE
 from wmdp_fast.prepare import plan
 
@@ -168,7 +168,7 @@ class FastModelAPI(ModelAPI):
         requests = Requests.from_tokens([ask.tokens for ask in asks], [[[0]]] * len(asks), loaded.max_length)
         letters = torch.tensor(list(self._letters), device=loaded.device, dtype=torch.long)
         with evaluation_mode(loaded.model):
-            readout = selected_logits if _can_select(loaded.model, loaded.device) else all_logits
+            readout = selected_logits if can_select(loaded.model, loaded.device) else all_logits
             budget = auto_token_budget(loaded, requests, every_logit=readout is all_logits)
             for batch in plan(requests, token_budget=budget):
                 logits = readout(loaded.model, torch.from_numpy(batch.input_ids).to(loaded.device), batch.readouts)

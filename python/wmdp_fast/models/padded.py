@@ -77,7 +77,7 @@ def score_padded(
     if partial is None:
         partial = PartialScores.empty(requests.num_choices)
     with evaluation_mode(model):
-        readout_logits = selected_logits if _can_select(model, device) else all_logits
+        readout_logits = selected_logits if can_select(model, device) else all_logits
         if (resumed := partial.resumed_plan("padded", token_budget)) is not None:
             budget, partial.next_row = resumed.token_budget, resumed.start
         elif token_budget == "auto":
@@ -165,7 +165,7 @@ def _no_cache(model: torch.nn.Module) -> dict[str, Any]:
     return {"use_cache": False} if known else {}
 
 
-def _can_select(model: torch.nn.Module, device: torch.device) -> bool:
+def can_select(model: torch.nn.Module, device: torch.device) -> bool:
     """Whether `selected_logits` works for a model.
 
     Raises:
