@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'wmdp-fast[lm-eval]'")
 
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
@@ -194,6 +194,8 @@ TEXT = st.sampled_from(["", " ", "\n", "<s>", "</s>", "a", "the wren", " the jay
 @pytest.mark.parametrize("kind", ["gpt2", "llama2", "llama3", "bos_and_eos"])
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.lists(TEXT, max_size=4), TEXT), min_size=1, max_size=6), st.sampled_from([None, False]))
+@example([([], " "), ([], "<s>")], None)
+@example([([], " the jay\n"), ([" the jay\n"], "")], None)
 def test_any_requests_get_hfs_answers_or_an_error_where_hf_has_one(
     kind: str, texts: list[tuple[list[str], str]], add_bos_token: bool | None
 ) -> None:
@@ -208,8 +210,11 @@ def test_any_requests_get_hfs_answers_or_an_error_where_hf_has_one(
         Instance("loglikelihood", {}, ("".join(parts), continuation), number, metadata=("birds", number, 1))
         for number, (parts, continuation) in enumerate(texts)
     ]
+    theirs = HFLM(**options)
     try:
-        expected = HFLM(**options).loglikelihood(asked, disable_tqdm=True)
+        # One at a time: hf answers requests of which all tokens but the last are the same from one row of logits. That
+        # lets a continuation without tokens pass, and reads the wrong place where contexts are not equally long.
+        expected = [theirs.loglikelihood([request], disable_tqdm=True)[0] for request in asked]
     except (AssertionError, IndexError):
         with pytest.raises((AssertionError, IndexError, ValueError)):
             FastHFLM(**options).loglikelihood(asked, disable_tqdm=True)
