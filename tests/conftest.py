@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # Before torch is imported, and for the processes that tests start: as many threads as there are cores, in all.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // int(workers))))
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 

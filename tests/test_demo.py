@@ -13,6 +13,7 @@ import pytest
 
 import wmdp_fast
 from wmdp_fast import cli, demo
+from wmdp_fast.cli import demo as cli_demo
 from wmdp_fast.demo import run, train, world
 from wmdp_fast.demo.world import DOMAINS, LETTERS, NUM_UNTOLD, World
 
@@ -147,7 +148,6 @@ def test_the_demo_runs_again_over_its_own_results_but_not_over_other_files(demo_
 
 @pytest.mark.slow
 def test_the_command_that_the_demo_proposes_answers_after_examples(capsys):
-    cli_demo = cli.COMMANDS["demo"]
     [line] = [line for line in cli_demo.next_steps(Path("results")).splitlines() if "--num-fewshot" in line]
     program, *argv = shlex.split(line)
     assert program == "wmdp-fast"

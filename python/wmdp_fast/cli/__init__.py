@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -16,44 +17,28 @@ import warnings
 from typing import TYPE_CHECKING, TextIO
 
 from wmdp_fast import __version__
-from wmdp_fast.cli import (
-    apply_delta,
-    bench,
-    compare,
-    demo,
-    doctor,
-    eval,  # noqa: A004 (the subcommand's name)
-    export,
-    layers,
-    lm_eval,
-    report,
-    rescore,
-    show,
-    tasks,
-    unlearn,
-)
 from wmdp_fast.exceptions import WmdpFastError, WmdpFastWarning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# The subcommands by name, in the order of `--help`.
-COMMANDS = {
-    "demo": demo,
-    "eval": eval,
-    "tasks": tasks,
-    "show": show,
-    "compare": compare,
-    "rescore": rescore,
-    "report": report,
-    "layers": layers,
-    "unlearn": unlearn,
-    "apply-delta": apply_delta,
-    "lm-eval": lm_eval,
-    "export": export,
-    "bench": bench,
-    "doctor": doctor,
-}
+# The subcommands, in the order of `--help`; each is a module of that name here.
+COMMANDS = (
+    "demo",
+    "eval",
+    "tasks",
+    "show",
+    "compare",
+    "rescore",
+    "report",
+    "layers",
+    "unlearn",
+    "apply-delta",
+    "lm-eval",
+    "export",
+    "bench",
+    "doctor",
+)
 
 _EPILOG = "`wmdp-fast COMMAND --help` explains a command. Documentation: README.md and docs/ of the source."
 
@@ -68,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 failed, 130 stopped with Ctrl-C, 143 with SIGTERM. Wrong usage leaves through
         `SystemExit(2)`, as argparse has it.
     """
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    # Only the module of the command at hand is imported, unless help may have to list all.
+    arguments = _parser(argv[:1] if argv and argv[0] in COMMANDS else COMMANDS).parse_args(argv)
     with warnings.catch_warnings(), _termination_as_exception():
         warnings.showwarning = _show_warning
         return _run(arguments)
@@ -122,7 +109,7 @@ def _notes(error: BaseException) -> list[str]:
     return getattr(error, "__notes__", [])
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wmdp-fast",
         description="Measure what a language model knows on WMDP and MMLU, with lm-eval's numbers.",
@@ -130,7 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"wmdp-fast {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, command in COMMANDS.items():
+    for name in commands:
+        command = importlib.import_module(f"wmdp_fast.cli.{name.replace('-', '_')}")
         subparser = subparsers.add_parser(name, help=command.SUMMARY, description=command.SUMMARY)
         command.add_arguments(subparser)
         subparser.set_defaults(run=command.run)

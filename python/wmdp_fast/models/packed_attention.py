@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from torch.nn import functional
-from torch.nn.attention.varlen import AuxRequest, varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from wmdp_fast.exceptions import ModelError
@@ -429,6 +428,9 @@ class _Call:
         self, call: VarlenCall, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool
     ) -> Part:
         """Query [tokens that ask, heads, size]; key and value [key heads, keys, size]."""
+        # Slow to import, and of no use on a CPU.
+        from torch.nn.attention.varlen import AuxRequest, varlen_attn
+
         out, lse = varlen_attn(
             query.contiguous(),
             key.transpose(0, 1).contiguous(),
