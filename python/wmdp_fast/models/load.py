@@ -71,6 +71,7 @@ def load_model(
     trust_remote_code: bool = False,
     peft: str | None = None,
     tokenizer: str | PreTrainedTokenizerBase | None = None,
+    on_tokenizer: Callable[[PreTrainedTokenizerBase, str], object] | None = None,
 ) -> LoadedModel:
     """Loads a causal language model from a folder or the hub, ready for scoring.
 
@@ -85,6 +86,8 @@ def load_model(
         peft: Folder or name on the hub of a PEFT adapter. As in lm-eval it is not merged into the weights, and the
             embedding takes the tokenizer's size first. Unlike there, `revision` is not the adapter's.
         tokenizer: Another tokenizer than the model's: one in memory, a folder, or a name on the hub.
+        on_tokenizer: Called with the tokenizer and the model's type (`llama`) before the weights are read, to begin
+            what needs no weights.
 
     Raises:
         DataUnavailableError: The model is gated, missing or out of reach; the message says what to do.
@@ -100,6 +103,8 @@ def load_model(
     source: dict[str, Any] = {"revision": files.commit or revision, "trust_remote_code": trust_remote_code}
     where = str(files.folder) if files.commit is None else name_or_path
     loaded_tokenizer = _load_tokenizer(tokenizer or where, source if not isinstance(tokenizer, str) else {})
+    if on_tokenizer is not None:
+        on_tokenizer(loaded_tokenizer, _model_type(files.folder))
     model: torch.nn.Module = _from_pretrained(where, source, torch_dtype, torch_device)
     if peft is not None:
         model = _with_adapter(model, peft, loaded_tokenizer)
@@ -171,6 +176,18 @@ def files_identity(loaded: LoadedModel) -> str:
     return identity
 
 
+def _model_type(folder: Path) -> str:
+    """Transformers' name for the architecture that a folder's configuration is of."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return str(config.get("model_type", ""))
+
+
+def prefix_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token before a continuation that has no context, by lm-eval's rule: BOS, else EOS."""
+    prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return None if prefix is None else int(prefix)
+
+
 def _folder_identity(folder: Path) -> str:
     files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".py"))
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
@@ -237,7 +254,7 @@ def _describe(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, *, nam
     if config is None or parameter is None:
         lacks = "config" if config is None else "parameters"
         raise ModelError(f"{name} is not a model of transformers: it has no {lacks}")
-    prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    prefix = prefix_token_id(tokenizer)
     if prefix is None:
         raise TokenizerError(f"the tokenizer of {name} has neither a BOS nor an EOS token; set one, e.g. `bos_token`")
     return LoadedModel(
@@ -248,7 +265,7 @@ def _describe(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, *, nam
         device=getattr(model, "device", parameter.device),
         max_length=max_length(config, tokenizer),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        prefix_token_id=int(prefix),
+        prefix_token_id=prefix,
         **origin,
     )
 
