@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import json
 import os
@@ -184,8 +185,11 @@ def test_eval_has_an_option_for_every_parameter_of_evaluate():
     cli_eval.add_arguments(parser)
     options = {action.dest for action in parser._actions}
     parameters = set(inspect.signature(wmdp_fast.evaluate).parameters)
-    # A tokenizer is an object; `progress` is the opposite of `--quiet`.
-    assert options - {"help", "json", "quiet"} == parameters - {"tokenizer", "progress"}
+    # What describes a server is a `Server` in Python; `progress` is the opposite of `--quiet`.
+    server = {*cli_eval._OF_SERVER, "api_key_env"}
+    assert options - {"help", "json", "quiet"} - server == parameters - {"progress"}
+    described = {field.name for field in dataclasses.fields(wmdp_fast.Server)}
+    assert set(cli_eval._OF_SERVER.values()) == described - {"model", "protocol", "api_key"}
 
 
 def test_eval_leaves_the_defaults_to_evaluate(evaluate_calls, capsys):

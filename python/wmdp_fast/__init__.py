@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from wmdp_fast.comparison import Comparison, compare
     from wmdp_fast.evaluation import evaluate
     from wmdp_fast.integrations.training import EvalCallback
+    from wmdp_fast.models.server import Server
     from wmdp_fast.prepare import load_tokenizer, plan
     from wmdp_fast.rescoring import rescore
     from wmdp_fast.results import EvalResult, GroupResult, TaskResult
@@ -54,6 +55,7 @@ _LAZY = {
     "GroupResult": "wmdp_fast.results",
     "RMUConfig": "wmdp_fast.unlearning.config",
     "SavedResults": "wmdp_fast.saved",
+    "Server": "wmdp_fast.models.server",
     "TaskResult": "wmdp_fast.results",
     "UnlearnResult": "wmdp_fast.unlearning.run",
     "compare": "wmdp_fast.comparison",
@@ -83,6 +85,7 @@ __all__ = [
     "RMUConfig",
     "Requests",
     "SavedResults",
+    "Server",
     "TaskError",
     "TaskResult",
     "TemplateError",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import time
 import warnings
@@ -15,6 +17,7 @@ from wmdp_fast._rust import OrderAnswers, aggregate
 from wmdp_fast.chat import chat_contexts, chat_template_source, system_text
 from wmdp_fast.exceptions import TaskError, WmdpFastWarning
 from wmdp_fast.journal import Journal
+from wmdp_fast.models.server import Server
 from wmdp_fast.results import EvalResult, GroupResult, TaskResult, output_folder, run_config, tokenizer_info
 from wmdp_fast.tasks import resolve
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from wmdp_fast._rust import Prompts, Requests
     from wmdp_fast.models.load import LoadedModel
     from wmdp_fast.models.scores import PartialScores, ScoreMode, Scores
+    from wmdp_fast.models.served import ServedModel
     from wmdp_fast.models.trie import Engine
     from wmdp_fast.prepare import TaskQuestions
     from wmdp_fast.tasks import Choices, Selection
@@ -35,12 +39,15 @@ if TYPE_CHECKING:
 # that type at the size of a typical logit (16 to 32); for float32 rather the noise of summing in another order.
 NEAR_TIE = {"bfloat16": 0.125, "float16": 0.015625, "float32": 1e-4}
 
+# Most tokens of a prompt for a served model that nobody knows the limit of: the server refuses what is too long.
+_NO_LIMIT = 1 << 20
+
 
 def evaluate(
-    model: str | PathLike[str] | PreTrainedModel,
+    model: str | PathLike[str] | PreTrainedModel | Server,
     *,
     tasks: str | PathLike[str] | Sequence[str | PathLike[str]],
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: PreTrainedTokenizerBase | str | PathLike[str] | None = None,
     data: str | PathLike[str] | None = None,
     revision: str | None = None,
     dataset_revision: str | Mapping[str, str] | None = None,
@@ -71,10 +78,11 @@ def evaluate(
     """Scores a model on multiple-choice tasks by log-likelihood, with lm-eval's prompts and numbers.
 
     Args:
-        model: A folder or a name on the Hugging Face hub, or a model already in memory (used as it is and left as it
-            was; it needs `tokenizer`).
+        model: A folder or a name on the Hugging Face hub; a model already in memory (used as it is and left as it was;
+            it needs `tokenizer`); or a `Server` that serves one.
         tasks: Names of tasks and groups (`wmdp`, `mmlu_virology`) and paths of question files; commas separate several.
-        tokenizer: The tokenizer, if it is not the model folder's own.
+        tokenizer: The tokenizer, a folder with it or its name on the hub, if it is not the model folder's own. With
+            one, a served model is sent tokens; without, text.
         data: Folder with the datasets, in place of the hub.
         revision: Commit, branch or tag of the model on the hub.
         dataset_revision: The same for the dataset, in place of the pinned commit; a mapping gives one for each dataset.
@@ -101,7 +109,7 @@ def evaluate(
         trust_remote_code: Whether code that comes with the model may run.
         max_length: Most tokens the model may read at once, in place of its own limit.
         output: Folder or `.json` name to save results under, by lm-eval's rules. Scores of a model that is loaded from
-            files are kept there as the run goes on, so that one that was stopped loses nothing.
+            files or served are kept there as the run goes on, so that one that was stopped loses nothing.
         log_samples: Whether to save every question with its prompt and scores too; needs `output`.
         resume: Whether to go on from where the same evaluation with the same `output` was stopped, if it was.
         progress: Whether to show a progress bar on stderr.
@@ -117,15 +125,26 @@ def evaluate(
         DataUnavailableError: Questions are missing, gated or out of reach.
         DatasetError: A question file is faulty.
         JournalError: What an unfinished run has left in `output` is of another run or damaged, or would be lost.
-        ModelError: The model cannot be loaded or scored.
+        ModelError: The model cannot be loaded or scored, or its server cannot be reached or does not do what is needed.
         TemplateError: A prompt or chat template fails.
         TokenizerError: A prompt cannot be tokenized.
         ValueError: An option has an impossible value.
     """
     if output is None and (log_samples or resume):
         raise ValueError(f"{'log_samples' if log_samples else 'resume'} needs an output folder")
-    if resume and not isinstance(model, (str, os.PathLike)):
+    if resume and not isinstance(model, (str, os.PathLike, Server)):
         raise ValueError("resume is for models on disk: whether a model in memory is the same as before, nobody knows")
+    if isinstance(model, Server):
+        _refuse_for_server(
+            revision=revision is not None,
+            dtype=dtype != "auto",
+            device=device != "auto",
+            peft=peft is not None,
+            trust_remote_code=trust_remote_code,
+            engine=engine != "auto",
+            token_budget=token_budget != "auto",
+            score_mode=score_mode != "float32",
+        )
     started, clock = time.time(), PhaseClock()
 
     # Everything cheap first: a misspelt task should not cost the loading of a model.
@@ -163,27 +182,14 @@ def evaluate(
             for one in (*read, *others)
         ]
     with clock("tokenize"):
-        encoder = prepare.load_tokenizer(
-            loaded.tokenizer,
-            prefix_token_id=loaded.prefix_token_id,
-            add_special_tokens=selection.compat.add_special_tokens(_model_type(loaded)),
-        )
-        requests = encoder.encode_requests(prompts, max_length or loaded.max_length)
-    with _kept_scores(loaded, requests, score_mode, output, resume=resume) as partial:
-        with clock("forward"), _progress_bar(shown=progress) as advance:
-            from wmdp_fast.models.trie import score
-
-            scores = score(
-                loaded,
-                requests,
-                engine=engine,
-                token_budget=token_budget,
-                score_mode=score_mode,
-                progress=advance,
-                partial=partial,
-            )
+        requests = _requests(loaded, prompts, selection, max_length)
+    num_choices = sum(one.num_choices for one in prompts)
+    identity = _what_decides_scores(loaded, requests, prompts, score_mode)
+    with _kept_scores(loaded.name, identity, num_choices, output, resume=resume) as partial:
+        with clock("forward"), _progress_bar(served=isinstance(model, Server), shown=progress) as advance:
+            scores = _score(loaded, prompts, requests, engine, token_budget, score_mode, advance, partial)
         with clock("aggregate"):
-            near_tie = NEAR_TIE.get(str(loaded.dtype).removeprefix("torch."), NEAR_TIE["float32"])
+            near_tie = NEAR_TIE.get(str(getattr(loaded, "dtype", "")).removeprefix("torch."), NEAR_TIE["float32"])
             results = _aggregate(read, others, prompts, scores, near_tie, permute_choices)
         result = EvalResult(
             tasks=results,
@@ -192,29 +198,23 @@ def evaluate(
                 for group in selection.groups
             },
             model_name=loaded.name,
-            model_source="hf",
-            config=run_config(
-                "hf",
-                _model_args(loaded, dtype, revision, peft),
-                model_info=_model_info(loaded),
-                batch_size=token_budget,
-                device=str(loaded.device),
-                limit=limit,
-            ),
+            **_how_it_was_run(loaded, dtype, revision, peft, token_budget, limit),
             timings=clock.seconds,
-            num_tokens=requests.num_tokens,
+            num_tokens=scores.tokens_useful if requests is None else requests.num_tokens,
             started=started,
             total_seconds=time.time() - started,
             score_mode=score_mode,
             near_tie=near_tie,
             choice_orders=permute_choices,
-            tokenizer=tokenizer_info(loaded.tokenizer, max_length or loaded.max_length),
+            tokenizer={} if requests is None else tokenizer_info(loaded.tokenizer, requests.max_length),
             system_instruction=system_instruction,
             chat_template=(
-                chat_template_source(loaded.tokenizer, apply_chat_template) if apply_chat_template else None
+                chat_template_source(loaded.tokenizer, apply_chat_template)
+                if apply_chat_template and loaded.tokenizer is not None
+                else None
             ),
             fewshot_as_multiturn=multiturn,
-            details=_details(selection, requests, scores, partial),
+            details=_details(selection, loaded, requests, scores, partial),
         )
         if output is not None:
             result = replace(result, saved_to=result.save(output, log_samples=log_samples))
@@ -237,17 +237,29 @@ class PhaseClock:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begun
 
 
+def _refuse_for_server(**given: bool) -> None:
+    """Raises if an option was given that only a model which is run here has."""
+    if unfit := [name for name, is_given in given.items() if is_given]:
+        raise ValueError(f"{', '.join(unfit)} cannot be chosen for a model that is served: that is up to the server")
+
+
 def _load(
-    model: str | PathLike[str] | PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
+    model: str | PathLike[str] | PreTrainedModel | Server,
+    tokenizer: PreTrainedTokenizerBase | str | PathLike[str] | None,
     revision: str | None,
     dtype: str,
     device: str,
     peft: str | PathLike[str] | None,
     trust_remote_code: bool,
-) -> LoadedModel:
-    from wmdp_fast.models.load import load_model, wrap_model
+) -> LoadedModel | ServedModel:
+    from wmdp_fast.models.load import load_model, load_tokenizer, wrap_model
 
+    if isinstance(tokenizer, os.PathLike):
+        tokenizer = os.fspath(tokenizer)
+    if isinstance(model, Server):
+        from wmdp_fast.models.served import connect
+
+        return connect(model, tokenizer)
     if isinstance(model, (str, os.PathLike)):
         return load_model(
             os.fspath(model),
@@ -263,12 +275,12 @@ def _load(
     given = {"revision": revision, "peft": peft, "dtype": dtype != "auto" or None, "device": device != "auto" or None}
     if unfit := [name for name, value in given.items() if value is not None]:
         raise ValueError(f"{', '.join(unfit)} cannot be changed for a model that is already in memory")
-    return wrap_model(model, tokenizer)
+    return wrap_model(model, load_tokenizer(tokenizer))
 
 
 def _prompts(
     read: TaskQuestions,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     apply_chat_template: bool | str,
     system_instruction: str | None,
     *,
@@ -276,7 +288,9 @@ def _prompts(
 ) -> Prompts:
     """The prompts of one task, through the chat template if one is to be applied."""
     task = read.task
-    if not apply_chat_template:
+    if apply_chat_template and tokenizer is None:
+        raise ValueError("apply_chat_template needs the served model's tokenizer: name it with tokenizer (--tokenizer)")
+    if not apply_chat_template or tokenizer is None:
         text = system_text(system_instruction, task.description, task.fewshot_delimiter)
         return prepare.render(read, description=text)
     template = prepare.template_of(task)
@@ -307,14 +321,16 @@ def _prompts(
 
 
 @contextlib.contextmanager
-def _progress_bar(*, shown: bool) -> Iterator[Callable[[int, int], None]]:
+def _progress_bar(*, served: bool, shown: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr over the inputs of a run; yields the function that sets how many are done, and of how many.
 
-    How many there are depends on the engine: the trie does not count inputs that are the beginning of another one.
+    How many there are depends on the engine: the trie does not count inputs that are the beginning of another one, and
+    a server is asked by the question.
     """
     from tqdm import tqdm
 
-    with tqdm(unit="input", desc="scoring", disable=not shown, dynamic_ncols=True) as bar:
+    unit, what = ("question", "asking") if served else ("input", "scoring")
+    with tqdm(unit=unit, desc=what, disable=not shown, dynamic_ncols=True) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total
@@ -323,33 +339,77 @@ def _progress_bar(*, shown: bool) -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
+def _requests(
+    loaded: LoadedModel | ServedModel, prompts: Sequence[Prompts], selection: Selection, max_length: int | None
+) -> Requests | None:
+    """The prompts as tokens; None for a served model whose tokenizer was not given: it is sent text."""
+    if loaded.tokenizer is None or loaded.prefix_token_id is None:
+        if max_length is not None:
+            raise ValueError("max_length needs the served model's tokenizer: name it with tokenizer (--tokenizer)")
+        return None
+    encoder = prepare.load_tokenizer(
+        loaded.tokenizer,
+        prefix_token_id=loaded.prefix_token_id,
+        add_special_tokens=selection.compat.add_special_tokens(_model_type(loaded)),
+    )
+    return encoder.encode_requests(prompts, max_length or loaded.max_length or _NO_LIMIT)
+
+
+def _score(
+    loaded: LoadedModel | ServedModel,
+    prompts: Sequence[Prompts],
+    requests: Requests | None,
+    engine: Engine,
+    token_budget: int | Literal["auto"],
+    score_mode: ScoreMode,
+    progress: Callable[[int, int], None],
+    partial: PartialScores,
+) -> Scores:
+    from wmdp_fast.models.served import ServedModel, score_served
+    from wmdp_fast.models.trie import score
+
+    if isinstance(loaded, ServedModel):
+        return score_served(loaded.server, prompts, requests=requests, progress=progress, partial=partial)
+    if requests is None:
+        raise ValueError("a model that is run here reads tokens")
+    return score(
+        loaded,
+        requests,
+        engine=engine,
+        token_budget=token_budget,
+        score_mode=score_mode,
+        progress=progress,
+        partial=partial,
+    )
+
+
 @contextlib.contextmanager
 def _kept_scores(
-    loaded: LoadedModel,
-    requests: Requests,
-    score_mode: ScoreMode,
+    name: str,
+    identity: Mapping[str, Any] | None,
+    num_choices: int,
     output: str | PathLike[str] | None,
     *,
     resume: bool,
 ) -> Iterator[PartialScores]:
-    """Scores to be entered; those of a model from files lie in a journal beside the results until these are saved."""
+    """Scores to be entered; if the run can be known again, they lie in a journal until the results are saved."""
     from wmdp_fast.models.scores import PartialScores
 
-    if output is None or loaded.path is None:
-        yield PartialScores.empty(requests.num_choices)
+    if output is None or identity is None:
+        yield PartialScores.empty(num_choices)
         return
-    folder = output_folder(output, loaded.name)
-    journal = Journal.open(folder, _what_decides_scores(loaded, requests, score_mode), resume=resume)
+    folder = output_folder(output, name)
+    journal = Journal.open(folder, identity, resume=resume)
     if resume and len(journal.choices) == 0:
         warnings.warn(f"there is nothing to resume in {folder}: beginning anew", WmdpFastWarning, stacklevel=4)
-    partial = PartialScores.resumed(requests.num_choices, journal)
+    partial = PartialScores.resumed(num_choices, journal)
     try:
         yield partial
     except BaseException as error:
         done = int(partial.finished.sum())
         if done:
             error.add_note(
-                f"{done} of {requests.num_choices} choices are scored and kept in {journal.path}: the same again with"
+                f"{done} of {num_choices} choices are scored and kept in {journal.path}: the same again with"
                 " --resume (resume=True) goes on from there"
             )
             journal.close()
@@ -359,18 +419,48 @@ def _kept_scores(
     journal.remove()
 
 
-def _what_decides_scores(loaded: LoadedModel, requests: Requests, score_mode: ScoreMode) -> dict[str, Any]:
-    """Two runs that agree in this have the same scores, whatever engine makes them and in whatever batches."""
-    from wmdp_fast.models.load import files_identity
+def _what_decides_scores(
+    loaded: LoadedModel | ServedModel, requests: Requests | None, prompts: Sequence[Prompts], score_mode: ScoreMode
+) -> dict[str, Any] | None:
+    """Two runs that agree in this have the same scores, whatever engine makes them and in whatever batches.
 
+    None for a model in memory, which nobody knows again. Of a served model it is taken on trust that it is the same as
+    before under the same name at the same address.
+    """
+    from wmdp_fast.models.load import files_identity
+    from wmdp_fast.models.served import ServedModel
+
+    asked = _content_hash(prompts) if requests is None else requests.content_hash
+    if isinstance(loaded, ServedModel):
+        server = loaded.server
+        return {
+            "base url": server.base_url,
+            "served model": server.model,
+            "engine": server.protocol,
+            "missing letters": server.about_missing,
+            "questions and their text" if requests is None else "questions and their tokens": asked,
+            "wmdp_fast": __version__,
+        }
+    if loaded.path is None:
+        return None
     return {
         "model files": files_identity(loaded),
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "device": loaded.device.type,
         "score mode": score_mode,
-        "questions and their tokens": requests.content_hash,
+        "questions and their tokens": asked,
         "wmdp_fast": __version__,
     }
+
+
+def _content_hash(prompts: Sequence[Prompts]) -> str:
+    """SHA-256 of what is asked, as text."""
+    content = hashlib.sha256()
+    for own in prompts:
+        for index in range(len(own)):
+            texts = [own.continuation(index, choice) for choice in range(len(own.choices(index)))]
+            content.update(json.dumps([own.context(index), texts]).encode())
+    return content.hexdigest()
 
 
 def _aggregate(
@@ -404,9 +494,40 @@ def _aggregate(
     return results
 
 
-def _model_type(loaded: LoadedModel) -> str:
-    """Transformers' name for the architecture, or nothing for a model that has none."""
-    return str(getattr(getattr(loaded.model, "config", None), "model_type", ""))
+def _model_type(loaded: LoadedModel | ServedModel) -> str:
+    """Transformers' name for the architecture, or nothing for a model that has none or is served."""
+    return str(getattr(getattr(getattr(loaded, "model", None), "config", None), "model_type", ""))
+
+
+def _how_it_was_run(
+    loaded: LoadedModel | ServedModel,
+    dtype: str,
+    revision: str | None,
+    peft: str | PathLike[str] | None,
+    token_budget: int | Literal["auto"],
+    limit: float | None,
+) -> dict[str, Any]:
+    """`model_source` and `config` of the result: for a served model those of lm-eval's `local-completions`."""
+    from wmdp_fast.models.served import ServedModel
+
+    if isinstance(loaded, ServedModel):
+        server = loaded.server
+        arguments: dict[str, Any] = {"model": server.model, "base_url": server.base_url}
+        if loaded.tokenizer is not None:
+            arguments["tokenizer"] = loaded.tokenizer.name_or_path
+        source = "local-completions"
+        return {"model_source": source, "config": run_config(source, arguments, limit=limit)}
+    return {
+        "model_source": "hf",
+        "config": run_config(
+            "hf",
+            _model_args(loaded, dtype, revision, peft),
+            model_info=_model_info(loaded),
+            batch_size=token_budget,
+            device=str(loaded.device),
+            limit=limit,
+        ),
+    }
 
 
 def _model_info(loaded: LoadedModel) -> dict[str, Any]:
@@ -431,14 +552,22 @@ def _model_args(
     return arguments
 
 
-def _details(selection: Selection, requests: Requests, scores: Scores, partial: PartialScores) -> dict[str, Any]:
+def _details(
+    selection: Selection,
+    loaded: LoadedModel | ServedModel,
+    requests: Requests | None,
+    scores: Scores,
+    partial: PartialScores,
+) -> dict[str, Any]:
     """What lm-eval does not record, for the results file's key `wmdp_fast`."""
-    return {
+    from wmdp_fast.models.served import ServedModel, ServedScores
+
+    details: dict[str, Any] = {
         "lm_eval_compat": selection.compat.name,
         "warnings": list(selection.warnings),
-        "tokenizer_engine": requests.engine,
-        "why_not_fastokens": requests.why_not_fast,
-        "why_no_shared_prefixes": requests.why_no_cuts,
+        "tokenizer_engine": None if requests is None else requests.engine,
+        "why_not_fastokens": None if requests is None else requests.why_not_fast,
+        "why_no_shared_prefixes": None if requests is None else requests.why_no_cuts,
         "engine": scores.engine,
         "why_not_trie": scores.why_not_trie,
         "token_budget": scores.token_budget,
@@ -448,3 +577,19 @@ def _details(selection: Selection, requests: Requests, scores: Scores, partial: 
         "seconds_waiting": scores.seconds_waiting,
         "choices_resumed": 0 if partial.journal is None else len(partial.journal.choices),
     }
+    if isinstance(loaded, ServedModel) and isinstance(scores, ServedScores):
+        server = loaded.server
+        # Where a server was asked there were no batches of tokens.
+        del details["token_budget"], details["batches"], details["seconds_waiting"]
+        details["server"] = {
+            "base_url": server.base_url,
+            "model": server.model,
+            "sent": "text" if requests is None else "tokens",
+            "top_logprobs": server.top_logprobs,
+            "missing_letters": server.about_missing,
+            "choices_bounded": scores.bounded,
+            "concurrency": server.concurrency,
+            "requests": scores.requests,
+            "requests_repeated": scores.repeated,
+        }
+    return details

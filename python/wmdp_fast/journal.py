@@ -3,8 +3,9 @@
 A journal is one file in the folder of the results. It is only appended to, a record for each batch, and handed to the
 operating system at once: what is in it survives the death of the process. Each record is its length, the CRC-32 of its
 body and the CRC-32 of these two (32 bits each, little-endian), then the body. A body's first byte says what follows:
-the run that the journal is of (JSON, the first record), a plan (JSON), or scores (17 bytes for each choice). A last
-record that is cut short is what a killed process leaves, and is dropped. Anything else that does not fit is damage.
+the run that the journal is of (JSON, the first record), a plan (JSON), scores (17 bytes for each choice), or which of
+the scores that follow are only bounds (8 bytes for each choice). A last record that is cut short is what a killed
+process leaves, and is dropped. Anything else that does not fit is damage.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # What a record's body begins with.
-_RUN, _PLAN, _SCORES = b"R", b"P", b"S"
+_RUN, _PLAN, _SCORES, _BOUNDED = b"R", b"P", b"S", b"B"
 _HEAD = struct.Struct("<III")
 _SCORE = np.dtype([("choice", "<i8"), ("loglikelihood", "<f8"), ("is_greedy", "?")])
 
@@ -60,14 +61,16 @@ class Journal:
         choices: The choices (over the whole run) that were in the file when it was opened: int64 `[N]`.
         loglikelihood: Their scores: float64 `[N]`.
         is_greedy: As in `Scores`: bool `[N]`.
+        bounded: The choices in it whose log-likelihoods are only known not to be larger.
         plan: The last plan in the file when it was opened, or None.
     """
 
-    def __init__(self, path: Path, file: int, scores: NDArray[np.void], plan: Plan | None) -> None:
+    def __init__(self, path: Path, file: int, scores: NDArray[np.void], bounded: set[int], plan: Plan | None) -> None:
         self.path = path
         self.choices: NDArray[np.int64] = scores["choice"].astype(np.int64)
         self.loglikelihood: NDArray[np.float64] = scores["loglikelihood"].astype(np.float64)
         self.is_greedy: NDArray[np.bool_] = scores["is_greedy"].astype(np.bool_)
+        self.bounded = bounded
         self.plan = plan
         self._file: int | None = file
 
@@ -102,10 +105,13 @@ class Journal:
             raise JournalError(f"{path}: another process is scoring this very run; wait for it, or stop it")
         end, plan = 0, None
         scores: list[NDArray[np.void]] = []
+        bounded: set[int] = set()
         for body, stop in _records(path.read_bytes(), path):
             end = stop
             if body[:1] == _SCORES:
                 scores.append(np.frombuffer(body[1:], dtype=_SCORE))
+            elif body[:1] == _BOUNDED:
+                bounded.update(np.frombuffer(body[1:], dtype="<i8").tolist())
             elif body[:1] == _PLAN:
                 plan = Plan(**json.loads(body[1:]))
         if scores and not resume:
@@ -115,7 +121,7 @@ class Journal:
             )
         os.ftruncate(file, end if resume else 0)
         found = np.concatenate(scores) if scores else np.empty(0, dtype=_SCORE)
-        journal = cls(path, file, found, plan if resume else None)
+        journal = cls(path, file, found, bounded, plan if resume else None)
         if not (resume and end):
             journal._append(_RUN + json.dumps(dict(run)).encode())
         return journal
@@ -133,6 +139,14 @@ class Journal:
         scores = np.empty(len(choices), dtype=_SCORE)
         scores["choice"], scores["loglikelihood"], scores["is_greedy"] = choices, loglikelihood, is_greedy
         self._append(_SCORES + scores.tobytes())
+
+    def add_bounded(self, choices: NDArray[np.int64]) -> None:
+        """Writes down that the scores of choices, which are to be added next, are only known not to be larger.
+
+        Raises:
+            OSError: As `add` does.
+        """
+        self._append(_BOUNDED + choices.astype("<i8").tobytes())
 
     def close(self) -> None:
         """Leaves the file as it is, for a later run."""

@@ -6,10 +6,11 @@ import argparse
 import json
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import wmdp_fast
 from wmdp_fast.cli.options import token_budget, whole_number
+from wmdp_fast.models.server import Server
 
 if TYPE_CHECKING:
     from wmdp_fast import EvalResult
@@ -19,11 +20,26 @@ SUMMARY = "Score a model on tasks or question files."
 # What `run` takes itself; everything else goes to `evaluate` by its name.
 _OWN = frozenset({"model", "json", "quiet", "run", "fail"})
 
+# The engines that are servers, with the address that such a server has by itself.
+_SERVED = {"openai": None, "vllm": "http://localhost:8000/v1"}
+
+# What goes to `Server`: by option, the name of its attribute.
+_OF_SERVER = {
+    "base_url": "base_url",
+    "top_logprobs": "top_logprobs",
+    "missing_letters": "missing",
+    "concurrency": "concurrency",
+    "timeout": "timeout",
+    "retries": "retries",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `wmdp-fast eval`. What is not given stays away: the defaults are those of `evaluate`."""
     parser.argument_default = argparse.SUPPRESS
-    parser.add_argument("model", metavar="MODEL", help="a folder, or a name on the Hugging Face hub")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a folder, a name on the Hugging Face hub, or with a server its name there"
+    )
 
     what = parser.add_argument_group("what to ask")
     what.add_argument(
@@ -90,11 +106,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument(
         "--engine",
-        choices=("auto", "trie", "padded"),
-        help="how to score: by token trie, on padded rows, or auto: by trie if the model can (default auto)",
+        choices=("auto", "trie", "padded", *_SERVED),
+        help="how to score: by token trie, on padded rows, or auto: by trie if the model can (default auto); or by a"
+        " server that speaks OpenAI's protocol, or vLLM's",
+    )
+    model.add_argument(
+        "--tokenizer",
+        metavar="T",
+        help="folder or hub name of another tokenizer than the model's own; with --engine openai, tokens are then sent",
     )
     model.add_argument(
         "--token-budget", type=token_budget, metavar="N", help="most tokens in a batch, or auto (default auto)"
+    )
+
+    server = parser.add_argument_group("a model that is served (--engine openai or vllm)")
+    server.add_argument(
+        "--base-url", metavar="URL", help="where, such as http://localhost:8000/v1 (the default for vllm)"
+    )
+    server.add_argument(
+        "--api-key-env",
+        metavar="NAME",
+        help="environment variable that holds the key (default OPENAI_API_KEY, if there is one)",
+    )
+    server.add_argument(
+        "--concurrency", type=whole_number(least=1), metavar="N", help="most requests at once (default 32)"
+    )
+    server.add_argument(
+        "--top-logprobs",
+        type=whole_number(least=1),
+        metavar="N",
+        help="how many of the likeliest tokens to ask for (default 20)",
+    )
+    server.add_argument(
+        "--missing-letters",
+        choices=("error", "bound", "ask"),
+        help="about a letter that is not among those: stop, take their least log-probability, or ask for it by itself"
+        " (default error; for vllm ask)",
+    )
+    server.add_argument("--timeout", type=float, metavar="S", help="seconds to wait for an answer (default 120)")
+    server.add_argument(
+        "--retries",
+        type=whole_number(least=0),
+        metavar="N",
+        help="how often to ask again after 408, 429, 5xx, silence or a cut connection (default 6)",
     )
 
     output = parser.add_argument_group("output")
@@ -117,11 +171,33 @@ def run(arguments: argparse.Namespace) -> int:
         # transformers and huggingface_hub read it when they are imported, which has not happened yet.
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     options = {name: value for name, value in vars(arguments).items() if name not in _OWN}
-    result = wmdp_fast.evaluate(arguments.model, **options, progress=not arguments.quiet)
+    model = _take_server(arguments, options) or arguments.model
+    result = wmdp_fast.evaluate(model, **options, progress=not arguments.quiet)
     report(result, as_json=arguments.json)
     if result.saved_to is not None and not arguments.quiet:
         print(f"results: {result.saved_to}", file=sys.stderr)
     return 0
+
+
+def _take_server(arguments: argparse.Namespace, options: dict[str, Any]) -> Server | None:
+    """The server to ask, if one is to be asked; takes what describes it out of `options`."""
+    given = {name: options.pop(name) for name in (*_OF_SERVER, "api_key_env") if name in options}
+    if options.get("engine") not in _SERVED:
+        for name in given:
+            arguments.fail(f"--{name.replace('_', '-')} is for a model that is served: --engine openai or vllm")
+        return None
+    engine = options.pop("engine")
+    variable = given.pop("api_key_env", None)
+    if variable is not None and variable not in os.environ:
+        arguments.fail(f"--api-key-env: there is no environment variable {variable}")
+    if "base_url" not in given and _SERVED[engine] is None:
+        arguments.fail(f"--engine {engine} needs --base-url, such as http://localhost:8000/v1")
+    return Server(
+        model=arguments.model,
+        protocol=engine,
+        api_key=os.environ.get(variable or "OPENAI_API_KEY") or None,
+        **{"base_url": _SERVED[engine], **{_OF_SERVER[name]: value for name, value in given.items()}},
+    )
 
 
 def report(result: EvalResult, *, as_json: bool) -> None:

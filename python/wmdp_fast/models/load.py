@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 import warnings
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from wmdp_fast.exceptions import ModelError, TokenizerError
 from wmdp_fast.models import hub
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -102,7 +103,7 @@ def load_model(
     # From the hub everything is taken at one commit, even if the branch moves on meanwhile.
     source: dict[str, Any] = {"revision": files.commit or revision, "trust_remote_code": trust_remote_code}
     where = str(files.folder) if files.commit is None else name_or_path
-    loaded_tokenizer = _load_tokenizer(tokenizer or where, source if not isinstance(tokenizer, str) else {})
+    loaded_tokenizer = load_tokenizer(tokenizer or where, source if not isinstance(tokenizer, str) else {})
     if on_tokenizer is not None:
         on_tokenizer(loaded_tokenizer, _model_type(files.folder))
     model: torch.nn.Module = _from_pretrained(where, source, torch_dtype, torch_device)
@@ -310,13 +311,24 @@ def _warn_of_slow_dtype(model: torch.nn.Module, device: torch.device) -> None:
         )
 
 
-def _load_tokenizer(tokenizer: str | PreTrainedTokenizerBase, source: dict[str, Any]) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    tokenizer: str | PreTrainedTokenizerBase, source: Mapping[str, Any] | None = None
+) -> PreTrainedTokenizerBase:
+    """A tokenizer of transformers: the one given, or that of a folder or of a name on the hub.
+
+    Args:
+        tokenizer: The tokenizer, or where it is.
+        source: More to tell transformers, such as the `revision`.
+
+    Raises:
+        TokenizerError: It cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
     if not isinstance(tokenizer, str):
         return tokenizer
     try:
-        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tokenizer, **source)
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tokenizer, **(source or {}))
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
         raise TokenizerError(f"the tokenizer of {tokenizer} cannot be loaded: {error}") from error
     return loaded

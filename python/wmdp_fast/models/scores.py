@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -75,6 +75,7 @@ class PartialScores:
         seconds_waiting: As in `Scores`.
         tokens_run: As in `Scores`.
         batches: As in `Scores`.
+        bounded: Choices whose log-likelihood is only known not to be larger.
     """
 
     loglikelihood: NDArray[np.float64]
@@ -85,6 +86,7 @@ class PartialScores:
     seconds_waiting: float = 0.0
     tokens_run: int = 0
     batches: int = 0
+    bounded: set[int] = field(default_factory=set)
 
     @classmethod
     def empty(cls, num_choices: int) -> PartialScores:
@@ -97,6 +99,7 @@ class PartialScores:
         partial = cls.empty(num_choices)
         partial.loglikelihood[journal.choices] = journal.loglikelihood
         partial.is_greedy[journal.choices] = journal.is_greedy
+        partial.bounded.update(journal.bounded & set(journal.choices.tolist()))
         partial.journal = journal
         return partial
 
@@ -146,13 +149,34 @@ class PartialScores:
         distinct, index = np.unique(choices, return_inverse=True)
         sums = np.zeros(len(distinct))
         np.add.at(sums, index, logprobs)
-        self.is_greedy[distinct] = True
-        self.is_greedy[choices[~greedy]] = False
-        rounded = _round(sums, targets.sum_dtype)
-        if self.journal is not None and len(distinct):
-            self.journal.add(distinct, rounded, self.is_greedy[distinct])
+        all_greedy = np.ones(len(distinct), dtype=np.bool_)
+        all_greedy[index[~greedy]] = False
+        self.enter(distinct, _round(sums, targets.sum_dtype), all_greedy)
+
+    def enter(
+        self,
+        choices: NDArray[np.int64],
+        loglikelihood: NDArray[np.float64],
+        is_greedy: NDArray[np.bool_],
+        bounded: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Enters the whole scores of choices, which are not finished.
+
+        Args:
+            choices: Which choices: int64 `[N]`.
+            loglikelihood: As in `Scores`: float64 `[N]`.
+            is_greedy: As in `Scores`: bool `[N]`.
+            bounded: Those choices whose log-likelihood is only known not to be larger.
+        """
+        if self.journal is not None and len(choices):
+            if bounded is not None and len(bounded):
+                self.journal.add_bounded(bounded)
+            self.journal.add(choices, loglikelihood, is_greedy)
+        if bounded is not None:
+            self.bounded.update(bounded.tolist())
+        self.is_greedy[choices] = is_greedy
         # Last, as it is what makes them count as finished.
-        self.loglikelihood[distinct] = rounded
+        self.loglikelihood[choices] = loglikelihood
 
 
 @dataclass(frozen=True)
