@@ -8,6 +8,7 @@ import json
 import os
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,11 +24,12 @@ from wmdp_fast.tasks import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
     from os import PathLike
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from wmdp_fast._rust import Prompts, Requests
+    from wmdp_fast._rust import Prompts, Requests, Tokenizer
     from wmdp_fast.models.load import LoadedModel
     from wmdp_fast.models.scores import PartialScores, ScoreMode, Scores
     from wmdp_fast.models.served import ServedModel
@@ -170,8 +172,9 @@ def evaluate(
         )
     with clock("read"):
         read = prepare.read_tasks(selection.tasks, data=data, dataset_revision=dataset_revision, limit=limit)
+    encoder = _Encoder(selection)
     with clock("load"):
-        loaded = _load(model, tokenizer, revision, dtype, device, peft, trust_remote_code)
+        loaded = _load(model, tokenizer, revision, dtype, device, peft, trust_remote_code, encoder.begin)
     multiturn = bool(apply_chat_template) if fewshot_as_multiturn is None else fewshot_as_multiturn
     others = []
     if permute_choices is not None:
@@ -182,7 +185,7 @@ def evaluate(
             for one in (*read, *others)
         ]
     with clock("tokenize"):
-        requests = _requests(loaded, prompts, selection, max_length)
+        requests = _requests(loaded, encoder, prompts, max_length)
     num_choices = sum(one.num_choices for one in prompts)
     identity = _what_decides_scores(loaded, requests, prompts, score_mode)
     with _kept_scores(loaded.name, identity, num_choices, output, resume=resume) as partial:
@@ -251,6 +254,7 @@ def _load(
     device: str,
     peft: str | PathLike[str] | None,
     trust_remote_code: bool,
+    on_tokenizer: Callable[[PreTrainedTokenizerBase, str], object],
 ) -> LoadedModel | ServedModel:
     from wmdp_fast.models.load import load_model, load_tokenizer, wrap_model
 
@@ -269,6 +273,7 @@ def _load(
             device=device,
             peft=None if peft is None else os.fspath(peft),
             trust_remote_code=trust_remote_code,
+            on_tokenizer=on_tokenizer,
         )
     if tokenizer is None:
         raise ValueError("a model in memory needs its tokenizer: evaluate(model, tokenizer=..., tasks=...)")
@@ -339,20 +344,47 @@ def _progress_bar(*, served: bool, shown: bool) -> Iterator[Callable[[int, int],
         yield advance
 
 
+class _Encoder:
+    """The Rust tokenizer, begun to be loaded while the weights are read: either takes some tenths of a second."""
+
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+        self._begun: Future[Tokenizer] | None = None
+
+    def begin(self, tokenizer: PreTrainedTokenizerBase, model_type: str) -> None:
+        """Begins to load it on a thread, which takes little of Python's time."""
+        from wmdp_fast.models.load import prefix_token_id
+
+        if (prefix := prefix_token_id(tokenizer)) is not None:
+            threads = ThreadPoolExecutor(max_workers=1)
+            self._begun = threads.submit(self._load, tokenizer, prefix, model_type)
+            threads.shutdown(wait=False)
+
+    def get(self, tokenizer: PreTrainedTokenizerBase, prefix_token_id: int, model_type: str) -> Tokenizer:
+        """Waits for it, or loads it now.
+
+        Raises:
+            TokenizerError: As `prepare.load_tokenizer`.
+        """
+        if self._begun is not None:
+            return self._begun.result()
+        return self._load(tokenizer, prefix_token_id, model_type)
+
+    def _load(self, tokenizer: PreTrainedTokenizerBase, prefix_token_id: int, model_type: str) -> Tokenizer:
+        special = self._selection.compat.add_special_tokens(model_type)
+        return prepare.load_tokenizer(tokenizer, prefix_token_id=prefix_token_id, add_special_tokens=special)
+
+
 def _requests(
-    loaded: LoadedModel | ServedModel, prompts: Sequence[Prompts], selection: Selection, max_length: int | None
+    loaded: LoadedModel | ServedModel, encoder: _Encoder, prompts: Sequence[Prompts], max_length: int | None
 ) -> Requests | None:
     """The prompts as tokens; None for a served model whose tokenizer was not given: it is sent text."""
     if loaded.tokenizer is None or loaded.prefix_token_id is None:
         if max_length is not None:
             raise ValueError("max_length needs the served model's tokenizer: name it with tokenizer (--tokenizer)")
         return None
-    encoder = prepare.load_tokenizer(
-        loaded.tokenizer,
-        prefix_token_id=loaded.prefix_token_id,
-        add_special_tokens=selection.compat.add_special_tokens(_model_type(loaded)),
-    )
-    return encoder.encode_requests(prompts, max_length or loaded.max_length or _NO_LIMIT)
+    found = encoder.get(loaded.tokenizer, loaded.prefix_token_id, _model_type(loaded))
+    return found.encode_requests(prompts, max_length or loaded.max_length or _NO_LIMIT)
 
 
 def _score(

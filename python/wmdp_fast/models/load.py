@@ -17,7 +17,7 @@ from wmdp_fast.exceptions import ModelError, TokenizerError
 from wmdp_fast.models import hub
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -243,7 +243,9 @@ def _score(
             start = trie.first_unfinished(partial.finished) if resumed is None else resumed.start
             resumed = None
             partial.begin(Plan("trie", token_budget, budget, start))
-            needed = tokens.needed(trie.batches(budget, readouts, start), partial.finished)
+            # The batches are made twice only if some may be left out.
+            seen = trie.batches(budget, readouts, start) if partial.finished.any() else ()
+            needed = tokens.needed(seen, partial.finished)
             pipeline = _Pipeline(loaded, trie, tokens, partial, score_mode, progress, begin)
             failed = pipeline.run(trie.batches(budget, readouts, start), needed)
             done = failed is None
