@@ -80,3 +80,30 @@ def test_five_seeds_forget_one_domain_and_keep_the_other(tokenizer, record_prope
         print(domain, text)
     assert abs(np.mean(after["forget"]) - CHANCE) <= 0.05
     assert before["retain"] - np.mean(after["retain"]) <= 0.02
+
+
+@pytest.mark.slow
+def test_lm_eval_scores_the_saved_model_as_the_one_in_memory(tokenizer, tmp_path):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'wmdp-fast[lm-eval]'")
+    from transformers import AutoModelForCausalLM
+
+    from tests.lm_eval_runs import run_lm_eval
+
+    model = AutoModelForCausalLM.from_pretrained(demo.model_path(), local_files_only=True, dtype=torch.float32)
+    wf.unlearn(
+        model,
+        tokenizer=tokenizer,
+        forget=demo.corpus_path("forget"),
+        retain=demo.corpus_path("retain"),
+        config=wf.RMUConfig(layer_id=2, max_steps=3, max_length=64, retain_max_length=64, learning_rate=1e-3),
+        output=tmp_path / "unlearnt",
+        progress=False,
+    )
+    asked = {"tasks": demo.questions_path("forget"), "template": "mmlu", "limit": 20}
+    ours = wf.evaluate(model, tokenizer=tokenizer, progress=False, **asked)
+    theirs = run_lm_eval(str(tmp_path / "unlearnt"), model_args={"dtype": "float32", "batch_size": 4}, **asked)
+    base = run_lm_eval(str(demo.model_path()), model_args={"dtype": "float32", "batch_size": 4}, **asked)
+    [name] = ours.tasks
+    expected = np.ravel(theirs.loglikelihood[name])
+    np.testing.assert_allclose(ours.tasks[name].outcome.loglikelihood, expected, rtol=0, atol=1e-4)
+    assert np.abs(expected - np.ravel(base.loglikelihood[name])).max() > 1e-2
