@@ -355,6 +355,12 @@ class _Asker:
         choice, tokens = self._client.completion(body)
         given = choice.get("logprobs")
         tops = _tops(given) if isinstance(given, dict) else []
+        if not tops and isinstance(given, dict) and choice.get("finish_reason") == "stop":
+            raise ModelError(
+                f"{self._server.base_url} gives no log-probabilities where the likeliest next token is the end of the"
+                f" text, as it is after {str(prompt)[-40:]!r}: ask in a way that the model answers (--num-fewshot,"
+                " --apply-chat-template), or serve it with another server, such as vLLM"
+            )
         if not tops or not tops[0]:
             raise ModelError(
                 f"{self._server.base_url} gave no log-probabilities: start it so that it does (the server of"
