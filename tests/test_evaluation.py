@@ -75,3 +75,15 @@ def test_the_bar_counts_the_inputs_of_the_engine_that_runs(
     wf.evaluate(llama_dir, tasks=birds, device="cpu", progress=True)
     assert "scoring: 100%" in (shown := capsys.readouterr().err)
     assert "24/24" in shown
+
+
+def test_another_tokenizer_can_be_named_and_is_written_down(llama_dir: Path, birds: Path, tmp_path: Path) -> None:
+    named = {file.name: file for file in llama_dir.iterdir() if file.name.startswith(("tokenizer", "special"))}
+    for name, file in named.items():
+        file.rename(tmp_path / name)
+    try:
+        result = wf.evaluate(llama_dir, tokenizer=tmp_path, tasks=birds, device="cpu", limit=2, progress=False)
+    finally:
+        for name, file in named.items():
+            (tmp_path / name).rename(file)
+    assert result.to_json()["config"]["model_args"]["tokenizer"] == str(tmp_path)

@@ -201,7 +201,7 @@ def evaluate(
                 for group in selection.groups
             },
             model_name=loaded.name,
-            **_how_it_was_run(loaded, dtype, revision, peft, token_budget, limit),
+            **_how_it_was_run(loaded, tokenizer, dtype, revision, peft, token_budget, limit),
             timings=clock.seconds,
             num_tokens=scores.tokens_useful if requests is None else requests.num_tokens,
             started=started,
@@ -209,7 +209,7 @@ def evaluate(
             score_mode=score_mode,
             near_tie=near_tie,
             choice_orders=permute_choices,
-            tokenizer={} if requests is None else tokenizer_info(loaded.tokenizer, requests.max_length),
+            tokenizer={} if requests is None else tokenizer_info(loaded.tokenizer, max_length or loaded.max_length),
             system_instruction=system_instruction,
             chat_template=(
                 chat_template_source(loaded.tokenizer, apply_chat_template)
@@ -533,6 +533,7 @@ def _model_type(loaded: LoadedModel | ServedModel) -> str:
 
 def _how_it_was_run(
     loaded: LoadedModel | ServedModel,
+    tokenizer: PreTrainedTokenizerBase | str | PathLike[str] | None,
     dtype: str,
     revision: str | None,
     peft: str | PathLike[str] | None,
@@ -553,7 +554,7 @@ def _how_it_was_run(
         "model_source": "hf",
         "config": run_config(
             "hf",
-            _model_args(loaded, dtype, revision, peft),
+            _model_args(loaded, tokenizer, dtype, revision, peft),
             model_info=_model_info(loaded),
             batch_size=token_budget,
             device=str(loaded.device),
@@ -573,10 +574,16 @@ def _model_info(loaded: LoadedModel) -> dict[str, Any]:
 
 
 def _model_args(
-    loaded: LoadedModel, dtype: str, revision: str | None, peft: str | PathLike[str] | None
+    loaded: LoadedModel,
+    tokenizer: PreTrainedTokenizerBase | str | PathLike[str] | None,
+    dtype: str,
+    revision: str | None,
+    peft: str | PathLike[str] | None,
 ) -> dict[str, Any]:
     """lm-eval's `model_args`: what the model was loaded with."""
     arguments: dict[str, Any] = {"pretrained": loaded.name, "dtype": dtype}
+    if isinstance(tokenizer, (str, os.PathLike)):
+        arguments["tokenizer"] = os.fspath(tokenizer)
     if revision is not None:
         arguments["revision"] = revision
     if peft is not None:

@@ -574,8 +574,8 @@ def run_config(
     }
 
 
-def tokenizer_info(tokenizer: Any, max_length: int) -> dict[str, Any]:
-    """A transformers tokenizer's special tokens and the longest input, as lm-eval records them."""
+def tokenizer_info(tokenizer: Any, max_length: int | None) -> dict[str, Any]:
+    """A transformers tokenizer's special tokens and the longest input if it is known, as lm-eval records them."""
     special = {
         f"tokenizer_{kind}_token": [getattr(tokenizer, f"{kind}_token"), str(getattr(tokenizer, f"{kind}_token_id"))]
         for kind in ("pad", "eos", "bos")

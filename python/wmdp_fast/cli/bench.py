@@ -111,12 +111,22 @@ def _add_embed(benchmarks: Any) -> None:
     parser.add_argument(
         "--num-fewshot", type=whole_number(least=0), default=0, metavar="N", help="examples (default 0)"
     )
-    parser.add_argument("--limit", type=whole_number(least=1), default=8, metavar="N", help="questions (default 8)")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    parser.add_argument(
+        "--limit",
+        type=whole_number(least=1),
+        default=8,
+        metavar="N",
+        help="questions of each task; of the made-up documents a quarter (default 8)",
+    )
+    dtypes = ("float32", "bfloat16", "float16", "auto")
+    parser.add_argument("--dtype", choices=dtypes, default="float32", help="default float32")
     parser.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda:N (default cpu)")
-    parser.add_argument("--batch-size", default="8", metavar="N", help="of hf: a number or auto (default 8)")
+    parser.add_argument(
+        "--batch-size", type=_batch_size, default=8, metavar="N", help="of hf: a number or auto (default 8)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    parser.set_defaults(benchmark=_embed, report=None)
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the report there too, as Markdown")
+    parser.set_defaults(benchmark=_embed)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -213,6 +223,10 @@ def _known_peers(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     if unknown := [peer for peer in peers if peer not in known]:
         raise argparse.ArgumentTypeError(f"unknown peer {unknown[0]!r}; known: {', '.join(known)}")
     return peers
+
+
+def _batch_size(text: str) -> int | str:
+    return text if text == "auto" else whole_number(least=1)(text)
 
 
 def _layers(text: str) -> tuple[int, ...]:

@@ -282,7 +282,7 @@ class EvalCallback(TrainerCallback):
         if self._sample is None:
             raise RuntimeError("training has not begun: the questions have not been read")
         found = self._sample(model) if state.is_world_process_zero else {}
-        numbers = {f"{self.metrics}_{name}": value for name, value in _shared(found).items()}
+        numbers = {f"{self.metrics}_{name}": value for name, value in shared(found).items()}
         self.history.append({"step": state.global_step, **numbers})
         if self.trainer is None:
             state.log_history.append({**numbers, "epoch": state.epoch or 0.0, "step": state.global_step})
@@ -294,7 +294,7 @@ class EvalCallback(TrainerCallback):
             control.should_log = wanted
 
 
-def _shared(found: dict[str, float]) -> dict[str, float]:
+def shared(found: dict[str, float]) -> dict[str, float]:
     """The first process's numbers in all processes, which wait for them here."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:

@@ -7,6 +7,7 @@ likeliest tokens. Choices of several tokens are one request each: for the log-pr
 
 from __future__ import annotations
 
+import math
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -176,6 +177,8 @@ def _ask_all(
     finished = partial.finished
     asked = [one for one in questions if not finished[one.first : one.first + one.num_choices].all()]
     waiting, done = iter(asked), len(questions) - len(asked)
+    # Answers that are worth nothing if the server turns out to give wrong ones.
+    held: list[tuple[_Question, _Answer]] = []
     running: dict[Future[_Answer], _Question] = {}
     with ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="wmdp-fast-ask") as pool:
         try:
@@ -187,10 +190,11 @@ def _ask_all(
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     answer = future.result()
-                    _enter(partial, running.pop(future), answer)
+                    held = _enter(partial, [*held, (running.pop(future), answer)], trusted=asker.is_trusted)
                     done += 1
                     if progress is not None:
                         progress(done, len(questions))
+            _enter(partial, held, trusted=True)
         except BaseException:
             asker.stop()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -199,17 +203,29 @@ def _ask_all(
                 # So that what has been asked need not be asked again.
                 for future in wait(under_way, timeout=_LAST_WAIT).done:
                     if future.exception() is None:
-                        _enter(partial, running[future], future.result())
+                        held.append((running[future], future.result()))
+                _enter(partial, held, trusted=asker.is_trusted)
             finally:
                 asker.cut()
             raise
 
 
-def _enter(partial: PartialScores, question: _Question, answer: _Answer) -> None:
-    choices = np.arange(question.first, question.first + question.num_choices)
-    partial.enter(choices, np.array(answer.loglikelihood), np.array(answer.is_greedy), choices[answer.bounded])
-    partial.tokens_run += answer.tokens
-    partial.batches += 1
+def _enter(
+    partial: PartialScores, answers: Sequence[tuple[_Question, _Answer]], *, trusted: bool
+) -> list[tuple[_Question, _Answer]]:
+    """Enters answers, and returns those that must wait until the server is trusted."""
+    held = []
+    for question, answer in answers:
+        if answer.by_prompt and not trusted:
+            held.append((question, answer))
+            continue
+        choices = np.arange(question.first, question.first + question.num_choices)
+        partial.enter(
+            choices, np.array(answer.loglikelihood), np.array(answer.is_greedy), choices[list(answer.bounded)]
+        )
+        partial.tokens_run += answer.tokens
+        partial.batches += 1
+    return held
 
 
 @dataclass(frozen=True)
@@ -225,12 +241,21 @@ class _Question:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a server said of a question: for each choice, and which of them (by number) are bounds only."""
+    """What a server said of a question's choices.
+
+    Attributes:
+        loglikelihood: Of each choice, in nats.
+        is_greedy: Whether each choice is what greedy decoding gives.
+        tokens: Tokens of the prompts that were sent.
+        bounded: Choices, by number, whose log-likelihood is only known not to be larger.
+        by_prompt: Whether it rests on what the server says of a prompt's own tokens.
+    """
 
     loglikelihood: list[float]
     is_greedy: list[bool]
-    bounded: list[int]
     tokens: int
+    bounded: Sequence[int] = ()
+    by_prompt: bool = False
 
 
 def _numbered(prompts: Sequence[Prompts]) -> list[_Question]:
@@ -253,8 +278,13 @@ class _Asker:
         self._prompts = prompts
         self._requests = requests
         self._by_id = server.protocol == "vllm"
-        self._trials = _TRIALS
+        self._trials: float = _TRIALS
         self._trial = Lock()
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether what the server says of a prompt's own tokens has been tried out, and was right."""
+        return self._trials == 0
 
     def stop(self) -> None:
         """Sends nothing again that fails from now on."""
@@ -262,7 +292,7 @@ class _Asker:
 
     def cut(self) -> None:
         """Gives up what is under way."""
-        self._client.close()
+        self._client.cut()
 
     def __call__(self, question: _Question) -> _Answer:
         """Asks about a question, with one request if its choices are one token each.
@@ -286,7 +316,7 @@ class _Asker:
             self._requests.continuation(question.first + choice).tolist() for choice in range(question.num_choices)
         ]
         length = self._requests.max_length
-        in_tokens = [_Tokens(tokens, one, length) for one in of_choice]
+        in_tokens = [_Tokens(tokens, one, length, text) for one, text in zip(of_choice, texts, strict=True)]
         if any(len(one) != 1 for one in of_choice):
             return self._each(in_tokens, where)
         names = [f"token_id:{token}" for [token] in of_choice] if self._by_id else texts
@@ -308,15 +338,15 @@ class _Asker:
         values = [value for value in found if value is not None]
         absent = [place for place, value in enumerate(found) if value is None]
         if absent and self._server.about_missing == "ask":
-            asked = {place: self._whole(choices[place], where) for place in absent}
+            asked = {place: self._whole(choices[place], where, first=place == absent[0]) for place in absent}
             return _Answer(
                 [asked[place][0] if value is None else value for place, value in enumerate(found)],
                 [asked[place][1] if value is None else value == best for place, value in enumerate(found)],
-                [],
                 tokens + sum(one[2] for one in asked.values()),
+                by_prompt=True,
             )
         if absent and (self._server.about_missing == "error" or not values):
-            listed = ", ".join(names[place].strip() for place in absent)
+            listed = ", ".join(choices[place].text.strip() for place in absent)
             one = len(absent) == 1
             raise ModelError(
                 f"{where}: {'the letter' if one else 'the letters'} {listed} {'is' if one else 'are'} not among the"
@@ -329,14 +359,16 @@ class _Asker:
         return _Answer(
             [bound if value is None else value for value in found],
             [value is not None and value == best for value in found],
-            absent,
             tokens,
+            bounded=absent,
         )
 
     def _each(self, choices: Sequence[_Text | _Tokens], where: str) -> _Answer:
         """Asks for each choice by itself."""
-        asked = [self._whole(choice, where) for choice in choices]
-        return _Answer([one[0] for one in asked], [one[1] for one in asked], [], sum(one[2] for one in asked))
+        asked = [self._whole(choice, where, first=place == 0) for place, choice in enumerate(choices)]
+        return _Answer(
+            [one[0] for one in asked], [one[1] for one in asked], sum(one[2] for one in asked), by_prompt=True
+        )
 
     def _next_token(self, prompt: str | list[int], ids: Sequence[int] = ()) -> tuple[dict[str, float], int]:
         """The likeliest next tokens with their log-probabilities, and the number of tokens of the prompt."""
@@ -355,6 +387,12 @@ class _Asker:
         choice, tokens = self._client.completion(body)
         given = choice.get("logprobs")
         tops = _tops(given) if isinstance(given, dict) else []
+        if not tops and isinstance(given, dict) and choice.get("finish_reason") == "stop":
+            raise ModelError(
+                f"{self._server.base_url} gives no log-probabilities where the likeliest next token is the end of the"
+                f" text, as it is after {str(prompt)[-40:]!r}: ask in a way that the model answers (--num-fewshot,"
+                " --apply-chat-template), or serve it with another server, such as vLLM"
+            )
         if not tops or not tops[0]:
             raise ModelError(
                 f"{self._server.base_url} gave no log-probabilities: start it so that it does (the server of"
@@ -367,8 +405,11 @@ class _Asker:
             )
         return tops[0], tokens
 
-    def _whole(self, choice: _Text | _Tokens, where: str) -> tuple[float, bool, int]:
-        """A choice's log-likelihood, whether it is greedy, and the number of tokens read for it."""
+    def _whole(self, choice: _Text | _Tokens, where: str, *, first: bool) -> tuple[float, bool, int]:
+        """A choice's log-likelihood, whether it is greedy, and the number of tokens read for it.
+
+        `first` says that it is the first choice of its question that is asked for in this way.
+        """
         prompt = choice.prompt
         body: dict[str, Any] = {"prompt": prompt, "max_tokens": 1, "temperature": 0}
         body |= {"prompt_logprobs": 1} if self._by_id else {"echo": True, "logprobs": 1}
@@ -382,7 +423,8 @@ class _Asker:
                 f" as it should: {error}. Ask questions that are answered with letters (--choices letters), or use"
                 + (" another server" if self._by_id else " vLLM (--engine vllm), or name the model's --tokenizer")
             ) from error
-        self._try_out(choice, scored[0], where)
+        if first:
+            self._try_out(choice, scored[0], where)
         return sum(value for value, _ in scored), all(value == max(top.values()) for value, top in scored), tokens
 
     def _try_out(self, choice: _Text | _Tokens, first: tuple[float, Mapping[str, float]], where: str) -> None:
@@ -393,18 +435,21 @@ class _Asker:
         with self._trial:
             if self._trials == 0:
                 return
+            value, within = first
+            top, _ = self._next_token(choice.context)
+            spelled = {_spelled(token): value for token, value in reversed(top.items())}
+            likeliest, here = (max(one.items(), key=lambda item: item[1]) for one in (top, within))
+            # Of two that are equally likely, either may come first.
+            known = spelled.get(_spelled(here[0]), -np.inf)
+            if max(abs(known - here[1]), abs(likeliest[1] - here[1])) > _TOLERANCE or value > here[1]:
+                # Others may agree by chance: it is not to be trusted any more.
+                self._trials = math.inf
+                raise ModelError(
+                    f"{where}: the likeliest token after the question is {likeliest[0]!r} ({likeliest[1]:.3f}), but"
+                    f" {here[0]!r} ({here[1]:.3f}) by what {self._server.base_url} says of a prompt's own tokens, so"
+                    " these are wrong: this server cannot be asked for choices of several tokens"
+                )
             self._trials -= 1
-        top, _ = self._next_token(choice.context)
-        value, within = first
-        likeliest, here = max(top.items(), key=lambda item: item[1]), max(within.items(), key=lambda item: item[1])
-        second = sorted(top.values())[-2:][0]
-        same = _spelled(likeliest[0]) == _spelled(here[0]) or likeliest[1] - second < _TOLERANCE
-        if not same or abs(likeliest[1] - here[1]) > _TOLERANCE or value > likeliest[1] + _TOLERANCE:
-            raise ModelError(
-                f"{where}: the likeliest token after the question is {likeliest[0]!r} ({likeliest[1]:.3f}), but"
-                f" {here[0]!r} ({here[1]:.3f}) by what {self._server.base_url} says of a prompt's own tokens, so these"
-                " are wrong: this server cannot be asked for choices of several tokens"
-            )
 
 
 @dataclass(frozen=True)
@@ -426,6 +471,7 @@ class _Tokens:
     full_context: list[int]
     continuation: list[int]
     max_length: int
+    text: str
 
     @property
     def prompt(self) -> list[int]:
@@ -434,10 +480,6 @@ class _Tokens:
     @property
     def context(self) -> list[int]:
         return self.prompt[: -len(self.continuation)]
-
-    @property
-    def text(self) -> str:
-        return f"tokens {self.continuation}"
 
 
 class _NotGivenError(Exception):
@@ -509,7 +551,9 @@ def _ascii(text: str) -> str:
 def _tops(given: Mapping[str, Any]) -> list[dict[str, float]]:
     """The likeliest tokens at each place, from either of the two forms that servers give them in."""
     if isinstance(content := given.get("content"), list):
-        return [{str(one["token"]): float(one["logprob"]) for one in place["top_logprobs"]} for place in content]
+        return [
+            {str(one["token"]): float(one["logprob"]) for one in place.get("top_logprobs") or []} for place in content
+        ]
     return [
         {str(token): float(value) for token, value in (place or {}).items() if value is not None}
         for place in given.get("top_logprobs") or []

@@ -160,15 +160,20 @@ class Client:
         """From now on, nothing that has failed is sent again."""
         self._stopping.set()
 
-    def close(self) -> None:
-        """Cuts all connections, those too on which an answer is being waited for."""
+    def cut(self) -> None:
+        """Gives up what is under way: shuts all connections, those too on which an answer is being waited for."""
         self.stop()
         with self._lock:
             for connection in self._connections:
-                # Another thread may wait for it or close it just now.
+                # Another thread may close it just now.
                 if (open_socket := connection.sock) is not None:
                     with contextlib.suppress(OSError):
                         open_socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Closes all connections, on which nothing may be under way any more."""
+        for connection in self._connections:
+            connection.close()
 
     def _patiently(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
         content = None if body is None else json.dumps(body).encode()
