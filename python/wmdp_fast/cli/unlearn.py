@@ -18,7 +18,7 @@ _SETTINGS = (
     "epochs", "max_length", "retain_max_length", "mode", "retain_noise", "seed", "grad_accum", "grad_clip",
     "master_weights", "dtype", "save_every", "min_chars", "raw_lines", "field",
 )  # fmt: skip
-_EVALUATION = ("data", "limit", "num_fewshot", "template")
+_EVALUATION = ("limit", "num_fewshot", "template")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     watch = parser.add_argument_group("watching it")
     watch.add_argument("--eval-tasks", action="append", metavar="NAMES", help="tasks to score before, during and after")
     watch.add_argument("--eval-every", type=whole_number(least=1), metavar="N", help="steps between evaluations")
-    watch.add_argument("--data", metavar="DIR", help="folder with the datasets of --eval-tasks, in place of the hub")
     watch.add_argument("--limit", type=float, metavar="N", help="only the first N questions of a task; below 1 a share")
     watch.add_argument("--num-fewshot", type=whole_number(least=0), metavar="N", help="examples before each question")
     watch.add_argument("--template", metavar="T", help="for question files among --eval-tasks")
@@ -62,6 +61,9 @@ def _add_corpora(parser: argparse.ArgumentParser) -> None:
     corpora.add_argument(
         "--retain", required=True, action="append", metavar="CORPUS", help="what to keep; once, or once for each topic"
     )
+    corpora.add_argument(
+        "--data", metavar="DIR", help="folder with corpora and datasets that are given by name, in place of the hub"
+    )
     corpora.add_argument("--field", metavar="KEY", help="key of the text in a record (default text)")
     corpora.add_argument("--min-chars", type=whole_number(least=0), metavar="N", help="leave out texts up to N long")
     corpora.add_argument(
@@ -82,7 +84,7 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         "--preset", metavar="NAME", help="published settings, e.g. zephyr-7b; other options override them"
     )
     method.add_argument("--layer-id", type=whole_number(least=0), metavar="L", help="layer whose output is steered")
-    method.add_argument("--update-layer-ids", type=_wholes, metavar="L,...", help="layers that are trained")
+    method.add_argument("--update-layer-ids", type=_layers, metavar="L,...", help="layers that are trained")
     method.add_argument(
         "--parameters", metavar="ROLE", help="what is trained in them: a role or a regex (default mlp.down_proj)"
     )
@@ -116,6 +118,10 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )
     training.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
     training.add_argument("--revision", metavar="REV", help="commit, branch or tag of the model on the hub")
+    training.add_argument(
+        "--cache-trunk", metavar="DIR", help="keep there what training does not change, for later epochs and runs"
+    )
+    training.add_argument("--cache-limit", type=float, metavar="GB", help="most that DIR may hold (default no limit)")
     training.add_argument("--trust-remote-code", action="store_true", help="let code that comes with the model run")
 
 
@@ -135,6 +141,9 @@ def run(arguments: argparse.Namespace) -> int:
         "eval_tasks",
         "stop_when",
         "keep_while",
+        "data",
+        "cache_trunk",
+        "cache_limit",
     )
     options: dict[str, Any] = {name: given[name] for name in (*passed, "report_to") if name in given}
     result = wmdp_fast.unlearn(
@@ -178,8 +187,11 @@ def _one_or_more(values: list[Any]) -> Any:
 
 
 def _wholes(text: str) -> Any:
-    values = tuple(whole_number(least=0)(part.strip()) for part in text.split(","))
-    return _one_or_more(list(values))
+    return _one_or_more(list(_layers(text)))
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    return tuple(whole_number(least=0)(part.strip()) for part in text.split(","))
 
 
 def _numbers(text: str) -> Any:
