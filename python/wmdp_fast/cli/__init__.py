@@ -29,6 +29,7 @@ from wmdp_fast.cli import (
     report,
     rescore,
     show,
+    sweep,
     tasks,
     unlearn,
 )
@@ -48,6 +49,7 @@ COMMANDS = {
     "report": report,
     "layers": layers,
     "unlearn": unlearn,
+    "sweep": sweep,
     "apply-delta": apply_delta,
     "lm-eval": lm_eval,
     "export": export,

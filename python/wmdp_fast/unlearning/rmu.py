@@ -99,20 +99,20 @@ def unlearn(
     config = config or RMUConfig()
     request = Request(
         config=config,
-        forget=_listed(forget),
-        retain=_listed(retain),
-        eval_tasks=_names(eval_tasks),
+        forget=listed_corpora(forget),
+        retain=listed_corpora(retain),
+        eval_tasks=listed_names(eval_tasks),
         eval_every=eval_every,
         eval_options=({} if data is None else {"data": data}) | dict(eval_options or {}),
         data=data,
         stop_when=stopping.parse_all(stop_when),
         keep_while=stopping.parse_all(keep_while),
-        report_to=_names(report_to),
+        report_to=listed_names(report_to),
         progress=progress,
         note=note or (lambda _line: None),
     )
     request.check()
-    limit = _bytes(cache_limit, cache_trunk)
+    limit = cache_bytes(cache_limit, cache_trunk)
     target = None if output is None else Path(output)
     if target is not None:
         _refuse_leftovers(target, resume=resume)
@@ -128,7 +128,12 @@ def unlearn(
         return Run(request, source, corpora, clock, target, work, cache).result(resume=resume)
 
 
-def _bytes(gigabytes: float | None, cache_trunk: str | PathLike[str] | None) -> int | None:
+def cache_bytes(gigabytes: float | None, cache_trunk: str | PathLike[str] | None) -> int | None:
+    """The limit of a trunk cache in bytes.
+
+    Raises:
+        ValueError: It is no size, or there is no cache.
+    """
     if gigabytes is None:
         return None
     if cache_trunk is None:
@@ -166,12 +171,14 @@ def work_folder(target: Path | None) -> Iterator[Path | None]:
     shutil.rmtree(work)
 
 
-def _listed(corpora: Corpus | Sequence[Corpus]) -> list[Corpus]:
+def listed_corpora(corpora: Corpus | Sequence[Corpus]) -> list[Corpus]:
+    """One corpus or several as a list."""
     if isinstance(corpora, (str, os.PathLike, CorpusTokens)):
         return [corpora]
     return list(corpora)
 
 
-def _names(given: str | Sequence[str]) -> list[str]:
+def listed_names(given: str | Sequence[str]) -> list[str]:
+    """Names, of which commas may separate several, as a list."""
     texts = [given] if isinstance(given, str) else given
     return [name.strip() for text in texts for name in text.split(",") if name.strip()]

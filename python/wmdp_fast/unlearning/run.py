@@ -95,6 +95,10 @@ class Run:
         work: Folder for metrics and state, or None.
         cache: Where activations are kept that training does not change.
         after_step: Called after each step with the number of steps done, while the model has their weights.
+
+    Attributes:
+        steering_coeffs: Of each topic, once the first step is done.
+        last_measures: What the last step measured, by the names of the metrics.
     """
 
     def __init__(
@@ -112,8 +116,10 @@ class Run:
         self._cache, self._after_step = cache, after_step or (lambda _steps: None)
         self._config, self._target, self._work = request.config, target, work
         self._topics = request.topics
+        self.steering_coeffs: list[float] = []
+        self.last_measures: dict[str, float] = {}
         decoder, config = source.decoder, request.config
-        _check_depth(source, config)
+        check_depth(source, config)
         self._picked = pick(decoder.layers, decoder.prefix, config.updated_layers, config.parameters)
         self._trained: dict[str, nn.Parameter] = {one.name: one.parameter for one in self._picked}
         self._device = next(iter(self._trained.values())).device
@@ -155,6 +161,7 @@ class Run:
             self._restore(state, optimizer)
             before = state.seconds
             self._request.note(f"resuming after step {state.step}")
+        self.steering_coeffs = coefficients
         self._request.note("steering coefficients: " + ", ".join(f"{value:.4g}" for value in coefficients))
 
         trackers = reporting.open_trackers(
@@ -277,12 +284,13 @@ class Run:
             clip_gradients(gradients, norm, config.grad_clip)
         optimizer.step(gradients)
         values = torch.cat([measured, norm.reshape(1)]).tolist()  # one copy from the device
+        self.last_measures = dict(zip((*MEASURES, "grad_norm"), values, strict=True))
         seconds = time.perf_counter() - begun
         tokens = sum(forget.num_tokens + retain.num_tokens for forget, retain in pairs)
         return {
             "step": optimizer.steps,
             "topic": topic,
-            **dict(zip((*MEASURES, "grad_norm"), values, strict=True)),
+            **self.last_measures,
             "seconds": round(seconds, 6),
             "tokens": tokens,
             "tokens_per_second": round(tokens / seconds, 1),
@@ -521,7 +529,8 @@ class Metrics:
             tracker.close()
 
 
-def _check_depth(source: Source, config: RMUConfig) -> None:
+def check_depth(source: Source, config: RMUConfig) -> None:
+    """Raises ModelError if the model has no such layer."""
     if config.layer_id >= source.num_layers:
         raise ModelError(
             f"{source.name} has {source.num_layers} layers, 0 to {source.num_layers - 1}; layer {config.layer_id} does"

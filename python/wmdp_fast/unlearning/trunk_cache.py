@@ -103,6 +103,11 @@ class TrunkCache:
         described = json.dumps(self._what_decides(kind, below), sort_keys=True, default=str)
         return Entries(self, kind, hashlib.sha256(described.encode()).hexdigest())
 
+    def weights(self, below: int) -> str:
+        """A hash of the weights of the layers below `below`, and of what belongs to no layer."""
+        digests = [self._digest(layer) for layer in (None, *range(below))]
+        return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
     def has_room(self, count: int) -> bool:
         """Whether a file of so many bytes may be written; warns the first time it may not."""
         if not self._full and self._limit is not None and self.size + count > self._limit:
@@ -148,7 +153,7 @@ class TrunkCache:
             "threads": None if cuda else torch.get_num_threads(),
             "instructions": None if cuda else torch.backends.cpu.get_cpu_capability(),
             "matrix products": torch.get_float32_matmul_precision(),
-            "weights": [self._digest(layer) for layer in (None, *range(below))],
+            "weights": self.weights(below),
         }
 
     def _digest(self, layer: int | None) -> str:
