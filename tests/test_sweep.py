@@ -199,6 +199,12 @@ def test_more_values_on_resuming_run_only_what_is_new(folder, tmp_path):
     )
     assert len([note for note in notes if note.startswith("run ")]) == 1
     assert [run.settings["alpha"] for run in result.runs] == [50.0, 7.0]
+    # Higher layers and more steps than before read more of model and corpora; what was found stays valid.
+    further = {"alpha": [50.0], "layer_id": [2, 3], "max_steps": [2, 5]}
+    again = swept(folder, tmp_path / "out", further, config=config, resume=True)
+    assert again.runs[0] == result.runs[0]
+    assert told(again) == told(swept(folder, tmp_path / "anew", further, config=config))
+    assert swept(folder, tmp_path / "out", {"alpha": [50.0]}, config=config, resume=True).runs == [result.runs[0]]
     with pytest.raises(ModelError, match="a sweep with other evaluation options, settings"):
         swept(
             folder,

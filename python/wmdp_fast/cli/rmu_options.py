@@ -99,7 +99,7 @@ def add_training(parser: argparse.ArgumentParser, *, swept: bool = False) -> Non
 
 
 def settings(arguments: argparse.Namespace, *, swept: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The fields of `RMUConfig` that were given, by a preset or by themselves; those that are swept have no one value."""
+    """The fields of `RMUConfig` that were given, by a preset or by themselves, but for those that are swept."""
     given = vars(arguments)
     found = _preset(arguments.preset, len(arguments.forget)) if arguments.preset else {}
     return found | {name: given[name] for name in _SETTINGS if name in given and name not in swept}

@@ -115,7 +115,7 @@ def unlearn(
     limit = cache_bytes(cache_limit, cache_trunk)
     target = None if output is None else Path(output)
     if target is not None:
-        _refuse_leftovers(target, resume=resume)
+        refuse_leftovers(target, resume=resume)
     clock = PhaseClock()
     with clock("load"):
         source = open_source(
@@ -143,7 +143,8 @@ def cache_bytes(gigabytes: float | None, cache_trunk: str | PathLike[str] | None
     return int(gigabytes * 1e9)
 
 
-def _refuse_leftovers(target: Path, *, resume: bool) -> None:
+def refuse_leftovers(target: Path, *, resume: bool) -> None:
+    """Raises FileExistsError if there is something at `target`, or an unfinished run to it that is not resumed."""
     checkpoint.refuse_existing(target)
     work = _work_path(target)
     if work.exists() and not resume:

@@ -24,16 +24,17 @@ import torch
 from wmdp_fast import _rust
 from wmdp_fast.evaluation import PhaseClock
 from wmdp_fast.exceptions import ModelError, TaskError
-from wmdp_fast.unlearning import checkpoint, pareto
+from wmdp_fast.unlearning import checkpoint, pareto, sweep_identity
 from wmdp_fast.unlearning.config import RMUConfig
 from wmdp_fast.unlearning.corpora import CorpusTokens
 from wmdp_fast.unlearning.parameters import pick
 from wmdp_fast.unlearning.request import Request
-from wmdp_fast.unlearning.rmu import cache_bytes, listed_corpora, listed_names, work_folder
+from wmdp_fast.unlearning.rmu import cache_bytes, listed_corpora, listed_names, refuse_leftovers, work_folder
 from wmdp_fast.unlearning.run import Run, check_depth
-from wmdp_fast.unlearning.search_space import AXES, Drawing, Range, check_space, corners, grid, highest
+from wmdp_fast.unlearning.search_space import AXES, Drawing, Range, Space, check_space, corners, grid, highest
 from wmdp_fast.unlearning.source import open_source, read_corpora
-from wmdp_fast.unlearning.sweep_file import RunsFile, write_whole
+from wmdp_fast.unlearning.sweep_file import RunsFile
+from wmdp_fast.unlearning.sweep_identity import Extent
 from wmdp_fast.unlearning.sweep_result import Accuracy, SweepResult, SweepRun, cell
 from wmdp_fast.unlearning.trunk_cache import TrunkCache
 
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from wmdp_fast.results import EvalResult
     from wmdp_fast.unlearning.source import Corpora, Corpus, Source
 
-DESCRIPTION = "sweep.json"
 RUNS = "runs.jsonl"
 TRUNK = "trunk"
 
@@ -112,29 +112,31 @@ def sweep(
         ValueError: A setting is impossible.
         WmdpFastError: Optuna is wanted and not installed; and what `unlearn` and `evaluate` raise.
     """
-    base = config or RMUConfig()
     if trials is not None and trials < 1:
         raise ValueError(f"trials must be at least 1, not {trials}")
     space = check_space(over, drawn=trials is not None)
+    base = dataclasses.replace(config or RMUConfig(), save_every=0)
     drawing = None if trials is None else Drawing(space, base.seed)
-    base = dataclasses.replace(base, save_every=0)
+    forgets, retains = listed_corpora(forget), listed_corpora(retain)
     for settings in corners(space):
-        dataclasses.replace(base, **settings).topics(len(listed_corpora(forget)))
-    deepest = dataclasses.replace(
-        base,
-        layer_id=highest(space, "layer_id", base.layer_id),
-        max_steps=highest(space, "max_steps", base.max_steps),
-    )
+        dataclasses.replace(base, **settings).topics(len(forgets))
     tasks = {"forget": listed_names(forget_tasks), "retain": listed_names(retain_tasks)}
-    if empty := [kind for kind, names in tasks.items() if not names]:
-        raise ValueError(
-            f"{empty[0]}_tasks is empty: on what should accuracy {'fall' if empty[0] == 'forget' else 'stay'}?"
+    for kind, should in (("forget", "fall"), ("retain", "stay")):
+        if not tasks[kind]:
+            raise ValueError(f"{kind}_tasks is empty: on what should accuracy {should}?")
+    limit = None if cache_limit is None else cache_bytes(cache_limit, "a folder of the sweep's own, at least")
+    folder = Path(output)
+    if sweep_identity.exists(folder) and not resume:
+        raise FileExistsError(
+            f"{folder} has a sweep already: pass resume (--resume) to go on, or choose another folder"
         )
-    say = note or (lambda _line: None)
+    if keep_best is not None and not resume:
+        refuse_leftovers(Path(keep_best), resume=False)
+    extent = _extent(space, base, sweep_identity.extent_before(folder))
     request = Request(
-        config=deepest,
-        forget=listed_corpora(forget),
-        retain=listed_corpora(retain),
+        config=dataclasses.replace(base, layer_id=extent.layers - 1, max_steps=extent.max_steps),
+        forget=forgets,
+        retain=retains,
         eval_tasks=[],
         eval_every=None,
         eval_options=({} if data is None else {"data": data}) | dict(eval_options or {}),
@@ -143,35 +145,17 @@ def sweep(
         report_to=[],
         data=data,
         progress=progress,
-        note=lambda _line: None,
+        note=lambda _line: None,  # what each run picks and finds is in its result
     )
     request.check()
-    folder = Path(output)
-    if (folder / DESCRIPTION).exists() and not resume:
-        raise FileExistsError(
-            f"{folder} has a sweep already: pass resume (--resume) to go on, or choose another folder"
-        )
-    limit = None if cache_limit is None else cache_bytes(cache_limit, "here")
-    source = open_source(model, deepest, tokenizer, revision, device, trust_remote_code, whole=True)
-    check_depth(source, deepest)
+    source = open_source(model, request.config, tokenizer, revision, device, trust_remote_code, whole=True)
+    check_depth(source, request.config)
     corpora = read_corpora(request, source)
     folder.mkdir(parents=True, exist_ok=True)
-    own_cache = folder / TRUNK if cache_trunk is None else None
-    cache = TrunkCache(own_cache or Path(cache_trunk or ""), source.decoder, limit=limit)
-    inputs = {
-        "model": os.fspath(model) if isinstance(model, (str, os.PathLike)) else None,
-        "forget": [_name_of(corpus) for corpus in request.forget],
-        "retain": [_name_of(corpus) for corpus in request.retain],
-        "forget_tasks": tasks["forget"],
-        "retain_tasks": tasks["retain"],
-        "data": None if data is None else os.fspath(data),
-        "revision": revision,
-        "device": None if device == "auto" else device,
-        "trust_remote_code": trust_remote_code,
-    }
-    identity = _identity(base, request, source, corpora, cache.weights(deepest.layer_id + 1), tasks)
-    _check_identity(folder, identity, inputs)
+    say = note or (lambda _line: None)
     with RunsFile(folder / RUNS) as file:
+        cache = TrunkCache(folder / TRUNK if cache_trunk is None else Path(cache_trunk), source.decoder, limit=limit)
+        sweep_identity.check(folder, base, extent, source, corpora, cache, tasks, request.eval_options)
         work = _Sweep(base, request, source, corpora, cache, tasks, file, say)
         before = work.before()
         runs = work.grid(list(grid(space))) if drawing is None else work.drawn(drawing, trials or 0)
@@ -179,9 +163,20 @@ def sweep(
         kept = None
         if keep_best is not None and best is not None:
             kept = work.keep(dataclasses.replace(base, **runs[best].settings), Path(keep_best), resume=resume)
-    say(cache.summary())
-    if own_cache is not None:
-        shutil.rmtree(own_cache)
+        say(cache.summary())
+        if cache_trunk is None:
+            shutil.rmtree(cache.folder)
+    inputs = {
+        "model": os.fspath(model) if isinstance(model, (str, os.PathLike)) else None,
+        "forget": list(map(_name_of, forgets)),
+        "retain": list(map(_name_of, retains)),
+        "forget_tasks": tasks["forget"],
+        "retain_tasks": tasks["retain"],
+        "data": None if data is None else os.fspath(data),
+        "revision": revision,
+        "device": None if device == "auto" else device,
+        "trust_remote_code": trust_remote_code,
+    }
     return SweepResult(
         base=before,
         runs=runs,
@@ -193,6 +188,15 @@ def sweep(
         kept=kept,
         inputs=inputs,
     )
+
+
+def _extent(space: Space, base: RMUConfig, before: Extent | None) -> Extent:
+    """How far a sweep goes, and at least as far as the one that it may continue."""
+    layers = highest(space, "layer_id", base.layer_id) + 1
+    steps = highest(space, "max_steps", base.max_steps)
+    if before is None:
+        return Extent(layers, steps)
+    return Extent(max(layers, before.layers), max(steps, before.max_steps))
 
 
 class _Sweep:
@@ -385,37 +389,6 @@ def _pooled(result: EvalResult) -> Accuracy:
     low, high = _rust.wilson(right, len(choices))
     chance = sum(1 / count for count in choices) / len(choices)
     return Accuracy(value=right / len(choices), low=low, high=high, n=len(choices), chance=chance)
-
-
-def _identity(
-    base: RMUConfig, request: Request, source: Source, corpora: Corpora, weights: str, tasks: Mapping[str, list[str]]
-) -> dict[str, Any]:
-    """What two sweeps must agree in for one to use the other's results."""
-    return {
-        "settings": {name: value for name, value in base.to_json().items() if name not in (*AXES, "save_every")},
-        "weights": weights,
-        "number of layers": source.num_layers,
-        "forget corpora": [corpus.content_hash for corpus in corpora.forget],
-        "retain corpora": [corpus.content_hash for corpus in corpora.retain],
-        "tasks": dict(tasks),
-        "evaluation options": {name: str(value) for name, value in request.eval_options.items()},
-    }
-
-
-def _check_identity(folder: Path, identity: dict[str, Any], inputs: dict[str, Any]) -> None:
-    path = folder / DESCRIPTION
-    now = json.loads(json.dumps(identity))
-    if path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))["identity"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{path} is damaged ({error!r}); remove {folder} to begin anew") from None
-        if differing := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
-            raise ModelError(
-                f"{folder} has a sweep with other {', '.join(differing)}; resume with the same, or choose another"
-                " folder (a larger number of steps than before reads more of the corpora, which makes them others)"
-            )
-    write_whole(path, json.dumps({"identity": identity, "inputs": inputs}, indent=2) + "\n")
 
 
 def _name_of(corpus: Corpus) -> str | None:
