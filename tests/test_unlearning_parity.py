@@ -31,6 +31,7 @@ def both(
     forget=None,
     retain=None,
     batch_size=2,
+    cache_trunk=None,
 ):
     """Runs both on the same data; returns the plain record and our result."""
     forget = forget or [runs.documents(seed + 1 + topic) for topic in range(topics)]
@@ -55,6 +56,7 @@ def both(
         retain=runs.corpus(retain),
         config=config,
         progress=False,
+        cache_trunk=cache_trunk,
     )
     record = plain.rmu(
         folder,

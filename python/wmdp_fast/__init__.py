@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from wmdp_fast.unlearning.config import RMUConfig
     from wmdp_fast.unlearning.rmu import unlearn
     from wmdp_fast.unlearning.run import UnlearnResult
+    from wmdp_fast.unlearning.search_space import Range
+    from wmdp_fast.unlearning.sweep import sweep
+    from wmdp_fast.unlearning.sweep_result import SweepResult
 
 # Public names whose modules are imported when they are first asked for, so that `import wmdp_fast` stays quick.
 _LAZY = {
@@ -54,8 +57,10 @@ _LAZY = {
     "EvalResult": "wmdp_fast.results",
     "GroupResult": "wmdp_fast.results",
     "RMUConfig": "wmdp_fast.unlearning.config",
+    "Range": "wmdp_fast.unlearning.search_space",
     "SavedResults": "wmdp_fast.saved",
     "Server": "wmdp_fast.models.server",
+    "SweepResult": "wmdp_fast.unlearning.sweep_result",
     "TaskResult": "wmdp_fast.results",
     "UnlearnResult": "wmdp_fast.unlearning.run",
     "compare": "wmdp_fast.comparison",
@@ -64,6 +69,7 @@ _LAZY = {
     "plan": "wmdp_fast.prepare",
     "read_results": "wmdp_fast.saved",
     "rescore": "wmdp_fast.rescoring",
+    "sweep": "wmdp_fast.unlearning.sweep",
     "unlearn": "wmdp_fast.unlearning.rmu",
 }
 
@@ -83,9 +89,11 @@ __all__ = [
     "Question",
     "QuestionSet",
     "RMUConfig",
+    "Range",
     "Requests",
     "SavedResults",
     "Server",
+    "SweepResult",
     "TaskError",
     "TaskResult",
     "TemplateError",
@@ -103,6 +111,7 @@ __all__ = [
     "plan",
     "read_results",
     "rescore",
+    "sweep",
     "unlearn",
 ]
 

@@ -33,6 +33,7 @@ COMMANDS = (
     "report",
     "layers",
     "unlearn",
+    "sweep",
     "apply-delta",
     "lm-eval",
     "export",

@@ -9,30 +9,24 @@ from typing import Any
 
 import wmdp_fast
 from wmdp_fast.cli.options import whole_number
+from wmdp_fast.cli.rmu_options import add_corpora, add_method, add_training, settings
 
 SUMMARY = "Unlearn the subjects of some corpora with RMU."
 
-# Options that are fields of RMUConfig; what is not given stays away, and keeps the preset's value or the default.
-_SETTINGS = (
-    "layer_id", "update_layer_ids", "parameters", "steering_coeff", "alpha", "learning_rate", "batch_size", "max_steps",
-    "epochs", "max_length", "retain_max_length", "mode", "retain_noise", "seed", "grad_accum", "grad_clip",
-    "master_weights", "dtype", "save_every", "min_chars", "raw_lines", "field",
-)  # fmt: skip
-_EVALUATION = ("data", "limit", "num_fewshot", "template")
+_EVALUATION = ("limit", "num_fewshot", "template")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `wmdp-fast unlearn`."""
     parser.argument_default = argparse.SUPPRESS
     parser.add_argument("model", metavar="MODEL", help="a folder, or a name on the Hugging Face hub")
-    _add_corpora(parser)
-    _add_method(parser)
-    _add_training(parser)
+    add_corpora(parser)
+    add_method(parser)
+    add_training(parser)
 
     watch = parser.add_argument_group("watching it")
     watch.add_argument("--eval-tasks", action="append", metavar="NAMES", help="tasks to score before, during and after")
     watch.add_argument("--eval-every", type=whole_number(least=1), metavar="N", help="steps between evaluations")
-    watch.add_argument("--data", metavar="DIR", help="folder with the datasets of --eval-tasks, in place of the hub")
     watch.add_argument("--limit", type=float, metavar="N", help="only the first N questions of a task; below 1 a share")
     watch.add_argument("--num-fewshot", type=whole_number(least=0), metavar="N", help="examples before each question")
     watch.add_argument("--template", metavar="T", help="for question files among --eval-tasks")
@@ -54,78 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(quiet=False, fail=parser.error, preset=None)
 
 
-def _add_corpora(parser: argparse.ArgumentParser) -> None:
-    corpora = parser.add_argument_group("corpora")
-    corpora.add_argument(
-        "--forget", required=True, action="append", metavar="CORPUS", help="what to unlearn; once for each topic"
-    )
-    corpora.add_argument(
-        "--retain", required=True, action="append", metavar="CORPUS", help="what to keep; once, or once for each topic"
-    )
-    corpora.add_argument("--field", metavar="KEY", help="key of the text in a record (default text)")
-    corpora.add_argument("--min-chars", type=whole_number(least=0), metavar="N", help="leave out texts up to N long")
-    corpora.add_argument(
-        "--max-length", type=_wholes, metavar="N,...", help="most tokens of a forget document, per topic"
-    )
-    corpora.add_argument("--retain-max-length", type=whole_number(least=1), metavar="N", help="of a retain document")
-    corpora.add_argument(
-        "--raw-lines",
-        type=_flags,
-        metavar="yes|no,...",
-        help="take forget files' lines as they are, JSON or not, per topic",
-    )
-
-
-def _add_method(parser: argparse.ArgumentParser) -> None:
-    method = parser.add_argument_group("the method")
-    method.add_argument(
-        "--preset", metavar="NAME", help="published settings, e.g. zephyr-7b; other options override them"
-    )
-    method.add_argument("--layer-id", type=whole_number(least=0), metavar="L", help="layer whose output is steered")
-    method.add_argument("--update-layer-ids", type=_wholes, metavar="L,...", help="layers that are trained")
-    method.add_argument(
-        "--parameters", metavar="ROLE", help="what is trained in them: a role or a regex (default mlp.down_proj)"
-    )
-    method.add_argument(
-        "--steering-coeff", type=_texts, metavar="C,...", help="a number, auto or auto:FACTOR, per topic"
-    )
-    method.add_argument("--alpha", type=_numbers, metavar="A,...", help="weight of the retain loss, per topic")
-    method.add_argument(
-        "--mode", choices=("reference", "masked"), help="whether the loss counts padding, as the original's does"
-    )
-    method.add_argument("--retain-noise", type=float, metavar="NU", help="noise on the retain target (RNA)")
-    method.add_argument("--seed", type=int, metavar="N", help="of control vectors and noise")
-
-
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    training = parser.add_argument_group("training")
-    training.add_argument("--learning-rate", type=float, metavar="LR")
-    training.add_argument(
-        "--batch-size", type=whole_number(least=1), metavar="N", help="documents of each kind at once"
-    )
-    training.add_argument(
-        "--max-steps", type=whole_number(least=1), metavar="N", help="optimizer steps over all topics"
-    )
-    training.add_argument("--epochs", type=whole_number(least=1), metavar="N", help="times through the corpora at most")
-    training.add_argument("--grad-accum", type=whole_number(least=1), metavar="N", help="batches that make a step")
-    training.add_argument("--grad-clip", type=float, metavar="NORM")
-    training.add_argument("--master-weights", action="store_true", help="optimizer state and weights in float32")
-    training.add_argument("--save-every", type=whole_number(least=0), metavar="N", help="steps between saved states")
-    training.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="default: the checkpoint's"
-    )
-    training.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
-    training.add_argument("--revision", metavar="REV", help="commit, branch or tag of the model on the hub")
-    training.add_argument("--trust-remote-code", action="store_true", help="let code that comes with the model run")
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Unlearns, and says what came out."""
     if arguments.quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     given = vars(arguments)
-    settings = _preset(arguments.preset, len(arguments.forget)) if arguments.preset else {}
-    settings |= {name: given[name] for name in _SETTINGS if name in given}
     passed = (
         "resume",
         "revision",
@@ -135,13 +62,16 @@ def run(arguments: argparse.Namespace) -> int:
         "eval_tasks",
         "stop_when",
         "keep_while",
+        "data",
+        "cache_trunk",
+        "cache_limit",
     )
     options: dict[str, Any] = {name: given[name] for name in (*passed, "report_to") if name in given}
     result = wmdp_fast.unlearn(
         arguments.model,
         forget=arguments.forget,
         retain=arguments.retain,
-        config=wmdp_fast.RMUConfig(**settings),
+        config=wmdp_fast.RMUConfig(**settings(arguments)),
         output=arguments.output,
         eval_options={name: given[name] for name in _EVALUATION if name in given},
         progress=not arguments.quiet,
@@ -159,43 +89,5 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _preset(name: str, topics: int) -> dict[str, Any]:
-    from wmdp_fast.unlearning.presets import PRESETS
-
-    if name not in PRESETS:
-        raise ValueError(f"there is no preset {name}; there are {', '.join(PRESETS)}")
-    settings: dict[str, Any] = PRESETS[name].for_topics(topics)
-    return settings
-
-
 def _note(line: str) -> None:
     print(line, file=sys.stderr)
-
-
-def _one_or_more(values: list[Any]) -> Any:
-    """One value stands for all topics."""
-    return values[0] if len(values) == 1 else tuple(values)
-
-
-def _wholes(text: str) -> Any:
-    values = tuple(whole_number(least=0)(part.strip()) for part in text.split(","))
-    return _one_or_more(list(values))
-
-
-def _numbers(text: str) -> Any:
-    try:
-        return _one_or_more([float(part) for part in text.split(",")])
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number, or several with commas between") from None
-
-
-def _texts(text: str) -> Any:
-    return _one_or_more([part.strip() for part in text.split(",")])
-
-
-def _flags(text: str) -> Any:
-    values = {"yes": True, "no": False}
-    parts = [part.strip() for part in text.split(",")]
-    if any(part not in values for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not yes or no, or several with commas between")
-    return _one_or_more([values[part] for part in parts])

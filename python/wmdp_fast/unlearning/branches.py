@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from wmdp_fast.exceptions import InternalError
+from wmdp_fast.exceptions import InternalError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from wmdp_fast.models.partial import Decoder
+    from wmdp_fast.unlearning.trunk_cache import TrunkCache
 
 
 @dataclass
@@ -46,14 +47,29 @@ class Trunk:
     """A batch up to the first updated layer; the same whatever has been trained.
 
     Attributes:
+        inputs: The batch: input_ids and attention_mask, both int64 [B, S].
         hidden: The residual stream that enters the first updated layer, [B, S, d].
         calls: What the layers from there on are called with, besides the residual stream.
         shared: What both branches have in common within the first updated layer, once one of them has run.
     """
 
+    inputs: tuple[Tensor, Tensor]
     hidden: Tensor
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
     shared: Shared | None = None
+
+
+def _are_same(first: Any, second: Any) -> bool:
+    """Whether two arguments of a call are equal, to the last bit; of what cannot be compared nobody knows."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(_are_same(value, second[key]) for key, value in first.items())
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(_are_same, first, second))
+    return bool(first is second or (isinstance(first, (bool, int, float, str)) and first == second))
 
 
 class _ReachedError(Exception):
@@ -66,20 +82,32 @@ class Branches:
     Args:
         decoder: The model.
         layer_id: The layer whose output is wanted.
-        trained: The parameters that are trained, by their names in the model.
+        trained: The parameters that are trained, by their names in the model. They must have their original values.
+        cache: Where to keep what training does not change, and to look for it first.
 
     Attributes:
         originals: Copies of the trained parameters as they were in the beginning.
     """
 
-    def __init__(self, decoder: Decoder, layer_id: int, trained: Mapping[str, nn.Parameter]) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        layer_id: int,
+        trained: Mapping[str, nn.Parameter],
+        cache: TrunkCache | None = None,
+    ) -> None:
         self._model: Any = decoder.model
         self._trained = dict(trained)
         self.originals = {name: parameter.detach().clone() for name, parameter in trained.items()}
         ours = {id(parameter) for parameter in trained.values()}
         holds = [any(id(parameter) in ours for parameter in layer.parameters()) for layer in decoder.layers]
         self.first = holds.index(True)
+        self._below = [decoder.layers[index] for index in range(self.first)]
         self._layers = [decoder.layers[index] for index in range(self.first, layer_id + 1)]
+        # Hashed now, while the weights are the original ones.
+        self._trunks = None if cache is None or self.first == 0 else cache.entries("trunk", below=self.first)
+        self._frozen = None if cache is None else cache.entries("frozen", below=layer_id + 1)
+        self._can_skip = False  # that it can is proven on the first batch that is not in the cache
         layer = self._layers[0]
         # Modules that own a trained parameter, and those around them.
         self._owners = [m for m in layer.modules() if any(id(p) in ours for p in m.parameters(recurse=False))]
@@ -92,7 +120,37 @@ class Branches:
         ]
 
     def trunk(self, input_ids: Tensor, attention_mask: Tensor) -> Trunk:
-        """Runs a batch up to the first updated layer: both int64 [B, S]."""
+        """Runs a batch up to the first updated layer: both int64 [B, S].
+
+        Raises:
+            ModelError: There is a cache, but this architecture's layers take more from those below than their output.
+        """
+        inputs = (input_ids, attention_mask)
+        if self._trunks is None:
+            return Trunk(inputs, *self._up_to_first(*inputs))
+        if (kept := self._trunks.get(*inputs)) is not None:
+            return Trunk(inputs, kept, self._up_to_first(*inputs, skip=True)[1])
+        hidden, calls = self._up_to_first(*inputs)
+        if not self._can_skip:
+            if not _are_same(calls, self._up_to_first(*inputs, skip=True)[1]):
+                raise ModelError(
+                    f"{type(self._model).__name__} passes more between its layers than the residual stream, so its"
+                    " trunk cannot be kept: leave the trunk cache out"
+                )
+            self._can_skip = True
+        self._trunks.put(*inputs, hidden)
+        return Trunk(inputs, hidden, calls)
+
+    def _up_to_first(
+        self, input_ids: Tensor, attention_mask: Tensor, *, skip: bool = False
+    ) -> tuple[Tensor, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
+        """What enters the first updated layer, and what the layers from there on are called with.
+
+        Args:
+            input_ids: int64 [B, S].
+            attention_mask: The same.
+            skip: Whether to leave out the layers below, so that only the calls are right (masks, positions).
+        """
         hidden: list[Tensor] = []
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
@@ -104,11 +162,17 @@ class Branches:
                 raise _ReachedError
             return hidden_states
 
-        with torch.no_grad(), _forwards(dict.fromkeys(self._layers, record)):
+        def pass_on(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+            return hidden_states
+
+        forwards: dict[nn.Module, Callable[..., Any]] = dict.fromkeys(self._layers, record)
+        if skip:
+            forwards |= dict.fromkeys(self._below, pass_on)
+        with torch.no_grad(), _forwards(forwards):
             try:
                 self._model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
             except _ReachedError:
-                return Trunk(hidden[0], calls)
+                return hidden[0], calls
         raise InternalError(f"{type(self._model).__name__} did not call its layers one after another")
 
     def updated(self, trunk: Trunk, *, share: bool = False) -> Tensor:
@@ -122,8 +186,13 @@ class Branches:
 
     def frozen(self, trunk: Trunk, *, share: bool = False) -> Tensor:
         """The same with the original parameters, without gradients."""
+        if self._frozen is not None and (kept := self._frozen.get(*trunk.inputs)) is not None:
+            return kept
         with torch.no_grad(), self.original_parameters():
-            return self._run(trunk, share=share)
+            output = self._run(trunk, share=share)
+        if self._frozen is not None:
+            self._frozen.put(*trunk.inputs, output)
+        return output
 
     @contextmanager
     def original_parameters(self) -> Iterator[None]:

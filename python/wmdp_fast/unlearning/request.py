@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from os import PathLike
 
     from wmdp_fast.unlearning.config import RMUConfig, Topic
     from wmdp_fast.unlearning.source import Corpus
@@ -26,6 +27,7 @@ class Request:
     stop_when: tuple[Condition, ...]
     keep_while: tuple[Condition, ...]
     report_to: list[str]
+    data: PathLike[str] | str | None
     progress: bool
     note: Callable[[str], None]
 

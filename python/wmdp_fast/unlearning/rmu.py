@@ -15,6 +15,7 @@ from wmdp_fast.unlearning.corpora import CorpusTokens
 from wmdp_fast.unlearning.request import Request
 from wmdp_fast.unlearning.run import Run
 from wmdp_fast.unlearning.source import open_source, read_corpora
+from wmdp_fast.unlearning.trunk_cache import TrunkCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,9 +42,12 @@ def unlearn(
     eval_tasks: str | Sequence[str] = (),
     eval_every: int | None = None,
     eval_options: Mapping[str, Any] | None = None,
+    data: str | PathLike[str] | None = None,
     stop_when: str | Sequence[str] = (),
     keep_while: str | Sequence[str] = (),
     report_to: str | Sequence[str] = (),
+    cache_trunk: str | PathLike[str] | None = None,
+    cache_limit: float | None = None,
     progress: bool = True,
     note: Callable[[str], None] | None = None,
 ) -> UnlearnResult:
@@ -66,11 +70,16 @@ def unlearn(
         trust_remote_code: Whether to run code that comes with the model.
         eval_tasks: Tasks to evaluate before, after and during the run. This takes the whole model into memory.
         eval_every: Steps between evaluations; None evaluates before and after only.
-        eval_options: Further options of `wmdp_fast.evaluate`, such as `data` and `limit`.
+        eval_options: Further options of `wmdp_fast.evaluate`, such as `limit`.
+        data: Folder with corpora and datasets that are given by name, in place of the hub, laid out as
+            `wmdp_fast.data` says.
         stop_when: Conditions such as `wmdp_bio.acc<0.30`; the run ends when an evaluation fulfils all of them.
         keep_while: Conditions such as `mmlu.acc>=before-0.02`; once one fails, the run ends and the weights go back to
             those of the last evaluation that fulfilled all.
         report_to: `tensorboard`, `wandb`, `trackio`.
+        cache_trunk: Folder to keep activations in that training does not change, for later epochs and runs. Results are
+            the same to the last bit, with or without it.
+        cache_limit: Most gigabytes that it may hold; None for no limit.
         progress: Whether to show a progress bar on stderr.
         note: Takes lines meant for the user: what is trained, what was found.
 
@@ -90,21 +99,23 @@ def unlearn(
     config = config or RMUConfig()
     request = Request(
         config=config,
-        forget=_listed(forget),
-        retain=_listed(retain),
-        eval_tasks=_names(eval_tasks),
+        forget=listed_corpora(forget),
+        retain=listed_corpora(retain),
+        eval_tasks=listed_names(eval_tasks),
         eval_every=eval_every,
-        eval_options=dict(eval_options or {}),
+        eval_options=({} if data is None else {"data": data}) | dict(eval_options or {}),
+        data=data,
         stop_when=stopping.parse_all(stop_when),
         keep_while=stopping.parse_all(keep_while),
-        report_to=_names(report_to),
+        report_to=listed_names(report_to),
         progress=progress,
         note=note or (lambda _line: None),
     )
     request.check()
+    limit = cache_bytes(cache_limit, cache_trunk)
     target = None if output is None else Path(output)
     if target is not None:
-        _refuse_leftovers(target, resume=resume)
+        refuse_leftovers(target, resume=resume)
     clock = PhaseClock()
     with clock("load"):
         source = open_source(
@@ -112,11 +123,28 @@ def unlearn(
         )
     with clock("corpora"):
         corpora = read_corpora(request, source)
-    with _work_folder(target) as work:
-        return Run(request, source, corpora, clock, target, work).result(resume=resume)
+    cache = None if cache_trunk is None else TrunkCache(Path(cache_trunk), source.decoder, limit=limit)
+    with work_folder(target) as work:
+        return Run(request, source, corpora, clock, target, work, cache).result(resume=resume)
 
 
-def _refuse_leftovers(target: Path, *, resume: bool) -> None:
+def cache_bytes(gigabytes: float | None, cache_trunk: str | PathLike[str] | None) -> int | None:
+    """The limit of a trunk cache in bytes.
+
+    Raises:
+        ValueError: It is no size, or there is no cache.
+    """
+    if gigabytes is None:
+        return None
+    if cache_trunk is None:
+        raise ValueError("cache_limit is the limit of cache_trunk, which is not set: where should activations be kept?")
+    if not gigabytes > 0:
+        raise ValueError(f"cache_limit must be a number of gigabytes above 0, not {gigabytes}")
+    return int(gigabytes * 1e9)
+
+
+def refuse_leftovers(target: Path, *, resume: bool) -> None:
+    """Raises FileExistsError if there is something at `target`, or an unfinished run to it that is not resumed."""
     checkpoint.refuse_existing(target)
     work = _work_path(target)
     if work.exists() and not resume:
@@ -130,7 +158,7 @@ def _work_path(target: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _work_folder(target: Path | None) -> Iterator[Path | None]:
+def work_folder(target: Path | None) -> Iterator[Path | None]:
     """The folder of a run's metrics and state; it goes when the run has ended well."""
     if target is None:
         yield None
@@ -144,12 +172,14 @@ def _work_folder(target: Path | None) -> Iterator[Path | None]:
     shutil.rmtree(work)
 
 
-def _listed(corpora: Corpus | Sequence[Corpus]) -> list[Corpus]:
+def listed_corpora(corpora: Corpus | Sequence[Corpus]) -> list[Corpus]:
+    """One corpus or several as a list."""
     if isinstance(corpora, (str, os.PathLike, CorpusTokens)):
         return [corpora]
     return list(corpora)
 
 
-def _names(given: str | Sequence[str]) -> list[str]:
+def listed_names(given: str | Sequence[str]) -> list[str]:
+    """Names, of which commas may separate several, as a list."""
     texts = [given] if isinstance(given, str) else given
     return [name.strip() for text in texts for name in text.split(",") if name.strip()]

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +34,7 @@ from wmdp_fast.unlearning.step import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from wmdp_fast.unlearning.corpora import CorpusTokens
     from wmdp_fast.unlearning.request import Request
     from wmdp_fast.unlearning.source import Corpora, Source
+    from wmdp_fast.unlearning.trunk_cache import TrunkCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,22 @@ class UnlearnResult:
 
 
 class Run:
-    """The run itself, once everything is read."""
+    """The run itself, once everything is read.
+
+    Args:
+        request: What the user asked for.
+        source: The model.
+        corpora: The tokens.
+        clock: Adds up seconds by phase.
+        target: Folder to write the new checkpoint to, or None.
+        work: Folder for metrics and state, or None.
+        cache: Where activations are kept that training does not change.
+        after_step: Called after each step with the number of steps done, while the model has their weights.
+
+    Attributes:
+        steering_coeffs: Of each topic, once the first step is done.
+        last_measures: What the last step measured, by the names of the metrics.
+    """
 
     def __init__(
         self,
@@ -93,12 +109,17 @@ class Run:
         clock: PhaseClock,
         target: Path | None,
         work: Path | None,
+        cache: TrunkCache | None = None,
+        after_step: Callable[[int], None] | None = None,
     ) -> None:
         self._request, self._source, self._corpora, self._clock = request, source, corpora, clock
+        self._cache, self._after_step = cache, after_step or (lambda _steps: None)
         self._config, self._target, self._work = request.config, target, work
         self._topics = request.topics
+        self.steering_coeffs: list[float] = []
+        self.last_measures: dict[str, float] = {}
         decoder, config = source.decoder, request.config
-        _check_depth(source, config)
+        check_depth(source, config)
         self._picked = pick(decoder.layers, decoder.prefix, config.updated_layers, config.parameters)
         self._trained: dict[str, nn.Parameter] = {one.name: one.parameter for one in self._picked}
         self._device = next(iter(self._trained.values())).device
@@ -114,13 +135,16 @@ class Run:
     def result(self, *, resume: bool) -> UnlearnResult:
         """Trains, evaluates, writes, and puts the model's flags back."""
         with _as_found(self._source.whole or self._source.decoder.model, self._trained):
-            branches = Branches(self._source.decoder, self._config.layer_id, self._trained)
+            branches = Branches(self._source.decoder, self._config.layer_id, self._trained, self._cache)
             try:
-                return self._trained_result(branches, resume=resume)
+                result = self._trained_result(branches, resume=resume)
             except BaseException:
                 for name, parameter in self._trained.items():
                     parameter.data.copy_(branches.originals[name])
                 raise
+        if self._cache is not None:
+            self._request.note(self._cache.summary())
+        return result
 
     def _trained_result(self, branches: Branches, *, resume: bool) -> UnlearnResult:
         config, clock = self._config, self._clock
@@ -137,6 +161,7 @@ class Run:
             self._restore(state, optimizer)
             before = state.seconds
             self._request.note(f"resuming after step {state.step}")
+        self.steering_coeffs = coefficients
         self._request.note("steering coefficients: " + ", ".join(f"{value:.4g}" for value in coefficients))
 
         trackers = reporting.open_trackers(
@@ -163,6 +188,7 @@ class Run:
                         forget=f"{row['forget_loss']:.4g}", retain=f"{row['retain_loss']:.4g}", refresh=False
                     )
                     bar.update()
+                    self._after_step(optimizer.steps)
                     if self._is_time_to_evaluate(optimizer.steps):
                         self._evaluate(optimizer.steps, metrics)
                     if config.save_every and optimizer.steps % config.save_every == 0:
@@ -258,12 +284,13 @@ class Run:
             clip_gradients(gradients, norm, config.grad_clip)
         optimizer.step(gradients)
         values = torch.cat([measured, norm.reshape(1)]).tolist()  # one copy from the device
+        self.last_measures = dict(zip((*MEASURES, "grad_norm"), values, strict=True))
         seconds = time.perf_counter() - begun
         tokens = sum(forget.num_tokens + retain.num_tokens for forget, retain in pairs)
         return {
             "step": optimizer.steps,
             "topic": topic,
-            **dict(zip((*MEASURES, "grad_norm"), values, strict=True)),
+            **self.last_measures,
             "seconds": round(seconds, 6),
             "tokens": tokens,
             "tokens_per_second": round(tokens / seconds, 1),
@@ -434,6 +461,7 @@ class Run:
             },
             "evaluations": self._evaluations,
             "seconds": {phase: round(seconds, 3) for phase, seconds in self._clock.seconds.items()},
+            "trunk_cache": None if self._cache is None else asdict(self._cache.use),
             "peak_memory_mb": round(reporting.peak_memory(self._device), 1),
             "versions": environment.versions(),
             "hardware": environment.hardware(),
@@ -501,7 +529,8 @@ class Metrics:
             tracker.close()
 
 
-def _check_depth(source: Source, config: RMUConfig) -> None:
+def check_depth(source: Source, config: RMUConfig) -> None:
+    """Raises ModelError if the model has no such layer."""
     if config.layer_id >= source.num_layers:
         raise ModelError(
             f"{source.name} has {source.num_layers} layers, 0 to {source.num_layers - 1}; layer {config.layer_id} does"

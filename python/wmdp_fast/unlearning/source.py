@@ -156,7 +156,7 @@ def read_corpora(request: Request, source: Source) -> Corpora:
         else:
             key = (os.fspath(corpus), max_length, raw_lines)
             if key not in read:
-                read[key] = _load(corpus, source, max_length, wanted, config, raw_lines=raw_lines)
+                read[key] = _load(corpus, source, max_length, wanted, request, raw_lines=raw_lines)
             found = read[key]
         empty = int((found.offsets[1:] == found.offsets[:-1]).sum())
         if len(found) == 0 or empty:
@@ -177,7 +177,7 @@ def _load(
     source: Source,
     max_length: int,
     num_documents: int,
-    config: RMUConfig,
+    request: Request,
     *,
     raw_lines: bool,
 ) -> CorpusTokens:
@@ -190,8 +190,9 @@ def _load(
         source.tokenizer,
         max_length=max_length,
         num_documents=num_documents,
-        min_chars=config.min_chars,
+        min_chars=request.config.min_chars,
         raw_lines=raw_lines,
-        field=config.field,
+        field=request.config.field,
+        data=request.data,
     )
     return read

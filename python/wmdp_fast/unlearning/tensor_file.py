@@ -17,8 +17,8 @@ from wmdp_fast.exceptions import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from io import BufferedReader
     from pathlib import Path
-    from typing import BinaryIO
 
     from torch import Tensor
 
@@ -96,8 +96,14 @@ def read_bytes(path: Path, place: Place) -> bytes:
         return file.read(place.length)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes tensors to a new file and makes sure that they are on the disk. The same content makes the same bytes.
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, sync: bool = True) -> None:
+    """Writes tensors to a new file. The same content makes the same bytes.
+
+    Args:
+        path: The file.
+        tensors: By name.
+        metadata: Free text by key.
+        sync: Whether to make sure that they are on the disk, which takes its time.
 
     Raises:
         OSError: It cannot be written; the disk may be full.
@@ -117,8 +123,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         file.write(header)
         for _, tensor in ordered:
             file.write(as_bytes(tensor))
-        file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def patch(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -163,11 +170,14 @@ def digest(tensors: Mapping[str, bytes | memoryview]) -> str:
     return sha.hexdigest()
 
 
-def _read(file: BinaryIO, path: Path, name: str, place: Place) -> Tensor:
+def _read(file: BufferedReader, path: Path, name: str, place: Place) -> Tensor:
     if place.dtype not in _TYPES:
         raise ModelError(f"{path}: {name} has type {place.dtype}, which is not one that this package writes")
+    # Into memory that torch has aligned, as it is for a tensor that was computed.
+    tensor = torch.empty(place.shape, dtype=_TYPES[place.dtype])
+    if tensor.numel() * tensor.element_size() != place.length:
+        raise ModelError(f"{path} is damaged: {name} has {place.length} bytes, too few or too many for its shape")
     file.seek(place.start)
-    data = bytearray(file.read(place.length))
-    if not data:
-        return torch.empty(place.shape, dtype=_TYPES[place.dtype])
-    return torch.frombuffer(data, dtype=_TYPES[place.dtype]).reshape(place.shape)
+    if place.length and file.readinto(as_bytes(tensor)) != place.length:
+        raise ModelError(f"{path} ends within {name}; copy or download it again")
+    return tensor

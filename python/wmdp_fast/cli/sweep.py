@@ -1,0 +1,159 @@
+"""`wmdp-fast sweep`: unlearns with many settings and shows which are worth having."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import wmdp_fast
+from wmdp_fast.cli.options import whole_number
+from wmdp_fast.cli.rmu_options import add_corpora, add_method, add_training, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wmdp_fast.unlearning.sweep_result import SweepResult
+
+SUMMARY = "Unlearn with many settings of RMU, measure each, and show the Pareto front of forgetting and keeping."
+
+_AXES = ("layer_id", "steering_coeff", "alpha", "learning_rate", "max_steps")
+_EVALUATION = ("limit", "num_fewshot", "template")
+_PASSED = (
+    "trials", "resume", "revision", "device", "trust_remote_code", "data", "cache_trunk", "cache_limit", "keep_best",
+)  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `wmdp-fast sweep`."""
+    parser.argument_default = argparse.SUPPRESS
+    parser.add_argument("model", metavar="MODEL", help="a folder, or a name on the Hugging Face hub")
+    space = parser.add_argument_group(
+        "what to try", "Values with commas between, each with slashes for topics; with --optuna also ranges LOW..HIGH."
+    )
+    space.add_argument("--layer-id", type=_axis(_whole), metavar="L,...", help="layers whose output is steered")
+    space.add_argument(
+        "--steering-coeff", type=_axis(_coefficient), metavar="C,...", help="numbers, auto or auto:FACTOR"
+    )
+    space.add_argument("--alpha", type=_axis(float), metavar="A,...", help="weights of the retain loss")
+    space.add_argument("--learning-rate", type=_axis(float), metavar="LR,...", help="learning rates")
+    space.add_argument(
+        "--max-steps", type=_axis(_whole), metavar="N,...", help="numbers of steps; all in one run, measured on the way"
+    )
+    space.add_argument(
+        "--optuna",
+        dest="trials",
+        type=whole_number(least=1),
+        metavar="N",
+        help="let Optuna draw N points in place of trying every combination",
+    )
+    measures = parser.add_argument_group("how to measure it")
+    measures.add_argument(
+        "--forget-tasks", required=True, action="append", metavar="NAMES", help="tasks whose accuracy should fall"
+    )
+    measures.add_argument(
+        "--retain-tasks", required=True, action="append", metavar="NAMES", help="tasks whose accuracy should stay"
+    )
+    measures.add_argument(
+        "--limit", type=float, metavar="N", help="only the first N questions of a task; below 1 a share"
+    )
+    measures.add_argument(
+        "--num-fewshot", type=whole_number(least=0), metavar="N", help="examples before each question"
+    )
+    measures.add_argument("--template", metavar="T", help="for question files among the tasks")
+    add_corpora(parser)
+    add_method(parser, swept=True)
+    add_training(parser, swept=True)
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", required=True, metavar="DIR", help="folder for the results; no weights")
+    output.add_argument("--resume", action="store_true", help="go on with the sweep in DIR; values may have been added")
+    output.add_argument("--keep-best", metavar="DIR", help="write the checkpoint of the best run there")
+    output.add_argument("--html", type=Path, metavar="FILE", help="write plot and table as one HTML file too")
+    output.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    output.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
+    parser.set_defaults(quiet=False, json=False, html=None, preset=None)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Sweeps, prints the table, and writes the page."""
+    if arguments.quiet:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    if arguments.html is not None:
+        # Hours of runs should not end with a missing package.
+        from wmdp_fast.report.sweep import check_installed
+
+        check_installed()
+    given = vars(arguments)
+    result = wmdp_fast.sweep(
+        arguments.model,
+        forget=arguments.forget,
+        retain=arguments.retain,
+        over={name: given[name] for name in _AXES if name in given},
+        forget_tasks=arguments.forget_tasks,
+        retain_tasks=arguments.retain_tasks,
+        output=arguments.output,
+        config=wmdp_fast.RMUConfig(**settings(arguments, swept=_AXES)),
+        eval_options={name: given[name] for name in _EVALUATION if name in given},
+        progress=not arguments.quiet,
+        note=None if arguments.quiet else _note,
+        **{name: given[name] for name in _PASSED if name in given},
+    )
+    if arguments.html is not None:
+        from wmdp_fast.report.sweep import sweep_html
+
+        arguments.html.parent.mkdir(parents=True, exist_ok=True)
+        arguments.html.write_text(sweep_html(result), encoding="utf-8")
+    print(json.dumps(result.to_json(), indent=2, ensure_ascii=False) if arguments.json else _report(result))
+    return 0
+
+
+def _report(result: SweepResult) -> str:
+    lines = [str(result)]
+    if result.front:
+        lines += ["", "on the front, no other is better in one accuracy and as good in the other; to make one again:"]
+        lines += [str(result.command(index)) for index in result.front]
+    else:
+        lines += ["", "no run is worth having: the model before is at least as good as each in both accuracies"]
+    if result.kept is not None:
+        lines += ["", f"best run: {result.kept}"]
+    return "\n".join(lines)
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _axis(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The argparse type of several values of a setting, or of a range."""
+
+    def parse_all(text: str) -> Any:
+        try:
+            low, dots, high = text.partition("..")
+            if dots:
+                automatic = low.startswith("auto:")
+                first, last = (float(end.removeprefix("auto:")) for end in (low, high))
+                return wmdp_fast.Range(first, last, automatic=automatic)
+            return [_topics([parse(part.strip()) for part in value.split("/")]) for value in text.split(",")]
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is neither values with commas between nor a range such as 10..200"
+            ) from None
+
+    return parse_all
+
+
+def _topics(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(text)
+    return int(text)
+
+
+def _coefficient(text: str) -> float | str:
+    return text if text.startswith("auto") else float(text)

@@ -1,0 +1,178 @@
+"""What a sweep tries: values of some settings of RMU, or ranges that Optuna draws from."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from wmdp_fast.exceptions import WmdpFastError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+# The settings that can be swept, in the order in which a grid goes through them: the last one changes fastest.
+AXES = ("layer_id", "steering_coeff", "alpha", "learning_rate", "max_steps")
+
+# Those that are counted; the others are drawn evenly on a logarithmic scale.
+_WHOLE = ("layer_id", "max_steps")
+
+# Digits of a drawn number: enough to say what works, few enough to write down.
+_DIGITS = 4
+
+Values = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included.
+
+    Attributes:
+        low: The lowest.
+        high: The highest.
+        automatic: Whether they are factors of `steering_coeff="auto:FACTOR"`.
+    """
+
+    low: float
+    high: float
+    automatic: bool = False
+
+
+Space = dict[str, Values | Range]
+
+
+def check_space(over: Mapping[str, Sequence[Any] | Range], *, drawn: bool) -> Space:
+    """The space as given, in the order of `AXES`.
+
+    Args:
+        over: For each setting the values to try, or a range.
+        drawn: Whether Optuna draws; a grid has no ranges.
+
+    Raises:
+        ValueError: A setting cannot be swept, has no values, or a range is none.
+    """
+    if unknown := [name for name in over if name not in AXES]:
+        raise ValueError(f"{unknown[0]} cannot be swept; what can is {', '.join(AXES)}")
+    if not over:
+        raise ValueError(f"nothing to sweep: give values for at least one of {', '.join(AXES)}")
+    space: Space = {}
+    for name in AXES:
+        if name not in over:
+            continue
+        given = over[name]
+        if isinstance(given, Range):
+            _check_range(name, given, drawn=drawn)
+            space[name] = given
+            continue
+        if isinstance(given, str) or not given:
+            raise ValueError(f"{name} needs a list of the values to try, not {given!r}")
+        space[name] = tuple(dict.fromkeys(tuple(one) if isinstance(one, list) else one for one in given))
+    return space
+
+
+def grid(space: Mapping[str, Values | Range]) -> Iterator[dict[str, Any]]:
+    """Every combination of values."""
+    columns = [values for values in space.values() if isinstance(values, tuple)]
+    for combination in itertools.product(*columns):
+        yield dict(zip(space, combination, strict=True))
+
+
+def corners(space: Mapping[str, Values | Range]) -> Iterator[dict[str, Any]]:
+    """Settings that, if they are all possible, say that every point of the space is."""
+    return grid({name: _ends(name, values) for name, values in space.items()})
+
+
+def highest(space: Mapping[str, Values | Range], name: str, default: int) -> int:
+    """The largest value of a setting that is a number."""
+    values = space.get(name, (default,))
+    return int(values.high) if isinstance(values, Range) else max(values)
+
+
+class Drawing:
+    """Draws points with Optuna's TPE sampler for two aims: low accuracy on forget, high accuracy on retain tasks.
+
+    Every point follows from the seed, its number and the results before it, and from nothing else: so a sweep that was
+    killed goes on as it would have.
+
+    Args:
+        space: What to draw from.
+        seed: Of the draws.
+
+    Raises:
+        WmdpFastError: Optuna is not installed; says how to install it.
+    """
+
+    def __init__(self, space: Space, seed: int) -> None:
+        try:
+            import optuna
+        except ImportError:
+            raise WmdpFastError("drawing points needs Optuna: pip install 'wmdp-fast[sweep]'") from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._optuna, self._space, self._seed = optuna, space, seed
+        self._distributions = {name: self._distribution(name, values) for name, values in space.items()}
+
+    def draw(self, before: Sequence[tuple[Mapping[str, Any], tuple[float, float] | None]]) -> dict[str, Any]:
+        """What Optuna draws next, by its own names and numbers; `settings` makes settings of it.
+
+        Args:
+            before: What was drawn before, each with its forget and retain accuracy; None where the run failed.
+        """
+        optuna = self._optuna
+        sampler = optuna.samplers.TPESampler(seed=self._seed + len(before))
+        study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
+        for params, values in before:
+            state = optuna.trial.TrialState.FAIL if values is None else optuna.trial.TrialState.COMPLETE
+            study.add_trial(
+                optuna.trial.create_trial(
+                    state=state, params=dict(params), distributions=self._distributions, values=values
+                )
+            )
+        return dict(study.ask(self._distributions).params)
+
+    def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of RMU that a draw stands for."""
+        found = {}
+        for name, values in self._space.items():
+            drawn = params[name]
+            if isinstance(values, tuple):
+                found[name] = values[drawn]
+            elif name in _WHOLE:
+                found[name] = int(drawn)
+            else:
+                number = float(f"{drawn:.{_DIGITS}g}")
+                found[name] = f"auto:{number:g}" if values.automatic else number
+        return found
+
+    def _distribution(self, name: str, values: Values | Range) -> Any:
+        distributions = self._optuna.distributions
+        if isinstance(values, tuple):
+            # By number: a value may be a tuple, for which Optuna has no type.
+            return distributions.CategoricalDistribution(list(range(len(values))))
+        if name in _WHOLE:
+            return distributions.IntDistribution(int(values.low), int(values.high))
+        return distributions.FloatDistribution(values.low, values.high, log=True)
+
+
+def _check_range(name: str, given: Range, *, drawn: bool) -> None:
+    if not drawn:
+        raise ValueError(f"{name} is a range, which only Optuna can draw from: give a list of values, or trials")
+    if not (math.isfinite(given.high) and given.low < given.high):
+        raise ValueError(
+            f"the range of {name} must go from a lower to a higher number, not {given.low} to {given.high}"
+        )
+    if given.low <= 0 and name != "layer_id":
+        raise ValueError(f"the range of {name} must begin above 0, not at {given.low:g}")
+    if name in _WHOLE and (given.low != int(given.low) or given.high != int(given.high)):
+        raise ValueError(f"the range of {name} must have whole numbers as its ends, not {given.low} and {given.high}")
+    if given.automatic and name != "steering_coeff":
+        raise ValueError(f"auto is for steering_coeff, not for {name}")
+
+
+def _ends(name: str, values: Values | Range) -> Values:
+    if isinstance(values, tuple):
+        return values
+    ends = (values.low, values.high)
+    if name in _WHOLE:
+        return tuple(map(int, ends))
+    return tuple(f"auto:{end:g}" for end in ends) if values.automatic else ends
