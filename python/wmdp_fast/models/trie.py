@@ -23,7 +23,7 @@ from wmdp_fast.journal import Plan
 from wmdp_fast.models.compiled import compiled_parts
 from wmdp_fast.models.load import evaluation_mode
 from wmdp_fast.models.packed_attention import Carried, Layout, NotPackableError, packed_attention, packed_batch
-from wmdp_fast.models.padded import auto_token_budget, is_out_of_memory, score_padded
+from wmdp_fast.models.padded import CPU_TOKEN_BUDGET, auto_token_budget, is_out_of_memory, score_padded
 from wmdp_fast.models.scores import NAN_ADVICE, PartialScores, Scores, TargetScores, look_up
 
 if TYPE_CHECKING:
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 
 Engine = Literal["auto", "trie", "padded"]
 """Which way to score: `"trie"` or fail, `"padded"`, or `"auto"`: by trie if the model can and proves it."""
-
-CPU_TOKEN_BUDGET = 2048
-"""Most tokens in a batch on a CPU; nothing is run twice, however small it is."""
 
 _READOUT_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 """Memory for the distributions read from a batch, which are as wide as the vocabulary."""
