@@ -17,9 +17,10 @@ pytest.importorskip("axe_playwright_python", reason="needs the extra `browser`")
 from axe_playwright_python.sync_playwright import Axe
 from playwright import sync_api
 
-from tests import report_examples
+from tests import report_examples, sweep_examples
 from tests.test_report import HOSTILE
 from wmdp_fast.report import page as report_page
+from wmdp_fast.report.sweep import sweep_html
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +46,7 @@ def browser() -> Iterator[sync_api.Browser]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, Path]:
-    """Reports by kind: of WMDP and MMLU, of one model only, and with hostile names and texts."""
+    """Reports by kind: of WMDP and MMLU, of one model only, with hostile names and texts, and of sweeps."""
     folder = tmp_path_factory.mktemp("reports")
     reports = {
         "full": report_examples.report(),
@@ -55,6 +56,9 @@ def files(tmp_path_factory) -> dict[str, Path]:
     made = {name: folder / f"{name}.html" for name in reports}
     for name, report in reports.items():
         made[name].write_text(report_page.render(report), encoding="utf-8")
+    for name, label in (("sweep", "zephyr"), ("hostile sweep", HOSTILE)):
+        made[name] = folder / f"{name}.html"
+        made[name].write_text(sweep_html(sweep_examples.result(label)), encoding="utf-8")
     return made
 
 
@@ -99,6 +103,9 @@ def opened(browser, files) -> Iterator[Opened]:
         ("full", "phone", "dark"),
         ("single", "phone", "light"),
         ("hostile", "phone", "dark"),
+        ("sweep", "desktop", "light"),
+        ("sweep", "phone", "dark"),
+        ("hostile sweep", "phone", "light"),
     ],
 )
 def test_a_report_opens_quietly_and_without_barriers(kind, size, scheme, browser, files):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib.util
 import json
@@ -18,10 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import wmdp_fast as wf
-from tests import tokenizers_zoo
+from tests import sweep_examples, tokenizers_zoo
 from tests import unlearning_runs as runs
 from tests.reference import pareto as plain
 from wmdp_fast import cli, demo
+from wmdp_fast.cli.rmu_options import settings
 from wmdp_fast.exceptions import JournalError, ModelError, WmdpFastError
 from wmdp_fast.unlearning import pareto
 from wmdp_fast.unlearning import sweep as module
@@ -337,6 +339,35 @@ def test_drawn_points_are_the_same_after_a_kill(folder, tmp_path):
     assert all(1 <= float(point["steering_coeff"].removeprefix("auto:")) <= 9 for point in points)
 
 
+# What is shown
+
+
+def test_the_table_has_the_best_the_front_the_failed_and_the_model_before():
+    lines = [line.split() for line in str(sweep_examples.result()).splitlines()]
+    assert lines[0][:2] == ["layer_id", "alpha"]
+    assert [(*line[:3], line[-1]) for line in lines[2:7]] == [
+        ("7", "100", "0.2400", "front"),
+        ("5", "100", "0.3000", "front"),
+        ("7", "1200", "0.3300", "best"),
+        ("5", "1200", "0.4100", "front"),
+        ("9", "100", "0.5000", "+0.1800"),
+    ]
+    assert lines[7] == ["9", "1", "failed", "failed"]
+    assert (lines[8][0], lines[8][-1]) == ("0.6400", "before")
+
+
+def test_a_command_has_every_setting_that_is_not_the_default(tmp_path):
+    result = sweep_examples.result("it's mine")
+    config = RMUConfig(
+        update_layer_ids=(4,), raw_lines=(True, False), master_weights=True, grad_clip=0.1 + 0.2, learning_rate=3e-6
+    )
+    result = dataclasses.replace(result, config=config, swept=("layer_id", "alpha", "learning_rate"))
+    words = shlex.split(result.command(3, output=str(tmp_path)))
+    given = vars(cli._parser().parse_args(words[1:]))
+    assert (given["model"], given["forget"], given["retain"]) == ("it's mine", ["it's mine"], ["it's mine"])
+    assert RMUConfig(**settings(argparse.Namespace(**given))) == result.config_of(3)
+
+
 # The command line
 
 
@@ -346,7 +377,19 @@ def demo_arguments(tmp_path, *more):
     return [
         *("sweep", str(demo.model_path()), "--forget", corpora[0], "--retain", corpora[1]),
         *("--forget-tasks", questions[0], "--retain-tasks", questions[1], "--template", "mmlu", "--limit", "12"),
-        *("--layer-id", "1", "--parameters", "proj", "--mode", "masked", "--learning-rate", "3e-3", "--quiet"),
+        *(
+            "--layer-id",
+            "1",
+            "--parameters",
+            "proj",
+            "--mode",
+            "masked",
+            "--learning-rate",
+            "3e-3",
+            "--dtype",
+            "float32",
+            "--quiet",
+        ),
         *("--output", str(tmp_path / "sweep"), *more),
     ]
 
@@ -364,7 +407,7 @@ def test_the_command_prints_the_front_and_how_to_make_it_again(tmp_path, capsys)
     commands = [line for line in printed.splitlines() if line.startswith("wmdp-fast unlearn")]
     record = json.loads((best / "unlearn.json").read_text())
     # The command of the best run makes the very same checkpoint.
-    [command] = [one for one in commands if f"--alpha {record['settings']['alpha']}" in one]
+    [command] = [one for one in commands if f"--alpha {record['settings']['alpha']:g} " in one]
     assert cli.main([*shlex.split(command)[1:-1], str(tmp_path / "again"), "--quiet"]) == 0
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (best / name).read_bytes(), name

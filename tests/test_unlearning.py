@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -490,6 +491,18 @@ def test_the_command_unlearns_and_the_delta_gives_the_same(tmp_path, capsys):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
     assert cli.main(["unlearn", "nowhere", "--forget", "x", "--retain", "y", "--output", out]) == 1
     assert "exists already" in capsys.readouterr().err
+
+
+def test_corpora_by_name_are_read_from_a_folder_in_place_of_the_hub(tmp_path):
+    for domain, name in (("forget", "bio-forget-corpus"), ("retain", "wikitext")):
+        shutil.copy(demo.corpus_path(domain), tmp_path / f"{name}.jsonl")
+    base = ["unlearn", str(demo.model_path()), "--layer-id", "1", "--max-steps", "2", "--dtype", "float32", "--quiet"]
+    named = ["--forget", "bio-forget-corpus", "--retain", "wikitext", "--data", str(tmp_path)]
+    assert cli.main([*base, *named, "--output", str(tmp_path / "named")]) == 0
+    paths = ["--forget", str(demo.corpus_path("forget")), "--retain", str(demo.corpus_path("retain"))]
+    assert cli.main([*base, *paths, "--output", str(tmp_path / "by path")]) == 0
+    weights = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("named", "by path")]
+    assert weights[0] == weights[1]
 
 
 def test_the_command_refuses_what_is_no_value(capsys):

@@ -188,7 +188,7 @@ class SweepResult:
 
 def cell(value: Any) -> str:
     """A setting as text, the values of topics with slashes between."""
-    return "/".join(map(cell, value)) if isinstance(value, tuple) else str(value)
+    return "/".join(map(cell, value)) if isinstance(value, tuple) else _as_word(value)
 
 
 def _as_options(config: RMUConfig, always: Sequence[str]) -> list[str]:
@@ -209,7 +209,10 @@ def _as_options(config: RMUConfig, always: Sequence[str]) -> list[str]:
 
 
 def _as_word(value: Any) -> str:
-    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+    """A value as an option has it, exactly: 1200 for 1200.0."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def _as_setting(value: Any) -> Any:
