@@ -180,7 +180,7 @@ def test_a_model_in_memory_has_its_weights_back_and_runs_its_steps_once(folder, 
     assert told(result) == told(swept(folder, tmp_path / "again")).replace(json.dumps(str(folder / "base")), "null")
     # Two runs of four steps, each measured twice; the second reads the frozen targets that the first one has kept.
     runs_told = [note for note in notes if note.startswith("run ")]
-    assert runs_told == ["run 1 of 2: alpha 1.0", "run 2 of 2: alpha 50.0"]
+    assert runs_told == ["run 1 of 2: alpha 1", "run 2 of 2: alpha 50"]
     assert "trunk cache: 4 activations read, 4 computed and written" in notes[-1]
     assert result.command(0) is None
 

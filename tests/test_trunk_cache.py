@@ -92,6 +92,7 @@ def test_every_architecture_gives_the_same_bits(tmp_path, family):
         assert_equal(without, run(runs.model(family), cache_trunk=tmp_path / "cache"))
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.fixed_dictionaries(
@@ -327,6 +328,7 @@ def _killed_run(model, output, cache, steps):
     run(model, dataclasses.replace(CONFIG, save_every=2), output=output, cache_trunk=cache, resume=True)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_what_is_kept(tmp_path):
     model = runs.saved_model(tmp_path / "model", "llama")
     threads = torch.get_num_threads()
