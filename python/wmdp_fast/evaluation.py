@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import time
 import warnings
@@ -13,13 +11,14 @@ from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from wmdp_fast import __version__, prepare
+from wmdp_fast import prepare
 from wmdp_fast._rust import OrderAnswers, aggregate
 from wmdp_fast.chat import chat_contexts, chat_template_source, system_text
 from wmdp_fast.exceptions import TaskError, WmdpFastWarning
 from wmdp_fast.journal import Journal
 from wmdp_fast.models.server import Server
-from wmdp_fast.results import EvalResult, GroupResult, TaskResult, output_folder, run_config, tokenizer_info
+from wmdp_fast.provenance import details_of, how_it_was_run, model_type, what_decides_scores
+from wmdp_fast.results import EvalResult, GroupResult, TaskResult, output_folder, tokenizer_info
 from wmdp_fast.tasks import resolve
 
 if TYPE_CHECKING:
@@ -187,7 +186,7 @@ def evaluate(
     with clock("tokenize"):
         requests = _requests(loaded, encoder, prompts, max_length)
     num_choices = sum(one.num_choices for one in prompts)
-    identity = _what_decides_scores(loaded, requests, prompts, score_mode)
+    identity = what_decides_scores(loaded, requests, prompts, score_mode)
     with _kept_scores(loaded.name, identity, num_choices, output, resume=resume) as partial:
         with clock("forward"), _progress_bar(served=isinstance(model, Server), shown=progress) as advance:
             scores = _score(loaded, prompts, requests, engine, token_budget, score_mode, advance, partial)
@@ -201,7 +200,7 @@ def evaluate(
                 for group in selection.groups
             },
             model_name=loaded.name,
-            **_how_it_was_run(loaded, tokenizer, dtype, revision, peft, token_budget, limit),
+            **how_it_was_run(loaded, tokenizer, dtype, revision, peft, token_budget, limit),
             timings=clock.seconds,
             num_tokens=scores.tokens_useful if requests is None else requests.num_tokens,
             started=started,
@@ -217,7 +216,7 @@ def evaluate(
                 else None
             ),
             fewshot_as_multiturn=multiturn,
-            details=_details(selection, loaded, requests, scores, partial),
+            details=details_of(selection, loaded, requests, scores, partial),
         )
         if output is not None:
             result = replace(result, saved_to=result.save(output, log_samples=log_samples))
@@ -383,7 +382,7 @@ def _requests(
         if max_length is not None:
             raise ValueError("max_length needs the served model's tokenizer: name it with tokenizer (--tokenizer)")
         return None
-    found = encoder.get(loaded.tokenizer, loaded.prefix_token_id, _model_type(loaded))
+    found = encoder.get(loaded.tokenizer, loaded.prefix_token_id, model_type(loaded))
     return found.encode_requests(prompts, max_length or loaded.max_length or _NO_LIMIT)
 
 
@@ -451,50 +450,6 @@ def _kept_scores(
     journal.remove()
 
 
-def _what_decides_scores(
-    loaded: LoadedModel | ServedModel, requests: Requests | None, prompts: Sequence[Prompts], score_mode: ScoreMode
-) -> dict[str, Any] | None:
-    """Two runs that agree in this have the same scores, whatever engine makes them and in whatever batches.
-
-    None for a model in memory, which nobody knows again. Of a served model it is taken on trust that it is the same as
-    before under the same name at the same address.
-    """
-    from wmdp_fast.models.load import files_identity
-    from wmdp_fast.models.served import ServedModel
-
-    asked = _content_hash(prompts) if requests is None else requests.content_hash
-    if isinstance(loaded, ServedModel):
-        server = loaded.server
-        return {
-            "base url": server.base_url,
-            "served model": server.model,
-            "engine": server.protocol,
-            "missing letters": server.about_missing,
-            "questions and their text" if requests is None else "questions and their tokens": asked,
-            "wmdp_fast": __version__,
-        }
-    if loaded.path is None:
-        return None
-    return {
-        "model files": files_identity(loaded),
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-        "device": loaded.device.type,
-        "score mode": score_mode,
-        "questions and their tokens": asked,
-        "wmdp_fast": __version__,
-    }
-
-
-def _content_hash(prompts: Sequence[Prompts]) -> str:
-    """SHA-256 of what is asked, as text."""
-    content = hashlib.sha256()
-    for own in prompts:
-        for index in range(len(own)):
-            texts = [own.continuation(index, choice) for choice in range(len(own.choices(index)))]
-            content.update(json.dumps([own.context(index), texts]).encode())
-    return content.hexdigest()
-
-
 def _aggregate(
     read: Sequence[TaskQuestions],
     others: Sequence[TaskQuestions],
@@ -524,111 +479,3 @@ def _aggregate(
         answers = OrderAnswers(result.questions, orders or "", result.outcome, outcome)
         results[other.task.name] = replace(result, order_answers=answers)
     return results
-
-
-def _model_type(loaded: LoadedModel | ServedModel) -> str:
-    """Transformers' name for the architecture, or nothing for a model that has none or is served."""
-    return str(getattr(getattr(getattr(loaded, "model", None), "config", None), "model_type", ""))
-
-
-def _how_it_was_run(
-    loaded: LoadedModel | ServedModel,
-    tokenizer: PreTrainedTokenizerBase | str | PathLike[str] | None,
-    dtype: str,
-    revision: str | None,
-    peft: str | PathLike[str] | None,
-    token_budget: int | Literal["auto"],
-    limit: float | None,
-) -> dict[str, Any]:
-    """`model_source` and `config` of the result: for a served model those of lm-eval's `local-completions`."""
-    from wmdp_fast.models.served import ServedModel
-
-    if isinstance(loaded, ServedModel):
-        server = loaded.server
-        arguments: dict[str, Any] = {"model": server.model, "base_url": server.base_url}
-        if loaded.tokenizer is not None:
-            arguments["tokenizer"] = loaded.tokenizer.name_or_path
-        source = "local-completions"
-        return {"model_source": source, "config": run_config(source, arguments, limit=limit)}
-    return {
-        "model_source": "hf",
-        "config": run_config(
-            "hf",
-            _model_args(loaded, tokenizer, dtype, revision, peft),
-            model_info=_model_info(loaded),
-            batch_size=token_budget,
-            device=str(loaded.device),
-            limit=limit,
-        ),
-    }
-
-
-def _model_info(loaded: LoadedModel) -> dict[str, Any]:
-    """What lm-eval's `get_model_info` records."""
-    return {
-        "model_num_parameters": loaded.num_parameters,
-        "model_dtype": str(loaded.dtype),
-        "model_revision": loaded.revision or "main",
-        "model_sha": loaded.sha or "",
-    }
-
-
-def _model_args(
-    loaded: LoadedModel,
-    tokenizer: PreTrainedTokenizerBase | str | PathLike[str] | None,
-    dtype: str,
-    revision: str | None,
-    peft: str | PathLike[str] | None,
-) -> dict[str, Any]:
-    """lm-eval's `model_args`: what the model was loaded with."""
-    arguments: dict[str, Any] = {"pretrained": loaded.name, "dtype": dtype}
-    if isinstance(tokenizer, (str, os.PathLike)):
-        arguments["tokenizer"] = os.fspath(tokenizer)
-    if revision is not None:
-        arguments["revision"] = revision
-    if peft is not None:
-        arguments["peft"] = os.fspath(peft)
-    return arguments
-
-
-def _details(
-    selection: Selection,
-    loaded: LoadedModel | ServedModel,
-    requests: Requests | None,
-    scores: Scores,
-    partial: PartialScores,
-) -> dict[str, Any]:
-    """What lm-eval does not record, for the results file's key `wmdp_fast`."""
-    from wmdp_fast.models.served import ServedModel, ServedScores
-
-    details: dict[str, Any] = {
-        "lm_eval_compat": selection.compat.name,
-        "warnings": list(selection.warnings),
-        "tokenizer_engine": None if requests is None else requests.engine,
-        "why_not_fastokens": None if requests is None else requests.why_not_fast,
-        "why_no_shared_prefixes": None if requests is None else requests.why_no_cuts,
-        "engine": scores.engine,
-        "why_not_trie": scores.why_not_trie,
-        "token_budget": scores.token_budget,
-        "batches": scores.batches,
-        "tokens_run": scores.tokens_run,
-        "tokens_useful": scores.tokens_useful,
-        "seconds_waiting": scores.seconds_waiting,
-        "choices_resumed": 0 if partial.journal is None else len(partial.journal.choices),
-    }
-    if isinstance(loaded, ServedModel) and isinstance(scores, ServedScores):
-        server = loaded.server
-        # Where a server was asked there were no batches of tokens.
-        del details["token_budget"], details["batches"], details["seconds_waiting"]
-        details["server"] = {
-            "base_url": server.base_url,
-            "model": server.model,
-            "sent": "text" if requests is None else "tokens",
-            "top_logprobs": server.top_logprobs,
-            "missing_letters": server.about_missing,
-            "choices_bounded": scores.bounded,
-            "concurrency": server.concurrency,
-            "requests": scores.requests,
-            "requests_repeated": scores.repeated,
-        }
-    return details
