@@ -258,7 +258,6 @@ def test_wrong_usage_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     for wrong, message in (
         (["one"], "two results or more"),
         (["one", "two", "--confidence", "95"], "'95' is not a number between 0 and 1"),
-        (["one", "two", "three", "--html", "out.html"], "--html shows two results"),
         (["one", "two", "--json", "--markdown"], "not allowed with argument"),
     ):
         with pytest.raises(SystemExit, match="2"):

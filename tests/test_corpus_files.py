@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests import tokenizers_zoo
+from tests.damage import cut, delete, flip
 from tests.reference import corpus as reference
 from wmdp_fast._rust import EncodedCorpus, read_documents
 from wmdp_fast.exceptions import DatasetError
@@ -199,22 +200,6 @@ def test_what_is_not_the_files_fault_is_another_error(tmp_path: Path) -> None:
 
 
 # Thousands of damaged files.
-
-
-def cut(content: bytes, rng: random.Random) -> bytes:
-    return content[: rng.randrange(len(content))]
-
-
-def flip(content: bytes, rng: random.Random) -> bytes:
-    damaged = bytearray(content)
-    for _ in range(rng.choice([1, 1, 2, 8])):
-        damaged[rng.randrange(len(damaged))] = rng.randrange(256)
-    return bytes(damaged)
-
-
-def delete(content: bytes, rng: random.Random) -> bytes:
-    start = rng.randrange(len(content))
-    return content[:start] + content[start + rng.randrange(1, 9) :]
 
 
 TOKENS = [b'"', b",", b"{", b"}", b"[", b":", b"null", b"-", rb"\ud800", b"\\", b'"text":', b"\n", b"\r", b"\x00"]

@@ -22,6 +22,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.damage import cut, delete, flip
 from tests.reference import readers as reference
 from wmdp_fast._rust import Question, QuestionSet, read_many, read_questions
 from wmdp_fast.exceptions import DatasetError
@@ -409,25 +410,9 @@ def test_any_text_is_read_or_refused_as_the_slow_reader_does(tmp_path: Path, tex
 # Thousands of damaged files.
 
 
-def cut(content: bytes, rng: random.Random) -> bytes:
-    return content[: rng.randrange(len(content))]
-
-
-def flip(content: bytes, rng: random.Random) -> bytes:
-    damaged = bytearray(content)
-    for _ in range(rng.choice([1, 1, 2, 8])):
-        damaged[rng.randrange(len(damaged))] = rng.randrange(256)
-    return bytes(damaged)
-
-
 def splice(content: bytes, rng: random.Random) -> bytes:
     start, end, to = sorted(rng.randrange(len(content)) for _ in range(3))
     return content[:to] + content[start:end] + content[to:]
-
-
-def delete(content: bytes, rng: random.Random) -> bytes:
-    start = rng.randrange(len(content))
-    return content[:start] + content[start + rng.randrange(1, 9) :]
 
 
 TOKENS = rb"""" , { } [ ] : null 1e999 - \ud800 \ "question" answer, choice0 99999999999999999999""".split(b" ")

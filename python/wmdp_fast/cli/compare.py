@@ -42,7 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON instead of a table")
     form.add_argument("--markdown", action="store_true", help="print Markdown instead of a table")
-    parser.add_argument("--html", metavar="FILE", help="write a report with plots to this file too")
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write a report with plots too; of more than two results one each, FILE-2.html, FILE-3.html, ...",
+    )
     parser.set_defaults(fail=parser.error)
 
 
@@ -50,8 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Compares and prints."""
     if len(arguments.results) < 2:
         arguments.fail("a comparison needs two results or more")
-    if arguments.html is not None and len(arguments.results) > 2:
-        arguments.fail("--html shows two results, not more")
     comparison = compare(
         *arguments.results,
         names=arguments.names,
@@ -68,6 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.html is not None:
         # Only here: it loads what draws plots.
         report = importlib.import_module("wmdp_fast.report")
-        Path(arguments.html).write_text(report.comparison_html(*comparison.results), encoding="utf-8")
-        print(f"report: {arguments.html}", file=sys.stderr)
+        baseline, *others = comparison.results
+        for number, other in enumerate(others, start=2):
+            file = arguments.html if len(others) == 1 else arguments.html.with_stem(f"{arguments.html.stem}-{number}")
+            file.write_text(report.comparison_html(baseline, other), encoding="utf-8")
+            print(f"report: {file}", file=sys.stderr)
     return 0
