@@ -57,12 +57,12 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="a folder with a model of transformers")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--layer-id", type=int, default=7)
-    parser.add_argument("--steering-coeff", default="auto")
-    parser.add_argument("--alpha", type=float, default=100.0)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steering-coeff", default="60")
+    parser.add_argument("--alpha", type=float, default=30.0)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--max-length", type=int, default=128, help="tokens of a passage")
-    parser.add_argument("--held-out", type=int, default=24, metavar="N", help="passages of each kind to measure on")
+    parser.add_argument("--held-out", type=int, default=8, metavar="N", help="passages of each kind to measure on")
     options = parser.parse_args()
     if options.model is None:
         options.model, options.layer_id, options.steps, options.held_out = demo.model_path(), 2, 3, 2
