@@ -110,7 +110,7 @@ def test_what_the_variable_length_kernel_is_given_is_the_same_attention(rows, bu
         for varlen, kept in carried.items():
             kept.begin()
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(packed, "varlen_attn", varlen_attn)
+                patch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
                 patch.setattr(packed._Call, "can_use_varlen", lambda _, varlen=varlen: varlen)
                 out[varlen] = attend(query, key, value, PackedMask(layout, kept, window), scale=0.4)
             kept.commit()
