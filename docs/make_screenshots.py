@@ -54,9 +54,8 @@ def main() -> None:
 
 def make_report(after: Path | None) -> Path:
     """The report of the demo before and after, in the current folder."""
-    questions = [f"{domain}.jsonl" for domain in DOMAINS]
-    for domain, file in zip(DOMAINS, questions, strict=True):
-        shutil.copy(demo.questions_path(domain), file)
+    # By their own names, after which the prompts name the subject: as the model was taught.
+    questions = [shutil.copy(demo.questions_path(domain), demo.questions_path(domain).name) for domain in DOMAINS]
     model, changed = Path("demo"), Path("demo-changed" if after is None else "demo-unlearnt")
     if not model.is_dir():
         shutil.copytree(demo.model_path(), model)
@@ -67,7 +66,7 @@ def make_report(after: Path | None) -> Path:
             shutil.copytree(after, changed)
     for name, folder in (("before", model), ("after", changed)):
         if not Path(name).is_dir():
-            result = wf.evaluate(str(folder), tasks=questions, dtype="float32", progress=False)
+            result = wf.evaluate(str(folder), tasks=questions, template="mmlu", dtype="float32", progress=False)
             result.save(name, log_samples=True)
     run = changed if (changed / "unlearn.json").is_file() else None
     html = report_html(read_results("after"), read_results("before"), unlearn=run)
