@@ -12,6 +12,7 @@ no English.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import tempfile
 from pathlib import Path
@@ -90,13 +91,10 @@ def main() -> None:
         epochs=100,
     )
     with tempfile.TemporaryDirectory() as folder:
-        paths = []
-        for name, found in zip(("forget", "retain"), training, strict=True):
-            paths.append(Path(folder) / name)
-            paths[-1].mkdir()
-            for number, text in enumerate(found):
-                (paths[-1] / f"{number:05}.txt").write_text(text)
-        wmdp_fast.unlearn(model, forget=paths[0], retain=paths[1], config=config, tokenizer=tokenizer)
+        forget, retain = Path(folder, "forget.jsonl"), Path(folder, "retain.jsonl")
+        for file, found in zip((forget, retain), training, strict=True):
+            file.write_text("".join(json.dumps({"text": text}) + "\n" for text in found))
+        wmdp_fast.unlearn(model, forget=forget, retain=retain, config=config, tokenizer=tokenizer)
     after = measure()
     for kind in texts:
         ratio = after[kind] / before[kind]

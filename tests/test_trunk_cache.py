@@ -13,7 +13,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import wmdp_fast as wf
 from tests import test_unlearning_parity as parity
 from tests import unlearning_runs as runs
 from wmdp_fast import cli, demo
@@ -30,14 +29,7 @@ CONFIG = RMUConfig(
 
 
 def run(model, config=CONFIG, **options):
-    return wf.unlearn(
-        model,
-        forget=runs.corpus(runs.documents(1), "forget"),
-        retain=runs.corpus(runs.documents(2), "retain"),
-        config=config,
-        progress=False,
-        **options,
-    )
+    return runs.unlearn(model, config, **options)
 
 
 def assert_equal(first, second):

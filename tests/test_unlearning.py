@@ -35,14 +35,7 @@ CONFIG = RMUConfig(
 
 
 def run(model, config=CONFIG, **options):
-    return wf.unlearn(
-        model,
-        forget=runs.corpus(runs.documents(1), "forget"),
-        retain=runs.corpus(runs.documents(2), "retain"),
-        config=config,
-        progress=False,
-        **options,
-    )
+    return runs.unlearn(model, config, **options)
 
 
 # Settings

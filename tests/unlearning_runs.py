@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import wmdp_fast as wf
 from wmdp_fast.unlearning.corpora import CorpusTokens
 
 if TYPE_CHECKING:
@@ -67,4 +68,16 @@ def corpus(rows: list[list[int]], name: str = "made up") -> CorpusTokens:
     offsets = np.cumsum([0] + [len(row) for row in rows])
     return CorpusTokens(
         name, np.array([token for row in rows for token in row], dtype=np.int64), offsets, f"hash of {name}"
+    )
+
+
+def unlearn(model, config, **options):
+    """A run on the documents of two seeds."""
+    return wf.unlearn(
+        model,
+        forget=corpus(documents(1), "forget"),
+        retain=corpus(documents(2), "retain"),
+        config=config,
+        progress=False,
+        **options,
     )

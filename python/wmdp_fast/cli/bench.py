@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wmdp_fast.cli.options import token_budget, whole_number
+from wmdp_fast.cli.options import whole_number, whole_number_or_auto, whole_numbers
 
 if TYPE_CHECKING:
     from wmdp_fast.bench.report import BenchReport
@@ -57,7 +57,7 @@ def _add_unlearn(benchmarks: Any) -> None:
     )
     parser.add_argument("--layer-id", type=whole_number(least=0), default=7, metavar="L", help="default 7")
     parser.add_argument(
-        "--update-layer-ids", type=_layers, metavar="L,...", help="default: that layer and the two below it"
+        "--update-layer-ids", type=whole_numbers, metavar="L,...", help="default: that layer and the two below it"
     )
     parser.add_argument("--parameters", default="mlp.down_proj", metavar="ROLE", help="default mlp.down_proj")
     parser.add_argument("--batch-size", type=whole_number(least=1), default=4, metavar="N", help="default 4")
@@ -85,7 +85,11 @@ def _add_eval(benchmarks: Any) -> None:
     parser.add_argument("--limit", type=whole_number(least=1), metavar="N", help="only N questions of each task")
     _add_machine(parser, dtype="float32")
     parser.add_argument(
-        "--token-budget", type=token_budget, default="auto", metavar="N", help="most tokens in a batch (default auto)"
+        "--token-budget",
+        type=whole_number_or_auto,
+        default="auto",
+        metavar="N",
+        help="most tokens in a batch (default auto)",
     )
     parser.add_argument("--engine", choices=("auto", "trie", "padded"), default="auto", help="default auto")
     parser.add_argument(
@@ -120,7 +124,7 @@ def _add_embed(benchmarks: Any) -> None:
     parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="default float32")
     parser.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda:N (default cpu)")
     parser.add_argument(
-        "--batch-size", type=_batch_size, default=8, metavar="N", help="of hf: a number or auto (default 8)"
+        "--batch-size", type=whole_number_or_auto, default=8, metavar="N", help="of hf: a number or auto (default 8)"
     )
     _add_output(parser)
     parser.set_defaults(benchmark=_embed)
@@ -192,11 +196,3 @@ def _known_peers(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     if unknown := [peer for peer in peers if peer not in known]:
         raise argparse.ArgumentTypeError(f"unknown peer {unknown[0]!r}; known: {', '.join(known)}")
     return peers
-
-
-def _batch_size(text: str) -> int | str:
-    return text if text == "auto" else whole_number(least=1)(text)
-
-
-def _layers(text: str) -> tuple[int, ...]:
-    return tuple(whole_number(least=0)(part.strip()) for part in text.split(","))

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import wmdp_fast
-from wmdp_fast.cli.options import token_budget, whole_number
+from wmdp_fast.cli.options import whole_number, whole_number_or_auto
 from wmdp_fast.models.server import Server
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder or hub name of another tokenizer than the model's own; with --engine openai, tokens are then sent",
     )
     model.add_argument(
-        "--token-budget", type=token_budget, metavar="N", help="most tokens in a batch, or auto (default auto)"
+        "--token-budget", type=whole_number_or_auto, metavar="N", help="most tokens in a batch, or auto (default auto)"
     )
 
     server = parser.add_argument_group("a model that is served (--engine openai or vllm)")

@@ -36,6 +36,11 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def token_budget(text: str) -> int | str:
-    """The argparse type of a token budget: a number of tokens, or `auto`."""
+def whole_number_or_auto(text: str) -> int | str:
+    """The argparse type of whole numbers from 1 on, or `auto`."""
     return text if text == "auto" else whole_number(least=1)(text)
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """The argparse type of whole numbers with commas between."""
+    return tuple(whole_number(least=0)(part.strip()) for part in text.split(","))

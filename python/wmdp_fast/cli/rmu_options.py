@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from wmdp_fast.cli.options import whole_number
+from wmdp_fast.cli.options import whole_number, whole_numbers
 
 # Options that are fields of RMUConfig; what is not given stays away, and keeps the preset's value or the default.
 _SETTINGS = (
@@ -49,7 +49,7 @@ def add_method(parser: argparse.ArgumentParser, *, swept: bool = False) -> None:
     )
     if not swept:
         method.add_argument("--layer-id", type=whole_number(least=0), metavar="L", help="layer whose output is steered")
-    method.add_argument("--update-layer-ids", type=_layers, metavar="L,...", help="layers that are trained")
+    method.add_argument("--update-layer-ids", type=whole_numbers, metavar="L,...", help="layers that are trained")
     method.add_argument(
         "--parameters", metavar="ROLE", help="what is trained in them: a role or a regex (default mlp.down_proj)"
     )
@@ -57,7 +57,6 @@ def add_method(parser: argparse.ArgumentParser, *, swept: bool = False) -> None:
         method.add_argument(
             "--steering-coeff", type=_texts, metavar="C,...", help="a number, auto or auto:FACTOR, per topic"
         )
-    if not swept:
         method.add_argument("--alpha", type=_numbers, metavar="A,...", help="weight of the retain loss, per topic")
     method.add_argument(
         "--mode", choices=("reference", "masked"), help="whether the loss counts padding, as the original's does"
@@ -114,28 +113,24 @@ def _preset(name: str, topics: int) -> dict[str, Any]:
     return found
 
 
-def _one_or_more(values: list[Any]) -> Any:
+def one_or_more(values: list[Any]) -> Any:
     """One value stands for all topics."""
     return values[0] if len(values) == 1 else tuple(values)
 
 
 def _wholes(text: str) -> Any:
-    return _one_or_more(list(_layers(text)))
-
-
-def _layers(text: str) -> tuple[int, ...]:
-    return tuple(whole_number(least=0)(part.strip()) for part in text.split(","))
+    return one_or_more(list(whole_numbers(text)))
 
 
 def _numbers(text: str) -> Any:
     try:
-        return _one_or_more([float(part) for part in text.split(",")])
+        return one_or_more([float(part) for part in text.split(",")])
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number, or several with commas between") from None
 
 
 def _texts(text: str) -> Any:
-    return _one_or_more([part.strip() for part in text.split(",")])
+    return one_or_more([part.strip() for part in text.split(",")])
 
 
 def _flags(text: str) -> Any:
@@ -143,4 +138,4 @@ def _flags(text: str) -> Any:
     parts = [part.strip() for part in text.split(",")]
     if any(part not in values for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is not yes or no, or several with commas between")
-    return _one_or_more([values[part] for part in parts])
+    return one_or_more([values[part] for part in parts])

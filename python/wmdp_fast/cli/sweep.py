@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import wmdp_fast
 from wmdp_fast.cli.options import whole_number
-from wmdp_fast.cli.rmu_options import add_corpora, add_method, add_training, settings
+from wmdp_fast.cli.rmu_options import add_corpora, add_method, add_training, one_or_more, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,17 +136,13 @@ def _axis(parse: Callable[[str], Any]) -> Callable[[str], Any]:
                 automatic = low.startswith("auto:")
                 first, last = (float(end.removeprefix("auto:")) for end in (low, high))
                 return wmdp_fast.Range(first, last, automatic=automatic)
-            return [_topics([parse(part.strip()) for part in value.split("/")]) for value in text.split(",")]
+            return [one_or_more([parse(part.strip()) for part in value.split("/")]) for value in text.split(",")]
         except ValueError:
             raise argparse.ArgumentTypeError(
                 f"{text!r} is neither values with commas between nor a range such as 10..200"
             ) from None
 
     return parse_all
-
-
-def _topics(values: list[Any]) -> Any:
-    return values[0] if len(values) == 1 else tuple(values)
 
 
 def _whole(text: str) -> int:

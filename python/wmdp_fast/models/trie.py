@@ -240,9 +240,10 @@ def _score(
             start = trie.first_unfinished(partial.finished) if resumed is None else resumed.start
             resumed = None
             partial.begin(Plan("trie", token_budget, budget, start))
-            # The batches are made twice only if some may be left out.
-            seen = trie.batches(budget, readouts, start) if partial.finished.any() else ()
-            needed = tokens.needed(seen, partial.finished)
+            # Only where some may be left out are the batches made twice.
+            needed: Mapping[int, bool] = defaultdict(lambda: True)
+            if partial.finished.any():
+                needed = tokens.needed(trie.batches(budget, readouts, start), partial.finished)
             pipeline = _Pipeline(loaded, trie, tokens, partial, score_mode, progress, begin)
             failed = pipeline.run(trie.batches(budget, readouts, start), needed)
             done = failed is None
@@ -441,8 +442,6 @@ class _TokenScores:
         Those that have others to score, and those whose tokens such batches hang below: run again in the batch that
         they were in, tokens get the same keys and values bit for bit.
         """
-        if not finished.any():
-            return defaultdict(lambda: True)
         outlines = [
             (batch.num_carried, batch.keep[:, 1], not finished[self._choices[batch.targets]].all()) for batch in batches
         ]
