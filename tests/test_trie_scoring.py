@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import numpy as np
@@ -161,15 +162,15 @@ def test_the_engine_can_be_chosen() -> None:
         assert score(loaded, drawn, engine="padded").engine == "padded"
 
 
-def test_compiled_parts_give_the_same_scores_at_any_number_of_tokens() -> None:
+def test_compiled_parts_give_the_same_scores_at_any_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Making C++ of the graphs takes minutes on a small machine; what may go wrong here is how they are found.
+    monkeypatch.setattr(trie_scoring, "compiled_parts", functools.partial(compiled_parts, backend="eager"))
     loaded, drawn = wrap_model(tiny_models.build("llama"), tiny_models.tokenizer()), some_requests()
     expected = score_trie(loaded, drawn)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     for budget in (9, 14, 2048):
-        # Making C++ of the graphs takes minutes on a small machine; what may go wrong here is how they are found.
-        with compiled_parts(loaded.model, backend="eager"):
-            found = score_trie(loaded, drawn, token_budget=budget)
+        found = score_trie(loaded, drawn, token_budget=budget, compiled=True)
         np.testing.assert_allclose(found.loglikelihood, expected.loglikelihood, atol=2e-5)
     # One graph for a norm and one for a feed-forward block; a single token may get one of its own.
     assert 2 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4

@@ -10,7 +10,6 @@ import inspect
 import time
 import warnings
 from collections import defaultdict
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,12 +21,14 @@ from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.journal import Plan
 from wmdp_fast.models.compiled import compiled_parts
 from wmdp_fast.models.load import evaluation_mode
+from wmdp_fast.models.onednn import onednn_products
 from wmdp_fast.models.packed_attention import Carried, Layout, NotPackableError, packed_attention, packed_batch
 from wmdp_fast.models.padded import CPU_TOKEN_BUDGET, auto_token_budget, is_out_of_memory, score_padded
 from wmdp_fast.models.scores import NAN_ADVICE, PartialScores, Scores, TargetScores, look_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
@@ -123,8 +124,8 @@ def score_trie(
     trie = Trie(requests)
     partial.seconds_waiting += time.perf_counter() - planning
     partial.seconds += time.perf_counter() - begin
-    with compiled_parts(loaded.model) if compiled else nullcontext():
-        return _score(loaded, requests, trie, token_budget, score_mode, partial, progress)
+    products = compiled_parts if compiled else onednn_products
+    return _score(loaded, requests, trie, token_budget, score_mode, partial, progress, products)
 
 
 def why_not(model: torch.nn.Module, requests: Requests | None = None) -> str | None:
@@ -184,7 +185,7 @@ def _why_not_proven(loaded: LoadedModel, requests: Requests) -> str | None:
     trie = Trie(excerpts, min_saving=1)
     budget = max(1, trie.num_tokens // 3)
     empty = PartialScores.empty(excerpts.num_choices)
-    found = _score(loaded, excerpts, trie, budget, "float32", empty, None).loglikelihood
+    found = _score(loaded, excerpts, trie, budget, "float32", empty).loglikelihood
     # Half the digits of the model's dtype: batches of another shape round differently.
     allowed = torch.finfo(loaded.dtype).eps ** 0.5 * np.maximum(1.0, np.abs(expected))
     difference = np.abs(found - expected)
@@ -223,8 +224,10 @@ def _score(
     token_budget: int | Literal["auto"],
     score_mode: ScoreMode,
     partial: PartialScores,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None] | None = None,
+    products: Callable[[torch.nn.Module], AbstractContextManager[None]] = onednn_products,
 ) -> Scores:
+    """Scores by trie; `products` is what the model's matrix products are done with meanwhile."""
     tokens = _TokenScores(requests)
     readouts = _readout_budget(loaded)
     resumed = partial.resumed_plan("trie", token_budget)
@@ -233,7 +236,7 @@ def _score(
     else:
         budget = _auto_budget(loaded, requests) if token_budget == "auto" else token_budget
     model: Any = loaded.model
-    with evaluation_mode(model), packed_attention(model):
+    with evaluation_mode(model), packed_attention(model), products(model):
         done = False
         while not done:
             begin = time.perf_counter()

@@ -1,0 +1,122 @@
+"""Products by oneDNN beside torch's default."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tests import tiny_models
+from wmdp_fast.models import onednn
+from wmdp_fast.models.onednn import onednn_products
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+pytestmark = pytest.mark.skipif(not onednn.is_available(), reason="this torch or this processor is left as it is")
+
+
+def replaced(model: nn.Module) -> set[str]:
+    """The names of the modules that are computed another way just now."""
+    return {name for name, module in model.named_modules() if "forward" in vars(module)}
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(torch.arange(1, 23).view(2, 11)).logits
+    return found
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@settings(deadline=None)  # the first product of a shape has its code made
+@given(
+    shape=st.lists(st.integers(0, 5), max_size=3),
+    widths=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    bias=st.booleans(),
+    strided=st.booleans(),
+)
+def test_a_linear_layer(shape: list[int], widths: tuple[int, int], bias: bool, strided: bool) -> None:
+    layer = nn.Linear(*widths, bias=bias)
+    rows = torch.randn(*shape, widths[0] * 2)[..., ::2] if strided else torch.randn(*shape, widths[0])
+    with torch.no_grad():
+        expected = layer(rows)
+        with onednn_products(layer):
+            assert replaced(layer) == {""}
+            found = layer(rows)
+    assert found.shape == expected.shape
+    if expected.numel():
+        assert_close(found, expected)
+
+
+@pytest.mark.parametrize("family", [*tiny_models.TRIE_FAMILIES, *tiny_models.PADDED_FAMILIES])
+def test_a_model_gives_the_same_logits_and_is_left_as_it_was(family: str) -> None:
+    model = tiny_models.build(family)
+    expected = logits(model)
+    with onednn_products(model):
+        found = logits(model)
+    assert_close(found, expected)
+    assert not replaced(model)
+    assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])  # swish and gelu
+def test_a_gated_block_is_one(family: str) -> None:
+    model = tiny_models.build(family)
+    with onednn_products(model):
+        assert {"lm_head", "model.layers.0.self_attn.q_proj", "model.layers.1.mlp"} <= replaced(model)
+
+
+def test_a_block_that_does_more_is_left_alone() -> None:
+    model = tiny_models.build("llama")
+    kind = type(model.model.layers[0].mlp)
+
+    class Doubled(kind):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    for layer in model.model.layers:
+        layer.mlp.__class__ = Doubled
+    expected = logits(model)
+    with onednn_products(model):
+        assert "model.layers.0.mlp" not in replaced(model)
+        assert "model.layers.0.mlp.up_proj" in replaced(model)
+        assert_close(logits(model), expected)
+
+
+def test_hooks_are_called() -> None:
+    model = tiny_models.build("llama")
+    called = []
+    names = ("model.layers.0.mlp", "model.layers.1.mlp.gate_proj", "model.layers.0.self_attn.o_proj")
+    for name in names:
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: called.append(name))
+    with onednn_products(model):
+        logits(model)
+    assert sorted(called) == sorted(names)
+
+
+def test_other_dtypes_and_other_layers_are_left_alone() -> None:
+    class Louder(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+            return 2 * super().forward(input)
+
+    quiet = nn.Linear(3, 3)
+    quiet.forward = torch.zeros_like
+    model = nn.ModuleList([nn.Linear(3, 3).double(), nn.Linear(3, 3).bfloat16(), Louder(3, 3), quiet])
+    with onednn_products(model):
+        assert replaced(model) == {"3"}
+        assert quiet(torch.ones(1, 3)).eq(0).all()
+    assert replaced(model) == {"3"}
+
+
+def test_a_model_is_left_as_it_was_after_an_error() -> None:
+    model = tiny_models.build("llama")
+    with pytest.raises(ZeroDivisionError), onednn_products(model):
+        raise ZeroDivisionError
+    assert not replaced(model)
