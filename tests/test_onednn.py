@@ -9,6 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from tests import tiny_models
 from wmdp_fast.models import onednn
@@ -67,7 +69,7 @@ def test_a_model_gives_the_same_logits_and_is_left_as_it_was(family: str) -> Non
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])  # swish and gelu
-def test_a_gated_block_is_one(family: str) -> None:
+def test_gated_blocks_are_found(family: str) -> None:
     model = tiny_models.build(family)
     with onednn_products(model):
         assert {"lm_head", "model.layers.0.self_attn.q_proj", "model.layers.1.mlp"} <= replaced(model)
@@ -120,3 +122,19 @@ def test_a_model_is_left_as_it_was_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), onednn_products(model):
         raise ZeroDivisionError
     assert not replaced(model)
+
+
+@settings(deadline=None)
+@given(inner=st.sampled_from([1, 255, 256, 257, 600]), bias=st.booleans(), tokens=st.integers(0, 5))
+def test_a_gated_block(inner: int, bias: bool, tokens: int) -> None:
+    config = LlamaConfig(hidden_size=32, intermediate_size=inner, mlp_bias=bias)
+    block = LlamaMLP(config)
+    rows = torch.randn(1, tokens, 32)
+    with torch.no_grad():
+        expected = block(rows)
+        with onednn_products(block):
+            assert "" in replaced(block)
+            found = block(rows)
+    assert found.shape == expected.shape
+    if expected.numel():
+        assert_close(found, expected)

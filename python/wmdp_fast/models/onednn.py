@@ -29,6 +29,10 @@ _ACTIVATIONS = {"SiLUActivation": ("swish", ""), "SiLU": ("swish", ""), "GELUTan
 # Largest difference between a block computed either way, over its largest output; float32 has 7 digits.
 _TOLERANCE = 1e-4
 
+# Width of a part of a gated block. oneDNN adds up a long sum from end to end, MKL in parts, which rounds less: the
+# error of a log-likelihood against float64 was 1.7 times MKL's with the whole width, and is 1.3 times with this.
+_PART = 256
+
 
 def is_available() -> bool:
     """Whether this torch has what `onednn_products` needs, on a kind of processor that it was measured on."""
@@ -80,11 +84,19 @@ def _linear(layer: Any, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (nam
 
 
 def _gated(block: Any, activation: str, kind: str, x: torch.Tensor) -> torch.Tensor:
-    """down(activation(gate(x)) * up(x)), activated and multiplied as gate and up are computed."""
+    """down(activation(gate(x)) * up(x)), a part of the width in between after another."""
     gate, up, down = block.gate_proj, block.up_proj, block.down_proj
     pointwise = torch.ops.mkldnn._linear_pointwise
-    activated = pointwise(x, gate.weight, gate.bias, activation, [], kind)
-    return linear(pointwise.binary(x, activated, up.weight, up.bias, "mul"), down.weight, down.bias)
+    total = x.new_zeros(*x.shape[:-1], down.out_features)
+    for start in range(0, gate.out_features, _PART):
+        part = slice(start, start + _PART)
+        gate_bias, up_bias = (None if layer.bias is None else layer.bias[part] for layer in (gate, up))
+        activated = pointwise(x, gate.weight[part], gate_bias, activation, [], kind)
+        inner = pointwise.binary(x, activated, up.weight[part], up_bias, "mul")
+        # Copied, as oneDNN is slow with rows that are not one behind the other.
+        weight = down.weight[:, part].contiguous()
+        total = pointwise.binary(inner, total, weight, None, "add")
+    return total if down.bias is None else total + down.bias
 
 
 def _is_plain(module: object) -> bool:
