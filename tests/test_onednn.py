@@ -40,7 +40,7 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
 @settings(deadline=None)  # the first product of a shape has its code made
 @given(
     shape=st.lists(st.integers(0, 9), max_size=3),
-    widths=st.tuples(st.sampled_from([1, 30, 191, 192, 193, 576]), st.sampled_from([1, 30, 1024, 1025, 1600])),
+    widths=st.tuples(st.integers(1, 600), st.integers(1, 600)),
     bias=st.booleans(),
     strided=st.booleans(),
 )
@@ -72,7 +72,7 @@ def test_a_model_gives_the_same_logits_and_is_left_as_it_was(family: str) -> Non
 def test_gated_blocks_are_found(family: str) -> None:
     model = tiny_models.build(family)
     with onednn_products(model):
-        assert {"lm_head", "model.layers.0.self_attn.q_proj", "model.layers.1.mlp"} <= replaced(model)
+        assert {"model.layers.0.self_attn.q_proj", "model.layers.1.mlp"} <= replaced(model)
 
 
 def test_a_block_that_does_more_is_left_alone() -> None:
@@ -125,7 +125,7 @@ def test_a_model_is_left_as_it_was_after_an_error() -> None:
 
 
 @settings(deadline=None)
-@given(inner=st.sampled_from([1, 300, 511, 512, 513, 1600]), bias=st.booleans(), tokens=st.integers(0, 80))
+@given(inner=st.sampled_from([1, 255, 256, 257, 2100]), bias=st.booleans(), tokens=st.integers(0, 80))
 def test_a_gated_block(inner: int, bias: bool, tokens: int) -> None:
     config = LlamaConfig(hidden_size=32, intermediate_size=inner, mlp_bias=bias)
     block = LlamaMLP(config)

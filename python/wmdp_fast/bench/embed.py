@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wmdp_fast.bench.agreement import tolerance
 from wmdp_fast.bench.lm_eval_peer import quiet_lm_eval, task_configs
 from wmdp_fast.bench.report import BenchReport, Measurement, machine
 from wmdp_fast.tasks import resolve
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from numpy.typing import NDArray
-
-TOLERANCE, ROUNDING = 1e-4, 2.0**-22
-"""Largest difference of two log-likelihoods that is none: in nats, that of float32 sums in another order; and two bits
-of the result, as hf adds up all tokens of a document in float32. With weights of 16 bits differences are reported only.
-"""
 
 _WORDS = ["the", "wren", "a jay", "one owl", "sings", "hides", "hunts", "near", "under", "above", "oak", "river", "and"]
 
@@ -52,7 +48,7 @@ def bench_embed(
         data: Folder with their datasets.
         num_fewshot: Few-shot examples for them.
         limit: Questions of each task, and of `texts`; of `documents` a quarter of that.
-        dtype: Type of the weights. In float32, a difference of more than `TOLERANCE` and rounding is a failure.
+        dtype: Type of the weights. In float32, a difference beyond `tolerance` is a failure.
         device: Where to run.
         batch_size: For `hf`; a number, or `auto`.
 
@@ -125,7 +121,7 @@ def _failures(phase: str, ours: NDArray[np.float64], theirs: NDArray[np.float64]
     """What must not be: answers other than those of `hf`, or ones that are no numbers."""
     if dtype == "float32":
         # Not `>`: NaN is not fine.
-        wrong = ~(np.abs(ours - theirs) <= TOLERANCE + ROUNDING * np.abs(theirs))
+        wrong = ~(np.abs(ours - theirs) <= tolerance(theirs))
     else:
         wrong = np.isnan(ours - theirs)
     if not wrong.any():

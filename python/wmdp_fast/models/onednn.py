@@ -22,15 +22,9 @@ if TYPE_CHECKING:
 
     _Forward = Callable[[torch.Tensor], torch.Tensor]
 
-# Longest part of a sum. oneDNN adds up a long sum from end to end, MKL in parts of this length, which rounds less. With
-# whole sums a log-likelihood's error against float64 was 1.7 times MKL's; with these it is the same.
-_LONGEST_SUM = 192
-
-# Columns of a result that are computed together, few enough for the caches to hold them while parts are added.
-_COLUMNS = 512
-
-# With fewer rows than this a product gains nothing: parts of the weights have to be copied for it.
-_FEW_ROWS = 32
+# A gated block's width is computed in at most so many parts, each at least so wide. What is made in between stays in the
+# caches, and sums are shorter: oneDNN adds up a long one from end to end, which rounds more than MKL's way.
+_MOST_PARTS, _LEAST_WIDTH = 8, 256
 
 # Largest difference between a block computed either way, over its largest output; float32 has 7 digits.
 _TOLERANCE = 1e-4
@@ -66,68 +60,54 @@ def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None =
 
     Args:
         rows: [..., in].
-        weight: [out, in].
+        weight: [out, in], contiguous: oneDNN is very slow with one that is not.
         bias: [out].
     """
-    blocks = [_block(rows, weight, bias, columns) for columns in _columns(len(weight))]
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)
-
-
-def _columns(width: int) -> Iterator[slice]:
-    """A result's columns, in blocks."""
-    block = width if width <= 2 * _COLUMNS else _COLUMNS
-    return (slice(start, start + block) for start in range(0, width, block))
-
-
-def _block(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, columns: slice) -> torch.Tensor:
-    """Some columns of a linear layer's result, part by part of their sums."""
-    pointwise = torch.ops.mkldnn._linear_pointwise
-    summands = torch.split(rows, _LONGEST_SUM, dim=-1)
-    # Copied, as oneDNN is slow with a matrix whose rows are not one behind the other.
-    parts = (part.contiguous() for part in torch.split(weight[columns], _LONGEST_SUM, dim=-1))
-    result: torch.Tensor = pointwise(summands[0], next(parts), None if bias is None else bias[columns], "none", [], "")
-    for summand, part in zip(summands[1:], parts, strict=True):
-        result = pointwise.binary(summand, result, part, None, "add")
-    return result
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return product
 
 
 def _replacements(model: nn.Module) -> Iterator[tuple[nn.Module, _Forward]]:
     """The modules that can be computed by oneDNN, and how."""
+    # The projection onto the vocabulary is left out: of all layers it gains least, having the fewest rows, and its
+    # rounding goes straight into the scores.
+    head = getattr(model, "get_output_embeddings", lambda: None)()
     alike: dict[type[nn.Module], bool] = {}
     for module in model.modules():
-        if _is_plain(module):
-            yield module, partial(_forward, module, _linear)
+        if _is_plain(module) and module is not head:
+            yield module, partial(_linear, module)
         elif _has_gate(module):
             if type(module) not in alike:
                 alike[type(module)] = _does_no_more(module)
             if alike[type(module)]:
-                yield module, partial(_forward, module, _gated)
+                yield module, partial(_gated, module)
 
 
-def _forward(module: Any, compute: Callable[[Any, torch.Tensor], torch.Tensor], input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (named as in torch)
-    enough = input.numel() >= _FEW_ROWS * input.shape[-1]
-    return compute(module, input) if enough else type(module).forward(module, input)
+def _linear(layer: Any, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (named as in torch)
+    return linear(input, layer.weight, layer.bias)
 
 
-def _linear(layer: Any, rows: torch.Tensor) -> torch.Tensor:
-    return linear(rows, layer.weight, layer.bias)
-
-
-def _gated(block: Any, rows: torch.Tensor) -> torch.Tensor:
-    """down(act_fn(gate(x)) * up(x)), activated and multiplied while what that takes is in the caches."""
-    gate, up = block.gate_proj, block.up_proj
-    inner = [
-        block.act_fn(_block(rows, gate.weight, gate.bias, columns)).mul_(_block(rows, up.weight, up.bias, columns))
-        for columns in _columns(gate.out_features)
-    ]
-    return _linear(block.down_proj, torch.cat(inner, dim=-1))
+def _gated(block: Any, x: torch.Tensor) -> torch.Tensor:
+    """down(act_fn(gate(x)) * up(x)), a part of the width in between after the other."""
+    gate, up, down = block.gate_proj, block.up_proj, block.down_proj
+    width = max(_LEAST_WIDTH, -(-gate.out_features // _MOST_PARTS))
+    total = x.new_zeros(*x.shape[:-1], down.out_features)
+    for start in range(0, gate.out_features, width):
+        part = slice(start, start + width)
+        opened, inner = (
+            linear(x, layer.weight[part], None if layer.bias is None else layer.bias[part]) for layer in (gate, up)
+        )
+        inner = block.act_fn(opened).mul_(inner)
+        total = torch.ops.mkldnn._linear_pointwise.binary(inner, total, down.weight[:, part].contiguous(), None, "add")
+    return total if down.bias is None else total + down.bias
 
 
 def _is_plain(module: object) -> bool:
     """Whether a module is a linear layer that does nothing else, with a float32 weight in a CPU's memory."""
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
-    return module.weight.dtype == torch.float32 and module.weight.device.type == "cpu"
+    weight = module.weight
+    return weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.is_contiguous()
 
 
 def _has_gate(module: Any) -> bool:
