@@ -119,11 +119,9 @@ def bench_embed(
 
 def _failures(phase: str, ours: NDArray[np.float64], theirs: NDArray[np.float64], dtype: str) -> list[str]:
     """What must not be: answers other than those of `hf`, or ones that are no numbers."""
-    if dtype == "float32":
-        # Not `>`: NaN is not fine.
-        wrong = ~(np.abs(ours - theirs) <= tolerance(theirs))
-    else:
-        wrong = np.isnan(ours - theirs)
+    difference = np.abs(ours - theirs)
+    # Not `>`: NaN is not fine.
+    wrong = ~(difference <= tolerance(theirs)) if dtype == "float32" else np.isnan(difference)
     if not wrong.any():
         return []
     first = int(wrong.argmax())

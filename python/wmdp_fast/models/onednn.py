@@ -1,8 +1,8 @@
 """Products with float32 weights by oneDNN in place of torch's default on x86 processors, for the time of a run.
 
-`torch.nn.functional.linear` multiplies float32 by MKL, which on processors not of Intel's making leaves AVX-512 unused.
-oneDNN, which torch brings along and uses for bfloat16, multiplies by whatever the processor has: on a Zen 5 it was
-measured 2.1 times as fast, on an older EPYC without AVX-512 1.1 times.
+`torch.nn.functional.linear` multiplies float32 by MKL, which on an AMD processor with AVX-512 (Zen 5) is no faster than
+AVX2 allows. oneDNN, which torch brings along and uses for bfloat16, was measured 2.1 times as fast there, and 1.1 times
+on an older AMD processor without AVX-512.
 
 Sums are added up in another order, so results differ from the default's by rounding.
 """
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     _Forward = Callable[[torch.Tensor], torch.Tensor]
 
-# A gated block's width is computed in at most so many parts, each at least so wide. What is made in between stays in the
-# caches, and sums are shorter: oneDNN adds up a long one from end to end, which rounds more than MKL's way.
+# A gated block's width is computed in at most so many parts, each at least so wide. What is made in between stays in
+# the caches, and sums are shorter: oneDNN adds up a long one from end to end, which rounds more than MKL's way.
 _MOST_PARTS, _LEAST_WIDTH = 8, 256
 
 # Largest difference between a block computed either way, over its largest output; float32 has 7 digits.
@@ -107,7 +107,9 @@ def _is_plain(module: object) -> bool:
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
     weight = module.weight
-    return weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.is_contiguous()
+    # A weight of another type may be spread over devices, or quantized.
+    plain = type(weight) is nn.Parameter and weight.is_contiguous()
+    return plain and weight.dtype == torch.float32 and weight.device.type == "cpu"
 
 
 def _has_gate(module: Any) -> bool:
