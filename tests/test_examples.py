@@ -15,7 +15,7 @@ NEEDS = {"lm_eval_from_python": "lm_eval"}
 SAYS = {
     "batches_for_your_own_model": "acc_norm",
     "evaluate_while_training": "step 2:",
-    "forget_python_docs": "retain (licenses): perplexity",
+    "forget_licenses": "retain (Python): perplexity",
     "lm_eval_from_python": "'acc,none'",
 }
 
@@ -31,7 +31,7 @@ def test_example_runs(path: Path) -> None:
     package = NEEDS.get(path.stem)
     if package is not None and importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
-    if path.stem == "forget_python_docs" and not Path("/usr/share/common-licenses").is_dir():
+    if path.stem == "forget_licenses" and not Path("/usr/share/common-licenses").is_dir():
         pytest.skip("this system has no /usr/share/common-licenses")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     ran = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, env=environment, check=False)

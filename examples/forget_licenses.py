@@ -1,9 +1,10 @@
-"""Unlearns one kind of English and keeps another, on text that comes with Python and with Debian.
+"""Unlearns one kind of English and keeps another, on text that comes with Debian and with Python.
 
-Forget: the language reference that `help()` shows in Python. Retain: the licenses in /usr/share/common-licenses. Every
-fifth passage is held out, and its perplexity measured before and after.
+Forget: the licenses in /usr/share/common-licenses. Retain: the language reference that `help()` shows in Python, and
+the longer docstrings of its standard library. Every fifth passage is held out, and the perplexity of some of these is
+measured before and after.
 
-    python examples/forget_python_docs.py SmolLM2-135M-Instruct --dtype float32
+    python examples/forget_licenses.py SmolLM2-135M-Instruct --dtype float32
 
 Without a model, the tiny one of the demonstration takes three steps, which shows only that everything runs: it knows
 no English.
@@ -12,8 +13,10 @@ no English.
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import math
+import sysconfig
 import tempfile
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -26,6 +29,21 @@ import wmdp_fast
 from wmdp_fast import demo
 
 LICENSES = Path("/usr/share/common-licenses")
+
+
+def docstrings(shortest: int = 400) -> list[str]:
+    """Docstrings of the standard library of at least so many characters."""
+    library = Path(sysconfig.get_path("stdlib"))
+    found = []
+    for file in sorted(library.rglob("*.py")):
+        # Tests have files that are no Python on purpose.
+        if {"site-packages", "test", "tests"} & set(file.relative_to(library).parts) or "lib2to3" in file.parts:
+            continue
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                text = ast.get_docstring(node) or ""
+                found += [text] if len(text) >= shortest else []
+    return found
 
 
 def passages(documents: list[str], characters: int) -> list[str]:
@@ -59,11 +77,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--layer-id", type=int, default=7)
     parser.add_argument("--steering-coeff", default="60")
-    parser.add_argument("--alpha", type=float, default=30.0)
+    parser.add_argument("--alpha", type=float, default=60.0)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--max-length", type=int, default=128, help="tokens of a passage")
-    parser.add_argument("--held-out", type=int, default=8, metavar="N", help="passages of each kind to measure on")
+    parser.add_argument("--held-out", type=int, default=40, metavar="N", help="passages of each kind to measure on")
     options = parser.parse_args()
     if options.model is None:
         options.model, options.layer_id, options.steps, options.held_out = demo.model_path(), 2, 3, 2
@@ -71,7 +89,7 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     licenses = [path.read_text() for path in sorted(LICENSES.iterdir()) if not path.is_symlink()]
-    kinds = {"forget (Python)": list(topics.values()), "retain (licenses)": licenses}
+    kinds = {"forget (licenses)": licenses, "retain (Python)": [*topics.values(), *docstrings()]}
     texts = {kind: passages(documents, 5 * options.max_length) for kind, documents in kinds.items()}
     training = [[text for number, text in enumerate(found) if number % 5] for found in texts.values()]
     held_out = {kind: found[::5][: options.held_out] for kind, found in texts.items()}
