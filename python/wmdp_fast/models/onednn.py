@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from wmdp_fast.models.forwards import replaced_forwards
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -44,15 +46,8 @@ def onednn_products(model: nn.Module) -> Iterator[None]:
     That is done for those whose weights are float32 in a CPU's memory, where `is_available`; all others stay as they
     are. Afterwards the model is as it was.
     """
-    replaced = dict(_replacements(model)) if is_available() else {}
-    try:
-        for module, forward in replaced.items():
-            # Set on the module itself, not on its class: hooks and whatever else surrounds `forward` go on as before.
-            module.forward = forward
+    with replaced_forwards(dict(_replacements(model)) if is_available() else {}):
         yield
-    finally:
-        for module in replaced:
-            vars(module).pop("forward", None)
 
 
 def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

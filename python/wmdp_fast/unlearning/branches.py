@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from wmdp_fast.exceptions import InternalError, ModelError
+from wmdp_fast.models.forwards import replaced_forwards
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -168,7 +169,7 @@ class Branches:
         forwards: dict[nn.Module, Callable[..., Any]] = dict.fromkeys(self._layers, record)
         if skip:
             forwards |= dict.fromkeys(self._below, pass_on)
-        with torch.no_grad(), _forwards(forwards):
+        with torch.no_grad(), replaced_forwards(forwards):
             try:
                 self._model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
             except _ReachedError:
@@ -313,26 +314,10 @@ def _replayed(shared: Shared) -> Iterator[None]:
     if shared.resumed is not None:
         module, forward = shared.resumed
         replacements[module] = forward
-    with _forwards(replacements):
+    with replaced_forwards(replacements):
         yield
 
 
 def _give(outputs: Sequence[Any]) -> Callable[..., Any]:
     in_order = iter(outputs)
     return lambda *_args, **_kwargs: next(in_order)
-
-
-@contextmanager
-def _forwards(replacements: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Gives modules other forward functions for a while; whatever hooks they have still run."""
-    before = {module: vars(module).get("forward") for module in replacements}
-    for module, forward in replacements.items():
-        vars(module)["forward"] = forward
-    try:
-        yield
-    finally:
-        for module, own in before.items():
-            if own is None:
-                del vars(module)["forward"]
-            else:
-                vars(module)["forward"] = own
