@@ -440,6 +440,53 @@ def test_what_was_interrupted_is_gone_on_with_and_nothing_asked_twice(
     assert results["wmdp_fast"]["server"]["requests"] == len(demo_server.asked) - before
 
 
+def test_an_interrupt_never_comes_between_an_answer_and_its_entry(
+    demo_server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter = PartialScores.enter
+    count = itertools.count(1)
+
+    def entering(self: PartialScores, *scores: Any) -> None:
+        if next(count) == 2:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            time.sleep(0.3)  # Python looks for signals between two instructions of the main thread.
+        enter(self, *scores)
+
+    monkeypatch.setattr(PartialScores, "enter", entering)
+    more = ["--output", str(tmp_path), "--log-samples", "--concurrency", "1"]
+    assert cli.main(arguments(demo_server, "text", *more)) == 130
+    assert cli.main(arguments(demo_server, "text", *more, "--resume")) == 0
+    assert set(demo_server.asked.values()) == {1}
+
+
+@pytest.mark.parametrize("impatient", [False, True])
+def test_an_interrupt_does_not_wait_long_for_a_server_that_hangs(
+    demo_server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: bool
+) -> None:
+    monkeypatch.setattr(server_module, "_LAST_WAIT", 600 if impatient else 0.2)
+    main_thread = threading.main_thread().ident or 0
+    left = threading.Event()
+    patience: list[bool] = []
+
+    def hanging(_handler: Handler, _times: int) -> bool:
+        if len(demo_server.bodies) == 3:
+            signal.pthread_kill(main_thread, signal.SIGINT)
+            if impatient:
+                time.sleep(0.3)
+                signal.pthread_kill(main_thread, signal.SIGINT)
+            patience.append(left.wait(timeout=60))
+        return False
+
+    demo_server.fault = hanging
+    more = ["--output", str(tmp_path), "--log-samples", "--concurrency", "1"]
+    assert cli.main(arguments(demo_server, "text", *more)) == 130
+    assert not patience
+    left.set()
+    assert cli.main(arguments(demo_server, "text", *more, "--resume")) == 0
+    results, _, _ = saved(tmp_path)
+    assert results["wmdp_fast"]["choices_resumed"] == 8
+
+
 def test_bounds_are_still_known_as_such_after_an_error(
     demo_server: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

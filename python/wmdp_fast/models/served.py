@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 # How vocabularies write a space at the beginning of a token, where a server does not decode it.
 _SPACES = ("\u0120", "\u2581")
 
-# After an error or Ctrl-C, how many seconds to wait for answers that are under way.
-_LAST_WAIT = 10.0
-
 # A server's log-probabilities of a prompt are compared with those it gives for the next token, for so many questions,
 # and may differ by so many nats: those of 16-bit numbers differ a little with the batch they are computed in.
 _TRIALS, _TOLERANCE = 3, 0.2
@@ -173,41 +170,60 @@ def _ask_all(
     concurrency: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Asks the questions that are not finished, several at once, and enters the answers as they come."""
+    """Asks the questions that are not finished, several at once, and enters the answers as they come.
+
+    In a thread of its own: Ctrl-C reaches only the main thread, and so never comes between an answer and its entry.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="wmdp-fast-enter") as alone:
+        try:
+            alone.submit(_ask_and_enter, asker, questions, partial, concurrency, progress).result()
+        except BaseException:
+            try:
+                asker.stop()
+                alone.shutdown()
+            finally:
+                # The second Ctrl-C waits for nothing.
+                asker.cut()
+            raise
+
+
+def _ask_and_enter(
+    asker: _Asker,
+    questions: Sequence[_Question],
+    partial: PartialScores,
+    concurrency: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
     finished = partial.finished
     asked = [one for one in questions if not finished[one.first : one.first + one.num_choices].all()]
     waiting, done = iter(asked), len(questions) - len(asked)
     # Answers that are worth nothing if the server turns out to give wrong ones.
     held: list[tuple[_Question, _Answer]] = []
-    running: dict[Future[_Answer], _Question] = {}
+    running: dict[Future[_Answer | None], _Question] = {}
+    problem: BaseException | None = None
     with ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="wmdp-fast-ask") as pool:
-        try:
-            while True:
+        while True:
+            if not asker.is_stopped:
                 # Enough that no thread waits for this one, few enough that none is looked at too often.
                 for question in islice(waiting, 2 * concurrency - len(running)):
                     running[pool.submit(asker, question)] = question
-                if not running:
-                    break
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    answer = future.result()
-                    held = _enter(partial, [*held, (running.pop(future), answer)], trusted=asker.is_trusted)
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                question = running.pop(future)
+                try:
+                    if (answer := future.result()) is None:
+                        continue
+                    held = _enter(partial, [*held, (question, answer)], trusted=asker.is_trusted)
                     done += 1
                     if progress is not None:
                         progress(done, len(questions))
-            _enter(partial, held, trusted=True)
-        except BaseException:
-            asker.stop()
-            pool.shutdown(wait=False, cancel_futures=True)
-            under_way = [future for future in running if not future.cancelled()]
-            try:
-                # So that what has been asked need not be asked again.
-                for future in wait(under_way, timeout=_LAST_WAIT).done:
-                    if future.exception() is None:
-                        held.append((running[future], future.result()))
-                _enter(partial, held, trusted=asker.is_trusted)
-            finally:
-                asker.cut()
-            raise
+                except BaseException as error:  # Raised at the end, when what is under way has been entered.
+                    problem = problem or error
+                    asker.stop()
+    _enter(partial, held, trusted=asker.is_trusted or not asker.is_stopped)
+    if problem is not None:
+        raise problem
 
 
 def _enter(
@@ -286,20 +302,27 @@ class _Asker:
         """Whether what the server says of a prompt's own tokens has been tried out, and was right."""
         return self._trials == 0
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether no more is asked."""
+        return self._client.is_stopped
+
     def stop(self) -> None:
-        """Sends nothing again that fails from now on."""
+        """Asks about no other question from now on; those under way have some seconds left."""
         self._client.stop()
 
     def cut(self) -> None:
         """Gives up what is under way."""
         self._client.cut()
 
-    def __call__(self, question: _Question) -> _Answer:
-        """Asks about a question, with one request if its choices are one token each.
+    def __call__(self, question: _Question) -> _Answer | None:
+        """Asks about a question, with one request if its choices are one token each; once stopped, returns None.
 
         Raises:
             ModelError: As `score_served` says.
         """
+        if self.is_stopped:
+            return None
         own = self._prompts[question.task]
         texts = [own.continuation(question.index, choice) for choice in range(question.num_choices)]
         where = f"question {question.index + 1} of task {question.task + 1}"

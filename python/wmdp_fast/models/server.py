@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
 
+# Once stopped, for how many seconds answers that are under way are waited for.
+_LAST_WAIT = 10.0
+
 Protocol = Literal["openai", "vllm"]
 """What a server understands: what OpenAI's `/v1/completions` does, or what vLLM's does beside."""
 
@@ -105,6 +108,7 @@ class Client:
         self.server = server
         self.sent = self.repeated = 0
         self._stopping = threading.Event()
+        self._last: threading.Timer | None = None
         self._lock = threading.Lock()
         self._local = threading.local()
         self._connections: list[http.client.HTTPConnection] = []
@@ -156,13 +160,24 @@ class Client:
             f" which is one of: {names}{more}"
         )
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nothing that has failed is sent again."""
+        return self._stopping.is_set()
+
     def stop(self) -> None:
-        """From now on, nothing that has failed is sent again."""
-        self._stopping.set()
+        """From now on nothing that has failed is sent again, and what is under way is given up after some seconds."""
+        with self._lock:
+            if self.is_stopped:
+                return
+            self._stopping.set()
+        self._last = threading.Timer(_LAST_WAIT, self.cut)
+        self._last.daemon = True
+        self._last.start()
 
     def cut(self) -> None:
         """Gives up what is under way: shuts all connections, those too on which an answer is being waited for."""
-        self.stop()
+        self._stopping.set()
         with self._lock:
             for connection in self._connections:
                 # Another thread may close it just now.
@@ -172,6 +187,8 @@ class Client:
 
     def close(self) -> None:
         """Closes all connections, on which nothing may be under way any more."""
+        if self._last is not None:
+            self._last.cancel()
         for connection in self._connections:
             connection.close()
 
