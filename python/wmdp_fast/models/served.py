@@ -155,7 +155,7 @@ def score_served(
     client = Client(server)
     asker = _Asker(server, client, prompts, requests)
     try:
-        _ask_all(asker, questions, partial, server.concurrency, progress)
+        _out_of_reach(asker, lambda: _ask_all(asker, questions, partial, server.concurrency, progress))
     finally:
         client.close()
         partial.seconds += time.perf_counter() - begin
@@ -163,20 +163,11 @@ def score_served(
     return ServedScores(**vars(scores), requests=client.sent, repeated=client.repeated, bounded=len(partial.bounded))
 
 
-def _ask_all(
-    asker: _Asker,
-    questions: Sequence[_Question],
-    partial: PartialScores,
-    concurrency: int,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """Asks the questions that are not finished, several at once, and enters the answers as they come.
-
-    In a thread of its own: Ctrl-C reaches only the main thread, and so never comes between an answer and its entry.
-    """
+def _out_of_reach(asker: _Asker, ask: Callable[[], None]) -> None:
+    """Asks in another thread; Ctrl-C, which only reaches the main one, never comes between an answer and its entry."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="wmdp-fast-enter") as alone:
         try:
-            alone.submit(_ask_and_enter, asker, questions, partial, concurrency, progress).result()
+            alone.submit(ask).result()
         except BaseException:
             try:
                 asker.stop()
@@ -187,13 +178,14 @@ def _ask_all(
             raise
 
 
-def _ask_and_enter(
+def _ask_all(
     asker: _Asker,
     questions: Sequence[_Question],
     partial: PartialScores,
     concurrency: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
+    """Asks the questions that are not finished, several at once, and enters the answers as they come."""
     finished = partial.finished
     asked = [one for one in questions if not finished[one.first : one.first + one.num_choices].all()]
     waiting, done = iter(asked), len(questions) - len(asked)
