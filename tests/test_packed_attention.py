@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.reference import trie as reference
+from wmdp_fast import _rust
 from wmdp_fast.models import packed_attention as packed
 from wmdp_fast.models.packed_attention import Carried, Layout, PackedMask, attend, packed_attention, packed_batch
 
@@ -38,38 +42,76 @@ def tries(draw: st.DrawFn, longest: int = 12) -> list[reference.Row]:
 
 budgets = st.sampled_from([3, 7, 16, 1000])
 
+# Blocks of the kernel in Rust have 64 keys: what is long spans several of them, and leaves some of them out.
+some_tries = st.one_of(tries(), tries(longest=150))
 
+
+@pytest.mark.parametrize("way", ["run_on_cpu", "run_in_full"])
 @settings(max_examples=150, deadline=None)
 @given(
-    tries(),
+    some_tries,
     budgets,
-    st.sampled_from([(4, 4), (4, 2), (3, 1)]),
-    st.sampled_from([None, 1, 2, 5]),
+    st.sampled_from([(4, 4), (4, 2), (3, 1), (8, 1)]),
+    st.sampled_from([None, 1, 2, 5, 70]),
     st.sampled_from([None, 3.0]),
     st.booleans(),
-    st.sampled_from([8, 6]),
+    st.sampled_from([(8, 8), (8, 6), (40, 72), (80, 33)]),
 )
-def test_attention_over_a_trie_is_dense_attention(rows, budget, heads, window, softcap, with_sinks, value_size) -> None:
+def test_attention_over_a_trie_is_dense_attention(way, rows, budget, heads, window, softcap, with_sinks, sizes) -> None:
     generator = torch.Generator().manual_seed(len(rows))
     sinks = torch.randn(heads[0], generator=generator) if with_sinks else None
+    scale = sizes[0] ** -0.5
     carried = Carried()
     keys, values = {}, {}  # by the tokens up to and with the one whose key it is
     for batch in reference.pack(rows, budget, 1000, min_saving=1):
         layout = layout_of(batch)
         tokens = len(batch.input_ids)
-        query = torch.randn(heads[0], tokens, 8, generator=generator)
-        key = torch.randn(heads[1], tokens, 8, generator=generator)
-        value = torch.randn(heads[1], tokens, value_size, generator=generator)
+        query = torch.randn(heads[0], tokens, sizes[0], generator=generator)
+        key = torch.randn(heads[1], tokens, sizes[0], generator=generator)
+        value = torch.randn(heads[1], tokens, sizes[1], generator=generator)
         carried.begin()
-        out = attend(query, key, value, PackedMask(layout, carried, window), scale=0.4, softcap=softcap, sinks=sinks)
+        mask = PackedMask(layout, carried, window)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(packed._Call, "run", getattr(packed._Call, way))
+            out = attend(query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks)
         kept_before = (keys.get("k", key[:, :0]), values.get("v", value[:, :0]))
         all_keys, all_values = torch.cat([kept_before[0], key], 1), torch.cat([kept_before[1], value], 1)
         seen = reference.visible(batch.segments, batch.num_carried, window)
-        expected = reference.dense_attention(query, all_keys, all_values, seen, 0.4, softcap, sinks)
-        torch.testing.assert_close(out, expected, atol=2e-6, rtol=2e-5)
+        expected = reference.dense_attention(query, all_keys, all_values, seen, scale, softcap, sinks)
+        torch.testing.assert_close(out, expected, atol=4e-6, rtol=2e-5)
         carried.commit()
         kept = [i for start, end in batch.keep for i in range(start, end)]
         keys["k"], values["v"] = all_keys[:, kept], all_values[:, kept]
+
+
+MANY_THREADS = """
+import sys
+import numpy as np
+from wmdp_fast import _rust
+random = np.random.default_rng(0)
+query, key, value = (random.normal(size=(heads, 700, 16)).astype(np.float32) for heads in (6, 2, 2))
+segments = np.array([[0, 300, 700, 0], [300, 500, 500, 300], [500, 700, 700, 300]])
+outs = [_rust.packed_attention(query, [(key, value)], segments, scale=0.2, threads=n)[0] for n in (1, 2, 3, 1000)]
+assert all(np.array_equal(outs[0], out) for out in outs)
+assert np.isfinite(outs[0]).all()
+print("torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("prologue", ["", "import torch"])
+def test_any_number_of_threads_gives_the_same_bits_with_torchs_threads_and_without(prologue) -> None:
+    # Torch brings the threads that the kernel runs on; another process, as here it is loaded already.
+    command = [sys.executable, "-c", prologue + MANY_THREADS]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (ran.returncode, ran.stdout) == (0, f"{bool(prologue)}\n"), ran.stderr
+
+
+def test_what_does_not_fit_together_is_an_error_of_the_kernel() -> None:
+    array = np.zeros((2, 3, 4), dtype=np.float32)
+    with pytest.raises(ValueError, match="segments are not all its keys"):
+        _rust.packed_attention(array, [(array, array)], np.array([[0, 2, 2, 0]]), scale=1.0)
+    with pytest.raises(ValueError, match="none of them negative"):
+        _rust.packed_attention(array, [(array, array)], np.array([[0, 3, 3, -1]]), scale=1.0)
 
 
 def varlen_attn(query, key, value, query_ends, key_ends, max_q, max_k, *, return_aux, scale, window_size, enable_gqa):
@@ -101,20 +143,20 @@ def varlen_attn(query, key, value, query_ends, key_ends, max_q, max_k, *, return
 @given(tries(), budgets, st.sampled_from([(4, 4), (4, 2)]), st.sampled_from([None, 1, 2, 5]))
 def test_what_the_variable_length_kernel_is_given_is_the_same_attention(rows, budget, heads, window) -> None:
     generator = torch.Generator().manual_seed(len(rows))
-    carried = {True: Carried(), False: Carried()}
+    carried = {"run_varlen": Carried(), "run_on_cpu": Carried()}
     for batch in reference.pack(rows, budget, 1000, min_saving=1):
         layout = layout_of(batch)
         sizes = [(heads[0], 8), (heads[1], 8), (heads[1], 8)]
         query, key, value = (torch.randn(n, len(batch.input_ids), size, generator=generator) for n, size in sizes)
         out = {}
-        for varlen, kept in carried.items():
+        for way, kept in carried.items():
             kept.begin()
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
-                patch.setattr(packed._Call, "can_use_varlen", lambda _, varlen=varlen: varlen)
-                out[varlen] = attend(query, key, value, PackedMask(layout, kept, window), scale=0.4)
+                patch.setattr(packed._Call, "run", getattr(packed._Call, way))
+                out[way] = attend(query, key, value, PackedMask(layout, kept, window), scale=0.4)
             kept.commit()
-        torch.testing.assert_close(out[True], out[False], atol=2e-6, rtol=2e-5)
+        torch.testing.assert_close(out["run_varlen"], out["run_on_cpu"], atol=2e-6, rtol=2e-5)
 
 
 SMALL = {

@@ -136,6 +136,7 @@ def test_an_interrupted_run_goes_on_where_it_was() -> None:
 def test_a_model_that_fails_the_proof_is_scored_on_padded_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, drawn = tiny_models.loaded("llama"), some_requests()
     expected = score_padded(loaded, drawn)
+    monkeypatch.setattr(packed_attention._Call, "run", packed_attention._Call.run_in_full)
     monkeypatch.setattr(packed_attention, "merge", lambda *_: None)
     with pytest.warns(WmdpFastWarning, match="padded rows, which is slower: tried on excerpts .* apart"):
         found = score(loaded, drawn)

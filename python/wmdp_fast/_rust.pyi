@@ -7,7 +7,7 @@ from os import PathLike
 from typing import Any, Final, SupportsFloat, SupportsIndex, final
 
 from _typeshed import SupportsGetItem
-from numpy import bool_, float64, int64
+from numpy import bool_, float32, float64, int64
 from numpy.typing import NDArray
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "num_threads",
     "order_effects",
     "order_statistics",
+    "packed_attention",
     "pool",
     "probabilities",
     "read_documents",
@@ -1185,6 +1186,36 @@ def order_statistics(predicted: NDArray[int64], gold: NDArray[int64]) -> Orders:
 
     Raises:
         ValueError: If the arrays do not fit or are empty.
+    """
+
+def packed_attention(
+    query: NDArray[float32],
+    keys: SupportsGetItem[int, tuple[NDArray[float32], NDArray[float32]]],
+    segments: NDArray[int64],
+    *,
+    scale: SupportsFloat | SupportsIndex,
+    window: SupportsIndex | None = None,
+    softcap: SupportsFloat | SupportsIndex | None = None,
+    threads: SupportsIndex = 1,
+) -> tuple[NDArray[float32], NDArray[float32]]:
+    """
+    Attention of a packed batch's tokens to their ancestors and themselves, on the processor.
+
+    Args:
+        query: float32 [heads, T, size].
+        keys: Keys, float32 [key heads, N, size], and values, float32 [key heads, N, value size], of a run of tokens after
+            the other; the last run is the batch's own T tokens.
+        segments: int64 [S, 4], as `TrieBatch.segments`; together they are all keys.
+        scale: Factor of the scores.
+        window: A token sees only keys less than so many positions before it.
+        softcap: Scores s become `softcap * tanh(s / softcap)`.
+        threads: Threads to use.
+
+    Returns:
+        Outputs, float32 [T, heads, value size], and the log-sum-exps of the scores, float32 [T, heads].
+
+    Raises:
+        ValueError: Shapes do not fit together.
     """
 
 def pool(

@@ -6,10 +6,11 @@ all of it::
 
     token q sees token k  <=>  k <= q < subtree_end[k]
 
-No mask is built. Each segment attends to itself (causal), each run of queries attends to the ancestor segments above it
-(in full), and the parts are merged by their log-sum-exp, which gives the softmax over all of them exactly (as
-FlashAttention merges blocks, and cascade attention shared prefixes). Keys and values of the segments that the next
-batch hangs below are carried over to it, so a prefix is run once however many batches it spans.
+No mask is built. On a CPU one call of a kernel in Rust does a layer (`rust/core/src/attention`). On a GPU each segment
+attends to itself (causal), each run of queries attends to the ancestor segments above it (in full), and the parts are
+merged by their log-sum-exp, which gives the softmax over all of them exactly (as FlashAttention merges blocks, and
+cascade attention shared prefixes). Keys and values of the segments that the next batch hangs below are carried over to
+it, so a prefix is run once however many batches it spans.
 
 Sliding windows (by position along the path), soft caps and attention sinks are exact. Whatever else a model asks of its
 attention raises `NotPackableError`; such a model is scored on padded rows.
@@ -28,6 +29,7 @@ import torch
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from wmdp_fast import _rust
 from wmdp_fast.exceptions import ModelError
 
 if TYPE_CHECKING:
@@ -324,13 +326,12 @@ def attend(
         [T, heads, value size].
     """
     value_size = value.shape[-1]
-    if query.shape[-1] != value_size:
-        # Kernels want one size for all (multi-head latent attention has two); zeros change neither scores nor outputs.
+    if query.shape[-1] != value_size and query.device.type != "cpu":
+        # Torch's kernels want one size (multi-head latent attention has two); zeros change neither scores nor outputs.
         size = max(query.shape[-1], value_size)
         query, key, value = (functional.pad(x, (0, size - x.shape[-1])) for x in (query, key, value))
     keys = _Keys(key, value, mask.carried.take(), mask.layout.num_carried)
-    call = _Call(query, keys, mask.layout, scale, mask.window, softcap)
-    out, lse = call.run_varlen() if call.can_use_varlen() else call.run()
+    out, lse = _Call(query, keys, mask.layout, scale, mask.window, softcap).run()
     mask.carried.leave(*keys.runs(mask.layout.keep))
     if sinks is not None:
         # A sink adds exp(sink) to the softmax's sum and nothing to its output.
@@ -377,7 +378,7 @@ class _Keys:
 
 @dataclass(frozen=True)
 class _Call:
-    """One attention call. Query [heads, T, size]; keys and values of the same size."""
+    """One attention call: query [heads, T, size]; outputs [T, heads, value size] and log-sum-exps [T, heads]."""
 
     query: torch.Tensor
     keys: _Keys
@@ -387,22 +388,42 @@ class _Call:
     softcap: float | None
 
     def run(self) -> Part:
-        """Part by part; returns outputs [T, heads, size] and log-sum-exps [T, heads]."""
-        heads, tokens, size = self.query.shape
-        out = self.query.new_empty(tokens, heads, size)
+        """The way that is fastest on the device at hand."""
+        if self.query.device.type == "cpu":
+            return self.run_on_cpu()
+        return self.run_varlen() if self.can_use_varlen() else self.run_in_full()
+
+    def run_on_cpu(self) -> Part:
+        """One call of the kernel in Rust, in float32 whatever the dtype, on the threads that torch computes with."""
+        runs = [run for run in (self.keys.carried, self.keys.own) if run[0].shape[1]]
+        out, lse = _rust.packed_attention(
+            _float32(self.query),
+            [(_float32(key), _float32(value)) for key, value in runs],
+            self.layout.segments,
+            scale=self.scale,
+            window=self.window,
+            softcap=self.softcap,
+            threads=torch.get_num_threads(),
+        )
+        return torch.from_numpy(out).to(self.query.dtype), torch.from_numpy(lse)
+
+    def run_in_full(self) -> Part:
+        """Part by part, every score in memory: where no kernel returns its log-sum-exp."""
+        heads, tokens, _ = self.query.shape
+        out = self.query.new_empty(tokens, heads, self.keys.own[1].shape[-1])
         lse = torch.empty(tokens, heads, dtype=torch.float32, device=self.query.device)
         for span in self.layout.own:
-            part, part_lse = self._part(span, causal=True)
+            part, part_lse = self._in_full(span)
             out[span.queries] = part.transpose(0, 1)
             lse[span.queries] = part_lse.transpose(0, 1)
         for level in self.layout.levels:
             for span in level:
-                part, part_lse = self._part(span, causal=False)
+                part, part_lse = self._in_full(span)
                 merge(out[span.queries], lse[span.queries], part.transpose(0, 1), part_lse.transpose(0, 1))
         return out, lse
 
     def run_varlen(self) -> Part:
-        """The same with one variable-length call a level."""
+        """One call of torch's variable-length flash kernel a level."""
         own, levels = self.layout.varlen_calls(self.query.device, self.window)
         tokens = self.query.transpose(0, 1)
         # A batch's segments are all its tokens in order: queries and keys are taken as they are.
@@ -446,28 +467,8 @@ class _Call:
         )
         return out, lse.transpose(0, 1).contiguous()
 
-    def _part(self, span: Span, *, causal: bool) -> Part:
-        whole = self.layout.sees_all(span, self.window)
-        flash = self.query.device.type == "cpu" and self.softcap is None and whole
-        return self._flash_for_cpu(span, causal=causal) if flash else self._in_full(span)
-
-    def _flash_for_cpu(self, span: Span, *, causal: bool) -> Part:
-        """Torch's CPU flash kernel; the heads that share keys become its batch, so that keys need no copies."""
-        key, value = self.keys.run(span.keys)
-        groups = (key.shape[0], self.query.shape[0] // key.shape[0])
-        shape = (*groups, *key.shape[1:])
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            self.query[:, span.queries].reshape(*groups, -1, self.query.shape[-1]),
-            key.unsqueeze(1).expand(shape),
-            value.unsqueeze(1).expand(shape),
-            0.0,
-            causal,
-            scale=self.scale,
-        )
-        return out.flatten(0, 1), lse.flatten(0, 1)
-
     def _in_full(self, span: Span) -> Part:
-        """Every score, in float32: for windows, soft caps, and where no kernel returns its log-sum-exp."""
+        """A part with every score in memory, in float32; what its queries do not see is hidden."""
         blocks = [
             self._block(span, slice(start, min(start + _QUERY_BLOCK, span.queries.stop)))
             for start in range(span.queries.start, span.queries.stop, _QUERY_BLOCK)
@@ -516,6 +517,12 @@ def merge(out: torch.Tensor, lse: torch.Tensor, part: torch.Tensor, part_lse: to
     else:
         out.copy_(torch.lerp(out.float(), part.float(), weight))
     torch.logaddexp(lse, part_lse, out=lse)
+
+
+def _float32(tensor: torch.Tensor) -> NDArray[np.float32]:
+    """A tensor in the CPU's memory as numpy sees it; no copy if it is float32."""
+    array: NDArray[np.float32] = tensor.detach().float().numpy()
+    return array
 
 
 def _ends(runs: list[slice]) -> NDArray[np.int32]:

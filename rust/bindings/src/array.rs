@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use numpy::ndarray::{ArrayView, Dimension, Ix1, Ix2};
+use numpy::ndarray::{ArrayView, Dimension, Ix1, Ix2, Ix3};
 use numpy::{Element, PyArray, PyReadonlyArray};
 use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
@@ -36,6 +36,8 @@ pub(crate) struct Array<T, D>(Py<PyArray<T, D>>);
 pub(crate) type Array1<T> = Array<T, Ix1>;
 /// `Array` with two axes.
 pub(crate) type Array2<T> = Array<T, Ix2>;
+/// `Array` with three axes.
+pub(crate) type Array3<T> = Array<T, Ix3>;
 
 impl<T, D> From<Bound<'_, PyArray<T, D>>> for Array<T, D> {
     fn from(array: Bound<'_, PyArray<T, D>>) -> Self {
@@ -72,6 +74,8 @@ pub(crate) struct Readonly<'py, T: Element, D: Dimension>(PyReadonlyArray<'py, T
 pub(crate) type Readonly1<'py, T> = Readonly<'py, T, Ix1>;
 /// `Readonly` with two axes.
 pub(crate) type Readonly2<'py, T> = Readonly<'py, T, Ix2>;
+/// `Readonly` with three axes.
+pub(crate) type Readonly3<'py, T> = Readonly<'py, T, Ix3>;
 
 impl<T: Element, D: Dimension> Readonly<'_, T, D> {
     /// The array as ndarray sees it.

@@ -55,6 +55,18 @@ pub(crate) fn run<T: Send>(py: Python<'_>, work: impl FnOnce(&Cancel) -> Result<
     })
 }
 
+/// Runs work of some milliseconds without the GIL, on this thread.
+///
+/// # Errors
+/// The core's error as its Python exception, `InternalError` if the work panicked.
+pub(crate) fn briefly<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T> + Send) -> PyResult<T> {
+    py.detach(|| {
+        catch_unwind(AssertUnwindSafe(work))
+            .unwrap_or_else(|payload| Err(Error::Internal(panic_message(payload.as_ref()))))
+            .map_err(to_py)
+    })
+}
+
 /// The next result of work that is done ahead, without the GIL while there is none yet.
 ///
 /// # Errors

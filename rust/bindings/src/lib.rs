@@ -6,12 +6,14 @@
 
 mod aggregate;
 mod array;
+mod attention;
 mod corpus;
 mod dataset;
 mod detach;
 mod error;
 mod hints;
 mod json;
+mod openmp;
 mod orders;
 mod parallel;
 mod pyjson;
@@ -31,6 +33,8 @@ use pyo3::prelude::*;
 mod _rust {
     #[pymodule_export]
     use crate::aggregate::{Outcome, aggregate, pool};
+    #[pymodule_export]
+    use crate::attention::packed_attention;
     #[pymodule_export]
     use crate::corpus::{EncodedCorpus, read_documents};
     #[pymodule_export]

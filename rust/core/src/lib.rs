@@ -9,6 +9,7 @@
 
 pub mod aggregate;
 pub mod ahead;
+pub mod attention;
 pub mod boundary;
 pub mod corpus;
 pub mod dataset;

@@ -1,10 +1,11 @@
-//! Parallel work: one thread pool of our own per process, and the flag that stops it.
+//! Parallel work: one thread pool of our own per process, the flag that stops it, and teams of other people's threads.
 //!
 //! Rayon's global pool dies silently in a forked child (its threads do not survive `fork`), and the first parallel call there
 //! hangs. The pool here belongs to a process id and is built anew in a child.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use crate::error::{Error, Result};
 
@@ -80,4 +81,51 @@ pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
         .map(|text| (*text).to_owned())
         .or_else(|| payload.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "panic without a message".to_owned())
+}
+
+/// Threads that do one thing together.
+pub trait Team: Sync {
+    /// Runs `work` on every thread of the team, the calling one among them, and returns when all are done. `work` does not
+    /// panic.
+    fn run(&self, work: &(dyn Fn() + Sync));
+}
+
+/// A team of so many threads, started when there is something to do.
+#[derive(Debug, Clone, Copy)]
+pub struct Threads(pub usize);
+
+impl Team for Threads {
+    fn run(&self, work: &(dyn Fn() + Sync)) {
+        std::thread::scope(|scope| {
+            for _ in 1..self.0 {
+                scope.spawn(work);
+            }
+            work();
+        });
+    }
+}
+
+/// Does something to each of several items, on a team; each thread has memory of its own, made by `memory`.
+pub fn for_each<T: Send, M>(
+    items: Vec<T>,
+    team: &dyn Team,
+    memory: impl Fn() -> M + Sync,
+    work: impl Fn(&mut M, T) + Sync,
+) -> Result<()> {
+    let queue = Mutex::new(items.into_iter());
+    let failed = Mutex::new(None);
+    team.run(&|| {
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let mut memory = memory();
+            // The lock is held for as long as it takes to get an item, not while it is worked on.
+            let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            while let Some(item) = next() {
+                work(&mut memory, item);
+            }
+        }));
+        if let Err(payload) = outcome {
+            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic_message(payload.as_ref()));
+        }
+    });
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), |message| Err(Error::Internal(message)))
 }

@@ -1,0 +1,293 @@
+//! The innermost loops: a panel of query rows against a block of keys, in registers.
+
+use pulp::Simd;
+
+/// Query rows that are computed together.
+pub(super) const ROWS: usize = 6;
+
+/// Keys that are computed together.
+pub(super) const BLOCK: usize = 64;
+
+/// The maximum of a row that has seen no key yet: lower than any score, and finite, so that no difference is NaN.
+const NOTHING_SEEN: f32 = -1e30;
+
+/// Memory that begins at a cache line, so that no vector lies across two.
+#[derive(Debug, Default)]
+pub(super) struct Aligned {
+    memory: Vec<f32>,
+    range: std::ops::Range<usize>,
+}
+
+impl Aligned {
+    const LINE: usize = 64;
+
+    /// Makes it so long; what it holds is then unknown.
+    pub(super) fn resize(&mut self, len: usize) {
+        self.memory.resize(len + Self::LINE / size_of::<f32>(), 0.0);
+        let start = self.memory.as_ptr().align_offset(Self::LINE);
+        self.range = start..start + len;
+    }
+
+    pub(super) fn get(&self) -> &[f32] {
+        &self.memory[self.range.clone()]
+    }
+
+    pub(super) fn get_mut(&mut self) -> &mut [f32] {
+        &mut self.memory[self.range.clone()]
+    }
+}
+
+/// What scores are made of products: base 2 throughout, as `exp2` is cheaper than `exp`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scores {
+    /// What queries are multiplied by before the product.
+    pub(super) query_scale: f32,
+    /// Factor of the hyperbolic tangent of products, if scores have a soft cap.
+    softcap: Option<f32>,
+}
+
+impl Scores {
+    pub(super) fn new(scale: f32, softcap: Option<f32>) -> Self {
+        const LOG2_E: f32 = std::f32::consts::LOG2_E;
+        match softcap {
+            None => Self { query_scale: scale * LOG2_E, softcap: None },
+            Some(cap) => Self { query_scale: scale / cap, softcap: Some(cap * LOG2_E) },
+        }
+    }
+}
+
+/// What is known of each row of a panel so far.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Running {
+    /// Largest score, base 2.
+    maximum: [f32; ROWS],
+    /// Sum of `exp2(score - maximum)`, in as many parts as a register has lanes.
+    sum: [[f32; 16]; ROWS],
+}
+
+impl Running {
+    pub(super) const NEW: Self = Self { maximum: [NOTHING_SEEN; ROWS], sum: [[0.0; 16]; ROWS] };
+
+    /// The sum of `exp(score - maximum)` and the logarithm of the sum of `exp(score)` of a row.
+    pub(super) fn sums(&self, row: usize) -> (f32, f32) {
+        let sum: f32 = self.sum[row].iter().sum();
+        (sum, self.maximum[row].mul_add(std::f32::consts::LN_2, sum.ln()))
+    }
+}
+
+/// The rows of a panel.
+pub(super) struct Panel<'a> {
+    /// Scaled queries: `[size, ROWS]`.
+    pub(super) query: &'a [f32],
+    pub(super) running: &'a mut Running,
+    /// Sums of `exp2(score - maximum) * value`: `[ROWS, value size, in whole registers]`.
+    pub(super) out: &'a mut [f32],
+}
+
+/// Which keys of a block each row sees.
+pub(super) struct Mask<'a> {
+    /// Numbers of the block's keys.
+    pub(super) index: &'a [f32],
+    /// Where their subtrees end.
+    pub(super) end: &'a [f32],
+    /// Their positions.
+    pub(super) position: &'a [f32],
+    /// The row's own number among the keys.
+    pub(super) row: [f32; ROWS],
+    /// A row sees only keys at higher positions.
+    pub(super) beyond: [f32; ROWS],
+}
+
+impl Panel<'_> {
+    /// Attends to a block; keys and values are packed for registers of this kind.
+    #[inline(always)]
+    pub(super) fn step<S: Simd, const V: usize>(
+        self,
+        simd: S,
+        scores: &Scores,
+        key: &[f32],
+        value: &[f32],
+        mask: Option<&Mask<'_>>,
+    ) {
+        let mut weights = [[0.0; BLOCK]; ROWS];
+        products::<S, V>(simd, self.query, key, &mut weights);
+        if let Some(cap) = scores.softcap {
+            for row in &mut weights {
+                for score in S::as_mut_simd_f32s(row).0 {
+                    *score = simd.mul_f32s(simd.splat_f32s(cap), tanh(simd, *score));
+                }
+            }
+        }
+        if let Some(mask) = mask {
+            for (row, weights) in weights.iter_mut().enumerate() {
+                hide(simd, mask, row, weights);
+            }
+        }
+        let mut factors = [1.0; ROWS];
+        for (row, weights) in weights.iter_mut().enumerate() {
+            factors[row] = exponentials(simd, weights, &mut self.running.maximum[row], &mut self.running.sum[row]);
+        }
+        add_values::<S, V>(simd, &weights, value, &factors, self.out);
+    }
+}
+
+/// Scores of a panel: query x key.
+#[inline(always)]
+fn products<S: Simd, const V: usize>(simd: S, query: &[f32], key: &[f32], scores: &mut [[f32; BLOCK]; ROWS]) {
+    let width = V * S::F32_LANES;
+    let (query, _) = query.as_chunks::<ROWS>();
+    for (group, key) in key.chunks_exact(query.len() * width).enumerate() {
+        let mut sums = [[simd.splat_f32s(0.0); V]; ROWS];
+        for (query, key) in query.iter().zip(S::as_simd_f32s(key).0.as_chunks::<V>().0) {
+            for (sums, &query) in sums.iter_mut().zip(query) {
+                let query = simd.splat_f32s(query);
+                for (sum, &key) in sums.iter_mut().zip(key) {
+                    *sum = simd.mul_add_e_f32s(query, key, *sum);
+                }
+            }
+        }
+        for (scores, sums) in scores.iter_mut().zip(sums) {
+            let scores = S::as_mut_simd_f32s(&mut scores[group * width..(group + 1) * width]).0;
+            scores.copy_from_slice(&sums);
+        }
+    }
+}
+
+/// Sets the scores of keys that a row does not see to -infinity.
+#[inline(always)]
+fn hide<S: Simd>(simd: S, mask: &Mask<'_>, row: usize, scores: &mut [f32; BLOCK]) {
+    let (own, beyond) = (simd.splat_f32s(mask.row[row]), simd.splat_f32s(mask.beyond[row]));
+    let (index, end, position) =
+        (S::as_simd_f32s(mask.index).0, S::as_simd_f32s(mask.end).0, S::as_simd_f32s(mask.position).0);
+    for (((score, &index), &end), &position) in
+        S::as_mut_simd_f32s(scores).0.iter_mut().zip(index).zip(end).zip(position)
+    {
+        let above = simd.and_m32s(simd.less_than_or_equal_f32s(index, own), simd.less_than_f32s(own, end));
+        let seen = simd.and_m32s(above, simd.less_than_f32s(beyond, position));
+        *score = simd.select_f32s(seen, *score, simd.splat_f32s(f32::NEG_INFINITY));
+    }
+}
+
+/// Turns a row's scores into weights `exp2(score - maximum)`; returns what older weights are to be multiplied by.
+#[inline(always)]
+fn exponentials<S: Simd>(simd: S, row: &mut [f32; BLOCK], maximum: &mut f32, sum: &mut [f32; 16]) -> f32 {
+    let row = S::as_mut_simd_f32s(row).0;
+    let mut largest = row[0];
+    for &score in &row[1..] {
+        largest = simd.max_f32s(largest, score);
+    }
+    let before = *maximum;
+    *maximum = before.max(simd.reduce_max_f32s(largest));
+    let factor = if *maximum > before { (before - *maximum).exp2() } else { 1.0 };
+    let sum = &mut S::as_mut_simd_f32s(sum).0[0];
+    let mut total = simd.mul_f32s(*sum, simd.splat_f32s(factor));
+    let subtract = simd.splat_f32s(*maximum);
+    for score in row {
+        *score = exp2(simd, simd.sub_f32s(*score, subtract));
+        total = simd.add_f32s(total, *score);
+    }
+    *sum = total;
+    factor
+}
+
+/// out = out x factors + weights x values.
+#[inline(always)]
+fn add_values<S: Simd, const V: usize>(
+    simd: S,
+    weights: &[[f32; BLOCK]; ROWS],
+    value: &[f32],
+    factors: &[f32; ROWS],
+    out: &mut [f32],
+) {
+    let stride = out.len() / ROWS;
+    let value = S::as_simd_f32s(value).0;
+    let out = S::as_mut_simd_f32s(out).0;
+    let vectors = stride / S::F32_LANES;
+    let whole = vectors / V * V;
+    for first in (0..whole).step_by(V) {
+        add_columns::<S, V>(simd, weights, &value[first * BLOCK..], factors, out, first, vectors);
+    }
+    let rest = &value[whole * BLOCK..];
+    match vectors - whole {
+        1 => add_columns::<S, 1>(simd, weights, rest, factors, out, whole, vectors),
+        2 => add_columns::<S, 2>(simd, weights, rest, factors, out, whole, vectors),
+        3 => add_columns::<S, 3>(simd, weights, rest, factors, out, whole, vectors),
+        _ => {}
+    }
+}
+
+/// The same for the columns `first..first + N`, counted in vectors; `value` is `[BLOCK, N]` and more.
+#[inline(always)]
+fn add_columns<S: Simd, const N: usize>(
+    simd: S,
+    weights: &[[f32; BLOCK]; ROWS],
+    value: &[S::f32s],
+    factors: &[f32; ROWS],
+    out: &mut [S::f32s],
+    first: usize,
+    vectors: usize,
+) {
+    let (value, _) = value.as_chunks::<N>();
+    let mut sums = [[simd.splat_f32s(0.0); N]; ROWS];
+    for row in 0..ROWS {
+        let factor = simd.splat_f32s(factors[row]);
+        let out = &out[row * vectors + first..][..N];
+        for column in 0..N {
+            sums[row][column] = simd.mul_f32s(out[column], factor);
+        }
+    }
+    for (key, value) in value.iter().take(BLOCK).enumerate() {
+        for row in 0..ROWS {
+            let weight = simd.splat_f32s(weights[row][key]);
+            for column in 0..N {
+                sums[row][column] = simd.mul_add_e_f32s(weight, value[column], sums[row][column]);
+            }
+        }
+    }
+    for row in 0..ROWS {
+        out[row * vectors + first..][..N].copy_from_slice(&sums[row]);
+    }
+}
+
+/// 2^x for x <= 0 to one unit in the last place; 2^-126 for all smaller x. NaN stays NaN.
+#[inline(always)]
+fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    // 2^f for |f| <= 1/2, by least largest relative error (1.6e-8), highest power first.
+    const POLYNOMIAL: [f32; 6] =
+        [1.534_581_2e-4, 1.339_993_1e-3, 9.618_489e-3, 5.550_328_6e-2, 2.402_264_6e-1, std::f32::consts::LN_2];
+    // Adding it leaves the nearest integer in the lowest bits of the sum.
+    const ROUND: f32 = 12_582_912.0;
+    let least = simd.splat_f32s(-126.0);
+    let x = simd.select_f32s(simd.less_than_f32s(x, least), least, x);
+    let rounded = simd.add_f32s(x, simd.splat_f32s(ROUND));
+    let fraction = simd.sub_f32s(x, simd.sub_f32s(rounded, simd.splat_f32s(ROUND)));
+    let mut power = simd.splat_f32s(POLYNOMIAL[0]);
+    for &coefficient in &POLYNOMIAL[1..] {
+        power = simd.mul_add_e_f32s(power, fraction, simd.splat_f32s(coefficient));
+    }
+    power = simd.mul_add_e_f32s(power, fraction, simd.splat_f32s(1.0));
+    let exponent = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(rounded), simd.splat_u32s(23));
+    simd.transmute_f32s_u32s(simd.add_u32s(simd.transmute_u32s_f32s(power), exponent))
+}
+
+/// The hyperbolic tangent to two units in the last place. NaN stays NaN.
+#[inline(always)]
+fn tanh<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    const SMALL: f32 = 0.6;
+    // (tanh(x) / x - 1) / x^2 as a polynomial in x^2 for |x| <= SMALL, highest power first.
+    const POLYNOMIAL: [f32; 5] = [-5.895_157e-3, 2.079_597_1e-2, -5.378_383e-2, 1.333_192_4e-1, -3.333_33e-1];
+    let square = simd.mul_f32s(x, x);
+    let mut small = simd.splat_f32s(POLYNOMIAL[0]);
+    for &coefficient in &POLYNOMIAL[1..] {
+        small = simd.mul_add_e_f32s(small, square, simd.splat_f32s(coefficient));
+    }
+    small = simd.mul_add_e_f32s(simd.mul_f32s(small, square), x, x);
+    // 1 - 2 e^-2|x| / (1 + e^-2|x|) otherwise, with the sign of x.
+    let absolute = simd.abs_f32s(x);
+    let decayed = exp2(simd, simd.mul_f32s(absolute, simd.splat_f32s(-2.0 * std::f32::consts::LOG2_E)));
+    let one = simd.splat_f32s(1.0);
+    let large = simd.div_f32s(simd.sub_f32s(one, decayed), simd.add_f32s(one, decayed));
+    let negative = simd.less_than_f32s(x, simd.splat_f32s(0.0));
+    let large = simd.select_f32s(negative, simd.neg_f32s(large), large);
+    simd.select_f32s(simd.less_than_f32s(absolute, simd.splat_f32s(SMALL)), small, large)
+}
