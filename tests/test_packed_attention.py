@@ -63,7 +63,7 @@ def test_attention_over_a_trie_is_dense_attention(way, rows, budget, heads, wind
     scale = sizes[0] ** -0.5
     carried = Carried()
     keys, values = {}, {}  # by the tokens up to and with the one whose key it is
-    for batch in reference.pack(rows, budget, 1000, min_saving=1):
+    for batch in reference.pack(rows, budget, 1000, min_saving=None):
         layout = layout_of(batch)
         tokens = len(batch.input_ids)
         query = torch.randn(heads[0], tokens, sizes[0], generator=generator)
@@ -144,7 +144,7 @@ def varlen_attn(query, key, value, query_ends, key_ends, max_q, max_k, *, return
 def test_what_the_variable_length_kernel_is_given_is_the_same_attention(rows, budget, heads, window) -> None:
     generator = torch.Generator().manual_seed(len(rows))
     carried = {"run_varlen": Carried(), "run_on_cpu": Carried()}
-    for batch in reference.pack(rows, budget, 1000, min_saving=1):
+    for batch in reference.pack(rows, budget, 1000, min_saving=None):
         layout = layout_of(batch)
         sizes = [(heads[0], 8), (heads[1], 8), (heads[1], 8)]
         query, key, value = (torch.randn(n, len(batch.input_ids), size, generator=generator) for n, size in sizes)
@@ -237,7 +237,7 @@ def test_a_model_over_a_trie_is_the_model_over_each_row(model_of, family, data) 
     logits: dict[int, torch.Tensor] = {}
     carried = Carried()
     with torch.inference_mode(), packed_attention(model):
-        for batch in reference.pack(rows, budget, 1000, min_saving=1):
+        for batch in reference.pack(rows, budget, 1000, min_saving=None):
             with packed_batch(layout_of(batch), carried):
                 out = model(
                     input_ids=torch.tensor([batch.input_ids]),

@@ -57,7 +57,7 @@ budgets = st.sampled_from([1, 3, 10, 1000])
 
 
 @settings(max_examples=200, deadline=None)
-@given(questions(), budgets, budgets, st.sampled_from([1, 3]), st.sampled_from([8, 1000]), st.data())
+@given(questions(), budgets, budgets, st.sampled_from([None, 1, 3]), st.sampled_from([8, 1000]), st.data())
 def test_batches_are_those_of_the_slow_way(drawn, token_budget, readout_budget, min_saving, max_length, data) -> None:
     rows = rows_of(*drawn, max_length)
     trie = Trie(Requests.from_tokens(*drawn, max_length=max_length), min_saving=min_saving)
@@ -78,7 +78,7 @@ def test_batches_are_those_of_the_slow_way(drawn, token_budget, readout_budget, 
 
 
 @settings(max_examples=200, deadline=None)
-@given(questions(), budgets, budgets, st.sampled_from([1, 3, 8]))
+@given(questions(), budgets, budgets, st.sampled_from([None, 1, 3, 8]))
 def test_every_target_is_read_below_the_tokens_of_its_request(drawn, token_budget, readout_budget, min_saving) -> None:
     contexts, continuations = drawn
     requests = Requests.from_tokens(contexts, continuations, max_length=1000)
@@ -123,6 +123,8 @@ def test_a_branch_is_made_only_where_it_pays() -> None:
     trie = Trie(Requests.from_tokens(far_apart, letters, max_length=1000))
     assert trie.num_distinct_tokens == 3 + 4 * 90
     assert trie.num_tokens == 4 * 93
+    everywhere = Trie(Requests.from_tokens(far_apart, letters, max_length=1000), min_saving=None)
+    assert everywhere.num_tokens == everywhere.num_distinct_tokens == 3 + 4 * 90
 
 
 def test_equal_questions_are_run_once() -> None:

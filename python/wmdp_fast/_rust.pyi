@@ -55,6 +55,7 @@ __all__ = [
     "read_many",
     "read_questions",
     "read_samples",
+    "token_logprobs",
     "wilson",
     "write_samples",
 ]
@@ -896,12 +897,13 @@ class Trie:
 
     Args:
         requests: What is to be scored.
-        min_saving: Tokens that a branch of the trie must save.
+        min_saving: Tokens that a branch of the trie must save; it must save a share of those below it, too. None makes a branch
+            wherever two paths part, for attention to which branches cost nothing.
 
     Raises:
         ValueError: If `min_saving` is 0.
     """
-    def __new__(cls, /, requests: Requests, *, min_saving: SupportsIndex = ...) -> Trie: ...
+    def __new__(cls, /, requests: Requests, *, min_saving: SupportsIndex | None = ...) -> Trie: ...
     def batches(
         self, /, token_budget: SupportsIndex, readout_budget: SupportsIndex, start: SupportsIndex = 0
     ) -> TrieBatches:
@@ -1337,6 +1339,26 @@ def read_samples(path: str | PathLike[str], *, delimiter: str | None = None) -> 
     Raises:
         OSError: If the file cannot be read; names it.
         DatasetError: For what is not a scored multiple-choice question, or one that occurs twice; names file, row and field.
+    """
+
+def token_logprobs(
+    logits: NDArray[float32], readouts: NDArray[int64], tokens: NDArray[int64], *, threads: SupportsIndex = 1
+) -> tuple[NDArray[float32], NDArray[bool_]]:
+    """
+    Log-probabilities of tokens in next-token distributions, without those of the whole vocabulary.
+
+    Args:
+        logits: float32 [R, V].
+        readouts: For each token, its row: int64 [N].
+        tokens: Token ids: int64 [N].
+        threads: Threads to use.
+
+    Returns:
+        Log-probability of each token, float32 [N], and whether no token is more probable and none before it as probable,
+        bool [N].
+
+    Raises:
+        ValueError: There is no such row or token.
     """
 
 def wilson(

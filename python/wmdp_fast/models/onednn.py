@@ -64,12 +64,9 @@ def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None =
 
 def _replacements(model: nn.Module) -> Iterator[tuple[nn.Module, _Forward]]:
     """The modules that can be computed by oneDNN, and how."""
-    # The projection onto the vocabulary is left out: of all layers it gains least, having the fewest rows, and its
-    # rounding goes straight into the scores.
-    head = getattr(model, "get_output_embeddings", lambda: None)()
     alike: dict[type[nn.Module], bool] = {}
     for module in model.modules():
-        if _is_plain(module) and module is not head:
+        if _is_plain(module):
             yield module, partial(_linear, module)
         elif _has_gate(module):
             if type(module) not in alike:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
+from wmdp_fast._rust import token_logprobs
 from wmdp_fast.exceptions import ModelError
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ ScoreMode = Literal["float32", "model"]
 `"float32"` takes log-softmax in float32 and the sum in float64, whatever the model's dtype; it keeps apart choices that
 rounding to 16 bits makes equal, of which `"model"` predicts the first.
 """
+
+# What log-probabilities are computed in; None is the dtype of the logits.
+_DTYPES: dict[ScoreMode, torch.dtype | None] = {"float32": torch.float32, "model": None}
 
 NAN_ADVICE = (
     "the model's output is not a number (NaN): load it with dtype float32 or bfloat16, in which numbers do not overflow"
@@ -229,8 +233,17 @@ def look_up(logits: torch.Tensor, readouts: torch.Tensor, tokens: torch.Tensor, 
 
     Returns:
         float32 `[2, N]`.
+
+    Raises:
+        ValueError: There is no such row or token.
     """
-    logprobs = F.log_softmax(logits, dim=-1, dtype=torch.float32 if score_mode == "float32" else None)
+    if logits.device.type == "cpu" and torch.float32 in (logits.dtype, _DTYPES[score_mode]):
+        # One pass over the logits, which writes down nothing but what is asked for.
+        found = token_logprobs(
+            logits.detach().float().numpy(), readouts.numpy(), tokens.numpy(), threads=torch.get_num_threads()
+        )
+        return torch.stack([torch.from_numpy(array).float() for array in found])
+    logprobs = F.log_softmax(logits, dim=-1, dtype=_DTYPES[score_mode])
     chosen = logprobs[readouts, tokens].float()
     greedy = logprobs.argmax(dim=-1)[readouts] == tokens
     return torch.stack([chosen, greedy.float()])

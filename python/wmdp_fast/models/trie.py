@@ -121,11 +121,16 @@ def score_trie(
     if reason := why_not(loaded.model, requests) or _why_not_proven(loaded, requests):
         raise NotPackableError(reason)
     planning = time.perf_counter()
-    trie = Trie(requests)
+    trie = trie_for(requests, loaded.device)
     partial.seconds_waiting += time.perf_counter() - planning
     partial.seconds += time.perf_counter() - begin
     products = compiled_parts if compiled else onednn_products
     return _score(loaded, requests, trie, token_budget, score_mode, partial, progress, products)
+
+
+def trie_for(requests: Requests, device: torch.device) -> Trie:
+    """The trie that is fastest on a device: a GPU's kernels are called for each level, so these must pay."""
+    return Trie(requests, min_saving=None) if device.type == "cpu" else Trie(requests)
 
 
 def why_not(model: torch.nn.Module, requests: Requests | None = None) -> str | None:
@@ -181,9 +186,9 @@ def _why_not_proven(loaded: LoadedModel, requests: Requests) -> str | None:
     """Scores excerpts both ways; the difference in a log-probability, if it is more than rounding explains."""
     excerpts = _excerpts(requests, whole=_smallest_window(loaded.model) < _longest_row(requests))
     expected = score_padded(loaded, excerpts).loglikelihood
-    # A budget that cuts the trie several times, so that carrying over is tried too.
-    trie = Trie(excerpts, min_saving=1)
-    budget = max(1, trie.num_tokens // 3)
+    # A budget that cuts the trie, so that carrying over is tried too.
+    trie = Trie(excerpts, min_saving=None)
+    budget = -(-trie.num_tokens // 2)
     empty = PartialScores.empty(excerpts.num_choices)
     found = _score(loaded, excerpts, trie, budget, "float32", empty).loglikelihood
     # Half the digits of the model's dtype: batches of another shape round differently.
@@ -404,8 +409,9 @@ def _auto_budget(loaded: LoadedModel, requests: Requests) -> int:
 
 def _readout_budget(loaded: LoadedModel) -> int:
     config: Any = loaded.model.config
-    # Logits in the model's dtype, and twice in float32: the softmax and what it is made from.
-    row = int(config.get_text_config().vocab_size) * (loaded.dtype.itemsize + 8)
+    # Logits in the model's dtype. Beside them, in float32, what the softmax is made from; on a GPU also the softmax.
+    beside = 8 if loaded.device.type == "cuda" else 0 if loaded.dtype == torch.float32 else 4
+    row = int(config.get_text_config().vocab_size) * (loaded.dtype.itemsize + beside)
     return max(1, _READOUT_BYTES.get(loaded.device.type, _READOUT_BYTES["cpu"]) // row)
 
 

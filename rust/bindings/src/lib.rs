@@ -13,6 +13,7 @@ mod detach;
 mod error;
 mod hints;
 mod json;
+mod log_softmax;
 mod openmp;
 mod orders;
 mod parallel;
@@ -39,6 +40,8 @@ mod _rust {
     use crate::corpus::{EncodedCorpus, read_documents};
     #[pymodule_export]
     use crate::dataset::{read_many, read_questions};
+    #[pymodule_export]
+    use crate::log_softmax::token_logprobs;
     #[pymodule_export]
     use crate::orders::{OrderAnswers, OrderEffects, order_effects};
     #[pymodule_export]

@@ -6,7 +6,8 @@ use numpy::IntoPyArray;
 use pyo3::prelude::*;
 use wmdp_core::ahead::Ahead;
 use wmdp_core::pack::{self, Batches, Budget};
-use wmdp_core::{request, trie};
+use wmdp_core::request;
+use wmdp_core::trie::{self, Branches};
 
 use crate::array::{Array1, Array2, Readonly1};
 use crate::detach;
@@ -22,7 +23,8 @@ const BATCHES_AHEAD: usize = 2;
 ///
 /// Args:
 ///     requests: What is to be scored.
-///     min_saving: Tokens that a branch of the trie must save.
+///     min_saving: Tokens that a branch of the trie must save; it must save a share of those below it, too. None makes a branch
+///         wherever two paths part, for attention to which branches cost nothing.
 ///
 /// Raises:
 ///     ValueError: If `min_saving` is 0.
@@ -35,10 +37,11 @@ pub(crate) struct Trie {
 #[pymethods]
 impl Trie {
     #[new]
-    #[pyo3(signature = (requests, *, min_saving = trie::MIN_SAVING))]
-    fn new(py: Python<'_>, requests: &Requests, min_saving: usize) -> PyResult<Self> {
+    #[pyo3(signature = (requests, *, min_saving = Some(trie::MIN_SAVING)))]
+    fn new(py: Python<'_>, requests: &Requests, min_saving: Option<usize>) -> PyResult<Self> {
         let requests = Arc::clone(&requests.inner);
-        let inner = detach::run(py, |cancel| trie::Trie::new(&requests, min_saving, cancel))?;
+        let branches = min_saving.map_or(Branches::All, Branches::ThatPay);
+        let inner = detach::run(py, |cancel| trie::Trie::new(&requests, branches, cancel))?;
         Ok(Self { inner: Arc::new(inner), requests })
     }
 

@@ -2,7 +2,8 @@
 //!
 //! The path of the data, one module a step: files are read by [`dataset`]; [`question`]s become [`prompt`]s by a
 //! [`template`]; [`tokenizer`] and [`request`] turn prompts into token ids; [`trie`] finds what those have in common and
-//! [`pack`] cuts it into batches for a model, or [`padded`] cuts them row by row; [`aggregate`] turns the model's scores
+//! [`pack`] cuts it into batches for a model, or [`padded`] cuts them row by row; on a processor [`attention`] and
+//! [`log_softmax`] do those parts of the model's work that depend on it; [`aggregate`] turns the model's scores
 //! into numbers, [`orders`] says what the order of the choices does to them and [`stats`] how sure they are; [`samples`] writes
 //! them down question by question and [`saved`] reads them back. [`corpus`] reads and tokenizes documents for unlearning.
 #![forbid(unsafe_code)]
@@ -14,6 +15,7 @@ pub mod boundary;
 pub mod corpus;
 pub mod dataset;
 pub mod error;
+pub mod log_softmax;
 pub mod orders;
 pub mod pack;
 pub mod padded;
@@ -24,6 +26,7 @@ pub mod question;
 pub mod request;
 pub mod samples;
 pub mod saved;
+mod simd;
 pub mod stats;
 pub mod template;
 pub mod tokenizer;

@@ -1,7 +1,7 @@
 //! The token trie of a run: its distinct token sequences with their common beginnings held once.
 //!
-//! A node of the trie is a *segment*, a run of tokens that every path below it has in common. A branch is made only where it pays:
-//! each level of the trie is one more step of attention for all tokens below it, so it must save a share of those.
+//! A node of the trie is a *segment*, a run of tokens that every path below it has in common. Where each level of the trie is one more
+//! step of attention for all tokens below it, a branch is made only where it saves a share of those ([`Branches::ThatPay`]).
 
 use rayon::prelude::*;
 
@@ -10,12 +10,31 @@ use crate::padded::{self, Row};
 use crate::parallel::{self, Cancel};
 use crate::request::Requests;
 
-/// A level must save at least this share (one in so many) of the tokens below it. One more step of attention costs a token about
-/// 1/200 of its forward pass on a CPU and, in kernels to launch, up to a few hundredths on an accelerator.
+/// A level must save at least this share (one in so many) of the tokens below it. One more step of attention costs a token, in
+/// kernels to launch, up to a few hundredths of its forward pass.
 const SAVING_SHARE: usize = 32;
 
 /// Tokens that a branch saves at least, by default: a segment of its own costs a call of the attention kernel.
 pub const MIN_SAVING: usize = 8;
+
+/// Where a trie branches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Branches {
+    /// Wherever two paths part: for attention to which branches cost nothing.
+    All,
+    /// Where that saves at least so many tokens ([`MIN_SAVING`]) and a share of those below.
+    ThatPay(usize),
+}
+
+impl Branches {
+    fn wants(self, saving: usize, below: usize) -> bool {
+        saving > 0
+            && match self {
+                Self::All => true,
+                Self::ThatPay(least) => saving >= least && saving * SAVING_SHARE >= below,
+            }
+    }
+}
 
 /// A run of tokens that the paths `..= last_path`, from the first that goes through it, have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,12 +74,12 @@ pub struct Trie {
 }
 
 impl Trie {
-    /// Builds the trie of all requests. A branch must save `min_saving` tokens ([`MIN_SAVING`]).
+    /// Builds the trie of all requests.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if `min_saving` is 0; [`Error::Cancelled`].
-    pub fn new(requests: &Requests, min_saving: usize, cancel: &Cancel) -> Result<Self> {
-        if min_saving == 0 {
+    /// [`Error::InvalidArgument`] if a branch may save no token; [`Error::Cancelled`].
+    pub fn new(requests: &Requests, branches: Branches, cancel: &Cancel) -> Result<Self> {
+        if branches == Branches::ThatPay(0) {
             return Err(Error::InvalidArgument(
                 "min_saving must be at least 1: a branch that saves nothing is none".to_owned(),
             ));
@@ -89,7 +108,7 @@ impl Trie {
             }
             trie.num_distinct_tokens =
                 trie.paths.iter().map(|path| path.length).sum::<usize>() - shared_with_last.iter().sum::<usize>();
-            trie.grow(&shared_with_last, min_saving);
+            trie.grow(&shared_with_last, branches);
             cancel.check()?;
             trie.place_targets(requests, &rows, &path_of_row);
             Ok(trie)
@@ -156,7 +175,7 @@ impl Trie {
     }
 
     /// Makes the segments. `shared[i]` is how many tokens path i shares with the path before it.
-    fn grow(&mut self, shared: &[usize], min_saving: usize) {
+    fn grow(&mut self, shared: &[usize], wanted: Branches) {
         let mut lengths_up_to = vec![0];
         let mut shared_up_to = vec![0];
         for (path, shared) in self.paths.iter().zip(shared) {
@@ -181,7 +200,7 @@ impl Trie {
                 (lengths_up_to[last] - lengths_up_to[first]) - (shared_up_to[last] - shared_up_to[first + 1]) - end;
             let saving = branches.len() * (end - begin);
             let mut above = parent;
-            if saving >= min_saving && saving * SAVING_SHARE >= below {
+            if wanted.wants(saving, below) {
                 above = Some(self.segments.len());
                 self.segments.push(Segment { parent, path: first, last_path: last - 1, begin, end });
             }

@@ -2,6 +2,8 @@
 
 use pulp::Simd;
 
+use crate::simd::exp2;
+
 /// Query rows that are computed together.
 pub(super) const ROWS: usize = 6;
 
@@ -247,27 +249,6 @@ fn add_columns<S: Simd, const N: usize>(
     for row in 0..ROWS {
         out[row * vectors + first..][..N].copy_from_slice(&sums[row]);
     }
-}
-
-/// 2^x for x <= 0 to one unit in the last place; 2^-126 for all smaller x. NaN stays NaN.
-#[inline(always)]
-fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
-    // 2^f for |f| <= 1/2, by least largest relative error (1.6e-8), highest power first.
-    const POLYNOMIAL: [f32; 6] =
-        [1.534_581_2e-4, 1.339_993_1e-3, 9.618_489e-3, 5.550_328_6e-2, 2.402_264_6e-1, std::f32::consts::LN_2];
-    // Adding it leaves the nearest integer in the lowest bits of the sum.
-    const ROUND: f32 = 12_582_912.0;
-    let least = simd.splat_f32s(-126.0);
-    let x = simd.select_f32s(simd.less_than_f32s(x, least), least, x);
-    let rounded = simd.add_f32s(x, simd.splat_f32s(ROUND));
-    let fraction = simd.sub_f32s(x, simd.sub_f32s(rounded, simd.splat_f32s(ROUND)));
-    let mut power = simd.splat_f32s(POLYNOMIAL[0]);
-    for &coefficient in &POLYNOMIAL[1..] {
-        power = simd.mul_add_e_f32s(power, fraction, simd.splat_f32s(coefficient));
-    }
-    power = simd.mul_add_e_f32s(power, fraction, simd.splat_f32s(1.0));
-    let exponent = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(rounded), simd.splat_u32s(23));
-    simd.transmute_f32s_u32s(simd.add_u32s(simd.transmute_u32s_f32s(power), exponent))
 }
 
 /// The hyperbolic tangent to two units in the last place. NaN stays NaN.

@@ -6,8 +6,7 @@
 //! Whole blocks are skipped by two comparisons, so a batch of many short branches costs what its branches cost. Heads that
 //! share keys are rows of the same panel: their keys are read once.
 
-// A processor's instructions are used by what is inlined into the function for which `pulp` turns them on, and by no other.
-#![allow(clippy::inline_always)]
+#![allow(clippy::inline_always)] // See `crate::simd`.
 
 mod blocks;
 mod kernel;
@@ -24,6 +23,7 @@ use self::blocks::Seen;
 use self::kernel::{Aligned, Panel, ROWS, Running, Scores};
 use crate::error::{Error, Result};
 use crate::parallel::{Team, for_each};
+use crate::simd::Processor;
 
 /// About so many rows are attended at a time: their queries and outputs stay in the second cache, and what is read of the
 /// keys serves all of them.
@@ -159,17 +159,6 @@ struct Shape {
 impl Shape {
     fn heads(&self) -> usize {
         self.key_heads * self.group
-    }
-}
-
-/// A kind of processor: which instructions code is made of.
-trait Processor: Copy + Sync {
-    fn run<W: WithSimd>(self, work: W) -> W::Output;
-}
-
-impl Processor for Arch {
-    fn run<W: WithSimd>(self, work: W) -> W::Output {
-        self.dispatch(work)
     }
 }
 

@@ -1,19 +1,10 @@
 use ndarray::{Array2, Array3, ArrayView3, Axis, concatenate};
 use proptest::prelude::*;
-use pulp::{Scalar, Simd, WithSimd};
+use pulp::Scalar;
 
-use super::{Attention, Processor, Segment};
+use super::{Attention, Segment};
 use crate::parallel::Threads;
-
-/// Instructions that this processor may have, but would not choose.
-#[derive(Clone, Copy)]
-struct Chosen<S>(S);
-
-impl<S: Simd + Sync> Processor for Chosen<S> {
-    fn run<W: WithSimd>(self, work: W) -> W::Output {
-        self.0.vectorize(work)
-    }
-}
+use crate::simd::{Chosen, Processor};
 
 /// A call that owns its arrays.
 #[derive(Debug)]
