@@ -24,6 +24,7 @@ pub mod prompt;
 pub mod pyjson;
 pub mod question;
 pub mod request;
+mod rows;
 pub mod samples;
 pub mod saved;
 mod simd;

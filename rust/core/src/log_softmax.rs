@@ -1,11 +1,12 @@
 //! Log-probabilities of a few tokens, without writing down those of the whole vocabulary.
 #![allow(clippy::inline_always)] // See `crate::simd`.
 
-use ndarray::{ArrayView1, ArrayView2, Axis};
+use ndarray::{ArrayView2, Axis};
 use pulp::{Arch, Simd, WithSimd};
 
 use crate::error::{Error, Result};
 use crate::parallel::{Team, for_each};
+use crate::rows::contiguous;
 use crate::simd::{Processor, exp2};
 
 /// A token to look up: its row of logits, and its id.
@@ -58,16 +59,6 @@ fn look_up_on(
         }
     }
     Ok(found)
-}
-
-/// A row as a slice; one that is strewn over memory is copied.
-fn contiguous<'a>(row: &ArrayView1<'a, f32>, copy: &'a mut Vec<f32>) -> &'a [f32] {
-    if let Some(row) = row.to_slice() {
-        return row;
-    }
-    copy.clear();
-    copy.extend(row);
-    copy
 }
 
 /// Maximum of a row, and the logarithm of the sum of its exponentials.

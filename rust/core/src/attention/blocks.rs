@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use ndarray::{ArrayView1, ArrayView3, Axis};
 
-use super::kernel::{Aligned, BLOCK, Mask, ROWS};
+use super::kernel::{Aligned, BLOCK, GRANULE, Mask, ROWS};
 use super::{Attention, Shape};
 use crate::error::Result;
 use crate::parallel::{Team, for_each};
+use crate::rows::contiguous;
 
 /// All keys and values of a call.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(super) struct Blocks {
     /// For each key head and block `[BLOCK, value size]`, cut into columns as the kernel takes them.
     value: Aligned,
     value_len: usize,
+    /// Of each granule and of each block.
+    granules: Vec<Bounds>,
     bounds: Vec<Bounds>,
     /// Of each key: its number, where its subtree ends, its position. In float32, which is exact for them, as that is what
     /// masks are computed in; those after the last key are seen by nobody.
@@ -33,8 +36,8 @@ struct Bounds {
     last: usize,
     least_end: usize,
     largest_end: usize,
-    least_position: usize,
-    largest_position: usize,
+    least_position: f32,
+    largest_position: f32,
 }
 
 impl Blocks {
@@ -56,24 +59,28 @@ impl Blocks {
                 *position = segment.position + depth;
             }
         }
-        let bounds = (0..blocks).map(|block| Bounds::of(block * BLOCK, &end, &position)).collect();
+        let bounds = |len: usize| -> Vec<_> {
+            (0..blocks * BLOCK).step_by(len).map(|first| Bounds::of(first, len, &end, &position)).collect()
+        };
+        let (granules, bounds) = (bounds(GRANULE), bounds(BLOCK));
         let padded = |numbers: Vec<usize>| {
             let mut floats: Vec<f32> = numbers.into_iter().map(|number| number as f32).collect();
             floats.resize(blocks * BLOCK, 0.0);
             floats
         };
+        let value_len = BLOCK * shape.value_size.next_multiple_of(lanes);
+        // What lies beyond the last key stays 0: it must be finite, as a weight of 0 does not hide NaN.
         let mut packed = Self {
-            key: Aligned::default(),
+            key: Aligned::zeros(shape.key_heads * blocks * BLOCK * shape.size),
             key_len: BLOCK * shape.size,
-            value: Aligned::default(),
-            value_len: BLOCK * shape.value_size.next_multiple_of(lanes),
+            value: Aligned::zeros(shape.key_heads * blocks * value_len),
+            value_len,
+            granules,
             bounds,
             index: (0..blocks * BLOCK).map(|index| index as f32).collect(),
             end: padded(end),
             position: padded(position),
         };
-        packed.key.resize(shape.key_heads * blocks * packed.key_len);
-        packed.value.resize(shape.key_heads * blocks * packed.value_len);
         let destinations: Vec<_> = packed
             .key
             .get_mut()
@@ -81,26 +88,19 @@ impl Blocks {
             .zip(packed.value.get_mut().chunks_mut(packed.value_len))
             .enumerate()
             .collect();
-        for_each(
-            destinations,
-            team,
-            || (),
-            |(), (index, (key, value))| {
-                let (head, first) = (index / blocks, index % blocks * BLOCK);
-                // What lies beyond the last key must be finite, as a weight of 0 does not hide NaN.
-                key.fill(0.0);
-                value.fill(0.0);
-                let mut run_start = 0;
-                for (keys, values) in &call.keys {
-                    let run = run_start..run_start + keys.dim().1;
-                    for index in first.max(run.start)..(first + BLOCK).min(run.end) {
-                        pack_key(&row(keys, head, index - run_start), index - first, width, key);
-                        pack_value(&row(values, head, index - run_start), index - first, lanes, width, value);
-                    }
-                    run_start = run.end;
+        for_each(destinations, team, Vec::new, |copy: &mut Vec<f32>, (index, (key, value))| {
+            let (head, first) = (index / blocks, index % blocks * BLOCK);
+            let mut run_start = 0;
+            for (keys, values) in &call.keys {
+                let run = run_start..run_start + keys.dim().1;
+                for index in first.max(run.start)..(first + BLOCK).min(run.end) {
+                    let row = index - run_start;
+                    pack_key(contiguous(&row_of(keys, head, row), copy), index - first, width, key);
+                    pack_value(contiguous(&row_of(values, head, row), copy), index - first, lanes, width, value);
                 }
-            },
-        )?;
+                run_start = run.end;
+            }
+        })?;
         Ok(packed)
     }
 
@@ -126,26 +126,26 @@ impl Blocks {
 
     /// What tokens, numbered as keys, see of a block.
     pub(super) fn seen(&self, block: usize, tokens: &Range<usize>, window: Option<usize>) -> Seen {
-        let (first, last) = (tokens.start, tokens.end - 1);
-        let bounds = &self.bounds[block];
-        let mut seen = if bounds.first > last || bounds.largest_end <= first {
-            Seen::Nothing
-        } else if bounds.last <= first && bounds.least_end > last {
-            Seen::All
-        } else {
-            Seen::Some
-        };
-        if let Some(window) = window {
-            let positions = &self.position[tokens.clone()];
-            let nearest = positions.iter().copied().fold(f32::INFINITY, f32::min);
-            let farthest = positions.iter().copied().fold(0.0, f32::max);
-            if nearest >= bounds.largest_position.saturating_add(window) as f32 {
-                seen = Seen::Nothing;
-            } else if farthest >= bounds.least_position.saturating_add(window) as f32 && seen == Seen::All {
-                seen = Seen::Some;
-            }
+        let window = window.map(|size| self.window(tokens, size));
+        match self.bounds[block].seen(tokens, window.as_ref()) {
+            Seen::Some(_) => {}
+            other => return other,
         }
-        seen
+        let granules = &self.granules[block * BLOCK / GRANULE..(block + 1) * BLOCK / GRANULE];
+        let is_seen = |granule: &Bounds| granule.seen(tokens, window.as_ref()) != Seen::Nothing;
+        match (granules.iter().position(is_seen), granules.iter().rposition(is_seen)) {
+            (Some(first), Some(last)) => Seen::Some(first..last + 1),
+            _ => Seen::Nothing,
+        }
+    }
+
+    fn window(&self, tokens: &Range<usize>, size: usize) -> Window {
+        let positions = self.position[tokens.clone()].iter().copied();
+        Window {
+            nearest: positions.clone().fold(f32::INFINITY, f32::min),
+            farthest: positions.fold(0.0, f32::max),
+            size: size as f32,
+        }
     }
 
     /// The mask of a block for rows of these tokens, numbered as keys.
@@ -163,49 +163,70 @@ impl Blocks {
 }
 
 /// How much of a block some rows see.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Seen {
     Nothing,
-    Some,
+    /// Something of these granules.
+    Some(Range<usize>),
     All,
 }
 
+/// A sliding window, and between what the positions of some tokens lie.
+struct Window {
+    nearest: f32,
+    farthest: f32,
+    size: f32,
+}
+
 impl Bounds {
-    fn of(first: usize, end: &[usize], position: &[usize]) -> Self {
-        let stop = (first + BLOCK).min(end.len());
-        let (end, position) = (&end[first..stop], &position[first..stop]);
+    /// Of `len` keys from `first` on.
+    fn of(first: usize, len: usize, end: &[usize], position: &[usize]) -> Self {
+        let keys = first.min(end.len())..(first + len).min(end.len());
+        let is_whole = keys.len() == len;
+        let (end, position) = (&end[keys.clone()], &position[keys]);
         let least = |numbers: &[usize]| numbers.iter().copied().min().unwrap_or_default();
         let largest = |numbers: &[usize]| numbers.iter().copied().max().unwrap_or_default();
         Self {
             first,
-            // A block that is not full has keys that nobody sees.
-            last: first + BLOCK - 1,
-            least_end: if stop == first + BLOCK { least(end) } else { 0 },
+            last: first + len - 1,
+            // What goes beyond the last key has some that nobody sees.
+            least_end: if is_whole { least(end) } else { 0 },
             largest_end: largest(end),
-            least_position: least(position),
-            largest_position: largest(position),
+            least_position: least(position) as f32,
+            largest_position: largest(position) as f32,
+        }
+    }
+
+    /// What tokens see of these keys. Some may turn out to be nothing once it is looked at key by key.
+    fn seen(&self, tokens: &Range<usize>, window: Option<&Window>) -> Seen {
+        let (first, last) = (tokens.start, tokens.end - 1);
+        let far = |window: &Window| window.nearest >= self.largest_position + window.size;
+        let partly_far = |window: &Window| window.farthest >= self.least_position + window.size;
+        if self.first > last || self.largest_end <= first || window.is_some_and(far) {
+            Seen::Nothing
+        } else if self.last <= first && self.least_end > last && !window.is_some_and(partly_far) {
+            Seen::All
+        } else {
+            Seen::Some(0..BLOCK / GRANULE)
         }
     }
 }
 
-fn row<'a>(array: &'a ArrayView3<'_, f32>, head: usize, row: usize) -> ArrayView1<'a, f32> {
+fn row_of<'a>(array: &'a ArrayView3<'_, f32>, head: usize, row: usize) -> ArrayView1<'a, f32> {
     array.index_axis(Axis(0), head).index_axis_move(Axis(0), row)
 }
 
-fn pack_key(key: &ArrayView1<'_, f32>, row: usize, width: usize, block: &mut [f32]) {
-    let group = &mut block[row / width * width * key.len()..][row % width..];
-    for (&number, place) in key.iter().zip(group.iter_mut().step_by(width)) {
-        *place = number;
+fn pack_key(key: &[f32], row: usize, width: usize, block: &mut [f32]) {
+    let group = &mut block[row / width * width * key.len()..][..width * key.len()];
+    for (line, &number) in group.chunks_exact_mut(width).zip(key) {
+        line[row % width] = number;
     }
 }
 
-fn pack_value(value: &ArrayView1<'_, f32>, row: usize, lanes: usize, width: usize, block: &mut [f32]) {
+fn pack_value(value: &[f32], row: usize, lanes: usize, width: usize, block: &mut [f32]) {
     let stride = value.len().next_multiple_of(lanes);
-    let mut numbers = value.iter();
-    for first in (0..stride).step_by(width) {
+    for (part, first) in value.chunks(width).zip((0..).step_by(width)) {
         let columns = (stride - first).min(width);
-        for (place, &number) in block[first * BLOCK + row * columns..][..columns].iter_mut().zip(&mut numbers) {
-            *place = number;
-        }
+        block[first * BLOCK + row * columns..][..part.len()].copy_from_slice(part);
     }
 }

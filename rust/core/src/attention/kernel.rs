@@ -1,5 +1,7 @@
 //! The innermost loops: a panel of query rows against a block of keys, in registers.
 
+use std::ops::Range;
+
 use pulp::Simd;
 
 use crate::simd::exp2;
@@ -10,6 +12,9 @@ pub(super) const ROWS: usize = 6;
 /// Keys that are computed together.
 pub(super) const BLOCK: usize = 64;
 
+/// So many keys of a block are left out if none of them is seen: what the widest registers hold.
+pub(super) const GRANULE: usize = 16;
+
 /// The maximum of a row that has seen no key yet: lower than any score, and finite, so that no difference is NaN.
 const NOTHING_SEEN: f32 = -1e30;
 
@@ -17,17 +22,24 @@ const NOTHING_SEEN: f32 = -1e30;
 #[derive(Debug, Default)]
 pub(super) struct Aligned {
     memory: Vec<f32>,
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
 }
 
 impl Aligned {
     const LINE: usize = 64;
 
+    pub(super) fn zeros(len: usize) -> Self {
+        let memory = vec![0.0; len + Self::LINE / size_of::<f32>()];
+        let start = memory.as_ptr().align_offset(Self::LINE);
+        Self { memory, range: start..start + len }
+    }
+
     /// Makes it so long; what it holds is then unknown.
     pub(super) fn resize(&mut self, len: usize) {
-        self.memory.resize(len + Self::LINE / size_of::<f32>(), 0.0);
-        let start = self.memory.as_ptr().align_offset(Self::LINE);
-        self.range = start..start + len;
+        if self.memory.len() < len + Self::LINE / size_of::<f32>() {
+            *self = Self::zeros(len);
+        }
+        self.range.end = self.range.start + len;
     }
 
     pub(super) fn get(&self) -> &[f32] {
@@ -86,6 +98,14 @@ pub(super) struct Panel<'a> {
     pub(super) out: &'a mut [f32],
 }
 
+/// Keys and values, packed for registers of the kind at hand.
+pub(super) struct Block<'a> {
+    pub(super) key: &'a [f32],
+    pub(super) value: &'a [f32],
+    /// The part of the block that a panel sees something of, in granules.
+    pub(super) granules: Range<usize>,
+}
+
 /// Which keys of a block each row sees.
 pub(super) struct Mask<'a> {
     /// Numbers of the block's keys.
@@ -101,66 +121,88 @@ pub(super) struct Mask<'a> {
 }
 
 impl Panel<'_> {
-    /// Attends to a block; keys and values are packed for registers of this kind.
+    /// Attends to a block.
     #[inline(always)]
     pub(super) fn step<S: Simd, const V: usize>(
         self,
         simd: S,
         scores: &Scores,
-        key: &[f32],
-        value: &[f32],
+        block: &Block<'_>,
         mask: Option<&Mask<'_>>,
     ) {
+        let keys = block.granules.start * GRANULE..block.granules.end * GRANULE;
         let mut weights = [[0.0; BLOCK]; ROWS];
-        products::<S, V>(simd, self.query, key, &mut weights);
-        if let Some(cap) = scores.softcap {
-            for row in &mut weights {
-                for score in S::as_mut_simd_f32s(row).0 {
+        products::<S, V>(simd, self.query, block, &mut weights);
+        let mut factors = [1.0; ROWS];
+        for (row, weights) in weights.iter_mut().enumerate() {
+            let weights = &mut weights[keys.clone()];
+            if let Some(cap) = scores.softcap {
+                for score in S::as_mut_simd_f32s(weights).0 {
                     *score = simd.mul_f32s(simd.splat_f32s(cap), tanh(simd, *score));
                 }
             }
-        }
-        if let Some(mask) = mask {
-            for (row, weights) in weights.iter_mut().enumerate() {
-                hide(simd, mask, row, weights);
+            if let Some(mask) = mask {
+                hide(simd, mask, row, keys.clone(), weights);
             }
-        }
-        let mut factors = [1.0; ROWS];
-        for (row, weights) in weights.iter_mut().enumerate() {
             factors[row] = exponentials(simd, weights, &mut self.running.maximum[row], &mut self.running.sum[row]);
         }
-        add_values::<S, V>(simd, &weights, value, &factors, self.out);
+        add_values::<S, V>(simd, &weights, block.value, keys, &factors, self.out);
     }
 }
 
 /// Scores of a panel: query x key.
 #[inline(always)]
-fn products<S: Simd, const V: usize>(simd: S, query: &[f32], key: &[f32], scores: &mut [[f32; BLOCK]; ROWS]) {
+fn products<S: Simd, const V: usize>(simd: S, query: &[f32], block: &Block<'_>, scores: &mut [[f32; BLOCK]; ROWS]) {
     let width = V * S::F32_LANES;
     let (query, _) = query.as_chunks::<ROWS>();
-    for (group, key) in key.chunks_exact(query.len() * width).enumerate() {
-        let mut sums = [[simd.splat_f32s(0.0); V]; ROWS];
-        for (query, key) in query.iter().zip(S::as_simd_f32s(key).0.as_chunks::<V>().0) {
-            for (sums, &query) in sums.iter_mut().zip(query) {
-                let query = simd.splat_f32s(query);
-                for (sum, &key) in sums.iter_mut().zip(key) {
-                    *sum = simd.mul_add_e_f32s(query, key, *sum);
-                }
+    let wanted = block.granules.start * GRANULE / S::F32_LANES..block.granules.end * GRANULE / S::F32_LANES;
+    for (group, key) in block.key.chunks_exact(query.len() * width).enumerate() {
+        let (from, to) = (wanted.start.max(group * V), wanted.end.min((group + 1) * V));
+        if from >= to {
+            continue;
+        }
+        let (key, _) = S::as_simd_f32s(key).0.as_chunks::<V>();
+        let at = from - group * V;
+        match to - from {
+            1 if V > 1 => product::<S, V, 1>(simd, query, key, at, from, scores),
+            2 if V > 2 => product::<S, V, 2>(simd, query, key, at, from, scores),
+            3 if V > 3 => product::<S, V, 3>(simd, query, key, at, from, scores),
+            _ => product::<S, V, V>(simd, query, key, at, from, scores),
+        }
+    }
+}
+
+/// The same for the vectors `at .. at + N` of a group of keys, which are `from .. from + N` of the block.
+#[inline(always)]
+fn product<S: Simd, const V: usize, const N: usize>(
+    simd: S,
+    query: &[[f32; ROWS]],
+    key: &[[S::f32s; V]],
+    at: usize,
+    from: usize,
+    scores: &mut [[f32; BLOCK]; ROWS],
+) {
+    let mut sums = [[simd.splat_f32s(0.0); N]; ROWS];
+    for (query, key) in query.iter().zip(key) {
+        for (sums, &query) in sums.iter_mut().zip(query) {
+            let query = simd.splat_f32s(query);
+            for (sum, &key) in sums.iter_mut().zip(&key[at..at + N]) {
+                *sum = simd.mul_add_e_f32s(query, key, *sum);
             }
         }
-        for (scores, sums) in scores.iter_mut().zip(sums) {
-            let scores = S::as_mut_simd_f32s(&mut scores[group * width..(group + 1) * width]).0;
-            scores.copy_from_slice(&sums);
-        }
+    }
+    for (scores, sums) in scores.iter_mut().zip(sums) {
+        S::as_mut_simd_f32s(scores).0[from..from + N].copy_from_slice(&sums);
     }
 }
 
 /// Sets the scores of keys that a row does not see to -infinity.
 #[inline(always)]
-fn hide<S: Simd>(simd: S, mask: &Mask<'_>, row: usize, scores: &mut [f32; BLOCK]) {
+fn hide<S: Simd>(simd: S, mask: &Mask<'_>, row: usize, keys: Range<usize>, scores: &mut [f32]) {
     let (own, beyond) = (simd.splat_f32s(mask.row[row]), simd.splat_f32s(mask.beyond[row]));
-    let (index, end, position) =
-        (S::as_simd_f32s(mask.index).0, S::as_simd_f32s(mask.end).0, S::as_simd_f32s(mask.position).0);
+    let index = S::as_simd_f32s(&mask.index[keys.clone()]).0;
+    let end = S::as_simd_f32s(&mask.end[keys.clone()]).0;
+    let position = S::as_simd_f32s(&mask.position[keys]).0;
     for (((score, &index), &end), &position) in
         S::as_mut_simd_f32s(scores).0.iter_mut().zip(index).zip(end).zip(position)
     {
@@ -172,7 +214,7 @@ fn hide<S: Simd>(simd: S, mask: &Mask<'_>, row: usize, scores: &mut [f32; BLOCK]
 
 /// Turns a row's scores into weights `exp2(score - maximum)`; returns what older weights are to be multiplied by.
 #[inline(always)]
-fn exponentials<S: Simd>(simd: S, row: &mut [f32; BLOCK], maximum: &mut f32, sum: &mut [f32; 16]) -> f32 {
+fn exponentials<S: Simd>(simd: S, row: &mut [f32], maximum: &mut f32, sum: &mut [f32; 16]) -> f32 {
     let row = S::as_mut_simd_f32s(row).0;
     let mut largest = row[0];
     for &score in &row[1..] {
@@ -198,6 +240,7 @@ fn add_values<S: Simd, const V: usize>(
     simd: S,
     weights: &[[f32; BLOCK]; ROWS],
     value: &[f32],
+    keys: Range<usize>,
     factors: &[f32; ROWS],
     out: &mut [f32],
 ) {
@@ -207,13 +250,13 @@ fn add_values<S: Simd, const V: usize>(
     let vectors = stride / S::F32_LANES;
     let whole = vectors / V * V;
     for first in (0..whole).step_by(V) {
-        add_columns::<S, V>(simd, weights, &value[first * BLOCK..], factors, out, first, vectors);
+        add_columns::<S, V>(simd, weights, &value[first * BLOCK..], keys.clone(), factors, out, first);
     }
     let rest = &value[whole * BLOCK..];
     match vectors - whole {
-        1 => add_columns::<S, 1>(simd, weights, rest, factors, out, whole, vectors),
-        2 => add_columns::<S, 2>(simd, weights, rest, factors, out, whole, vectors),
-        3 => add_columns::<S, 3>(simd, weights, rest, factors, out, whole, vectors),
+        1 => add_columns::<S, 1>(simd, weights, rest, keys, factors, out, whole),
+        2 => add_columns::<S, 2>(simd, weights, rest, keys, factors, out, whole),
+        3 => add_columns::<S, 3>(simd, weights, rest, keys, factors, out, whole),
         _ => {}
     }
 }
@@ -224,11 +267,12 @@ fn add_columns<S: Simd, const N: usize>(
     simd: S,
     weights: &[[f32; BLOCK]; ROWS],
     value: &[S::f32s],
+    keys: Range<usize>,
     factors: &[f32; ROWS],
     out: &mut [S::f32s],
     first: usize,
-    vectors: usize,
 ) {
+    let vectors = out.len() / ROWS;
     let (value, _) = value.as_chunks::<N>();
     let mut sums = [[simd.splat_f32s(0.0); N]; ROWS];
     for row in 0..ROWS {
@@ -238,7 +282,7 @@ fn add_columns<S: Simd, const N: usize>(
             sums[row][column] = simd.mul_f32s(out[column], factor);
         }
     }
-    for (key, value) in value.iter().take(BLOCK).enumerate() {
+    for (key, value) in keys.clone().zip(&value[keys]) {
         for row in 0..ROWS {
             let weight = simd.splat_f32s(weights[row][key]);
             for column in 0..N {

@@ -20,9 +20,10 @@ use pulp::{Arch, Simd, WithSimd};
 
 use self::blocks::Blocks;
 use self::blocks::Seen;
-use self::kernel::{Aligned, Panel, ROWS, Running, Scores};
+use self::kernel::{Aligned, BLOCK, Block, GRANULE, Panel, ROWS, Running, Scores};
 use crate::error::{Error, Result};
 use crate::parallel::{Team, for_each};
+use crate::rows::contiguous;
 use crate::simd::Processor;
 
 /// About so many rows are attended at a time: their queries and outputs stay in the second cache, and what is read of the
@@ -185,6 +186,7 @@ struct Scratch {
     query: Aligned,
     running: Vec<Running>,
     out: Aligned,
+    copy: Vec<f32>,
 }
 
 /// Some tokens of a batch, all their heads.
@@ -220,17 +222,18 @@ impl Tile<'_, '_> {
                 for panel in 0..self.scratch.running.len() {
                     let rows = self.row_tokens(panel);
                     let seen = self.blocks.seen(block, &(rows[0]..rows[ROWS - 1] + 1), self.call.window);
-                    if seen == Seen::Nothing {
-                        continue;
-                    }
-                    let mask = (seen == Seen::Some).then(|| self.blocks.mask(block, rows, self.call.window));
+                    let (granules, mask) = match seen {
+                        Seen::Nothing => continue,
+                        Seen::Some(granules) => (granules, Some(self.blocks.mask(block, rows, self.call.window))),
+                        Seen::All => (0..BLOCK / GRANULE, None),
+                    };
                     let query = self.shape.size * ROWS;
                     Panel {
                         query: &self.scratch.query.get()[panel * query..(panel + 1) * query],
                         running: &mut self.scratch.running[panel],
                         out: &mut self.scratch.out.get_mut()[panel * ROWS * stride..(panel + 1) * ROWS * stride],
                     }
-                    .step::<S, V>(simd, &scores, key, value, mask.as_ref());
+                    .step::<S, V>(simd, &scores, &Block { key, value, granules }, mask.as_ref());
                 }
             }
             self.end(head);
@@ -257,14 +260,13 @@ impl Tile<'_, '_> {
         self.scratch.query.resize(panels * ROWS * size);
         let packed = self.scratch.query.get_mut();
         for row in 0..panels * ROWS {
-            let place = packed[row / ROWS * ROWS * size..][row % ROWS..].iter_mut().step_by(ROWS).take(size);
-            if row < rows {
-                let query = self.call.query.index_axis(Axis(0), head * group + row % group);
-                for (place, &number) in place.zip(query.index_axis(Axis(0), self.tokens.start + row / group)) {
-                    *place = number * scale;
-                }
-            } else {
-                place.for_each(|place| *place = 0.0);
+            let place = &mut packed[row / ROWS * ROWS * size..][..ROWS * size].as_chunks_mut::<ROWS>().0;
+            // The last panel's rows beyond the last repeat it.
+            let of = row.min(rows - 1);
+            let queries = self.call.query.index_axis(Axis(0), head * group + of % group);
+            let query = queries.index_axis(Axis(0), self.tokens.start + of / group);
+            for (place, &number) in place.iter_mut().zip(contiguous(&query, &mut self.scratch.copy)) {
+                place[row % ROWS] = number * scale;
             }
         }
     }
