@@ -57,6 +57,16 @@ def test_a_linear_layer(shape: list[int], widths: tuple[int, int], bias: bool, s
         assert_close(found, expected)
 
 
+@pytest.mark.parametrize("width", [1, 511, 512, 513, 1400])
+@pytest.mark.parametrize("rows", [(), (3,), (2, 5)])
+def test_a_linear_layer_whose_sums_are_cut(width: int, rows: tuple[int, ...]) -> None:
+    layer = nn.Linear(width, 40)
+    x = torch.randn(*rows, width)
+    with torch.no_grad():
+        found = onednn.linear_of_short_sums(x, layer.weight, layer.bias)
+        assert_close(found, layer(x))
+
+
 @pytest.mark.parametrize("family", [*tiny_models.TRIE_FAMILIES, *tiny_models.PADDED_FAMILIES])
 def test_a_model_gives_the_same_logits_and_is_left_as_it_was(family: str) -> None:
     model = tiny_models.build(family)

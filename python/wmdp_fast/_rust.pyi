@@ -26,6 +26,7 @@ __all__ = [
     "QuestionSet",
     "Requests",
     "Samples",
+    "TokenLogprobs",
     "Tokenizer",
     "Trie",
     "TrieBatch",
@@ -55,7 +56,6 @@ __all__ = [
     "read_many",
     "read_questions",
     "read_samples",
-    "token_logprobs",
     "wilson",
     "write_samples",
 ]
@@ -809,6 +809,44 @@ class Samples:
         """
 
 @final
+class TokenLogprobs:
+    """
+    Looks up tokens in next-token distributions, without writing down those of the whole vocabulary.
+
+    Logits are given some columns at a time, in order.
+
+    Args:
+        readouts: For each token, its row: int64 [N].
+        tokens: Token ids: int64 [N].
+        rows: Number of rows, R.
+
+    Raises:
+        ValueError: There is no such row.
+    """
+    def __new__(cls, /, readouts: NDArray[int64], tokens: NDArray[int64], rows: SupportsIndex) -> TokenLogprobs: ...
+    def add(self, /, logits: NDArray[float32], *, threads: SupportsIndex = 1) -> None:
+        """
+        The next columns.
+
+        Args:
+            logits: float32 [R, columns].
+            threads: Threads to use.
+
+        Raises:
+            ValueError: There is another number of rows.
+        """
+    def found(self, /) -> tuple[NDArray[float32], NDArray[bool_]]:
+        """
+        What the columns up to now say.
+
+        Returns:
+            Log-probability of each token, float32 [N], and whether its logit is the first of the largest in its row, bool [N].
+
+        Raises:
+            ValueError: A token is not among the columns.
+        """
+
+@final
 class Tokenizer:
     """
     A tokenizer as a `tokenizer.json` describes it, under lm-eval's rules for special tokens.
@@ -1339,26 +1377,6 @@ def read_samples(path: str | PathLike[str], *, delimiter: str | None = None) -> 
     Raises:
         OSError: If the file cannot be read; names it.
         DatasetError: For what is not a scored multiple-choice question, or one that occurs twice; names file, row and field.
-    """
-
-def token_logprobs(
-    logits: NDArray[float32], readouts: NDArray[int64], tokens: NDArray[int64], *, threads: SupportsIndex = 1
-) -> tuple[NDArray[float32], NDArray[bool_]]:
-    """
-    Log-probabilities of tokens in next-token distributions, without those of the whole vocabulary.
-
-    Args:
-        logits: float32 [R, V].
-        readouts: For each token, its row: int64 [N].
-        tokens: Token ids: int64 [N].
-        threads: Threads to use.
-
-    Returns:
-        Log-probability of each token, float32 [N], and whether no token is more probable and none before it as probable,
-        bool [N].
-
-    Raises:
-        ValueError: There is no such row or token.
     """
 
 def wilson(

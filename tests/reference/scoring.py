@@ -17,9 +17,9 @@ def score(model: torch.nn.Module, questions: list[Question], max_length: int) ->
     for context, continuations in questions:
         for continuation in continuations:
             tokens = (context + continuation)[-(max_length + 1) :][:-1]
-            logprobs = torch.log_softmax(model(torch.tensor([tokens])).logits[0].float(), dim=-1)
-            at = logprobs[len(tokens) - len(continuation) :]
-            total = sum(float(at[i, token]) for i, token in enumerate(continuation))
-            greedy = all(int(at[i].argmax()) == token for i, token in enumerate(continuation))
+            logits = model(torch.tensor([tokens])).logits[0].float()[len(tokens) - len(continuation) :]
+            logprobs = torch.log_softmax(logits, dim=-1)
+            total = sum(float(logprobs[i, token]) for i, token in enumerate(continuation))
+            greedy = all(int(logits[i].argmax()) == token for i, token in enumerate(continuation))
             answers.append((total, greedy))
     return answers

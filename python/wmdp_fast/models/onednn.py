@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # the caches, and sums are shorter: oneDNN adds up a long one from end to end, which rounds more than MKL's way.
 _MOST_PARTS, _LEAST_WIDTH = 8, 256
 
+_LONGEST_SUM = 512
+
 # Largest difference between a block computed either way, over its largest output; float32 has 7 digits.
 _TOLERANCE = 1e-4
 
@@ -62,11 +64,24 @@ def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None =
     return product
 
 
+def linear_of_short_sums(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """As `linear`, with sums added up in parts of at most 512, as MKL does, which rounds less."""
+    width = -(-weight.shape[1] // -(-weight.shape[1] // _LONGEST_SUM))
+    first, *others = (slice(start, start + width) for start in range(0, weight.shape[1], width))
+    total = linear(rows[..., first].contiguous(), weight[:, first].contiguous(), bias)
+    for part in others:
+        inner, outer = rows[..., part].contiguous(), weight[:, part].contiguous()
+        total = torch.ops.mkldnn._linear_pointwise.binary(inner, total, outer, None, "add")
+    return total
+
+
 def _replacements(model: nn.Module) -> Iterator[tuple[nn.Module, _Forward]]:
     """The modules that can be computed by oneDNN, and how."""
+    # The projection onto the vocabulary is left out, as its rounding goes straight into the scores; see `readout`.
+    head = getattr(model, "get_output_embeddings", lambda: None)()
     alike: dict[type[nn.Module], bool] = {}
     for module in model.modules():
-        if _is_plain(module):
+        if _is_plain(module) and module is not head:
             yield module, partial(_linear, module)
         elif _has_gate(module):
             if type(module) not in alike:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
-from wmdp_fast._rust import token_logprobs
+from wmdp_fast._rust import TokenLogprobs
 from wmdp_fast.exceptions import ModelError
 
 if TYPE_CHECKING:
@@ -24,9 +24,6 @@ ScoreMode = Literal["float32", "model"]
 `"float32"` takes log-softmax in float32 and the sum in float64, whatever the model's dtype; it keeps apart choices that
 rounding to 16 bits makes equal, of which `"model"` predicts the first.
 """
-
-# What log-probabilities are computed in; None is the dtype of the logits.
-_DTYPES: dict[ScoreMode, torch.dtype | None] = {"float32": torch.float32, "model": None}
 
 NAN_ADVICE = (
     "the model's output is not a number (NaN): load it with dtype float32 or bfloat16, in which numbers do not overflow"
@@ -209,8 +206,9 @@ def score_targets(
 ) -> TargetScores:
     """Looks up tokens in next-token distributions, with one copy from the device to the host.
 
-    The softmax is over the whole vocabulary and the most probable token is that with the highest log-probability, the
-    first one if several are equal, as in lm-eval (`HFLM._loglikelihood_tokens`).
+    The softmax is over the whole vocabulary. The most probable token is the first one with the highest log-probability,
+    as in lm-eval (`HFLM._loglikelihood_tokens`); on a CPU in mode `"float32"` the first one with the largest logit,
+    which log-probabilities that are rounded may make equal to others.
 
     Args:
         logits: One row for each readout: `[R, V]`.
@@ -237,13 +235,12 @@ def look_up(logits: torch.Tensor, readouts: torch.Tensor, tokens: torch.Tensor, 
     Raises:
         ValueError: There is no such row or token.
     """
-    if logits.device.type == "cpu" and torch.float32 in (logits.dtype, _DTYPES[score_mode]):
+    if logits.device.type == "cpu" and score_mode == "float32":
         # One pass over the logits, which writes down nothing but what is asked for.
-        found = token_logprobs(
-            logits.detach().float().numpy(), readouts.numpy(), tokens.numpy(), threads=torch.get_num_threads()
-        )
-        return torch.stack([torch.from_numpy(array).float() for array in found])
-    logprobs = F.log_softmax(logits, dim=-1, dtype=_DTYPES[score_mode])
+        found = TokenLogprobs(readouts.numpy(), tokens.numpy(), len(logits))
+        found.add(logits.detach().float().numpy(), threads=torch.get_num_threads())
+        return torch.stack([torch.from_numpy(array).float() for array in found.found()])
+    logprobs = F.log_softmax(logits, dim=-1, dtype=torch.float32 if score_mode == "float32" else None)
     chosen = logprobs[readouts, tokens].float()
     greedy = logprobs.argmax(dim=-1)[readouts] == tokens
     return torch.stack([chosen, greedy.float()])

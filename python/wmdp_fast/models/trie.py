@@ -10,6 +10,7 @@ import inspect
 import time
 import warnings
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,9 +22,11 @@ from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.journal import Plan
 from wmdp_fast.models.compiled import compiled_parts
 from wmdp_fast.models.load import evaluation_mode
+from wmdp_fast.models.norms import fused_norms
 from wmdp_fast.models.onednn import onednn_products
 from wmdp_fast.models.packed_attention import Carried, Layout, NotPackableError, packed_attention, packed_batch
 from wmdp_fast.models.padded import CPU_TOKEN_BUDGET, auto_token_budget, is_out_of_memory, score_padded
+from wmdp_fast.models.readout import Readout
 from wmdp_fast.models.scores import NAN_ADVICE, PartialScores, Scores, TargetScores, look_up
 
 if TYPE_CHECKING:
@@ -42,9 +45,11 @@ Engine = Literal["auto", "trie", "padded"]
 _READOUT_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 """Memory for the distributions read from a batch, which are as wide as the vocabulary."""
 
-# Excerpts on which a model is proven: of so many questions, the first and the last tokens of each context.
+# Excerpts on which a model is proven: of so many questions, the first and the last tokens of each context, and the
+# first choices, of which two branch as well as four.
 _PROOF_QUESTIONS = 3
-_PROOF_HEAD, _PROOF_TAIL = 24, 16
+_PROOF_HEAD, _PROOF_TAIL = 16, 16
+_PROOF_CHOICES = 2
 
 
 def score(
@@ -124,8 +129,15 @@ def score_trie(
     trie = trie_for(requests, loaded.device)
     partial.seconds_waiting += time.perf_counter() - planning
     partial.seconds += time.perf_counter() - begin
-    products = compiled_parts if compiled else onednn_products
-    return _score(loaded, requests, trie, token_budget, score_mode, partial, progress, products)
+    faster = compiled_parts if compiled else fused_parts
+    return _score(loaded, requests, trie, token_budget, score_mode, partial, progress, faster)
+
+
+@contextmanager
+def fused_parts(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, what is faster in one piece is computed so, without compiling it first."""
+    with onednn_products(model), fused_norms(model):
+        yield
 
 
 def trie_for(requests: Requests, device: torch.device) -> Trie:
@@ -213,7 +225,8 @@ def _excerpts(requests: Requests, *, whole: bool) -> Requests:
             context = context[:_PROOF_HEAD] + context[-_PROOF_TAIL:]
         contexts.append(context)
         first, last = requests.choice_offsets[question : question + 2].tolist()
-        continuations.append([requests.continuation(choice).tolist() for choice in range(first, last)])
+        choices = range(first, min(last, first + _PROOF_CHOICES))
+        continuations.append([requests.continuation(choice).tolist() for choice in choices])
     return Requests.from_tokens(contexts, continuations, requests.max_length)
 
 
@@ -230,29 +243,30 @@ def _score(
     score_mode: ScoreMode,
     partial: PartialScores,
     progress: Callable[[int, int], None] | None = None,
-    products: Callable[[torch.nn.Module], AbstractContextManager[None]] = onednn_products,
+    faster: Callable[[torch.nn.Module], AbstractContextManager[None]] = fused_parts,
 ) -> Scores:
-    """Scores by trie; `products` is what the model's matrix products are done with meanwhile."""
+    """Scores by trie; `faster` is what the model's parts are made faster by meanwhile."""
     tokens = _TokenScores(requests)
-    readouts = _readout_budget(loaded)
+    readout = Readout.of(loaded.model, score_mode)
     resumed = partial.resumed_plan("trie", token_budget)
     if resumed is not None:
         budget = resumed.token_budget
     else:
         budget = _auto_budget(loaded, requests) if token_budget == "auto" else token_budget
     model: Any = loaded.model
-    with evaluation_mode(model), packed_attention(model), products(model):
+    with evaluation_mode(model), packed_attention(model), faster(model):
         done = False
         while not done:
             begin = time.perf_counter()
             start = trie.first_unfinished(partial.finished) if resumed is None else resumed.start
             resumed = None
             partial.begin(Plan("trie", token_budget, budget, start))
+            readouts = _readout_budget(loaded) if readout is None else budget
             # Only where some may be left out are the batches made twice.
             needed: Mapping[int, bool] = defaultdict(lambda: True)
             if partial.finished.any():
                 needed = tokens.needed(trie.batches(budget, readouts, start), partial.finished)
-            pipeline = _Pipeline(loaded, trie, tokens, partial, score_mode, progress, begin)
+            pipeline = _Pipeline(loaded, readout, trie, tokens, partial, score_mode, progress, begin)
             failed = pipeline.run(trie.batches(budget, readouts, start), needed)
             done = failed is None
             if failed is not None:
@@ -270,6 +284,7 @@ class _Pipeline:
     """
 
     loaded: LoadedModel
+    readout: Readout | None
     trie: Trie
     tokens: _TokenScores
     partial: PartialScores
@@ -314,17 +329,21 @@ class _Pipeline:
         layout = Layout(batch.position_ids, batch.num_carried, batch.segments, batch.keep)
         try:
             on_device = _OnDevice(batch, self.loaded.device, previous)
+            inputs: dict[str, Any] = {
+                "input_ids": on_device["input_ids"].unsqueeze(0),
+                "position_ids": on_device["position_ids"].unsqueeze(0),
+                # Without one, transformers looks at the positions for sequences put one behind another, and waits.
+                "attention_mask": torch.ones(1, batch.input_ids.size, dtype=torch.bool, device=self.loaded.device),
+                "use_cache": False,
+            }
+            targets = on_device["target_readouts"], on_device["target_tokens"]
+            if self.readout is not None:
+                with packed_batch(layout, carried):
+                    hidden = self.readout.base(**inputs).last_hidden_state[0, on_device["readouts"]]
+                return _Pending(batch, on_device, self.readout.look_up(hidden, *targets), hidden.dtype)
             with packed_batch(layout, carried):
-                logits = self.loaded.model(
-                    input_ids=on_device["input_ids"].unsqueeze(0),
-                    position_ids=on_device["position_ids"].unsqueeze(0),
-                    # Without one, transformers looks at the positions for sequences put one behind another, and waits.
-                    attention_mask=torch.ones(1, batch.input_ids.size, dtype=torch.bool, device=self.loaded.device),
-                    logits_to_keep=on_device["readouts"],
-                    use_cache=False,
-                ).logits[0]
-            found = look_up(logits, on_device["target_readouts"], on_device["target_tokens"], self.score_mode)
-            return _Pending(batch, on_device, found, logits.dtype)
+                logits = self.loaded.model(**inputs, logits_to_keep=on_device["readouts"]).logits[0]
+            return _Pending(batch, on_device, look_up(logits, *targets, self.score_mode), logits.dtype)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -41,7 +41,7 @@ mod _rust {
     #[pymodule_export]
     use crate::dataset::{read_many, read_questions};
     #[pymodule_export]
-    use crate::log_softmax::token_logprobs;
+    use crate::log_softmax::TokenLogprobs;
     #[pymodule_export]
     use crate::orders::{OrderAnswers, OrderEffects, order_effects};
     #[pymodule_export]
