@@ -48,7 +48,7 @@ def test_scores_are_those_on_padded_rows(family: str, drawn: Requests, budget: i
     loaded = tiny_models.loaded(family)
     expected = score_padded(loaded, drawn)
     found = score_trie(loaded, drawn, token_budget=budget)
-    # The model's logits are as large as its log-likelihoods, whose last digit is at 4e-6 for -50; hence the relative part.
+    # Logits are as large as log-likelihoods, whose last digit is at 4e-6 for -50; hence the relative part.
     np.testing.assert_allclose(found.loglikelihood, expected.loglikelihood, rtol=2e-6, atol=1e-5)
     np.testing.assert_array_equal(found.is_greedy, expected.is_greedy)
     assert found.engine == "trie"
