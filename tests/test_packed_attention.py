@@ -91,7 +91,10 @@ from wmdp_fast import _rust
 random = np.random.default_rng(0)
 query, key, value = (random.normal(size=(heads, 700, 16)).astype(np.float32) for heads in (6, 2, 2))
 segments = np.array([[0, 300, 700, 0], [300, 500, 500, 300], [500, 700, 700, 300]])
-outs = [_rust.packed_attention(query, [(key, value)], segments, scale=0.2, threads=n)[0] for n in (1, 2, 3, 1000)]
+outs = np.full((4, 700, 6, 16), np.nan, dtype=np.float32)
+sums = np.empty((700, 6), dtype=np.float32)
+for out, threads in zip(outs, (1, 2, 3, 1000)):
+    _rust.packed_attention(query, [(key, value)], segments, out, sums, scale=0.2, threads=threads)
 assert all(np.array_equal(outs[0], out) for out in outs)
 assert np.isfinite(outs[0]).all()
 print("torch" in sys.modules)
@@ -107,11 +110,19 @@ def test_any_number_of_threads_gives_the_same_bits_with_torchs_threads_and_witho
 
 
 def test_what_does_not_fit_together_is_an_error_of_the_kernel() -> None:
-    array = np.zeros((2, 3, 4), dtype=np.float32)
+    array, out, sums = (np.zeros(shape, dtype=np.float32) for shape in ((2, 3, 4), (3, 2, 4), (3, 2)))
+
+    def attend_to(segment: list[int], out: np.ndarray) -> None:
+        _rust.packed_attention(array, [(array, array)], np.array([segment]), out, sums, scale=1.0)
+
     with pytest.raises(ValueError, match="segments are not all its keys"):
-        _rust.packed_attention(array, [(array, array)], np.array([[0, 2, 2, 0]]), scale=1.0)
+        attend_to([0, 2, 2, 0], out)
     with pytest.raises(ValueError, match="none of them negative"):
-        _rust.packed_attention(array, [(array, array)], np.array([[0, 3, 3, -1]]), scale=1.0)
+        attend_to([0, 3, 3, -1], out)
+    with pytest.raises(ValueError, match="outputs of an attention call do not fit"):
+        attend_to([0, 3, 3, 0], out[1:])
+    with pytest.raises(ValueError, match="must be contiguous"):
+        attend_to([0, 3, 3, 0], out.transpose(1, 0, 2))
 
 
 def varlen_attn(query, key, value, query_ends, key_ends, max_q, max_k, *, return_aux, scale, window_size, enable_gqa):

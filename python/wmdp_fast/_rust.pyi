@@ -56,6 +56,8 @@ __all__ = [
     "read_many",
     "read_questions",
     "read_samples",
+    "rms_norm",
+    "rotate",
     "wilson",
     "write_samples",
 ]
@@ -1232,12 +1234,14 @@ def packed_attention(
     query: NDArray[float32],
     keys: SupportsGetItem[int, tuple[NDArray[float32], NDArray[float32]]],
     segments: NDArray[int64],
+    out: NDArray[float32],
+    log_sum_exp: NDArray[float32],
     *,
     scale: SupportsFloat | SupportsIndex,
     window: SupportsIndex | None = None,
     softcap: SupportsFloat | SupportsIndex | None = None,
     threads: SupportsIndex = 1,
-) -> tuple[NDArray[float32], NDArray[float32]]:
+) -> None:
     """
     Attention of a packed batch's tokens to their ancestors and themselves, on the processor.
 
@@ -1246,13 +1250,12 @@ def packed_attention(
         keys: Keys, float32 [key heads, N, size], and values, float32 [key heads, N, value size], of a run of tokens after
             the other; the last run is the batch's own T tokens.
         segments: int64 [S, 4], as `TrieBatch.segments`; together they are all keys.
+        out: float32 [T, heads, value size], written.
+        log_sum_exp: float32 [T, heads], written: the log-sum-exps of the scores.
         scale: Factor of the scores.
         window: A token sees only keys less than so many positions before it.
         softcap: Scores s become `softcap * tanh(s / softcap)`.
         threads: Threads to use.
-
-    Returns:
-        Outputs, float32 [T, heads, value size], and the log-sum-exps of the scores, float32 [T, heads].
 
     Raises:
         ValueError: Shapes do not fit together.
@@ -1377,6 +1380,50 @@ def read_samples(path: str | PathLike[str], *, delimiter: str | None = None) -> 
     Raises:
         OSError: If the file cannot be read; names it.
         DatasetError: For what is not a scored multiple-choice question, or one that occurs twice; names file, row and field.
+    """
+
+def rms_norm(
+    rows: NDArray[float32],
+    weight: NDArray[float32],
+    out: NDArray[float32],
+    *,
+    epsilon: SupportsFloat | SupportsIndex,
+    threads: SupportsIndex = 1,
+) -> None:
+    """
+    Root-mean-square norms of rows: `x / sqrt(mean(x^2) + epsilon) * weight`.
+
+    Args:
+        rows: float32 [N, d].
+        weight: float32 [d].
+        out: float32 [N, d], written.
+        epsilon: Added to the mean of the squares.
+        threads: Threads to use.
+
+    Raises:
+        ValueError: Shapes do not fit together.
+    """
+
+def rotate(
+    rows: NDArray[float32],
+    cosines: NDArray[float32],
+    sines: NDArray[float32],
+    out: NDArray[float32],
+    *,
+    threads: SupportsIndex = 1,
+) -> None:
+    """
+    Rotary position embedding: turns each pair of numbers that lie half a row apart by its token's angle.
+
+    Args:
+        rows: Queries or keys, float32 [heads, T, size].
+        cosines: float32 [T, size].
+        sines: float32 [T, size].
+        out: float32 [T, heads, size], written.
+        threads: Threads to use.
+
+    Raises:
+        ValueError: Shapes do not fit together.
     """
 
 def wilson(

@@ -1,7 +1,7 @@
 """Root-mean-square norms in one pass over memory, for the time of a run.
 
-transformers writes such a norm out as six operations, each of which reads and writes all rows; torch has one that does
-it all, 2.5 times as fast on a CPU, to the same bits for most models.
+transformers writes such a norm out as six operations, each of which reads and writes all rows. One that reads
+and writes them once was measured 2.5 times as fast on a CPU.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
+from wmdp_fast import _rust
 from wmdp_fast.models.forwards import replaced_forwards
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _fused(module: Any) -> _Forward | None:
     rows = torch.linspace(-3, 1, 2 * module.weight.numel()).view(1, 2, -1)
     with torch.no_grad():
         expected = module.forward(rows)  # not by calling it: hooks on it wait for the model's own inputs
-        for forward in (partial(_norm, module), partial(_norm_with_offset, module)):
+        for forward in (partial(_norm, module, 0.0), partial(_norm, module, 1.0)):
             if isinstance(expected, torch.Tensor) and expected.shape == rows.shape:
                 difference = (forward(rows) - expected).abs().max()
                 if bool(difference <= _TOLERANCE * expected.abs().max()):
@@ -68,10 +68,13 @@ def _fused(module: Any) -> _Forward | None:
     return None
 
 
-def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
-    return F.rms_norm(x, module.weight.shape, module.weight, _epsilon(module))
-
-
-def _norm_with_offset(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """Gemma's, whose weight is what is added to 1."""
-    return F.rms_norm(x, module.weight.shape, 1.0 + module.weight, _epsilon(module))
+def _norm(module: Any, offset: float, x: torch.Tensor) -> torch.Tensor:
+    """The norm with what is added to its weight: 1 in Gemma's."""
+    if x.dtype != torch.float32:
+        own: torch.Tensor = type(module).forward(module, x)
+        return own
+    weight = module.weight.detach() + offset if offset else module.weight.detach()
+    out = torch.empty(x.shape)
+    rows, outs = (tensor.detach().reshape(-1, len(weight)).numpy() for tensor in (x, out))
+    _rust.rms_norm(rows, weight.numpy(), outs, epsilon=_epsilon(module), threads=torch.get_num_threads())
+    return out

@@ -396,16 +396,21 @@ class _Call:
     def run_on_cpu(self) -> Part:
         """One call of the kernel in Rust, in float32 whatever the dtype, on the threads that torch computes with."""
         runs = [run for run in (self.keys.carried, self.keys.own) if run[0].shape[1]]
-        out, lse = _rust.packed_attention(
+        heads, tokens, _ = self.query.shape
+        out = torch.empty(tokens, heads, runs[-1][1].shape[-1])
+        lse = torch.empty(tokens, heads)
+        _rust.packed_attention(
             _float32(self.query),
             [(_float32(key), _float32(value)) for key, value in runs],
             self.layout.segments,
+            out.numpy(),
+            lse.numpy(),
             scale=self.scale,
             window=self.window,
             softcap=self.softcap,
             threads=torch.get_num_threads(),
         )
-        return torch.from_numpy(out).to(self.query.dtype), torch.from_numpy(lse)
+        return out.to(self.query.dtype), lse
 
     def run_in_full(self) -> Part:
         """Part by part, every score in memory: where no kernel returns its log-sum-exp."""

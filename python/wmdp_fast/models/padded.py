@@ -48,6 +48,7 @@ def score_padded(
     score_mode: ScoreMode = "float32",
     progress: Callable[[int, int], None] | None = None,
     partial: PartialScores | None = None,
+    every_logit: bool | None = None,
 ) -> Scores:
     """Scores all requests.
 
@@ -65,10 +66,11 @@ def score_padded(
         progress: Called after each batch with the number of rows finished and of all rows.
         partial: Where scores are entered as they are finished, for a caller that wants them even if the run is
             interrupted. Rows that are finished in it already are not scored again.
+        every_logit: Whether to compute all logits. Given that, nothing is tried first.
 
     Raises:
-        ModelError: Not even one row fits into memory, the model's output is not a number, or its output at a token
-            depends on later tokens. The message says what to do.
+        ModelError: Not even one row fits into memory, the model's output is not a number, or, where it is tried, its
+            output at a token depends on later tokens. The message says what to do.
         ValueError: `token_budget` is less than 1.
     """
     if token_budget != "auto" and token_budget < 1:
@@ -77,11 +79,12 @@ def score_padded(
     if partial is None:
         partial = PartialScores.empty(requests.num_choices)
     with evaluation_mode(model):
-        readout_logits = selected_logits if can_select(model, device) else all_logits
+        every_logit = not can_select(model, device) if every_logit is None else every_logit
+        readout_logits = all_logits if every_logit else selected_logits
         if (resumed := partial.resumed_plan("padded", token_budget)) is not None:
             budget, partial.next_row = resumed.token_budget, resumed.start
         elif token_budget == "auto":
-            budget = auto_token_budget(loaded, requests, every_logit=readout_logits is all_logits)
+            budget = auto_token_budget(loaded, requests, every_logit=every_logit)
         else:
             budget = token_budget
         partial.begin(Plan("padded", token_budget, budget, partial.next_row))

@@ -27,6 +27,7 @@ from wmdp_fast.models.onednn import onednn_products
 from wmdp_fast.models.packed_attention import Carried, Layout, NotPackableError, packed_attention, packed_batch
 from wmdp_fast.models.padded import CPU_TOKEN_BUDGET, auto_token_budget, is_out_of_memory, score_padded
 from wmdp_fast.models.readout import Readout
+from wmdp_fast.models.rotary import fused_rotary
 from wmdp_fast.models.scores import NAN_ADVICE, PartialScores, Scores, TargetScores, look_up
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def score_trie(
 @contextmanager
 def fused_parts(model: torch.nn.Module) -> Iterator[None]:
     """Inside, what is faster in one piece is computed so, without compiling it first."""
-    with onednn_products(model), fused_norms(model):
+    with onednn_products(model), fused_norms(model), fused_rotary(model):
         yield
 
 
@@ -197,7 +198,8 @@ def _longest_row(requests: Requests) -> int:
 def _why_not_proven(loaded: LoadedModel, requests: Requests) -> str | None:
     """Scores excerpts both ways; the difference in a log-probability, if it is more than rounding explains."""
     excerpts = _excerpts(requests, whole=_smallest_window(loaded.model) < _longest_row(requests))
-    expected = score_padded(loaded, excerpts).loglikelihood
+    # All logits are few here, and whether the model can do without is tried by whoever needs to know.
+    expected = score_padded(loaded, excerpts, every_logit=True).loglikelihood
     # A budget that cuts the trie, so that carrying over is tried too.
     trie = Trie(excerpts, min_saving=None)
     budget = -(-trie.num_tokens // 2)

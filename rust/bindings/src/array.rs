@@ -3,10 +3,13 @@
 use std::convert::Infallible;
 
 use numpy::ndarray::{ArrayView, Dimension, Ix1, Ix2, Ix3};
-use numpy::{Element, PyArray, PyReadonlyArray};
+use numpy::{Element, PyArray, PyReadonlyArray, PyReadwriteArray};
 use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
 use pyo3::{type_hint_identifier, type_hint_subscript};
+use wmdp_core::Error;
+
+use crate::error::to_py;
 
 /// An element type and its numpy name.
 pub(crate) trait NumpyScalar: Element {
@@ -36,8 +39,6 @@ pub(crate) struct Array<T, D>(Py<PyArray<T, D>>);
 pub(crate) type Array1<T> = Array<T, Ix1>;
 /// `Array` with two axes.
 pub(crate) type Array2<T> = Array<T, Ix2>;
-/// `Array` with three axes.
-pub(crate) type Array3<T> = Array<T, Ix3>;
 
 impl<T, D> From<Bound<'_, PyArray<T, D>>> for Array<T, D> {
     fn from(array: Bound<'_, PyArray<T, D>>) -> Self {
@@ -85,6 +86,34 @@ impl<T: Element, D: Dimension> Readonly<'_, T, D> {
 }
 
 impl<'a, 'py, T: NumpyScalar + 'a, D: Dimension + 'a> FromPyObject<'a, 'py> for Readonly<'py, T, D> {
+    type Error = PyErr;
+    const INPUT_TYPE: PyStaticExpr = T::ARRAY;
+
+    fn extract(object: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        object.extract().map(Self)
+    }
+}
+
+/// An array that came from Python to be written, borrowed for the length of a call.
+pub(crate) struct Writable<'py, T: Element, D: Dimension>(PyReadwriteArray<'py, T, D>);
+
+/// `Writable` with two axes.
+pub(crate) type Writable2<'py, T> = Writable<'py, T, Ix2>;
+/// `Writable` with three axes.
+pub(crate) type Writable3<'py, T> = Writable<'py, T, Ix3>;
+
+impl<T: Element, D: Dimension> Writable<'_, T, D> {
+    /// Its numbers in the order of its axes.
+    ///
+    /// # Errors
+    /// `ValueError` if they do not lie in memory so.
+    pub(crate) fn slice(&mut self) -> PyResult<&mut [T]> {
+        let strewn = || to_py(Error::InvalidArgument("an output must be contiguous".to_owned()));
+        self.0.as_array_mut().into_slice().ok_or_else(strewn)
+    }
+}
+
+impl<'a, 'py, T: NumpyScalar + 'a, D: Dimension + 'a> FromPyObject<'a, 'py> for Writable<'py, T, D> {
     type Error = PyErr;
     const INPUT_TYPE: PyStaticExpr = T::ARRAY;
 

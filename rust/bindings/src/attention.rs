@@ -1,12 +1,10 @@
 //! Attention of a packed batch on the processor.
 
-use numpy::IntoPyArray;
-use numpy::ndarray::{Array2 as Matrix, Array3 as Cube};
 use pyo3::prelude::*;
 use wmdp_core::Error;
 use wmdp_core::attention::{Attention, Segment};
 
-use crate::array::{Array2, Array3, Readonly2, Readonly3};
+use crate::array::{Readonly2, Readonly3, Writable2, Writable3};
 use crate::detach;
 use crate::error::to_py;
 use crate::openmp::OpenMp;
@@ -18,46 +16,36 @@ use crate::openmp::OpenMp;
 ///     keys: Keys, float32 [key heads, N, size], and values, float32 [key heads, N, value size], of a run of tokens after
 ///         the other; the last run is the batch's own T tokens.
 ///     segments: int64 [S, 4], as `TrieBatch.segments`; together they are all keys.
+///     out: float32 [T, heads, value size], written.
+///     log_sum_exp: float32 [T, heads], written: the log-sum-exps of the scores.
 ///     scale: Factor of the scores.
 ///     window: A token sees only keys less than so many positions before it.
 ///     softcap: Scores s become `softcap * tanh(s / softcap)`.
 ///     threads: Threads to use.
 ///
-/// Returns:
-///     Outputs, float32 [T, heads, value size], and the log-sum-exps of the scores, float32 [T, heads].
-///
 /// Raises:
 ///     ValueError: Shapes do not fit together.
 #[pyfunction]
-#[pyo3(signature = (query, keys, segments, *, scale, window = None, softcap = None, threads = 1))]
+#[pyo3(signature = (query, keys, segments, out, log_sum_exp, *, scale, window = None, softcap = None, threads = 1))]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn packed_attention(
     py: Python<'_>,
     query: Readonly3<'_, f32>,
     keys: Vec<(Readonly3<'_, f32>, Readonly3<'_, f32>)>,
     segments: Readonly2<'_, i64>,
+    mut out: Writable3<'_, f32>,
+    mut log_sum_exp: Writable2<'_, f32>,
     scale: f32,
     window: Option<usize>,
     softcap: Option<f32>,
     threads: usize,
-) -> PyResult<(Array3<f32>, Array2<f32>)> {
+) -> PyResult<()> {
     let segments = segments_of(&segments).map_err(to_py)?;
     let query = query.view();
     let keys: Vec<_> = keys.iter().map(|(key, value)| (key.view(), value.view())).collect();
-    let (heads, tokens, _) = query.dim();
-    let value_size = keys.last().map_or(0, |(_, value)| value.dim().2);
     let call = Attention { query, keys, segments: &segments, scale, window, softcap };
-    let (out, log_sum_exp) = detach::briefly(py, || {
-        let mut out = vec![0.0; tokens * heads * value_size];
-        let mut log_sum_exp = vec![0.0; tokens * heads];
-        call.run(&mut out, &mut log_sum_exp, &OpenMp { threads })?;
-        let misshapen = |error| Error::Internal(format!("outputs of another shape: {error}"));
-        Ok((
-            Cube::from_shape_vec((tokens, heads, value_size), out).map_err(misshapen)?,
-            Matrix::from_shape_vec((tokens, heads), log_sum_exp).map_err(misshapen)?,
-        ))
-    })?;
-    Ok((out.into_pyarray(py).into(), log_sum_exp.into_pyarray(py).into()))
+    let (out, log_sum_exp) = (out.slice()?, log_sum_exp.slice()?);
+    detach::briefly(py, || call.run(out, log_sum_exp, &OpenMp { threads }))
 }
 
 fn segments_of(segments: &Readonly2<'_, i64>) -> wmdp_core::Result<Vec<Segment>> {

@@ -14,12 +14,14 @@ mod error;
 mod hints;
 mod json;
 mod log_softmax;
+mod norm;
 mod openmp;
 mod orders;
 mod parallel;
 mod pyjson;
 mod question;
 mod request;
+mod rotary;
 mod samples;
 mod saved;
 mod stats;
@@ -43,6 +45,8 @@ mod _rust {
     #[pymodule_export]
     use crate::log_softmax::TokenLogprobs;
     #[pymodule_export]
+    use crate::norm::rms_norm;
+    #[pymodule_export]
     use crate::orders::{OrderAnswers, OrderEffects, order_effects};
     #[pymodule_export]
     use crate::parallel::num_threads;
@@ -52,6 +56,8 @@ mod _rust {
     use crate::question::{_restore_questions, Question, QuestionSet};
     #[pymodule_export]
     use crate::request::{_restore_requests, PaddedBatch, Requests};
+    #[pymodule_export]
+    use crate::rotary::rotate;
     #[pymodule_export]
     use crate::samples::write_samples;
     #[pymodule_export]

@@ -222,7 +222,12 @@ fn exponentials<S: Simd>(simd: S, row: &mut [f32], maximum: &mut f32, sum: &mut 
     }
     let before = *maximum;
     *maximum = before.max(simd.reduce_max_f32s(largest));
-    let factor = if *maximum > before { (before - *maximum).exp2() } else { 1.0 };
+    // What has seen no key yet has sums of 0, and the C library takes long to say that 2^-1e30 is 0.
+    let factor = match *maximum > before {
+        true if before == NOTHING_SEEN => 0.0,
+        true => (before - *maximum).exp2(),
+        false => 1.0,
+    };
     let sum = &mut S::as_mut_simd_f32s(sum).0[0];
     let mut total = simd.mul_f32s(*sum, simd.splat_f32s(factor));
     let subtract = simd.splat_f32s(*maximum);
