@@ -27,6 +27,7 @@ TINY = Job(
     layer_id=1,
     update_layer_ids=[0, 1],
     parameters="mlp.down_proj",
+    mode="reference",
     batch_size=2,
     length=16,
     steps=3,

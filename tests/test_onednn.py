@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from tests import tiny_models
 from wmdp_fast.models import onednn
-from wmdp_fast.models.onednn import onednn_products
+from wmdp_fast.models.onednn import onednn_linears, onednn_products
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,6 +55,28 @@ def test_a_linear_layer(shape: list[int], widths: tuple[int, int], bias: bool, s
     assert found.shape == expected.shape
     if expected.numel():
         assert_close(found, expected)
+
+
+@settings(deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    widths=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    bias=st.booleans(),
+    trained=st.booleans(),
+)
+def test_the_gradient_of_a_linear_layer(shape: list[int], widths: tuple[int, int], bias: bool, trained: bool) -> None:
+    layer = nn.Linear(*widths, bias=bias).requires_grad_(trained)
+    rows = torch.randn(*shape, widths[0]).requires_grad_()
+    wanted = [rows, *(layer.parameters() if trained else ())]
+    weights = torch.randn(*shape, widths[1])
+    expected = torch.autograd.grad((layer(rows) * weights).sum(), wanted)
+    with onednn_linears(layer):
+        assert replaced(layer) == {""}
+        product = layer(rows)
+    with torch.no_grad(), onednn_linears(layer):
+        assert torch.equal(layer(rows), product)
+    for found, other in zip(torch.autograd.grad((product * weights).sum(), wanted), expected, strict=True):
+        assert_close(found, other)
 
 
 @pytest.mark.parametrize("width", [1, 511, 512, 513, 1400])

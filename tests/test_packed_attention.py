@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.reference import trie as reference
 from wmdp_fast import _rust
 from wmdp_fast.models import packed_attention as packed
+from wmdp_fast.models.cpu_attention import attend_on_cpu
 from wmdp_fast.models.packed_attention import Carried, Layout, PackedMask, attend, packed_attention, packed_batch
 
 VOCABULARY = 64
@@ -82,6 +83,42 @@ def test_attention_over_a_trie_is_dense_attention(way, rows, budget, heads, wind
         carried.commit()
         kept = [i for start, end in batch.keep for i in range(start, end)]
         keys["k"], values["v"] = all_keys[:, kept], all_values[:, kept]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    some_tries,
+    st.sampled_from([(4, 4), (4, 2), (3, 1), (8, 1)]),
+    st.sampled_from([None, 1, 2, 5, 70]),
+    st.sampled_from([None, 3.0]),
+    st.booleans(),
+    st.sampled_from([(8, 8), (8, 6), (40, 72), (80, 33)]),
+)
+def test_its_gradient_is_that_of_dense_attention(rows, heads, window, softcap, with_sinks, sizes) -> None:
+    generator = torch.Generator().manual_seed(len(rows))
+    (batch,) = reference.pack(rows, 10_000, 10_000, min_saving=None)
+    shapes = [(heads[0], len(batch.input_ids), sizes[0])]
+    shapes += [(heads[1], len(batch.input_ids), size) for size in sizes]
+    given_ = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    if with_sinks:
+        given_.append(torch.randn(heads[0], generator=generator).requires_grad_())
+    sinks = given_[3] if with_sinks else None
+    options = {"scale": sizes[0] ** -0.5, "softcap": softcap, "sinks": sinks}
+    out = attend(*given_[:3], PackedMask(layout_of(batch), None, window), **options)
+    seen = reference.visible(batch.segments, batch.num_carried, window)
+    expected = reference.dense_attention(*given_[:3], seen, options["scale"], softcap, sinks)
+    weights = torch.randn(out.shape, generator=generator)
+    found = torch.autograd.grad((out * weights).sum(), given_)
+    for gradient, other in zip(found, torch.autograd.grad((expected * weights).sum(), given_), strict=True):
+        torch.testing.assert_close(gradient, other, atol=2e-5 * max(1.0, float(other.abs().max())), rtol=2e-5)
+
+
+def test_there_is_no_gradient_through_what_was_carried_over() -> None:
+    query = torch.randn(1, 3, 4).requires_grad_()
+    segments = np.array([[0, 2, 5, 0], [2, 5, 5, 2]])
+    keys = [(torch.randn(1, tokens, 4), torch.randn(1, tokens, 4)) for tokens in (2, 3)]
+    with pytest.raises(ValueError, match="carried over has no gradient"):
+        attend_on_cpu(query, keys, segments, scale=1.0)
 
 
 MANY_THREADS = """

@@ -18,6 +18,7 @@ from tests import unlearning_runs as runs
 from wmdp_fast import cli, demo
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models.partial import decoder_of
+from wmdp_fast.unlearning.batches import Batch
 from wmdp_fast.unlearning.branches import Branches
 from wmdp_fast.unlearning.config import RMUConfig
 from wmdp_fast.unlearning.parameters import pick
@@ -282,7 +283,7 @@ def test_a_model_that_passes_more_than_its_residual_stream_is_refused(tmp_path):
     )
     ids = torch.tensor([[3, 4, 5]])
     with pytest.raises(ModelError, match=r"passes more between its layers.*leave the trunk cache out"):
-        branches.trunk(ids, torch.ones_like(ids))
+        branches.trunk(Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, 0))
 
 
 def test_old_unfinished_files_are_cleared_away(tmp_path):

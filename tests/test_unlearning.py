@@ -21,12 +21,13 @@ from wmdp_fast import cli, demo
 from wmdp_fast.exceptions import ModelError, TaskError, WmdpFastWarning
 from wmdp_fast.models.partial import decoder_of
 from wmdp_fast.unlearning import corpora, reporting
+from wmdp_fast.unlearning.batches import packed_documents, padded_documents
 from wmdp_fast.unlearning.branches import Branches
 from wmdp_fast.unlearning.card import wilson_interval
 from wmdp_fast.unlearning.config import RMUConfig
 from wmdp_fast.unlearning.optim import AdamW
 from wmdp_fast.unlearning.parameters import pick
-from wmdp_fast.unlearning.step import Step, batch_of
+from wmdp_fast.unlearning.step import Step
 from wmdp_fast.unlearning.stopping import Condition
 
 CONFIG = RMUConfig(
@@ -145,9 +146,11 @@ def test_regular_expressions_and_empty_picks():
     retain_lengths=st.lists(st.integers(1, 9), min_size=2, max_size=4),
     alpha=st.floats(0, 100),
     seed=st.integers(0, 1000),
+    family=st.sampled_from(["llama", "mistral", "gemma2"]),  # short windows, soft caps
+    packed=st.booleans(),
 )
-def test_masked_losses_are_those_of_a_loop_over_real_tokens(lengths, retain_lengths, alpha, seed):
-    model = MODELS.setdefault("llama", runs.model("llama"))
+def test_masked_losses_are_those_of_a_loop_over_real_tokens(lengths, retain_lengths, alpha, seed, family, packed):
+    model = MODELS.setdefault(family, runs.model(family))
     decoder = decoder_of(model)
     trained = {one.name: one.parameter for one in pick(decoder.layers, decoder.prefix, (0, 1), "mlp.down_proj")}
     branches = Branches(decoder, 1, trained)
@@ -156,22 +159,21 @@ def test_masked_losses_are_those_of_a_loop_over_real_tokens(lengths, retain_leng
         for parameter in trained.values():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     rng = np.random.default_rng(seed)
-    cut = {"batch_size": 4, "max_length": 8, "pad_id": runs.PAD, "device": torch.device("cpu")}
-    pair = [
-        batch_of(runs.corpus([rng.integers(3, 99, n).tolist() for n in sizes]), 0, **cut)
-        for sizes in (lengths, retain_lengths)
-    ]
+    cut = {"batch_size": 4, "max_length": 8, "device": torch.device("cpu")}
+    corpora = [runs.corpus([rng.integers(3, 99, n).tolist() for n in sizes]) for sizes in (lengths, retain_lengths)]
+    pair = [padded_documents(corpus, 0, pad_id=runs.PAD, **cut) for corpus in corpora]
     control = torch.rand(1, 1, 32, generator=generator)
     step = Step(branches, trained, masked=True)
-    gradients, measured = step.losses_and_gradients([tuple(pair)], control, alpha)
+    ran = [packed_documents(corpus, 0, **cut) for corpus in corpora] if packed else pair
+    gradients, measured = step.losses_and_gradients([tuple(ran)], control, alpha)
     hidden = []
     for batch in pair:
         handle = decoder.layers[1].register_forward_hook(lambda _m, _i, out: hidden.append(out))
-        model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        model(**batch.inputs)
         handle.remove()
     with branches.original_parameters():
         handle = decoder.layers[1].register_forward_hook(lambda _m, _i, out: hidden.append(out))
-        model(input_ids=pair[1].input_ids, attention_mask=pair[1].attention_mask)
+        model(**pair[1].inputs)
         handle.remove()
     steered, kept, original = hidden
     forget_loss, retain_loss = plain.masked_losses(

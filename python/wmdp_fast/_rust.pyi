@@ -50,6 +50,7 @@ __all__ = [
     "order_effects",
     "order_statistics",
     "packed_attention",
+    "packed_attention_gradient",
     "pool",
     "probabilities",
     "read_documents",
@@ -1255,6 +1256,48 @@ def packed_attention(
         scale: Factor of the scores.
         window: A token sees only keys less than so many positions before it.
         softcap: Scores s become `softcap * tanh(s / softcap)`.
+        threads: Threads to use.
+
+    Raises:
+        ValueError: Shapes do not fit together.
+    """
+
+def packed_attention_gradient(
+    query: NDArray[float32],
+    key: NDArray[float32],
+    value: NDArray[float32],
+    segments: NDArray[int64],
+    out: NDArray[float32],
+    log_sum_exp: NDArray[float32],
+    out_gradient: NDArray[float32],
+    log_sum_exp_gradient: NDArray[float32],
+    query_gradient: NDArray[float32],
+    key_gradient: NDArray[float32],
+    value_gradient: NDArray[float32],
+    *,
+    scale: SupportsFloat | SupportsIndex,
+    window: SupportsIndex | None = None,
+    softcap: SupportsFloat | SupportsIndex | None = None,
+    threads: SupportsIndex = 1,
+) -> None:
+    """
+    The gradient of `packed_attention`, for batches to which nothing was carried over.
+
+    Args:
+        query: As it was given: float32 [heads, T, size].
+        key: float32 [key heads, T, size].
+        value: float32 [key heads, T, value size].
+        segments: int64 [S, 4].
+        out: What `packed_attention` wrote: float32 [T, heads, value size].
+        log_sum_exp: Likewise: float32 [T, heads].
+        out_gradient: float32 [T, heads, value size].
+        log_sum_exp_gradient: float32 [T, heads].
+        query_gradient: float32 [key heads, T, heads / key heads * size], written.
+        key_gradient: float32 [key heads, T, size], written.
+        value_gradient: float32 [key heads, T, value size], written.
+        scale: As it was given.
+        window: As it was given.
+        softcap: As it was given.
         threads: Threads to use.
 
     Raises:

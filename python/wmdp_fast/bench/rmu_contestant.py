@@ -21,6 +21,7 @@ from wmdp_fast.bench.report import peak_gb
 if TYPE_CHECKING:
     import torch
 
+    from wmdp_fast.unlearning.config import Mode
     from wmdp_fast.unlearning.corpora import CorpusTokens
 
 STEERING_COEFF = 6.5
@@ -40,6 +41,7 @@ class Job:
         layer_id: The steered layer.
         update_layer_ids: The trained layers.
         parameters: Which of their parameters.
+        mode: This package's, as `RMUConfig` takes it; the others know the original's only.
         batch_size: Documents of each kind in a step.
         length: Tokens of each document.
         steps: Steps, the first one included, which is not timed.
@@ -53,6 +55,7 @@ class Job:
     layer_id: int
     update_layer_ids: list[int]
     parameters: str
+    mode: Mode
     batch_size: int
     length: int
     steps: int
@@ -133,6 +136,7 @@ def _run_ours(job: Job, device: torch.device, outcome: Outcome) -> None:
         layer_id=job.layer_id,
         update_layer_ids=tuple(job.update_layer_ids),
         parameters=job.parameters,
+        mode=job.mode,
         steering_coeff=STEERING_COEFF,
         alpha=ALPHA,
         learning_rate=LEARNING_RATE,

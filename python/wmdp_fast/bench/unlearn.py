@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
+    from wmdp_fast.unlearning.config import Mode
+
 PEERS = ("plain", "truncated")
 
 # By so much may a loss of the first step differ from a peer's: bfloat16 has some three digits.
@@ -49,6 +51,7 @@ def bench_unlearn(
     layer_id: int = 7,
     update_layer_ids: Sequence[int] | None = None,
     parameters: str = "mlp.down_proj",
+    mode: Mode = "reference",
     batch_size: int = 4,
     length: int = 512,
     steps: int = 4,
@@ -64,6 +67,7 @@ def bench_unlearn(
         layer_id: The steered layer.
         update_layer_ids: The trained layers; None is that layer and the two below it.
         parameters: Which of their parameters, as `RMUConfig` takes them.
+        mode: `reference`, whose bits are the plain algorithm's, or `masked`.
         batch_size: Documents of each kind in a step.
         length: Tokens of a document.
         steps: Timed steps. One more is run before them.
@@ -89,6 +93,7 @@ def bench_unlearn(
         layer_id=layer_id,
         update_layer_ids=sorted(update_layer_ids or range(max(0, layer_id - 2), layer_id + 1)),
         parameters=parameters,
+        mode=mode,
         batch_size=batch_size,
         length=length,
         steps=steps + 1,
@@ -103,6 +108,7 @@ def bench_unlearn(
         "model": model if shape is None else f"{shape}, random weights",
         "step": f"{batch_size} x {length} forget and {batch_size} x {length} retain tokens, {steps} steps timed",
         "steered layer": layer_id,
+        "mode": mode,
         "trained": f"{parameters} of layers {', '.join(map(str, job.update_layer_ids))}",
         "dtype": dtype,
         "device": ours.device,

@@ -60,6 +60,12 @@ def _add_unlearn(benchmarks: Any) -> None:
         "--update-layer-ids", type=whole_numbers, metavar="L,...", help="default: that layer and the two below it"
     )
     parser.add_argument("--parameters", default="mlp.down_proj", metavar="ROLE", help="default mlp.down_proj")
+    parser.add_argument(
+        "--mode",
+        choices=("reference", "masked"),
+        default="reference",
+        help="wmdp-fast's: to the plain algorithm's bits (default), or as fast as it can",
+    )
     parser.add_argument("--batch-size", type=whole_number(least=1), default=4, metavar="N", help="default 4")
     parser.add_argument("--length", type=whole_number(least=1), default=512, metavar="N", help="tokens (default 512)")
     parser.add_argument("--steps", type=whole_number(least=1), default=4, metavar="N", help="timed steps (default 4)")

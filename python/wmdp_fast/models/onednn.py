@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from wmdp_fast.models.forwards import replaced_forwards
 
@@ -52,16 +53,50 @@ def onednn_products(model: nn.Module) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def onednn_linears(model: nn.Module) -> Iterator[None]:
+    """As `onednn_products`, for linear layers only, with gradients."""
+    layers = [module for module in model.modules() if _is_plain(module)] if is_available() else []
+    with replaced_forwards({layer: partial(_linear, layer) for layer in layers}):
+        yield
+
+
 def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`torch.nn.functional.linear` of float32 tensors on a CPU, by oneDNN; without a gradient.
+    """`torch.nn.functional.linear` of float32 tensors on a CPU, by oneDNN; with a gradient.
 
     Args:
         rows: [..., in].
         weight: [out, in], contiguous: oneDNN is very slow with one that is not.
         bias: [out].
     """
+    wanted = [one is not None and one.requires_grad for one in (rows, weight, bias)]
+    if torch.is_grad_enabled() and any(wanted):
+        differentiable: torch.Tensor = _Linear.apply(rows, weight, bias)
+        return differentiable
     product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return product
+
+
+class _Linear(torch.autograd.Function):
+    """`linear` as torch differentiates it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(rows if weight.requires_grad else None, weight)
+        return linear(rows, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        for_rows, for_weight, for_bias = ctx.needs_input_grad
+        gradient = gradient.contiguous()
+        by_column = gradient.flatten(0, -2).t()
+        return (
+            linear(gradient, weight.t().contiguous()) if for_rows else None,
+            linear(by_column.contiguous(), rows.flatten(0, -2).t().contiguous()) if for_weight else None,
+            by_column.sum(dim=1) if for_bias else None,
+        )
 
 
 def linear_of_short_sums(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

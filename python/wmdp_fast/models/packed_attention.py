@@ -29,8 +29,8 @@ import torch
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from wmdp_fast import _rust
 from wmdp_fast.exceptions import ModelError
+from wmdp_fast.models.cpu_attention import attend_on_cpu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -115,6 +115,18 @@ class Layout:
     segments: NDArray[np.int64]
     keep: NDArray[np.int64]
     _on_device: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @classmethod
+    def of_documents(cls, lengths: Sequence[int]) -> Layout:
+        """Documents one behind the other, none of which sees anything of another."""
+        ends = np.cumsum(lengths, dtype=np.int64)
+        starts = ends - np.asarray(lengths, dtype=np.int64)
+        return cls(
+            positions=np.concatenate([np.arange(length, dtype=np.int64) for length in lengths]),
+            num_carried=0,
+            segments=np.stack([starts, ends, ends, np.zeros_like(starts)], axis=1),
+            keep=np.zeros((0, 2), dtype=np.int64),
+        )
 
     def positions_on(self, device: torch.device) -> torch.Tensor:
         """`positions` on a device, brought there once."""
@@ -217,7 +229,7 @@ class PackedMask:
     """What stands in for the attention mask: the batch, and the sliding window of the layers that this mask is for."""
 
     layout: Layout
-    carried: Carried
+    carried: Carried | None
     window: int | None = None
 
 
@@ -240,13 +252,15 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def packed_batch(layout: Layout, carried: Carried) -> Iterator[None]:
+def packed_batch(layout: Layout, carried: Carried | None = None) -> Iterator[None]:
     """The batch of the one forward pass inside; if that returns, what it leaves is what the next batch is given."""
-    carried.begin()
+    if carried is not None:
+        carried.begin()
     token = _batch.set(PackedMask(layout, carried))
     try:
         yield
-        carried.commit()
+        if carried is not None:
+            carried.commit()
     finally:
         _batch.reset(token)
 
@@ -317,7 +331,7 @@ def attend(
         query: [heads, T, head size].
         key: [key heads, T, head size]; each serves heads / key heads query heads.
         value: [key heads, T, value size].
-        mask: The batch. What is left to its `carried` is ready for the next batch.
+        mask: The batch. What is left to its `carried`, if it has one, is ready for the next batch.
         scale: Factor of the scores.
         softcap: Scores s become `softcap * tanh(s / softcap)` (Gemma 2).
         sinks: [heads], the score of a key that every token sees and that has no value (gpt-oss).
@@ -330,9 +344,11 @@ def attend(
         # Torch's kernels want one size (multi-head latent attention has two); zeros change neither scores nor outputs.
         size = max(query.shape[-1], value_size)
         query, key, value = (functional.pad(x, (0, size - x.shape[-1])) for x in (query, key, value))
-    keys = _Keys(key, value, mask.carried.take(), mask.layout.num_carried)
+    carried = None if mask.carried is None else mask.carried.take()
+    keys = _Keys(key, value, carried, mask.layout.num_carried)
     out, lse = _Call(query, keys, mask.layout, scale, mask.window, softcap).run()
-    mask.carried.leave(*keys.runs(mask.layout.keep))
+    if mask.carried is not None:
+        mask.carried.leave(*keys.runs(mask.layout.keep))
     if sinks is not None:
         # A sink adds exp(sink) to the softmax's sum and nothing to its output.
         out = (out * torch.sigmoid(lse - sinks.float()).unsqueeze(-1)).to(out.dtype)
@@ -394,23 +410,11 @@ class _Call:
         return self.run_varlen() if self.can_use_varlen() else self.run_in_full()
 
     def run_on_cpu(self) -> Part:
-        """One call of the kernel in Rust, in float32 whatever the dtype, on the threads that torch computes with."""
+        """One call of the kernel in Rust."""
         runs = [run for run in (self.keys.carried, self.keys.own) if run[0].shape[1]]
-        heads, tokens, _ = self.query.shape
-        out = torch.empty(tokens, heads, runs[-1][1].shape[-1])
-        lse = torch.empty(tokens, heads)
-        _rust.packed_attention(
-            _float32(self.query),
-            [(_float32(key), _float32(value)) for key, value in runs],
-            self.layout.segments,
-            out.numpy(),
-            lse.numpy(),
-            scale=self.scale,
-            window=self.window,
-            softcap=self.softcap,
-            threads=torch.get_num_threads(),
+        return attend_on_cpu(
+            self.query, runs, self.layout.segments, scale=self.scale, window=self.window, softcap=self.softcap
         )
-        return out.to(self.query.dtype), lse
 
     def run_in_full(self) -> Part:
         """Part by part, every score in memory: where no kernel returns its log-sum-exp."""
@@ -522,12 +526,6 @@ def merge(out: torch.Tensor, lse: torch.Tensor, part: torch.Tensor, part_lse: to
     else:
         out.copy_(torch.lerp(out.float(), part.float(), weight))
     torch.logaddexp(lse, part_lse, out=lse)
-
-
-def _float32(tensor: torch.Tensor) -> NDArray[np.float32]:
-    """A tensor in the CPU's memory as numpy sees it; no copy if it is float32."""
-    array: NDArray[np.float32] = tensor.detach().float().numpy()
-    return array
 
 
 def _ends(runs: list[slice]) -> NDArray[np.int32]:

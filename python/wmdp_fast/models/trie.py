@@ -10,7 +10,6 @@ import inspect
 import time
 import warnings
 from collections import defaultdict
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,13 +20,11 @@ from wmdp_fast._rust import Requests, Trie
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.journal import Plan
 from wmdp_fast.models.compiled import compiled_parts
+from wmdp_fast.models.fused import fused_parts
 from wmdp_fast.models.load import evaluation_mode
-from wmdp_fast.models.norms import fused_norms
-from wmdp_fast.models.onednn import onednn_products
 from wmdp_fast.models.packed_attention import Carried, Layout, NotPackableError, packed_attention, packed_batch
 from wmdp_fast.models.padded import CPU_TOKEN_BUDGET, auto_token_budget, is_out_of_memory, score_padded
 from wmdp_fast.models.readout import Readout
-from wmdp_fast.models.rotary import fused_rotary
 from wmdp_fast.models.scores import NAN_ADVICE, PartialScores, Scores, TargetScores, look_up
 
 if TYPE_CHECKING:
@@ -124,7 +121,7 @@ def score_trie(
         raise ValueError(f"token_budget must be at least 1, not {token_budget}")
     begin = time.perf_counter()
     partial = PartialScores.empty(requests.num_choices) if partial is None else partial
-    if reason := why_not(loaded.model, requests) or _why_not_proven(loaded, requests):
+    if reason := why_not(loaded.model, _longest_row(requests)) or _why_not_proven(loaded, requests):
         raise NotPackableError(reason)
     planning = time.perf_counter()
     trie = trie_for(requests, loaded.device)
@@ -134,24 +131,20 @@ def score_trie(
     return _score(loaded, requests, trie, token_budget, score_mode, partial, progress, faster)
 
 
-@contextmanager
-def fused_parts(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, what is faster in one piece is computed so, without compiling it first."""
-    with onednn_products(model), fused_norms(model), fused_rotary(model):
-        yield
-
-
 def trie_for(requests: Requests, device: torch.device) -> Trie:
     """The trie that is fastest on a device: a GPU's kernels are called for each level, so these must pay."""
     return Trie(requests, min_saving=None) if device.type == "cpu" else Trie(requests)
 
 
-def why_not(model: torch.nn.Module, requests: Requests | None = None) -> str | None:
-    """Why a model cannot be scored by trie as far as its classes and configuration tell, or None.
+def why_not(
+    model: torch.nn.Module, longest: int = 0, *, arguments: Sequence[str] = ("position_ids", "logits_to_keep")
+) -> str | None:
+    """Why a model cannot run packed rows as far as its classes and configuration tell, or None.
 
     Args:
-        model: A causal language model of transformers, or one that PEFT has wrapped.
-        requests: What is to be scored, for what depends on the length of a row.
+        model: A causal model of transformers, or one that PEFT has wrapped.
+        longest: Tokens of the longest row, for what depends on that.
+        arguments: What it must take.
     """
     adapter = getattr(model, "active_peft_config", None)
     if getattr(adapter, "is_prompt_learning", False):
@@ -162,7 +155,7 @@ def why_not(model: torch.nn.Module, requests: Requests | None = None) -> str | N
     if not getattr(base, "_can_set_attn_implementation", lambda: False)():
         return f"{name} does not attend through transformers' AttentionInterface"
     parameters = inspect.signature(base.forward).parameters
-    if missing := [name for name in ("position_ids", "logits_to_keep") if name not in parameters]:
+    if missing := [name for name in arguments if name not in parameters]:
         return f"{name} takes no {missing[0]}"
     config = base.config.get_text_config()
     if base.config.is_encoder_decoder or not getattr(config, "is_causal", True):
@@ -175,7 +168,7 @@ def why_not(model: torch.nn.Module, requests: Requests | None = None) -> str | N
     for layer in base.modules():
         if isinstance(layer, torch.nn.Conv1d | torch.nn.RNNBase):
             return f"{name} mixes tokens by {type(layer).__name__}, not by attention alone"
-    return _why_not_rotary(config, _longest_row(requests) if requests is not None else 0)
+    return _why_not_rotary(config, longest)
 
 
 def _why_not_rotary(config: Any, longest: int) -> str | None:

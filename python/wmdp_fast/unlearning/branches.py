@@ -21,11 +21,21 @@ from torch import Tensor, nn
 
 from wmdp_fast.exceptions import InternalError, ModelError
 from wmdp_fast.models.forwards import replaced_forwards
+from wmdp_fast.models.fused import fused_parts
+from wmdp_fast.models.onednn import onednn_linears
+from wmdp_fast.models.packed_attention import (
+    NotPackableError,
+    PackedMask,
+    packed_attention,
+    packed_batch,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from wmdp_fast.models.partial import Decoder
+    from wmdp_fast.unlearning.batches import Batch
     from wmdp_fast.unlearning.trunk_cache import TrunkCache
 
 
@@ -48,13 +58,13 @@ class Trunk:
     """A batch up to the first updated layer; the same whatever has been trained.
 
     Attributes:
-        inputs: The batch: input_ids and attention_mask, both int64 [B, S].
+        batch: The batch.
         hidden: The residual stream that enters the first updated layer, [B, S, d].
         calls: What the layers from there on are called with, besides the residual stream.
         shared: What both branches have in common within the first updated layer, once one of them has run.
     """
 
-    inputs: tuple[Tensor, Tensor]
+    batch: Batch
     hidden: Tensor
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
     shared: Shared | None = None
@@ -66,6 +76,8 @@ def _are_same(first: Any, second: Any) -> bool:
         return first.dtype == second.dtype and torch.equal(first, second)
     if type(first) is not type(second):
         return False
+    if isinstance(first, PackedMask):
+        return first.layout is second.layout and first.window == second.window
     if isinstance(first, dict):
         return first.keys() == second.keys() and all(_are_same(value, second[key]) for key, value in first.items())
     if isinstance(first, (list, tuple)):
@@ -120,36 +132,36 @@ class Branches:
             if child not in self._around and any(parameter.dim() > 1 for parameter in child.parameters())
         ]
 
-    def trunk(self, input_ids: Tensor, attention_mask: Tensor) -> Trunk:
-        """Runs a batch up to the first updated layer: both int64 [B, S].
+    def trunk(self, batch: Batch) -> Trunk:
+        """Runs a batch up to the first updated layer.
 
         Raises:
             ModelError: There is a cache, but this architecture's layers take more from those below than their output.
+            NotPackableError: The batch has a layout, and the model asks something of its attention that this does not
+                offer.
         """
-        inputs = (input_ids, attention_mask)
         if self._trunks is None:
-            return Trunk(inputs, *self._up_to_first(*inputs))
-        if (kept := self._trunks.get(*inputs)) is not None:
-            return Trunk(inputs, kept, self._up_to_first(*inputs, skip=True)[1])
-        hidden, calls = self._up_to_first(*inputs)
+            return Trunk(batch, *self._up_to_first(batch))
+        if (kept := self._trunks.get(batch.inputs)) is not None:
+            return Trunk(batch, kept, self._up_to_first(batch, skip=True)[1])
+        hidden, calls = self._up_to_first(batch)
         if not self._can_skip:
-            if not _are_same(calls, self._up_to_first(*inputs, skip=True)[1]):
+            if not _are_same(calls, self._up_to_first(batch, skip=True)[1]):
                 raise ModelError(
                     f"{type(self._model).__name__} passes more between its layers than the residual stream, so its"
                     " trunk cannot be kept: leave the trunk cache out"
                 )
             self._can_skip = True
-        self._trunks.put(*inputs, hidden)
-        return Trunk(inputs, hidden, calls)
+        self._trunks.put(batch.inputs, hidden)
+        return Trunk(batch, hidden, calls)
 
     def _up_to_first(
-        self, input_ids: Tensor, attention_mask: Tensor, *, skip: bool = False
+        self, batch: Batch, *, skip: bool = False
     ) -> tuple[Tensor, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
         """What enters the first updated layer, and what the layers from there on are called with.
 
         Args:
-            input_ids: int64 [B, S].
-            attention_mask: The same.
+            batch: The batch.
             skip: Whether to leave out the layers below, so that only the calls are right (masks, positions).
         """
         hidden: list[Tensor] = []
@@ -169,9 +181,9 @@ class Branches:
         forwards: dict[nn.Module, Callable[..., Any]] = dict.fromkeys(self._layers, record)
         if skip:
             forwards |= dict.fromkeys(self._below, pass_on)
-        with torch.no_grad(), replaced_forwards(forwards):
+        with torch.no_grad(), self._faster(batch, self._below, fused_parts), replaced_forwards(forwards):
             try:
-                self._model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+                self._model(**batch.inputs, use_cache=False)
             except _ReachedError:
                 return hidden[0], calls
         raise InternalError(f"{type(self._model).__name__} did not call its layers one after another")
@@ -187,13 +199,30 @@ class Branches:
 
     def frozen(self, trunk: Trunk, *, share: bool = False) -> Tensor:
         """The same with the original parameters, without gradients."""
-        if self._frozen is not None and (kept := self._frozen.get(*trunk.inputs)) is not None:
+        if self._frozen is not None and (kept := self._frozen.get(trunk.batch.inputs)) is not None:
             return kept
         with torch.no_grad(), self.original_parameters():
             output = self._run(trunk, share=share)
         if self._frozen is not None:
-            self._frozen.put(*trunk.inputs, output)
+            self._frozen.put(trunk.batch.inputs, output)
         return output
+
+    def why_not_packed(self, padded: Batch, packed: Batch) -> str | None:
+        """Why documents cannot be packed, tried on some of them with the original parameters; None if they can."""
+        try:
+            with torch.no_grad(), self.original_parameters():
+                expected, found = (
+                    self._run(Trunk(batch, *self._up_to_first(batch)), share=False)[batch.attention_mask.bool()].float()
+                    for batch in (padded, packed)
+                )
+        except NotPackableError as error:
+            return str(error)
+        # Half the digits of the dtype: batches of another shape round differently.
+        differences = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+        worst = float(differences.max())
+        if worst <= torch.finfo(self._model.dtype).eps ** 0.5:
+            return None
+        return f"packed, activations of a token differ by {worst:.1g} of their length from what they are with padding"
 
     @contextmanager
     def original_parameters(self) -> Iterator[None]:
@@ -208,6 +237,25 @@ class Branches:
                 parameter.data = current[name]
 
     def _run(self, trunk: Trunk, *, share: bool) -> Tensor:
+        with self._faster(trunk.batch, self._layers, onednn_linears):
+            return self._run_layers(trunk, share=share)
+
+    @contextmanager
+    def _faster(
+        self, batch: Batch, layers: Sequence[nn.Module], parts: Callable[[nn.Module], AbstractContextManager[None]]
+    ) -> Iterator[None]:
+        """Inside, the model runs a packed batch, whose bits need not be the original's, and parts of layers are faster.
+
+        The layers that the branches run apart are the same in both, to the bit: where they do not differ yet, the
+        retain loss has to be 0.
+        """
+        if batch.layout is None:
+            yield
+        else:
+            with packed_attention(self._model), packed_batch(batch.layout), parts(nn.ModuleList(layers)):
+                yield
+
+    def _run_layers(self, trunk: Trunk, *, share: bool) -> Tensor:
         hidden = trunk.hidden
         for index, (layer, (args, kwargs)) in enumerate(zip(self._layers, trunk.calls, strict=True)):
             if index == 0 and trunk.shared is not None:

@@ -14,7 +14,9 @@ from torch import nn
 
 from wmdp_fast import environment
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
+from wmdp_fast.models.trie import why_not
 from wmdp_fast.unlearning import checkpoint, reporting, tensor_file
+from wmdp_fast.unlearning.batches import Batch, num_batches, packed_documents, padded_documents
 from wmdp_fast.unlearning.branches import Branches
 from wmdp_fast.unlearning.card import model_card
 from wmdp_fast.unlearning.optim import AdamW
@@ -22,14 +24,11 @@ from wmdp_fast.unlearning.parameters import pick
 from wmdp_fast.unlearning.state import State, load_state, save_state
 from wmdp_fast.unlearning.step import (
     MEASURES,
-    Batch,
     Step,
-    batch_of,
     clip_gradients,
     control_vectors,
     gradient_norm,
     mean_norm,
-    num_batches,
     retain_noise,
 )
 
@@ -131,11 +130,13 @@ class Run:
         self._evaluations: list[dict[str, Any]] = []
         self._best: tuple[int, dict[str, Tensor]] | None = None
         self._stopped: str | None = None
+        self._packed = False  # whether documents are run without padding
 
     def result(self, *, resume: bool) -> UnlearnResult:
         """Trains, evaluates, writes, and puts the model's flags back."""
         with _as_found(self._source.whole or self._source.decoder.model, self._trained):
             branches = Branches(self._source.decoder, self._config.layer_id, self._trained, self._cache)
+            self._packed = self._can_pack(branches)
             try:
                 result = self._trained_result(branches, resume=resume)
             except BaseException:
@@ -255,7 +256,7 @@ class Run:
                 coefficients.append(float(topic.steering_coeff))
                 continue
             batch = self._batch(self._corpora.forget[index], 0, topic.max_length)
-            activations = branches.frozen(branches.trunk(batch.input_ids, batch.attention_mask))
+            activations = branches.frozen(branches.trunk(batch))
             coefficients.append(topic.auto_factor * mean_norm(activations, batch.attention_mask))
         return coefficients, [
             (unit * coefficient).to(self._device) for unit, coefficient in zip(units, coefficients, strict=True)
@@ -303,18 +304,38 @@ class Run:
         width = self._source.decoder.hidden_size
         return [
             self._config.retain_noise
-            * retain_noise(torch.Size((*retain.input_ids.shape, width)), seed=self._config.seed, step=step, part=part)
+            * retain_noise(torch.Size((*retain.shape, width)), seed=self._config.seed, step=step, part=part)
             for part, (_, retain) in enumerate(pairs)
         ]
 
-    def _batch(self, corpus: CorpusTokens, index: int, max_length: int) -> Batch:
-        return batch_of(
-            corpus,
-            index % num_batches(corpus, self._config.batch_size),
-            batch_size=self._config.batch_size,
-            max_length=max_length,
-            pad_id=self._source.pad_id,
-            device=self._device,
+    def _batch(self, corpus: CorpusTokens, index: int, max_length: int, *, packed: bool | None = None) -> Batch:
+        size, packed = self._config.batch_size, self._packed if packed is None else packed
+        index %= num_batches(corpus, size)
+        if packed:
+            return packed_documents(corpus, index, batch_size=size, max_length=max_length, device=self._device)
+        pad_id = self._source.pad_id
+        return padded_documents(
+            corpus, index, batch_size=size, max_length=max_length, pad_id=pad_id, device=self._device
+        )
+
+    def _can_pack(self, branches: Branches) -> bool:
+        """Whether documents are run without padding; if they are not, although the loss leaves it out, says why."""
+        if self._config.mode == "reference":
+            return False
+        reason = self._why_padded(branches)
+        if reason is not None:
+            self._request.note(f"documents are padded: {reason}")
+        return reason is None
+
+    def _why_padded(self, branches: Branches) -> str | None:
+        if self._device.type != "cpu":
+            return "packing them is for CPUs so far"
+        longest = max(self._config.retain_max_length, *(topic.max_length for topic in self._topics))
+        if reason := why_not(self._source.decoder.model, longest, arguments=("position_ids",)):
+            return reason
+        corpus, length = self._corpora.forget[0], self._topics[0].max_length
+        return branches.why_not_packed(
+            self._batch(corpus, 0, length, packed=False), self._batch(corpus, 0, length, packed=True)
         )
 
     def _is_time_to_evaluate(self, steps: int) -> bool:
@@ -448,6 +469,7 @@ class Run:
             "steps": steps,
             "best_step": best_step,
             "stopped": self._stopped,
+            "packed": self._packed,
             "trained": [str(one) for one in self._picked],
             "changed": sorted(changed),
             "steering_coeffs": list(coefficients),

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from wmdp_fast.unlearning.batches import Batch
     from wmdp_fast.unlearning.branches import Branches, Trunk
-    from wmdp_fast.unlearning.corpora import CorpusTokens
 
 # What `losses_and_gradients` measures besides the gradient, in the order of its columns.
 MEASURES = (
@@ -30,26 +30,6 @@ MEASURES = (
 )
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Documents side by side, padded on the left as the original does.
-
-    Attributes:
-        input_ids: int64 [B, S].
-        attention_mask: int64 [B, S], 1 for real tokens.
-        key: Equal for two batches of the same documents.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    key: Hashable
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that are computed, padding included."""
-        return self.input_ids.numel()
-
-
 @dataclass
 class Retained:
     """The part of a retain batch's work that training does not change.
@@ -61,27 +41,6 @@ class Retained:
 
     trunk: Trunk
     frozen: Tensor
-
-
-def num_batches(corpus: CorpusTokens, batch_size: int) -> int:
-    """How many batches a corpus makes; the last may be smaller."""
-    return -(-len(corpus) // batch_size)
-
-
-def batch_of(
-    corpus: CorpusTokens, index: int, *, batch_size: int, max_length: int, pad_id: int, device: torch.device
-) -> Batch:
-    """Cuts a batch out of a corpus, in the corpus's order."""
-    first = index * batch_size
-    rows = [corpus.document(row)[:max_length] for row in range(first, min(first + batch_size, len(corpus)))]
-    width = max(len(row) for row in rows)
-    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-    mask = np.zeros((len(rows), width), dtype=np.int64)
-    for at, row in enumerate(rows):
-        ids[at, width - len(row) :] = row
-        mask[at, width - len(row) :] = 1
-    key = (id(corpus), index, batch_size, max_length)
-    return Batch(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device), key)
 
 
 def control_vectors(count: int, hidden_size: int, *, dtype: torch.dtype, seed: int) -> list[Tensor]:
@@ -138,28 +97,27 @@ class Step:
             noise: What is added to each pair's retain target, [B, S, d].
 
         Returns:
-            Gradients by name, and the means of `MEASURES` over the pairs, float32 on the device.
+            Gradients by name, and the means of `MEASURES` over the pairs, float32 on the device. Of batches without
+            padding, losses are the same masked or not.
         """
         gradients: dict[str, Tensor] = {}
         measured = []
         for place, (forget, retain) in enumerate(pairs):
-            mask = forget.attention_mask
-            steered = self._branches.updated(self._branches.trunk(forget.input_ids, mask))
-            loss = self._mean(steered, control, mask)
+            steered = self._branches.updated(self._branches.trunk(forget))
+            loss = self._mean(steered, control, forget)
             self._differentiate(loss, gradients, len(pairs))
             with torch.no_grad():
-                forget_measures = _measures(steered, control, mask)
+                forget_measures = _measures(steered, control, forget)
             unmasked_forget = loss if not self._masked else _plain_mse(steered, control)
             del steered, loss
 
-            mask = retain.attention_mask
             work = self._retain_work(place, retain)
             target = work.frozen if noise is None else work.frozen + noise[place].to(work.frozen)
             kept = self._branches.updated(work.trunk)
-            loss = self._mean(kept, target, mask) * alpha
+            loss = self._mean(kept, target, retain) * alpha
             self._differentiate(loss, gradients, len(pairs))
             with torch.no_grad():
-                retain_measures = _measures(kept, target, mask)
+                retain_measures = _measures(kept, target, retain)
                 unmasked_retain = loss if not self._masked else _plain_mse(kept, target) * alpha
                 columns = (
                     unmasked_forget,
@@ -178,16 +136,15 @@ class Step:
         key, work = self._retained.get(place, (None, None))
         if work is None or key != retain.key:
             self._retained.pop(place, None)  # before the new one is computed, to hold one at a time
-            trunk = self._branches.trunk(retain.input_ids, retain.attention_mask)
+            trunk = self._branches.trunk(retain)
             work = Retained(trunk, self._branches.frozen(trunk, share=True))
             self._retained[place] = (retain.key, work)
         return work
 
-    def _mean(self, activations: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    def _mean(self, activations: Tensor, target: Tensor, batch: Batch) -> Tensor:
         if not self._masked:
             return _plain_mse(activations, target)
-        real = mask.bool()
-        return F.mse_loss(activations[real].float(), target.expand_as(activations)[real].float())
+        return F.mse_loss(*_real(activations, target, batch))
 
     def _differentiate(self, loss: Tensor, gradients: dict[str, Tensor], count: int) -> None:
         """Adds a loss's gradients, in the weights' precision, as a backward pass through the sum of losses does."""
@@ -217,10 +174,18 @@ def _plain_mse(activations: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(activations, target.expand_as(activations))
 
 
-def _measures(activations: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _real(activations: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Activations of a batch's real tokens and their target, float32 [..., d]."""
+    targets = target.expand_as(activations)
+    if batch.layout is not None:
+        return activations.float(), targets.float()
+    real = batch.attention_mask.bool()
+    return activations[real].float(), targets[real].float()
+
+
+def _measures(activations: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Over real tokens: mean squared difference, mean norm of the activations, mean cosine with the target."""
-    real = mask.bool()
-    states, aims = activations[real].float(), target.expand_as(activations)[real].float()
+    states, aims = _real(activations, target, batch)
     norms = states.norm(dim=-1)
     cosines = (states * aims).sum(-1) / (norms * aims.norm(dim=-1)).clamp_min(1e-12)
     return F.mse_loss(states, aims), norms.mean(), cosines.mean()

@@ -8,9 +8,10 @@ retain loss's target). Each is a safetensors file:
 
 MODEL is a hash of everything that decides the bits, besides the batch: the weights below (their bytes, so that it does
 not matter where a model came from), its configuration and code, the versions of torch, transformers and this package,
-the device, the number of threads. BATCH is a hash of tokens and attention mask. So nothing ever needs to be told that
-it is out of date: what changes is simply not found. A file is written under another name and renamed, and carries its
-own hashes and a checksum; one that does not hold what its name says is reported, computed again and replaced.
+the device, the number of threads. BATCH is a hash of tokens, attention mask and, if documents are packed, positions. So
+nothing ever needs to be told that it is out of date: what changes is simply not found. A file is written under another
+name and renamed, and carries its own hashes and a checksum; one that does not hold what its name says is reported,
+computed again and replaced.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.unlearning import tensor_file
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 Kind = Literal["trunk", "frozen"]
 
 # Changes when files of before could no longer be read, or would hold something else.
-_FORMAT = "1"
+_FORMAT = "2"
 
 _EXTENSION = ".safetensors"
 _UNFINISHED = ".unfinished"
@@ -186,9 +188,12 @@ class Entries:
         self._cache, self._kind, self._model = cache, kind, model
         self.folder = cache.folder / f"{kind}-{model[:16]}"
 
-    def get(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor | None:
-        """The activations [B, S, d] of a batch, both int64 [B, S], on its device; None if they are not there."""
-        batch = _batch_hash(input_ids, attention_mask)
+    def get(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """The activations [B, S, d] of a batch, on its device; None if they are not there.
+
+        `inputs` is what the model is called with, each int64 [B, S].
+        """
+        batch = _batch_hash(inputs)
         path = self._path(batch)
         try:
             found = self._read(path, batch)
@@ -202,15 +207,15 @@ class Entries:
             )
             return None
         self._cache.use.read += 1
-        return found.to(input_ids.device)
+        return found.to(inputs["input_ids"].device)
 
-    def put(self, input_ids: Tensor, attention_mask: Tensor, activations: Tensor) -> None:
+    def put(self, inputs: Mapping[str, Tensor], activations: Tensor) -> None:
         """Keeps the activations [B, S, d] of a batch. If there is no room for them, it warns and keeps no more."""
         size = activations.numel() * activations.element_size()
         if not self._cache.has_room(size):
             self._cache.use.not_written += 1
             return
-        batch = _batch_hash(input_ids, attention_mask)
+        batch = _batch_hash(inputs)
         path = self._path(batch)
         fresh = path.with_name(f"{path.name}.{os.getpid()}{_UNFINISHED}")
         kept = activations.detach().cpu().contiguous()
@@ -247,12 +252,10 @@ class Entries:
         return {"kind": self._kind, "model": self._model, "batch": batch}
 
 
-def _batch_hash(input_ids: Tensor, attention_mask: Tensor) -> str:
-    parts = {
-        f"{name} {list(tensor.shape)}": tensor_file.as_bytes(tensor)
-        for name, tensor in (("input_ids", input_ids), ("attention_mask", attention_mask))
-    }
-    return tensor_file.digest(parts)
+def _batch_hash(inputs: Mapping[str, Tensor]) -> str:
+    return tensor_file.digest(
+        {f"{name} {list(tensor.shape)}": tensor_file.as_bytes(tensor) for name, tensor in inputs.items()}
+    )
 
 
 def _checksum(tensor: Tensor) -> str:

@@ -2,7 +2,7 @@
 
 use pyo3::prelude::*;
 use wmdp_core::Error;
-use wmdp_core::attention::{Attention, Segment};
+use wmdp_core::attention::{Attention, Given, Segment, Wanted};
 
 use crate::array::{Readonly2, Readonly3, Writable2, Writable3};
 use crate::detach;
@@ -46,6 +46,64 @@ pub(crate) fn packed_attention(
     let call = Attention { query, keys, segments: &segments, scale, window, softcap };
     let (out, log_sum_exp) = (out.slice()?, log_sum_exp.slice()?);
     detach::briefly(py, || call.run(out, log_sum_exp, &OpenMp { threads }))
+}
+
+/// The gradient of `packed_attention`, for batches to which nothing was carried over.
+///
+/// Args:
+///     query: As it was given: float32 [heads, T, size].
+///     key: float32 [key heads, T, size].
+///     value: float32 [key heads, T, value size].
+///     segments: int64 [S, 4].
+///     out: What `packed_attention` wrote: float32 [T, heads, value size].
+///     log_sum_exp: Likewise: float32 [T, heads].
+///     out_gradient: float32 [T, heads, value size].
+///     log_sum_exp_gradient: float32 [T, heads].
+///     query_gradient: float32 [key heads, T, heads / key heads * size], written.
+///     key_gradient: float32 [key heads, T, size], written.
+///     value_gradient: float32 [key heads, T, value size], written.
+///     scale: As it was given.
+///     window: As it was given.
+///     softcap: As it was given.
+///     threads: Threads to use.
+///
+/// Raises:
+///     ValueError: Shapes do not fit together.
+#[pyfunction]
+#[pyo3(signature = (
+    query, key, value, segments, out, log_sum_exp, out_gradient, log_sum_exp_gradient, query_gradient, key_gradient,
+    value_gradient, *, scale, window = None, softcap = None, threads = 1,
+))]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn packed_attention_gradient(
+    py: Python<'_>,
+    query: Readonly3<'_, f32>,
+    key: Readonly3<'_, f32>,
+    value: Readonly3<'_, f32>,
+    segments: Readonly2<'_, i64>,
+    out: Readonly3<'_, f32>,
+    log_sum_exp: Readonly2<'_, f32>,
+    out_gradient: Readonly3<'_, f32>,
+    log_sum_exp_gradient: Readonly2<'_, f32>,
+    mut query_gradient: Writable3<'_, f32>,
+    mut key_gradient: Writable3<'_, f32>,
+    mut value_gradient: Writable3<'_, f32>,
+    scale: f32,
+    window: Option<usize>,
+    softcap: Option<f32>,
+    threads: usize,
+) -> PyResult<()> {
+    let segments = segments_of(&segments).map_err(to_py)?;
+    let keys = vec![(key.view(), value.view())];
+    let call = Attention { query: query.view(), keys, segments: &segments, scale, window, softcap };
+    let given = Given {
+        out: out.view(),
+        log_sum_exp: log_sum_exp.view(),
+        out_gradient: out_gradient.view(),
+        log_sum_exp_gradient: log_sum_exp_gradient.view(),
+    };
+    let (query, key, value) = (query_gradient.slice()?, key_gradient.slice()?, value_gradient.slice()?);
+    detach::briefly(py, || call.differentiate(&given, Wanted { query, key, value }, &OpenMp { threads }))
 }
 
 fn segments_of(segments: &Readonly2<'_, i64>) -> wmdp_core::Result<Vec<Segment>> {

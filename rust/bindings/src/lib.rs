@@ -37,7 +37,7 @@ mod _rust {
     #[pymodule_export]
     use crate::aggregate::{Outcome, aggregate, pool};
     #[pymodule_export]
-    use crate::attention::packed_attention;
+    use crate::attention::{packed_attention, packed_attention_gradient};
     #[pymodule_export]
     use crate::corpus::{EncodedCorpus, read_documents};
     #[pymodule_export]

@@ -106,6 +106,13 @@ pub(super) struct Block<'a> {
     pub(super) granules: Range<usize>,
 }
 
+impl Block<'_> {
+    /// The part of the block that a panel sees something of.
+    fn keys(&self) -> Range<usize> {
+        self.granules.start * GRANULE..self.granules.end * GRANULE
+    }
+}
+
 /// Which keys of a block each row sees.
 pub(super) struct Mask<'a> {
     /// Numbers of the block's keys.
@@ -130,7 +137,7 @@ impl Panel<'_> {
         block: &Block<'_>,
         mask: Option<&Mask<'_>>,
     ) {
-        let keys = block.granules.start * GRANULE..block.granules.end * GRANULE;
+        let keys = block.keys();
         let mut weights = [[0.0; BLOCK]; ROWS];
         products::<S, V>(simd, self.query, block, &mut weights);
         let mut factors = [1.0; ROWS];
@@ -297,6 +304,165 @@ fn add_columns<S: Simd, const N: usize>(
     }
     for row in 0..ROWS {
         out[row * vectors + first..][..N].copy_from_slice(&sums[row]);
+    }
+}
+
+/// What the forward pass left of each row of a panel.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rows {
+    /// Log-sum-exp of its scores, base 2.
+    log_sum_exp: [f32; ROWS],
+    /// What is subtracted from the gradients of its weights: their mean, less the log-sum-exp's gradient.
+    along: [f32; ROWS],
+}
+
+impl Rows {
+    /// Of rows that are none: with gradients of 0 they add nothing.
+    pub(super) const NONE: Self = Self { log_sum_exp: [0.0; ROWS], along: [0.0; ROWS] };
+
+    /// Sets a row; `log_sum_exp` is natural.
+    pub(super) fn set(&mut self, row: usize, log_sum_exp: f32, along: f32) {
+        self.log_sum_exp[row] = log_sum_exp * std::f32::consts::LOG2_E;
+        self.along[row] = along;
+    }
+}
+
+/// The weights of a block's keys in a panel's rows, and the gradients of what their scores were before a soft cap.
+pub(super) struct Weights {
+    weights: [[f32; BLOCK]; ROWS],
+    gradients: [[f32; BLOCK]; ROWS],
+}
+
+impl Weights {
+    /// Computes them again.
+    ///
+    /// # Arguments
+    /// - `query`: Scaled queries, `[size, ROWS]`.
+    /// - `gradient`: Gradients of the outputs, `[value size, ROWS]`.
+    /// - `keys`: The block's keys.
+    /// - `values`: The block's values, packed as keys are.
+    /// - `mask`: Which keys the rows see, unless it is all.
+    /// - `rows`: What is known of the rows.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn new<S: Simd, const V: usize>(
+        simd: S,
+        scores: &Scores,
+        query: &[f32],
+        gradient: &[f32],
+        keys: &Block<'_>,
+        values: &Block<'_>,
+        mask: Option<&Mask<'_>>,
+        rows: &Rows,
+    ) -> Self {
+        let range = keys.keys();
+        let mut this = Self { weights: [[0.0; BLOCK]; ROWS], gradients: [[0.0; BLOCK]; ROWS] };
+        products::<S, V>(simd, query, keys, &mut this.weights);
+        products::<S, V>(simd, gradient, values, &mut this.gradients);
+        let one = simd.splat_f32s(1.0);
+        for (row, (weights, gradients)) in this.weights.iter_mut().zip(&mut this.gradients).enumerate() {
+            let (weights, gradients) = (&mut weights[range.clone()], &mut gradients[range.clone()]);
+            let along = simd.splat_f32s(rows.along[row]);
+            let gradients = S::as_mut_simd_f32s(gradients).0;
+            for (gradient, weight) in gradients.iter_mut().zip(S::as_mut_simd_f32s(weights).0) {
+                *gradient = simd.sub_f32s(*gradient, along);
+                if let Some(cap) = scores.softcap {
+                    let capped = tanh(simd, *weight);
+                    *weight = simd.mul_f32s(simd.splat_f32s(cap), capped);
+                    *gradient = simd.mul_f32s(*gradient, simd.sub_f32s(one, simd.mul_f32s(capped, capped)));
+                }
+            }
+            if let Some(mask) = mask {
+                hide(simd, mask, row, range.clone(), weights);
+            }
+            let log_sum_exp = simd.splat_f32s(rows.log_sum_exp[row]);
+            for (gradient, weight) in gradients.iter_mut().zip(S::as_mut_simd_f32s(weights).0) {
+                // Rounding may put a score above the log-sum-exp that it is part of.
+                let score = simd.min_f32s(simd.sub_f32s(*weight, log_sum_exp), simd.splat_f32s(0.0));
+                *weight = exp2(simd, score);
+                *gradient = simd.mul_f32s(*gradient, *weight);
+            }
+        }
+        this
+    }
+
+    /// Adds to the gradients of a panel's queries, `[ROWS, size in whole registers]`, but for the scale.
+    #[inline(always)]
+    pub(super) fn add_to_queries<S: Simd, const V: usize>(&self, simd: S, keys: &Block<'_>, sums: &mut [f32]) {
+        add_values::<S, V>(simd, &self.gradients, keys.value, keys.keys(), &[1.0; ROWS], sums);
+    }
+
+    /// Adds to the gradients of a block's keys, `[BLOCK, size in whole registers]`, but for the scale.
+    #[inline(always)]
+    pub(super) fn add_to_keys<S: Simd, const V: usize>(
+        &self,
+        simd: S,
+        keys: &Block<'_>,
+        queries: &[f32],
+        sums: &mut [f32],
+    ) {
+        add_rows::<S, V>(simd, &self.gradients, keys.keys(), queries, sums);
+    }
+
+    /// Adds to the gradients of a block's values, `[BLOCK, value size in whole registers]`.
+    #[inline(always)]
+    pub(super) fn add_to_values<S: Simd, const V: usize>(
+        &self,
+        simd: S,
+        keys: &Block<'_>,
+        gradients: &[f32],
+        sums: &mut [f32],
+    ) {
+        add_rows::<S, V>(simd, &self.weights, keys.keys(), gradients, sums);
+    }
+}
+
+/// sums = sums + transposed weights x rows.
+#[inline(always)]
+fn add_rows<S: Simd, const V: usize>(
+    simd: S,
+    weights: &[[f32; BLOCK]; ROWS],
+    keys: Range<usize>,
+    rows: &[f32],
+    sums: &mut [f32],
+) {
+    let rows = S::as_simd_f32s(rows).0;
+    let sums = S::as_mut_simd_f32s(sums).0;
+    let vectors = rows.len() / ROWS;
+    let whole = vectors / V * V;
+    for first in (0..whole).step_by(V) {
+        add_row_columns::<S, V>(simd, weights, keys.clone(), rows, sums, first);
+    }
+    match vectors - whole {
+        1 => add_row_columns::<S, 1>(simd, weights, keys, rows, sums, whole),
+        2 => add_row_columns::<S, 2>(simd, weights, keys, rows, sums, whole),
+        3 => add_row_columns::<S, 3>(simd, weights, keys, rows, sums, whole),
+        _ => {}
+    }
+}
+
+/// The same for the columns `first..first + N`, counted in vectors.
+#[inline(always)]
+fn add_row_columns<S: Simd, const N: usize>(
+    simd: S,
+    weights: &[[f32; BLOCK]; ROWS],
+    keys: Range<usize>,
+    rows: &[S::f32s],
+    sums: &mut [S::f32s],
+    first: usize,
+) {
+    let vectors = rows.len() / ROWS;
+    let held: [[S::f32s; N]; ROWS] =
+        std::array::from_fn(|row| std::array::from_fn(|column| rows[row * vectors + first + column]));
+    for (key, sums) in keys.clone().zip(sums[keys.start * vectors..].chunks_exact_mut(vectors)) {
+        let mut added: [S::f32s; N] = std::array::from_fn(|column| sums[first + column]);
+        for row in 0..ROWS {
+            let weight = simd.splat_f32s(weights[row][key]);
+            for column in 0..N {
+                added[column] = simd.mul_add_e_f32s(weight, held[row][column], added[column]);
+            }
+        }
+        sums[first..first + N].copy_from_slice(&added);
     }
 }
 

@@ -9,9 +9,12 @@
 #![allow(clippy::inline_always)] // See `crate::simd`.
 
 mod blocks;
+mod gradient;
 mod kernel;
 #[cfg(test)]
 mod tests;
+
+pub use self::gradient::{Given, Wanted};
 
 use std::ops::Range;
 
@@ -146,7 +149,7 @@ impl Attention<'_> {
 }
 
 /// The sizes of a call.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Shape {
     key_heads: usize,
     /// Query heads that share a key head.

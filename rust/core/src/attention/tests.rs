@@ -2,7 +2,7 @@ use ndarray::{Array2, Array3, ArrayView3, Axis, concatenate};
 use proptest::prelude::*;
 use pulp::Scalar;
 
-use super::{Attention, Segment};
+use super::{Attention, Given, Segment, Wanted};
 use crate::parallel::Threads;
 use crate::simd::{Chosen, Processor};
 
@@ -80,6 +80,106 @@ impl Call {
     }
 }
 
+/// Gradients with respect to queries, keys and values, in the layout of [`Wanted`].
+type Gradients = [Vec<f32>; 3];
+
+impl Call {
+    /// The same with all keys the batch's own.
+    fn without_carrying(mut self) -> Self {
+        let missing = self.carried.0.dim().1;
+        let longer =
+            |array: &Array3<f32>, front: ArrayView3<'_, f32>| concatenate(Axis(1), &[front, array.view()]).unwrap();
+        let (heads, _, size) = self.query.dim();
+        let front = Array3::from_shape_fn((heads, missing, size), |(head, token, column)| {
+            (head + 3 * token + 5 * column) as f32 % 1.7 - 0.8
+        });
+        self.query = longer(&self.query, front.view());
+        self.own = (longer(&self.own.0, self.carried.0.view()), longer(&self.own.1, self.carried.1.view()));
+        let empty = |array: &Array3<f32>| Array3::zeros((array.dim().0, 0, array.dim().2));
+        self.carried = (empty(&self.own.0), empty(&self.own.1));
+        self
+    }
+
+    /// What the gradient of the output is taken to be: `[T, heads, value size]`.
+    fn output_gradient(&self) -> Array3<f32> {
+        let (heads, tokens, _) = self.query.dim();
+        Array3::from_shape_fn((tokens, heads, self.own.1.dim().2), |(token, head, column)| {
+            (7 * token + 3 * head + 11 * column) as f32 % 2.3 - 1.1
+        })
+    }
+
+    /// Likewise of the log-sum-exp: `[T, heads]`.
+    fn log_sum_exp_gradient(&self) -> Array2<f32> {
+        let (heads, tokens, _) = self.query.dim();
+        Array2::from_shape_fn((tokens, heads), |(token, head)| (5 * token + head) as f32 % 1.9 - 1.0)
+    }
+
+    fn differentiate_on(&self, processor: impl Processor) -> Gradients {
+        let (out, log_sum_exp) = self.run_on(processor);
+        let (gradient, of_sums) = (self.output_gradient(), self.log_sum_exp_gradient());
+        let given = Given {
+            out: out.view(),
+            log_sum_exp: log_sum_exp.view(),
+            out_gradient: gradient.view(),
+            log_sum_exp_gradient: of_sums.view(),
+        };
+        let mut found = [&self.query, &self.own.0, &self.own.1].map(|of| vec![f32::NAN; of.len()]);
+        let [query, key, value] = &mut found;
+        self.attention().differentiate_on(processor, &given, Wanted { query, key, value }, &Threads(2)).unwrap();
+        found
+    }
+
+    /// Every weight by itself, in float64.
+    fn differentiate_slowly(&self) -> Gradients {
+        let (heads, tokens, size) = self.query.dim();
+        let (key_heads, value_size) = (self.own.0.dim().0, self.own.1.dim().2);
+        let group = heads / key_heads;
+        let (out, log_sum_exp) = self.slowly();
+        let of = |key: usize| self.segments.iter().find(|segment| key < segment.end).unwrap();
+        let position = |key: usize| of(key).position + key - of(key).start;
+        let (gradient, of_sums) = (self.output_gradient(), self.log_sum_exp_gradient());
+        let [mut for_query, mut for_key, mut for_value] =
+            [heads * tokens * size, key_heads * tokens * size, key_heads * tokens * value_size]
+                .map(|len| vec![0.0; len]);
+        for (token, head) in (0..tokens).flat_map(|token| (0..heads).map(move |head| (token, head))) {
+            let key_head = head / group;
+            let query_at = ((key_head * tokens + token) * group + head % group) * size;
+            let product = |value: &dyn Fn(usize) -> f32| -> f64 {
+                (0..value_size).map(|c| f64::from(value(c)) * f64::from(gradient[[token, head, c]])).sum()
+            };
+            let along = product(&|column| out[[token, head, column]]) - f64::from(of_sums[[token, head]]);
+            for key in 0..=token {
+                let far =
+                    self.window.is_some_and(|window| position(token) - position(key).min(position(token)) >= window);
+                if token >= of(key).subtree_end || far {
+                    continue;
+                }
+                let numbers = |column: usize| {
+                    (f64::from(self.query[[head, token, column]]), f64::from(self.own.0[[key_head, key, column]]))
+                };
+                let mut score = (0..size).map(|column| numbers(column).0 * numbers(column).1).sum::<f64>() * 0.3;
+                let mut slope = 0.3;
+                if let Some(cap) = self.softcap.map(f64::from) {
+                    slope *= 1.0 - (score / cap).tanh().powi(2);
+                    score = cap * (score / cap).tanh();
+                }
+                let weight = (score - f64::from(log_sum_exp[[token, head]])).exp();
+                let for_score = weight * (product(&|column| self.own.1[[key_head, key, column]]) - along) * slope;
+                for column in 0..size {
+                    let (query, of_key) = numbers(column);
+                    for_query[query_at + column] += for_score * of_key;
+                    for_key[(key_head * tokens + key) * size + column] += for_score * query;
+                }
+                for column in 0..value_size {
+                    let gradient = f64::from(gradient[[token, head, column]]);
+                    for_value[(key_head * tokens + key) * value_size + column] += weight * gradient;
+                }
+            }
+        }
+        [for_query, for_key, for_value].map(|numbers| numbers.into_iter().map(|number| number as f32).collect())
+    }
+}
+
 /// Lengths of segments and how far above the one before them each hangs, as segments depth-first.
 fn segments(shape: &[(usize, usize)]) -> Vec<Segment> {
     let mut all: Vec<Segment> = Vec::new();
@@ -145,6 +245,30 @@ proptest! {
         #[cfg(target_arch = "x86_64")]
         if let Some(avx2) = pulp::x86::V3::try_new() {
             assert_close(&call.run_on(Chosen(avx2)), &expected, "AVX2");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn every_processor_differentiates_as_the_definition_says(call in calls()) {
+        let call = call.without_carrying();
+        let expected = call.differentiate_slowly();
+        let close = |found: Gradients, on: &str| {
+            for (name, (found, expected)) in ["queries", "keys", "values"].iter().zip(found.iter().zip(&expected)) {
+                let largest = expected.iter().fold(1.0_f32, |largest, number| largest.max(number.abs()));
+                for (&found, &expected) in found.iter().zip(expected) {
+                    assert!((found - expected).abs() <= 2e-5 * largest, "{found}, not {expected}, for {name} with {on}");
+                }
+            }
+        };
+        close(call.differentiate_on(pulp::Arch::new()), "this processor's best");
+        close(call.differentiate_on(Chosen(Scalar)), "plain instructions");
+        #[cfg(target_arch = "x86_64")]
+        if let Some(avx2) = pulp::x86::V3::try_new() {
+            close(call.differentiate_on(Chosen(avx2)), "AVX2");
         }
     }
 }

@@ -1,0 +1,89 @@
+"""Batches of documents, as a step runs them: side by side with padding, or one behind the other without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from wmdp_fast.models.packed_attention import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from torch import Tensor
+
+    from wmdp_fast.unlearning.corpora import CorpusTokens
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some documents of a corpus.
+
+    Attributes:
+        inputs: What a model is called with, each [B, S]: `input_ids`, int64; `attention_mask`, 1 for real tokens; and
+            of a packed batch `position_ids`, int64.
+        key: Equal for two batches of the same documents.
+        layout: Where the documents of a packed batch lie, or None if they are padded.
+    """
+
+    inputs: dict[str, Tensor]
+    key: Hashable
+    layout: Layout | None = None
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """[B, S], 1 for real tokens."""
+        return self.inputs["attention_mask"]
+
+    @property
+    def shape(self) -> torch.Size:
+        """[B, S]."""
+        return self.inputs["input_ids"].shape
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are computed, padding included."""
+        return self.inputs["input_ids"].numel()
+
+
+def num_batches(corpus: CorpusTokens, batch_size: int) -> int:
+    """How many batches a corpus makes; the last may be smaller."""
+    return -(-len(corpus) // batch_size)
+
+
+def padded_documents(
+    corpus: CorpusTokens, index: int, *, batch_size: int, max_length: int, pad_id: int, device: torch.device
+) -> Batch:
+    """Cuts a batch out of a corpus, in its order: [documents, longest], padded on the left as in the original."""
+    rows = _documents(corpus, index, batch_size, max_length)
+    width = max(len(row) for row in rows)
+    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=np.int64)
+    for at, row in enumerate(rows):
+        ids[at, width - len(row) :] = row
+        mask[at, width - len(row) :] = 1
+    inputs = {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
+    return Batch(inputs, (id(corpus), index, batch_size, max_length))
+
+
+def packed_documents(
+    corpus: CorpusTokens, index: int, *, batch_size: int, max_length: int, device: torch.device
+) -> Batch:
+    """The same documents in one row without padding: [1, all their tokens], each at positions from 0 on."""
+    rows = _documents(corpus, index, batch_size, max_length)
+    layout = Layout.of_documents([len(row) for row in rows])
+    ids = torch.from_numpy(np.concatenate(rows).astype(np.int64))
+    inputs = {
+        "input_ids": ids.unsqueeze(0).to(device),
+        "attention_mask": torch.ones_like(ids).unsqueeze(0).to(device),
+        "position_ids": layout.positions_on(device).unsqueeze(0),
+    }
+    return Batch(inputs, (id(corpus), index, batch_size, max_length), layout)
+
+
+def _documents(corpus: CorpusTokens, index: int, batch_size: int, max_length: int) -> list[np.ndarray]:
+    first = index * batch_size
+    return [corpus.document(row)[:max_length] for row in range(first, min(first + batch_size, len(corpus)))]
