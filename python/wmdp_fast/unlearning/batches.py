@@ -73,7 +73,7 @@ def packed_documents(
     corpus: CorpusTokens, index: int, *, batch_size: int, max_length: int, device: torch.device
 ) -> Batch:
     """The same documents in one row without padding: [1, all their tokens], each at positions from 0 on."""
-    rows = _documents(corpus, index, batch_size, max_length)
+    rows = [row for row in _documents(corpus, index, batch_size, max_length) if len(row)]
     layout = Layout.of_documents([len(row) for row in rows])
     ids = torch.from_numpy(np.concatenate(rows).astype(np.int64))
     inputs = {

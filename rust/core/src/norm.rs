@@ -82,8 +82,10 @@ impl WithSimd for Norm<'_> {
             sums[0] = simd.mul_add_e_f32s(x, x, sums[0]);
         }
         let sum = simd.add_f32s(simd.add_f32s(sums[0], sums[1]), simd.add_f32s(sums[2], sums[3]));
-        let squares = simd.reduce_sum_f32s(sum) + rest.iter().map(|x| x * x).sum::<f32>();
-        let factor = 1.0 / (squares / self.row.len() as f32 + self.epsilon).sqrt();
+        // One rounding of what scales a whole row, in place of five.
+        let squares =
+            f64::from(simd.reduce_sum_f32s(sum)) + rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+        let factor = (1.0 / (squares / self.row.len() as f64 + f64::from(self.epsilon)).sqrt()) as f32;
         for ((out, &x), &weight) in self.out.iter_mut().zip(self.row).zip(self.weight) {
             *out = x * factor * weight;
         }

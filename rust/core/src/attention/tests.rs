@@ -309,3 +309,25 @@ fn what_does_not_fit_together_is_an_error() {
     call.query = Array3::zeros((1, 4, 2));
     fails(&call, "not those of its queries");
 }
+
+#[test]
+fn a_gradient_that_does_not_fit_is_an_error() {
+    let fails = |call: &Call, len: usize, what: &str| {
+        let tokens = call.query.dim().1;
+        let (out, sums) = (Array3::zeros((tokens, 1, 2)), Array2::zeros((tokens, 1)));
+        let given = Given {
+            out: out.view(),
+            log_sum_exp: sums.view(),
+            out_gradient: out.view(),
+            log_sum_exp_gradient: sums.view(),
+        };
+        let (mut query, mut key, mut value) = (vec![0.0; len], vec![0.0; 6], vec![0.0; 6]);
+        let wanted = Wanted { query: &mut query, key: &mut key, value: &mut value };
+        let error = call.attention().differentiate(&given, wanted, &Threads(1)).unwrap_err().to_string();
+        assert!(error.contains(what), "{error} does not say {what}");
+    };
+    fails(&small(segments(&[(3, 0)])), 5, "gradients of an attention call do not fit");
+    let mut call = small(segments(&[(2, 0), (3, 0)]));
+    call.carried = (Array3::zeros((1, 2, 2)), Array3::zeros((1, 2, 2)));
+    fails(&call, 6, "carried over has no gradient");
+}
