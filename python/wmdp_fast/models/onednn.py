@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 # the caches, and sums are shorter: oneDNN adds up a long one from end to end, which rounds more than MKL's way.
 _MOST_PARTS, _LEAST_WIDTH = 8, 256
 
-_LONGEST_SUM = 512
+# MKL's parts.
+_LONGEST_SUM = 192
 
 # Largest difference between a block computed either way, over its largest output; float32 has 7 digits.
 _TOLERANCE = 1e-4
@@ -100,7 +101,7 @@ class _Linear(torch.autograd.Function):
 
 
 def linear_of_short_sums(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """As `linear`, with sums added up in parts of at most 512, as MKL does, which rounds less."""
+    """As `linear`, with sums added up in parts of at most 192, as MKL does, which rounds less."""
     width = -(-weight.shape[1] // -(-weight.shape[1] // _LONGEST_SUM))
     first, *others = (slice(start, start + width) for start in range(0, weight.shape[1], width))
     total = linear(rows[..., first].contiguous(), weight[:, first].contiguous(), bias)
