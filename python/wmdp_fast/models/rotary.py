@@ -38,10 +38,10 @@ def fused_rotary(model: nn.Module) -> Iterator[None]:
 
     That is done where the model's own function is tried to do nothing else; elsewhere it stays as it is.
     """
-    files = {sys.modules[type(module).__module__] for module in model.modules()}
+    files = {type(module).__module__ for module in model.modules()} & sys.modules.keys()
     with ExitStack() as stack:
         for file in files:
-            stack.enter_context(_replaced(file))
+            stack.enter_context(_replaced(sys.modules[file]))
         stack.callback(_in_a_run.reset, _in_a_run.set(True))
         yield
 
