@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -31,6 +33,25 @@ def test_a_models_norms_give_the_same(family: str) -> None:
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "olmo2"])
+def test_in_bfloat16_a_norm_is_nearer_to_the_exact_one(family: str) -> None:
+    model = tiny_models.loaded(family).model
+    for norm in [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")][:3]:
+        half = copy.deepcopy(norm).bfloat16()
+        rows = torch.randn(40, norm.weight.numel()).bfloat16()
+        with torch.no_grad():
+            half.weight.normal_(0.5)
+            exact = copy.deepcopy(half).double()(rows.double())
+            plain = half(rows)
+            with fused_norms(half):
+                assert replaced(half) == [half]
+                found = half(rows)
+                assert half(rows.float()).dtype == copy.deepcopy(norm)(rows.float()).dtype  # its own
+        assert found.dtype == torch.bfloat16
+        assert (found - exact).abs().mean() <= (plain - exact).abs().mean()
+        torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-6)
+
+
 class SquaredRMSNorm(nn.Module):
     """Has the looks of a norm, and does something else."""
 
@@ -44,7 +65,7 @@ class SquaredRMSNorm(nn.Module):
 
 
 def test_what_is_no_such_norm_is_left_alone() -> None:
-    other, half = SquaredRMSNorm(), nn.RMSNorm(8, dtype=torch.bfloat16)
+    other, half = SquaredRMSNorm(), nn.RMSNorm(8, eps=1e-6, dtype=torch.float16)
     no_epsilon = nn.RMSNorm(8)  # torch's own takes its dtype's
     with fused_norms(nn.ModuleList([other, half, no_epsilon])):
         assert "forward" not in vars(other)

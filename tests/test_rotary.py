@@ -27,9 +27,10 @@ def rows_and_angles(size: int, angles: int, batch: int = 1) -> list[torch.Tensor
 @pytest.mark.parametrize("family", ["llama", "mixtral", "qwen3", "gemma2", "phi3", "olmo2", "gpt_neox", "granite"])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("angles", [8, 4])
-def test_a_run_gets_the_same_bits(family: str, batch: int, angles: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_run_gets_the_same_bits(family: str, batch: int, angles: int, dtype: torch.dtype) -> None:
     file, original = function_of(family)
-    arguments = rows_and_angles(8, angles, batch)
+    arguments = [tensor.to(dtype) for tensor in rows_and_angles(8, angles, batch)]
     with torch.no_grad(), fused_rotary(tiny_models.loaded(family).model):
         assert file.apply_rotary_pos_emb is not original
         if angles == 8 or family in ("phi3", "gpt_neox"):  # the others do not rotate a part
@@ -53,7 +54,7 @@ def test_other_numbers_and_other_threads_get_the_models_own() -> None:
         thread.start()
         thread.join()
         assert len(calls) == 1
-        file.apply_rotary_pos_emb(*(tensor.bfloat16() for tensor in arguments))
+        file.apply_rotary_pos_emb(*(tensor.half() for tensor in arguments))
         file.apply_rotary_pos_emb(*arguments, unsqueeze_dim=1)
         assert len(calls) == 3
         file.apply_rotary_pos_emb(*arguments)

@@ -7,7 +7,7 @@ from os import PathLike
 from typing import Any, Final, SupportsFloat, SupportsIndex, final
 
 from _typeshed import SupportsGetItem
-from numpy import bool_, float32, float64, int64
+from numpy import bool_, float32, float64, int64, uint16
 from numpy.typing import NDArray
 
 __all__ = [
@@ -58,7 +58,9 @@ __all__ = [
     "read_questions",
     "read_samples",
     "rms_norm",
+    "rms_norm_bfloat16",
     "rotate",
+    "rotate_bfloat16",
     "wilson",
     "write_samples",
 ]
@@ -1447,6 +1449,28 @@ def rms_norm(
         ValueError: Shapes do not fit together.
     """
 
+def rms_norm_bfloat16(
+    rows: NDArray[uint16],
+    weight: NDArray[float32],
+    out: NDArray[uint16],
+    *,
+    epsilon: SupportsFloat | SupportsIndex,
+    threads: SupportsIndex = 1,
+) -> None:
+    """
+    The same of bfloat16, in float32 and rounded once.
+
+    Args:
+        rows: bfloat16 [N, d], as uint16.
+        weight: float32 [d].
+        out: bfloat16 [N, d], as uint16, written.
+        epsilon: Added to the mean of the squares.
+        threads: Threads to use.
+
+    Raises:
+        ValueError: Shapes do not fit together.
+    """
+
 def rotate(
     rows: NDArray[float32],
     cosines: NDArray[float32],
@@ -1463,6 +1487,28 @@ def rotate(
         cosines: float32 [T, size].
         sines: float32 [T, size].
         out: float32 [T, heads, size], written.
+        threads: Threads to use.
+
+    Raises:
+        ValueError: Shapes do not fit together.
+    """
+
+def rotate_bfloat16(
+    rows: NDArray[uint16],
+    cosines: NDArray[uint16],
+    sines: NDArray[uint16],
+    out: NDArray[uint16],
+    *,
+    threads: SupportsIndex = 1,
+) -> None:
+    """
+    The same of bfloat16, rounded after each operation.
+
+    Args:
+        rows: Queries or keys, bfloat16 [heads, T, size], as uint16.
+        cosines: bfloat16 [T, size], as uint16.
+        sines: bfloat16 [T, size], as uint16.
+        out: bfloat16 [T, heads, size], as uint16, written.
         threads: Threads to use.
 
     Raises:

@@ -34,9 +34,10 @@ _lock = threading.Lock()
 
 @contextmanager
 def fused_rotary(model: nn.Module) -> Iterator[None]:
-    """Inside, float32 queries and keys in a CPU's memory are rotated in one pass; for use without gradients.
+    """Inside, queries and keys in a CPU's memory are rotated in one pass; for use without gradients.
 
-    That is done where the model's own function is tried to do nothing else; elsewhere it stays as it is.
+    That is done for float32 and bfloat16 where the model's own function is tried to do nothing else; elsewhere it stays
+    as it is.
     """
     files = {type(module).__module__ for module in model.modules()} & sys.modules.keys()
     with ExitStack() as stack:
@@ -89,15 +90,21 @@ class _Fused:
 def _fits(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> bool:
     """Whether `_rotated` can do it; partial rotations have fewer angles than numbers."""
     tensors = (rows, cos, sin)
-    plain = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+    known = rows.dtype in (torch.float32, torch.bfloat16)
+    plain = known and all(tensor.dtype == rows.dtype and tensor.device.type == "cpu" for tensor in tensors)
     return plain and rows.ndim == 4 and cos.shape == sin.shape == (1, *rows.shape[2:]) and rows.shape[0] == 1
 
 
 def _rotated(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     _, heads, tokens, size = rows.shape
-    out = torch.empty(tokens, heads, size)
-    of, cosines, sines = (tensor.detach()[0].numpy() for tensor in (rows, cos, sin))
-    _rust.rotate(of, cosines, sines, out.numpy(), threads=torch.get_num_threads())
+    out = torch.empty(tokens, heads, size, dtype=rows.dtype)
+    tensors = [tensor.detach()[0] for tensor in (rows, cos, sin)] + [out]
+    if rows.dtype == torch.float32:
+        arrays = [tensor.numpy() for tensor in tensors]
+        _rust.rotate(*arrays, threads=torch.get_num_threads())
+    else:
+        halves = [tensor.view(torch.uint16).numpy() for tensor in tensors]
+        _rust.rotate_bfloat16(*halves, threads=torch.get_num_threads())
     return out.transpose(0, 1).unsqueeze(0)
 
 

@@ -27,6 +27,7 @@ macro_rules! numpy_scalar {
         }
     };
 }
+numpy_scalar!(u16, "uint16");
 numpy_scalar!(i64, "int64");
 numpy_scalar!(f32, "float32");
 numpy_scalar!(f64, "float64");

@@ -45,7 +45,7 @@ mod _rust {
     #[pymodule_export]
     use crate::log_softmax::TokenLogprobs;
     #[pymodule_export]
-    use crate::norm::rms_norm;
+    use crate::norm::{rms_norm, rms_norm_bfloat16};
     #[pymodule_export]
     use crate::orders::{OrderAnswers, OrderEffects, order_effects};
     #[pymodule_export]
@@ -57,7 +57,7 @@ mod _rust {
     #[pymodule_export]
     use crate::request::{_restore_requests, PaddedBatch, Requests};
     #[pymodule_export]
-    use crate::rotary::rotate;
+    use crate::rotary::{rotate, rotate_bfloat16};
     #[pymodule_export]
     use crate::samples::write_samples;
     #[pymodule_export]

@@ -15,6 +15,7 @@ pub mod boundary;
 pub mod corpus;
 pub mod dataset;
 pub mod error;
+pub mod format;
 pub mod log_softmax;
 pub mod norm;
 pub mod orders;

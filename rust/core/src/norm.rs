@@ -5,6 +5,7 @@ use ndarray::{ArrayView1, ArrayView2, Axis};
 use pulp::{Arch, Simd, WithSimd};
 
 use crate::error::{Error, Result};
+use crate::format::Format;
 use crate::parallel::{Team, for_each};
 use crate::rows::contiguous;
 use crate::simd::Processor;
@@ -14,6 +15,8 @@ const ROWS: usize = 32;
 
 /// `out = x / sqrt(mean(x^2) + epsilon) * weight`, row by row (Root Mean Square Layer Normalization, arXiv 1910.07467).
 ///
+/// In float32, and rounded once.
+///
 /// # Arguments
 /// - `rows`: `[N, d]`.
 /// - `weight`: `[d]`.
@@ -22,22 +25,22 @@ const ROWS: usize = 32;
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] if shapes do not fit together.
-pub fn rms_norm(
-    rows: &ArrayView2<'_, f32>,
+pub fn rms_norm<F: Format>(
+    rows: &ArrayView2<'_, F::Stored>,
     weight: &ArrayView1<'_, f32>,
     epsilon: f32,
-    out: &mut [f32],
+    out: &mut [F::Stored],
     team: &dyn Team,
 ) -> Result<()> {
-    rms_norm_on(Arch::new(), rows, weight, epsilon, out, team)
+    rms_norm_on::<F>(Arch::new(), rows, weight, epsilon, out, team)
 }
 
-fn rms_norm_on(
+fn rms_norm_on<F: Format>(
     processor: impl Processor,
-    rows: &ArrayView2<'_, f32>,
+    rows: &ArrayView2<'_, F::Stored>,
     weight: &ArrayView1<'_, f32>,
     epsilon: f32,
-    out: &mut [f32],
+    out: &mut [F::Stored],
     team: &dyn Team,
 ) -> Result<()> {
     let (count, size) = rows.dim();
@@ -50,27 +53,45 @@ fn rms_norm_on(
     let mut weight_copy = Vec::new();
     let weight = contiguous(weight, &mut weight_copy);
     let groups: Vec<_> = out.chunks_mut(ROWS * size).enumerate().collect();
-    for_each(groups, team, Vec::new, |copy: &mut Vec<f32>, (group, out)| {
+    for_each(groups, team, Scratch::<F>::default, |scratch, (group, out)| {
         for (index, out) in out.chunks_exact_mut(size).enumerate() {
             let row = rows.index_axis(Axis(0), group * ROWS + index);
-            processor.run(Norm { row: contiguous(&row, copy), weight, epsilon, out });
+            let row = contiguous(&row, &mut scratch.copy);
+            processor.run(Norm::<F> { row, weight, epsilon, out, wide: &mut scratch.wide });
         }
     })
 }
 
-struct Norm<'a> {
-    row: &'a [f32],
-    weight: &'a [f32],
-    epsilon: f32,
-    out: &'a mut [f32],
+/// Memory of one thread.
+struct Scratch<F: Format> {
+    copy: Vec<F::Stored>,
+    wide: Vec<f32>,
 }
 
-impl WithSimd for Norm<'_> {
+impl<F: Format> Default for Scratch<F> {
+    fn default() -> Self {
+        Self { copy: Vec::new(), wide: Vec::new() }
+    }
+}
+
+struct Norm<'a, F: Format> {
+    row: &'a [F::Stored],
+    weight: &'a [f32],
+    epsilon: f32,
+    out: &'a mut [F::Stored],
+    wide: &'a mut Vec<f32>,
+}
+
+impl<F: Format> WithSimd for Norm<'_, F> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let (vectors, rest) = S::as_simd_f32s(self.row);
+        self.wide.resize(self.row.len(), 0.0);
+        for (wide, &stored) in self.wide.iter_mut().zip(self.row) {
+            *wide = F::wide(stored);
+        }
+        let (vectors, rest) = S::as_simd_f32s(self.wide);
         let (fours, ones) = vectors.as_chunks::<4>();
         let mut sums = [simd.splat_f32s(0.0); 4];
         for four in fours {
@@ -86,8 +107,8 @@ impl WithSimd for Norm<'_> {
         let squares =
             f64::from(simd.reduce_sum_f32s(sum)) + rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
         let factor = (1.0 / (squares / self.row.len() as f64 + f64::from(self.epsilon)).sqrt()) as f32;
-        for ((out, &x), &weight) in self.out.iter_mut().zip(self.row).zip(self.weight) {
-            *out = x * factor * weight;
+        for ((out, &x), &weight) in self.out.iter_mut().zip(&*self.wide).zip(self.weight) {
+            *out = F::narrow(x * factor * weight);
         }
     }
 }
@@ -99,6 +120,7 @@ mod tests {
     use pulp::Scalar;
 
     use super::*;
+    use crate::format::{Bfloat16, Float32};
     use crate::parallel::Threads;
     use crate::simd::Chosen;
 
@@ -124,9 +146,9 @@ mod tests {
         ) {
             let strewn = rows.t().to_owned();
             let mut ways = vec![vec![0.0; rows.len()]; 3];
-            rms_norm(&rows.view(), &weight.view(), EPSILON, &mut ways[0], &Threads(2)).unwrap();
-            rms_norm(&strewn.t(), &weight.view(), EPSILON, &mut ways[1], &Threads(1)).unwrap();
-            rms_norm_on(Chosen(Scalar), &rows.view(), &weight.view(), EPSILON, &mut ways[2], &Threads(1)).unwrap();
+            rms_norm::<Float32>(&rows.view(), &weight.view(), EPSILON, &mut ways[0], &Threads(2)).unwrap();
+            rms_norm::<Float32>(&strewn.t(), &weight.view(), EPSILON, &mut ways[1], &Threads(1)).unwrap();
+            rms_norm_on::<Float32>(Chosen(Scalar), &rows.view(), &weight.view(), EPSILON, &mut ways[2], &Threads(1)).unwrap();
             let expected = slowly(&rows, &weight);
             for way in ways {
                 for (&found, &expected) in way.iter().zip(&expected) {
@@ -137,11 +159,23 @@ mod tests {
     }
 
     #[test]
+    fn half_as_long_numbers_are_rounded_once() {
+        let rows = Array2::from_shape_fn((40, 50), |(row, column)| (row * 7 + column * 3) as f32 % 5.3 - 2.6);
+        let stored = rows.map(|&x| Bfloat16::narrow(x));
+        let wide = stored.map(|&x| Bfloat16::wide(x));
+        let weight = Array1::from_shape_fn(50, |column| column as f32 / 9.0 - 2.0);
+        let (mut expected, mut found) = (vec![0.0; rows.len()], vec![0; rows.len()]);
+        rms_norm::<Float32>(&wide.view(), &weight.view(), EPSILON, &mut expected, &Threads(1)).unwrap();
+        rms_norm::<Bfloat16>(&stored.view(), &weight.view(), EPSILON, &mut found, &Threads(2)).unwrap();
+        assert_eq!(found, expected.into_iter().map(Bfloat16::narrow).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn shapes_that_do_not_fit_are_an_error() {
         let rows = Array2::zeros((2, 3));
         for (weights, outputs) in [(2, 6), (3, 5)] {
             let (weight, mut out) = (Array1::zeros(weights), vec![0.0; outputs]);
-            let error = rms_norm(&rows.view(), &weight.view(), 0.0, &mut out, &Threads(1));
+            let error = rms_norm::<Float32>(&rows.view(), &weight.view(), 0.0, &mut out, &Threads(1));
             let error = error.unwrap_err().to_string();
             assert!(error.contains(&format!("{weights} weights and {outputs} outputs")), "{error}");
         }

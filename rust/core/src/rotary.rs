@@ -5,6 +5,7 @@ use ndarray::{ArrayView2, ArrayView3, Axis};
 use pulp::{Arch, Simd, WithSimd};
 
 use crate::error::{Error, Result};
+use crate::format::Format;
 use crate::parallel::{Team, for_each};
 use crate::rows::contiguous;
 use crate::simd::Processor;
@@ -24,22 +25,22 @@ const TOKENS: usize = 16;
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] if shapes do not fit together.
-pub fn rotate(
-    rows: &ArrayView3<'_, f32>,
-    cosines: &ArrayView2<'_, f32>,
-    sines: &ArrayView2<'_, f32>,
-    out: &mut [f32],
+pub fn rotate<F: Format>(
+    rows: &ArrayView3<'_, F::Stored>,
+    cosines: &ArrayView2<'_, F::Stored>,
+    sines: &ArrayView2<'_, F::Stored>,
+    out: &mut [F::Stored],
     team: &dyn Team,
 ) -> Result<()> {
-    rotate_on(Arch::new(), rows, cosines, sines, out, team)
+    rotate_on::<F>(Arch::new(), rows, cosines, sines, out, team)
 }
 
-fn rotate_on(
+fn rotate_on<F: Format>(
     processor: impl Processor,
-    rows: &ArrayView3<'_, f32>,
-    cosines: &ArrayView2<'_, f32>,
-    sines: &ArrayView2<'_, f32>,
-    out: &mut [f32],
+    rows: &ArrayView3<'_, F::Stored>,
+    cosines: &ArrayView2<'_, F::Stored>,
+    sines: &ArrayView2<'_, F::Stored>,
+    out: &mut [F::Stored],
     team: &dyn Team,
 ) -> Result<()> {
     let (heads, tokens, size) = rows.dim();
@@ -57,27 +58,27 @@ fn rotate_on(
         return Ok(());
     }
     let groups: Vec<_> = out.chunks_mut(TOKENS * heads * size).enumerate().collect();
-    for_each(groups, team, Default::default, |copies: &mut [Vec<f32>; 3], (group, out)| {
+    for_each(groups, team, Default::default, |copies: &mut [Vec<F::Stored>; 3], (group, out)| {
         for (index, out) in out.chunks_exact_mut(heads * size).enumerate() {
             let token = group * TOKENS + index;
             let [copy, cosines_copy, sines_copy] = copies;
             let (cosines, sines) = (cosines.index_axis(Axis(0), token), sines.index_axis(Axis(0), token));
             let (cosines, sines) = (contiguous(&cosines, cosines_copy), contiguous(&sines, sines_copy));
-            processor.run(Turn { rows: rows.index_axis(Axis(1), token), cosines, sines, out, copy });
+            processor.run(Turn::<F> { rows: rows.index_axis(Axis(1), token), cosines, sines, out, copy });
         }
     })
 }
 
 /// All heads of a token.
-struct Turn<'a> {
-    rows: ArrayView2<'a, f32>,
-    cosines: &'a [f32],
-    sines: &'a [f32],
-    out: &'a mut [f32],
-    copy: &'a mut Vec<f32>,
+struct Turn<'a, F: Format> {
+    rows: ArrayView2<'a, F::Stored>,
+    cosines: &'a [F::Stored],
+    sines: &'a [F::Stored],
+    out: &'a mut [F::Stored],
+    copy: &'a mut Vec<F::Stored>,
 }
 
-impl WithSimd for Turn<'_> {
+impl<F: Format> WithSimd for Turn<'_, F> {
     type Output = ();
 
     #[inline(always)]
@@ -90,14 +91,21 @@ impl WithSimd for Turn<'_> {
             let (out_left, out_right) = out.split_at_mut(size / 2);
             for ((((out, &x), &y), &cosine), &sine) in out_left.iter_mut().zip(left).zip(right).zip(cosines).zip(sines)
             {
-                *out = x * cosine - y * sine;
+                *out = turned::<F>(x, cosine, y, sine, -1.0);
             }
             let pairs = out_right.iter_mut().zip(left).zip(right).zip(more_cosines).zip(more_sines);
             for ((((out, &x), &y), &cosine), &sine) in pairs {
-                *out = y * cosine + x * sine;
+                *out = turned::<F>(y, cosine, x, sine, 1.0);
             }
         }
     }
+}
+
+/// `of * cosine + sign * other * sine`.
+#[inline(always)]
+fn turned<F: Format>(of: F::Stored, cosine: F::Stored, other: F::Stored, sine: F::Stored, sign: f32) -> F::Stored {
+    let along = F::rounded(F::wide(of) * F::wide(cosine));
+    F::narrow(along + sign * F::rounded(F::wide(other) * F::wide(sine)))
 }
 
 #[cfg(test)]
@@ -107,6 +115,7 @@ mod tests {
     use pulp::Scalar;
 
     use super::*;
+    use crate::format::{Bfloat16, Float32};
     use crate::parallel::Threads;
     use crate::simd::Chosen;
 
@@ -147,12 +156,29 @@ mod tests {
             let by_token = rows.view().permuted_axes([2, 1, 0]).as_standard_layout().into_owned();
             let (rows, strewn_rows, sines) = (rows.view(), by_token.view().permuted_axes([2, 1, 0]), sines.view());
             let mut ways = vec![vec![f32::NAN; expected.len()]; 3];
-            rotate(&rows, &row_by_row, &sines, &mut ways[0], &Threads(2)).unwrap();
-            rotate(&strewn_rows, &strewn.t(), &sines, &mut ways[1], &Threads(1)).unwrap();
-            rotate_on(Chosen(Scalar), &rows, &row_by_row, &sines, &mut ways[2], &Threads(1)).unwrap();
+            rotate::<Float32>(&rows, &row_by_row, &sines, &mut ways[0], &Threads(2)).unwrap();
+            rotate::<Float32>(&strewn_rows, &strewn.t(), &sines, &mut ways[1], &Threads(1)).unwrap();
+            rotate_on::<Float32>(Chosen(Scalar), &rows, &row_by_row, &sines, &mut ways[2], &Threads(1)).unwrap();
             for way in ways {
                 prop_assert_eq!(&way, &expected);
             }
+        }
+    }
+
+    #[test]
+    fn half_as_long_numbers_are_rounded_after_each_operation() {
+        let stored = |at: usize| Bfloat16::narrow((at * 37 % 101) as f32 / 23.0 - 2.1);
+        let rows = Array3::from_shape_fn((2, 20, 6), |(head, token, column)| stored(head * 120 + token * 6 + column));
+        let [cosines, sines] = [1, 7].map(|step| Array2::from_shape_fn((20, 6), |(t, c)| stored(t * step + c)));
+        let mut found = vec![0; rows.len()];
+        rotate::<Bfloat16>(&rows.view(), &cosines.view(), &sines.view(), &mut found, &Threads(2)).unwrap();
+        let product = |a: u16, b: u16| Bfloat16::rounded(Bfloat16::wide(a) * Bfloat16::wide(b));
+        for (at, &found) in found.iter().enumerate() {
+            let (token, head, column) = (at / 12, at / 6 % 2, at % 6);
+            let along = product(rows[[head, token, column]], cosines[[token, column]]);
+            let across = product(rows[[head, token, (column + 3) % 6]], sines[[token, column]]);
+            let expected = if column < 3 { along - across } else { along + across };
+            assert_eq!(found, Bfloat16::narrow(expected));
         }
     }
 
@@ -161,7 +187,8 @@ mod tests {
         for (size, tokens, outputs) in [(3, 2, 6), (4, 3, 8), (4, 2, 7)] {
             let (rows, angles) = (Array3::zeros((1, 2, size)), Array2::zeros((tokens, size)));
             let mut out = vec![0.0; outputs];
-            let error = rotate(&rows.view(), &angles.view(), &angles.view(), &mut out, &Threads(1)).unwrap_err();
+            let error =
+                rotate::<Float32>(&rows.view(), &angles.view(), &angles.view(), &mut out, &Threads(1)).unwrap_err();
             assert!(error.to_string().contains(&format!("and {outputs} outputs")), "{error}");
         }
     }

@@ -3,7 +3,7 @@
 use ndarray::ArrayView1;
 
 /// A row as a slice; one that is strewn over memory is copied.
-pub(crate) fn contiguous<'a>(row: &ArrayView1<'a, f32>, copy: &'a mut Vec<f32>) -> &'a [f32] {
+pub(crate) fn contiguous<'a, T: Copy>(row: &ArrayView1<'a, T>, copy: &'a mut Vec<T>) -> &'a [T] {
     if let Some(row) = row.to_slice() {
         return row;
     }
