@@ -33,23 +33,23 @@ def test_a_models_norms_give_the_same(family: str) -> None:
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "olmo2"])
-def test_in_bfloat16_a_norm_is_nearer_to_the_exact_one(family: str) -> None:
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "olmo2"])  # rounded twice, or once
+def test_in_bfloat16_a_norm_is_rounded_as_the_models_own(family: str) -> None:
     model = tiny_models.loaded(family).model
     for norm in [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")][:3]:
         half = copy.deepcopy(norm).bfloat16()
         rows = torch.randn(40, norm.weight.numel()).bfloat16()
         with torch.no_grad():
             half.weight.normal_(0.5)
-            exact = copy.deepcopy(half).double()(rows.double())
-            plain = half(rows)
+            expected, wide = half(rows), half(rows.float())
             with fused_norms(half):
                 assert replaced(half) == [half]
                 found = half(rows)
-                assert half(rows.float()).dtype == copy.deepcopy(norm)(rows.float()).dtype  # its own
+                assert torch.equal(half(rows.float()), wide)  # its own
         assert found.dtype == torch.bfloat16
-        assert (found - exact).abs().mean() <= (plain - exact).abs().mean()
-        torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-6)
+        torch.testing.assert_close(found, expected, rtol=2**-7, atol=0)
+        # Sums in another order change the last bit of a few.
+        assert float((found != expected).float().mean()) < 0.02
 
 
 class SquaredRMSNorm(nn.Module):

@@ -1455,16 +1455,18 @@ def rms_norm_bfloat16(
     out: NDArray[uint16],
     *,
     epsilon: SupportsFloat | SupportsIndex,
+    round_twice: bool,
     threads: SupportsIndex = 1,
 ) -> None:
     """
-    The same of bfloat16, in float32 and rounded once.
+    The same of bfloat16, in float32 and rounded where it is written.
 
     Args:
         rows: bfloat16 [N, d], as uint16.
         weight: float32 [d].
         out: bfloat16 [N, d], as uint16, written.
         epsilon: Added to the mean of the squares.
+        round_twice: Whether to round before the weight is multiplied by, too.
         threads: Threads to use.
 
     Raises:
