@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -33,25 +31,6 @@ def test_a_models_norms_give_the_same(family: str) -> None:
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "olmo2"])  # rounded twice, or once
-def test_in_bfloat16_a_norm_is_rounded_as_the_models_own(family: str) -> None:
-    model = tiny_models.loaded(family).model
-    for norm in [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")][:3]:
-        half = copy.deepcopy(norm).bfloat16()
-        rows = torch.randn(40, norm.weight.numel()).bfloat16()
-        with torch.no_grad():
-            half.weight.normal_(0.5)
-            expected, wide = half(rows), half(rows.float())
-            with fused_norms(half):
-                assert replaced(half) == [half]
-                found = half(rows)
-                assert torch.equal(half(rows.float()), wide)  # its own
-        assert found.dtype == torch.bfloat16
-        torch.testing.assert_close(found, expected, rtol=2**-7, atol=0)
-        # Sums in another order change the last bit of a few.
-        assert float((found != expected).float().mean()) < 0.02
-
-
 class SquaredRMSNorm(nn.Module):
     """Has the looks of a norm, and does something else."""
 
@@ -65,7 +44,7 @@ class SquaredRMSNorm(nn.Module):
 
 
 def test_what_is_no_such_norm_is_left_alone() -> None:
-    other, half = SquaredRMSNorm(), nn.RMSNorm(8, eps=1e-6, dtype=torch.float16)
+    other, half = SquaredRMSNorm(), nn.RMSNorm(8, dtype=torch.bfloat16)
     no_epsilon = nn.RMSNorm(8)  # torch's own takes its dtype's
     with fused_norms(nn.ModuleList([other, half, no_epsilon])):
         assert "forward" not in vars(other)

@@ -58,7 +58,6 @@ __all__ = [
     "read_questions",
     "read_samples",
     "rms_norm",
-    "rms_norm_bfloat16",
     "rotate",
     "rotate_bfloat16",
     "wilson",
@@ -1443,30 +1442,6 @@ def rms_norm(
         weight: float32 [d].
         out: float32 [N, d], written.
         epsilon: Added to the mean of the squares.
-        threads: Threads to use.
-
-    Raises:
-        ValueError: Shapes do not fit together.
-    """
-
-def rms_norm_bfloat16(
-    rows: NDArray[uint16],
-    weight: NDArray[float32],
-    out: NDArray[uint16],
-    *,
-    epsilon: SupportsFloat | SupportsIndex,
-    round_twice: bool,
-    threads: SupportsIndex = 1,
-) -> None:
-    """
-    The same of bfloat16, in float32 and rounded where it is written.
-
-    Args:
-        rows: bfloat16 [N, d], as uint16.
-        weight: float32 [d].
-        out: bfloat16 [N, d], as uint16, written.
-        epsilon: Added to the mean of the squares.
-        round_twice: Whether to round before the weight is multiplied by, too.
         threads: Threads to use.
 
     Raises:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def fused_parts(model: nn.Module) -> Iterator[None]:
     """Inside, what is faster in one piece is computed so, without compiling it first; for use without gradients.
 
-    It is for a CPU: products for float32, norms and rotary angles also for bfloat16. All else stays as it is.
+    It is for a CPU: products and norms in float32, rotary angles also in bfloat16. All else stays as it is.
     """
     with onednn_products(model), fused_norms(model), fused_rotary(model):
         yield

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
     _Forward = Callable[[torch.Tensor], torch.Tensor]
 
-# Largest difference between a norm computed either way, over its largest output: float32 has 7 digits, bfloat16 3.
-_TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
+# Largest difference between a norm computed either way, over its largest output; float32 has 7 digits.
+_TOLERANCE = 1e-6
 
 
 @contextmanager
 def fused_norms(model: nn.Module) -> Iterator[None]:
     """Inside, a model's root-mean-square norms are computed in one pass; for use without gradients.
 
-    That is done for those whose weight is float32 or bfloat16 in a CPU's memory, and which are tried to do nothing
-    else; all others stay as they are. Afterwards the model is as it was.
+    That is done for those whose weight is float32 in a CPU's memory, and which are tried to do nothing else; all others
+    stay as they are. Afterwards the model is as it was.
     """
     found = ((module, _fused(module)) for module in model.modules() if _may_be(module))
     with replaced_forwards({module: forward for module, forward in found if forward is not None}):
@@ -39,7 +39,7 @@ def fused_norms(model: nn.Module) -> Iterator[None]:
 
 
 def _may_be(module: Any) -> bool:
-    """Whether a module looks like a norm of transformers' with a weight in a CPU's memory."""
+    """Whether a module looks like a norm of transformers' with a float32 weight in a CPU's memory."""
     weight = getattr(module, "weight", None)
     if (
         not type(module).__name__.endswith("RMSNorm")
@@ -47,7 +47,7 @@ def _may_be(module: Any) -> bool:
         or type(weight) is not torch.nn.Parameter
     ):
         return False
-    return weight.ndim == 1 and weight.dtype in _TOLERANCES and weight.device.type == "cpu" and _epsilon(module) > 0
+    return weight.ndim == 1 and weight.dtype == torch.float32 and weight.device.type == "cpu" and _epsilon(module) > 0
 
 
 def _epsilon(module: Any) -> float:
@@ -57,31 +57,24 @@ def _epsilon(module: Any) -> float:
 
 def _fused(module: Any) -> _Forward | None:
     """What computes a norm in one pass, if that gives what the norm does, tried on two rows."""
-    rows = torch.linspace(-3, 1, 2 * module.weight.numel(), dtype=module.weight.dtype).view(1, 2, -1)
+    rows = torch.linspace(-3, 1, 2 * module.weight.numel()).view(1, 2, -1)
     with torch.no_grad():
         expected = module.forward(rows)  # not by calling it: hooks on it wait for the model's own inputs
-    if not isinstance(expected, torch.Tensor) or expected.shape != rows.shape:
-        return None
-    ways = [partial(_norm, module, offset, twice) for offset, twice in ((0.0, True), (0.0, False), (1.0, False))]
-    differences = [(way(rows).float() - expected.float()).abs() for way in ways]
-    nearest = min(range(len(ways)), key=lambda way: float(differences[way].mean()))
-    fits = bool(differences[nearest].max() <= _TOLERANCES[rows.dtype] * expected.float().abs().max())
-    return ways[nearest] if fits else None
+        for forward in (partial(_norm, module, 0.0), partial(_norm, module, 1.0)):
+            if isinstance(expected, torch.Tensor) and expected.shape == rows.shape:
+                difference = (forward(rows) - expected).abs().max()
+                if bool(difference <= _TOLERANCE * expected.abs().max()):
+                    return forward
+    return None
 
 
-def _norm(module: Any, offset: float, twice: bool, x: torch.Tensor) -> torch.Tensor:
-    """The norm with what is added to its weight (1 in Gemma's), rounded once or also before it is multiplied by it."""
-    if x.dtype != module.weight.dtype:
+def _norm(module: Any, offset: float, x: torch.Tensor) -> torch.Tensor:
+    """The norm with what is added to its weight: 1 in Gemma's."""
+    if x.dtype != torch.float32:
         own: torch.Tensor = type(module).forward(module, x)
         return own
-    weight = module.weight.detach().float()
-    weight = weight + offset if offset else weight
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    rows, outs = (tensor.detach().reshape(-1, len(weight)) for tensor in (x, out))
-    options: Any = {"epsilon": _epsilon(module), "threads": torch.get_num_threads()}
-    if x.dtype == torch.float32:
-        _rust.rms_norm(rows.numpy(), weight.numpy(), outs.numpy(), **options)
-    else:
-        read, written = (tensor.view(torch.uint16).numpy() for tensor in (rows, outs))
-        _rust.rms_norm_bfloat16(read, weight.numpy(), written, round_twice=twice, **options)
+    weight = module.weight.detach() + offset if offset else module.weight.detach()
+    out = torch.empty(x.shape)
+    rows, outs = (tensor.detach().reshape(-1, len(weight)).numpy() for tensor in (x, out))
+    _rust.rms_norm(rows, weight.numpy(), outs, epsilon=_epsilon(module), threads=torch.get_num_threads())
     return out

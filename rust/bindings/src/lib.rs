@@ -45,7 +45,7 @@ mod _rust {
     #[pymodule_export]
     use crate::log_softmax::TokenLogprobs;
     #[pymodule_export]
-    use crate::norm::{rms_norm, rms_norm_bfloat16};
+    use crate::norm::rms_norm;
     #[pymodule_export]
     use crate::orders::{OrderAnswers, OrderEffects, order_effects};
     #[pymodule_export]
