@@ -73,6 +73,21 @@ def test_runs_may_overlap_and_end_in_any_order() -> None:
     assert file.apply_rotary_pos_emb is original
 
 
+def test_a_function_that_computes_bfloat16_in_float32_is_left_alone() -> None:
+    file, original = function_of("llama")
+
+    def upcast(q, k, cos, sin):
+        turned = original(*(tensor.float() for tensor in (q, k, cos, sin)))
+        return tuple(one.to(q.dtype) for one in turned)
+
+    file.apply_rotary_pos_emb = upcast
+    try:
+        with fused_rotary(tiny_models.loaded("llama").model):
+            assert file.apply_rotary_pos_emb is upcast
+    finally:
+        file.apply_rotary_pos_emb = original
+
+
 @pytest.mark.parametrize("family", ["gpt_oss", "gpt2"])
 def test_what_rotates_in_another_way_or_not_at_all_is_left_alone(family: str) -> None:
     model = tiny_models.loaded(family).model

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 # transformers gives the function this name in all models.
 _NAME = "apply_rotary_pos_emb"
 
+# Which it is replaced for. Some models compute in float32 whatever they are given, so it is tried with each.
+_DTYPES = (torch.float32, torch.bfloat16)
+
 _in_a_run: ContextVar[bool] = ContextVar("in_a_run", default=False)
 _lock = threading.Lock()
 
@@ -90,7 +93,7 @@ class _Fused:
 def _fits(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> bool:
     """Whether `_rotated` can do it; partial rotations have fewer angles than numbers."""
     tensors = (rows, cos, sin)
-    known = rows.dtype in (torch.float32, torch.bfloat16)
+    known = rows.dtype in _DTYPES
     plain = known and all(tensor.dtype == rows.dtype and tensor.device.type == "cpu" for tensor in tensors)
     return plain and rows.ndim == 4 and cos.shape == sin.shape == (1, *rows.shape[2:]) and rows.shape[0] == 1
 
@@ -110,12 +113,18 @@ def _rotated(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
 def _only_rotates(function: Callable[..., Any]) -> bool:
     """Whether a function does to queries and keys what `_rotated` does, to the last bit, tried on three tokens."""
-    q, k = torch.linspace(-3, 2, 48).view(1, 2, 3, 8), torch.linspace(1, -2, 24).view(1, 1, 3, 8)
+    return all(_only_rotates_in(dtype, function) for dtype in _DTYPES)
+
+
+def _only_rotates_in(dtype: torch.dtype, function: Callable[..., Any]) -> bool:
+    q = torch.linspace(-3, 2, 48, dtype=dtype).view(1, 2, 3, 8)
+    k = torch.linspace(1, -2, 24, dtype=dtype).view(1, 1, 3, 8)
     angles = torch.linspace(0, 4, 24).view(1, 3, 8)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     try:
-        found = function(q, k, angles.cos(), angles.sin())
+        found = function(q, k, cos, sin)
     except (TypeError, ValueError, RuntimeError, IndexError):
         return False  # it takes something else
-    expected = [_rotated(rows, angles.cos(), angles.sin()) for rows in (q, k)]
+    expected = [_rotated(rows, cos, sin) for rows in (q, k)]
     tensors = isinstance(found, tuple) and len(found) == 2 and all(isinstance(one, torch.Tensor) for one in found)
     return tensors and all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
