@@ -6,7 +6,7 @@ use ndarray::{ArrayView2, ArrayView3, Axis};
 use pulp::{Arch, Simd, WithSimd};
 
 use super::blocks::{Blocks, Seen};
-use super::kernel::{Aligned, BLOCK, Block, GRANULE, ROWS, Rows, Scores, Weights};
+use super::kernel::{Aligned, BLOCK, Block, GRANULE, ROWS, Rows, Scores, Weights, pack_row};
 use super::{Attention, Registers, Shape, has_many_registers};
 use crate::error::{Error, Result};
 use crate::parallel::{Team, for_each};
@@ -243,20 +243,14 @@ impl Tree<'_, '_, '_> {
             let query = self.call.query.index_axis(Axis(0), head);
             let query = query.index_axis(Axis(0), token);
             let query = contiguous(&query, &mut scratch.copy);
-            let panel = &mut scratch.query.get_mut()[row / ROWS * ROWS * size..][..ROWS * size];
-            for (place, &number) in panel.as_chunks_mut::<ROWS>().0.iter_mut().zip(query) {
-                place[row % ROWS] = number * scale;
-            }
+            pack_row(scratch.query.get_mut(), row, query, scale);
             scratch.query_rows.get_mut()[row * stride..][..size].copy_from_slice(query);
             let out = self.given.out.index_axis(Axis(0), token);
             let out = out.index_axis(Axis(0), head);
             let gradient = self.given.out_gradient.index_axis(Axis(0), token);
             let gradient = gradient.index_axis(Axis(0), head);
             let gradient = contiguous(&gradient, &mut scratch.copy);
-            let panel = &mut scratch.gradient.get_mut()[row / ROWS * ROWS * value_size..][..ROWS * value_size];
-            for (place, &number) in panel.as_chunks_mut::<ROWS>().0.iter_mut().zip(gradient) {
-                place[row % ROWS] = number;
-            }
+            pack_row(scratch.gradient.get_mut(), row, gradient, 1.0);
             scratch.gradient_rows.get_mut()[row * value_stride..][..value_size].copy_from_slice(gradient);
             let along: f32 = gradient.iter().zip(&out).map(|(gradient, out)| gradient * out).sum();
             let along = along - self.given.log_sum_exp_gradient[[token, head]];

@@ -51,6 +51,14 @@ impl Aligned {
     }
 }
 
+/// Puts a row, times a factor, into its panel: `[len, ROWS]`, panel after panel.
+pub(super) fn pack_row(panels: &mut [f32], row: usize, numbers: &[f32], factor: f32) {
+    let panel = &mut panels[row / ROWS * ROWS * numbers.len()..][..ROWS * numbers.len()];
+    for (place, &number) in panel.as_chunks_mut::<ROWS>().0.iter_mut().zip(numbers) {
+        place[row % ROWS] = number * factor;
+    }
+}
+
 /// What scores are made of products: base 2 throughout, as `exp2` is cheaper than `exp`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scores {

@@ -23,7 +23,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use self::blocks::Blocks;
 use self::blocks::Seen;
-use self::kernel::{Aligned, BLOCK, Block, GRANULE, Panel, ROWS, Running, Scores};
+use self::kernel::{Aligned, BLOCK, Block, GRANULE, Panel, ROWS, Running, Scores, pack_row};
 use crate::error::{Error, Result};
 use crate::parallel::{Team, for_each};
 use crate::rows::contiguous;
@@ -263,14 +263,11 @@ impl Tile<'_, '_> {
         self.scratch.query.resize(panels * ROWS * size);
         let packed = self.scratch.query.get_mut();
         for row in 0..panels * ROWS {
-            let place = &mut packed[row / ROWS * ROWS * size..][..ROWS * size].as_chunks_mut::<ROWS>().0;
             // The last panel's rows beyond the last repeat it.
             let of = row.min(rows - 1);
             let queries = self.call.query.index_axis(Axis(0), head * group + of % group);
             let query = queries.index_axis(Axis(0), self.tokens.start + of / group);
-            for (place, &number) in place.iter_mut().zip(contiguous(&query, &mut self.scratch.copy)) {
-                place[row % ROWS] = number * scale;
-            }
+            pack_row(packed, row, contiguous(&query, &mut self.scratch.copy), scale);
         }
     }
 
