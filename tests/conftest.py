@@ -13,6 +13,10 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # Before torch is imported, and for the processes that tests start: as many threads as there are cores, in all.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // int(workers))))
 
+if not Path("/dev/nvidiactl").exists():
+    # Kernels for GPUs are run by Triton's interpreter, which is told so before they are imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ def on_cuda(family: str, dtype: torch.dtype) -> LoadedModel:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt2", "qwen2"])
+@pytest.mark.parametrize("family", tiny_models.TRIE_FAMILIES)
 @pytest.mark.parametrize("budget", [9, 2048])
 def test_scores_by_trie_are_those_on_padded_rows(family: str, dtype: torch.dtype, budget: int) -> None:
     loaded, drawn = on_cuda(family, dtype), some_requests()
@@ -67,6 +69,7 @@ def test_an_interrupt_keeps_the_batch_that_is_on_its_way(monkeypatch: pytest.Mon
     monkeypatch.setattr(trie_scoring, "_why_not_proven", lambda *_: None)
     forward, calls = loaded.model.forward, []
 
+    @functools.wraps(forward)
     def interrupted(**inputs):
         calls.append(inputs)
         if len(calls) == whole.batches // 2:
@@ -88,6 +91,7 @@ def test_out_of_memory_on_the_device_halves_the_budget(monkeypatch: pytest.Monke
     monkeypatch.setattr(trie_scoring, "_why_not_proven", lambda *_: None)
     forward = loaded.model.forward
 
+    @functools.wraps(forward)
     def limited(input_ids, **inputs):
         if input_ids.shape[1] > 20:
             torch.empty(1 << 50, device="cuda")

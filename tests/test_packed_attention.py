@@ -14,7 +14,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.reference import trie as reference
 from wmdp_fast import _rust
-from wmdp_fast.models import packed_attention as packed
 from wmdp_fast.models.cpu_attention import attend_on_cpu
 from wmdp_fast.models.packed_attention import Carried, Layout, PackedMask, attend, packed_attention, packed_batch
 
@@ -47,7 +46,6 @@ budgets = st.sampled_from([3, 7, 16, 1000])
 some_tries = st.one_of(tries(), tries(longest=150))
 
 
-@pytest.mark.parametrize("way", ["run_on_cpu", "run_in_full"])
 @settings(max_examples=150, deadline=None)
 @given(
     some_tries,
@@ -58,7 +56,7 @@ some_tries = st.one_of(tries(), tries(longest=150))
     st.booleans(),
     st.sampled_from([(8, 8), (8, 6), (40, 72), (80, 33)]),
 )
-def test_attention_over_a_trie_is_dense_attention(way, rows, budget, heads, window, softcap, with_sinks, sizes) -> None:
+def test_attention_over_a_trie_is_dense_attention(rows, budget, heads, window, softcap, with_sinks, sizes) -> None:
     generator = torch.Generator().manual_seed(len(rows))
     sinks = torch.randn(heads[0], generator=generator) if with_sinks else None
     scale = sizes[0] ** -0.5
@@ -72,9 +70,7 @@ def test_attention_over_a_trie_is_dense_attention(way, rows, budget, heads, wind
         value = torch.randn(heads[1], tokens, sizes[1], generator=generator)
         carried.begin()
         mask = PackedMask(layout, carried, window)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(packed._Call, "run", getattr(packed._Call, way))
-            out = attend(query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks)
+        out = attend(query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks)
         kept_before = (keys.get("k", key[:, :0]), values.get("v", value[:, :0]))
         all_keys, all_values = torch.cat([kept_before[0], key], 1), torch.cat([kept_before[1], value], 1)
         seen = reference.visible(batch.segments, batch.num_carried, window)
@@ -160,51 +156,6 @@ def test_what_does_not_fit_together_is_an_error_of_the_kernel() -> None:
         attend_to([0, 3, 3, 0], out[1:])
     with pytest.raises(ValueError, match="must be contiguous"):
         attend_to([0, 3, 3, 0], out.transpose(1, 0, 2))
-
-
-def varlen_attn(query, key, value, query_ends, key_ends, max_q, max_k, *, return_aux, scale, window_size, enable_gqa):
-    """What torch's variable-length kernel does, run by run; the kernel itself is for CUDA only."""
-    assert return_aux.lse
-    assert enable_gqa == (key.shape[1] != query.shape[1])
-    outs, lses = [], []
-    for i in range(len(query_ends) - 1):
-        q = query[query_ends[i] : query_ends[i + 1]].transpose(0, 1)
-        groups = query.shape[1] // key.shape[1]
-        k, v = (x[key_ends[i] : key_ends[i + 1]].transpose(0, 1).repeat_interleave(groups, 0) for x in (key, value))
-        assert q.shape[1] <= max_q
-        assert k.shape[1] <= max_k
-        scores = q @ k.transpose(1, 2) * scale
-        distance = torch.arange(q.shape[1]).unsqueeze(1) - torch.arange(k.shape[1]) + k.shape[1] - q.shape[1]
-        left, right = window_size
-        hidden = torch.zeros_like(distance, dtype=torch.bool)
-        if left >= 0:
-            hidden |= distance > left
-        if right >= 0:
-            hidden |= -distance > right
-        scores = scores.masked_fill(hidden, -torch.inf)
-        outs.append((scores.softmax(-1) @ v).transpose(0, 1))
-        lses.append(scores.logsumexp(-1))
-    return torch.cat(outs), torch.cat(lses, dim=1)
-
-
-@settings(max_examples=100, deadline=None)
-@given(tries(), budgets, st.sampled_from([(4, 4), (4, 2)]), st.sampled_from([None, 1, 2, 5]))
-def test_what_the_variable_length_kernel_is_given_is_the_same_attention(rows, budget, heads, window) -> None:
-    generator = torch.Generator().manual_seed(len(rows))
-    carried = {"run_varlen": Carried(), "run_on_cpu": Carried()}
-    for batch in reference.pack(rows, budget, 1000, min_saving=None):
-        layout = layout_of(batch)
-        sizes = [(heads[0], 8), (heads[1], 8), (heads[1], 8)]
-        query, key, value = (torch.randn(n, len(batch.input_ids), size, generator=generator) for n, size in sizes)
-        out = {}
-        for way, kept in carried.items():
-            kept.begin()
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
-                patch.setattr(packed._Call, "run", getattr(packed._Call, way))
-                out[way] = attend(query, key, value, PackedMask(layout, kept, window), scale=0.4)
-            kept.commit()
-        torch.testing.assert_close(out["run_varlen"], out["run_on_cpu"], atol=2e-6, rtol=2e-5)
 
 
 SMALL = {

@@ -31,7 +31,7 @@ def rows_and_angles(size: int, angles: int, batch: int = 1) -> list[torch.Tensor
 def test_a_run_gets_the_same_bits(family: str, batch: int, angles: int, dtype: torch.dtype) -> None:
     file, original = function_of(family)
     arguments = [tensor.to(dtype) for tensor in rows_and_angles(8, angles, batch)]
-    with torch.no_grad(), fused_rotary(tiny_models.loaded(family).model):
+    with torch.no_grad(), fused_rotary(tiny_models.build(family, dtype)):
         assert file.apply_rotary_pos_emb is not original
         if angles == 8 or family in ("phi3", "gpt_neox"):  # the others do not rotate a part
             for found, expected in zip(file.apply_rotary_pos_emb(*arguments), original(*arguments), strict=True):
@@ -73,8 +73,9 @@ def test_runs_may_overlap_and_end_in_any_order() -> None:
     assert file.apply_rotary_pos_emb is original
 
 
-def test_a_function_that_computes_bfloat16_in_float32_is_left_alone() -> None:
+def test_a_function_that_computes_bfloat16_in_float32_is_left_alone_there() -> None:
     file, original = function_of("llama")
+    single, half = (tiny_models.build("llama", dtype) for dtype in (torch.float32, torch.bfloat16))
 
     def upcast(q, k, cos, sin):
         turned = original(*(tensor.float() for tensor in (q, k, cos, sin)))
@@ -82,8 +83,14 @@ def test_a_function_that_computes_bfloat16_in_float32_is_left_alone() -> None:
 
     file.apply_rotary_pos_emb = upcast
     try:
-        with fused_rotary(tiny_models.loaded("llama").model):
+        with fused_rotary(half):
             assert file.apply_rotary_pos_emb is upcast
+        with fused_rotary(single):
+            fused = file.apply_rotary_pos_emb
+            with fused_rotary(half):
+                assert file.apply_rotary_pos_emb is fused
+            assert {dtype for _, dtype in fused.kinds} == {torch.float32}
+        assert file.apply_rotary_pos_emb is upcast
     finally:
         file.apply_rotary_pos_emb = original
 

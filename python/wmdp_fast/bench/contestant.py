@@ -318,10 +318,10 @@ def _summed(seconds: dict[str, float]) -> dict[str, float]:
 
 def _arithmetic(loaded: LoadedModel, requests: Requests, budget: int, batches: int) -> dict[str, Any]:
     """Operations that the useful tokens need, and the rate at which the machine does nothing else."""
+    from wmdp_fast._rust import Trie
     from wmdp_fast.bench.arithmetic import arithmetic, matrix_rate, visible_pairs
-    from wmdp_fast.models.trie import trie_for
 
-    trie = trie_for(requests, loaded.device)
+    trie = Trie(requests, min_saving=None)
     useful = trie.num_distinct_tokens
     config: Any = loaded.model.config
     window = getattr(config.get_text_config(), "sliding_window", None)

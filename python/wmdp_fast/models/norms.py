@@ -7,6 +7,7 @@ and writes them once was measured 2.5 times as fast on a CPU.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,30 +17,56 @@ from wmdp_fast import _rust
 from wmdp_fast.models.forwards import replaced_forwards
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Hashable, Iterator
 
     from torch import nn
 
     _Forward = Callable[[torch.Tensor], torch.Tensor]
 
-# Largest difference between a norm computed either way, over its largest output; float32 has 7 digits.
-_TOLERANCE = 1e-6
+# Largest difference between a norm computed either way, over its largest output: of float32's 7 digits, and of the
+# 16-bit types' 3, the last one.
+_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What differs from model to model.
+
+    Attributes:
+        offset: What is added to the weight: 1 in Gemma's.
+        rounds_first: Whether a normed row is rounded to its dtype before it is multiplied with the weight.
+    """
+
+    offset: float
+    rounds_first: bool
+
+
+_FORMS = (_Form(0.0, rounds_first=True), _Form(0.0, rounds_first=False), _Form(1.0, rounds_first=False))
 
 
 @contextmanager
 def fused_norms(model: nn.Module) -> Iterator[None]:
     """Inside, a model's root-mean-square norms are computed in one pass; for use without gradients.
 
-    That is done for those whose weight is float32 in a CPU's memory, and which are tried to do nothing else; all others
-    stay as they are. Afterwards the model is as it was.
+    That is done for those whose weight is float32 in a CPU's memory, or of any float type in a GPU's, and which are
+    tried to do nothing else; all others stay as they are. Afterwards the model is as it was.
     """
-    found = ((module, _fused(module)) for module in model.modules() if _may_be(module))
-    with replaced_forwards({module: forward for module, forward in found if forward is not None}):
+    replacements: dict[nn.Module, _Forward] = {}
+    tried: dict[Hashable, _Form | None] = {}
+    for module in model.modules():
+        if _may_be(module):
+            weight: Any = module.weight
+            alike = type(module), _epsilon(module), weight.shape, weight.dtype, weight.device
+            if alike not in tried:
+                tried[alike] = _form_of(module)
+            if (form := tried[alike]) is not None:
+                replacements[module] = partial(_norm, module, form)
+    with replaced_forwards(replacements):
         yield
 
 
 def _may_be(module: Any) -> bool:
-    """Whether a module looks like a norm of transformers' with a float32 weight in a CPU's memory."""
+    """Whether a module looks like a norm of transformers', with a weight that there is a kernel for."""
     weight = getattr(module, "weight", None)
     if (
         not type(module).__name__.endswith("RMSNorm")
@@ -47,7 +74,8 @@ def _may_be(module: Any) -> bool:
         or type(weight) is not torch.nn.Parameter
     ):
         return False
-    return weight.ndim == 1 and weight.dtype == torch.float32 and weight.device.type == "cpu" and _epsilon(module) > 0
+    dtypes = {"cpu": [torch.float32], "cuda": [*_TOLERANCE]}.get(weight.device.type, [])
+    return weight.ndim == 1 and weight.dtype in dtypes and _epsilon(module) > 0
 
 
 def _epsilon(module: Any) -> float:
@@ -55,25 +83,30 @@ def _epsilon(module: Any) -> float:
     return found if isinstance(found, float) else 0.0
 
 
-def _fused(module: Any) -> _Forward | None:
-    """What computes a norm in one pass, if that gives what the norm does, tried on two rows."""
-    rows = torch.linspace(-3, 1, 2 * module.weight.numel()).view(1, 2, -1)
+def _form_of(module: Any) -> _Form | None:
+    """How a norm is computed in one pass, if that gives what the norm does, tried on two rows."""
+    weight = module.weight
+    rows = torch.linspace(-3, 1, 2 * weight.numel()).view(1, 2, -1).to(weight)
     with torch.no_grad():
         expected = module.forward(rows)  # not by calling it: hooks on it wait for the model's own inputs
-        for forward in (partial(_norm, module, 0.0), partial(_norm, module, 1.0)):
-            if isinstance(expected, torch.Tensor) and expected.shape == rows.shape:
-                difference = (forward(rows) - expected).abs().max()
-                if bool(difference <= _TOLERANCE * expected.abs().max()):
-                    return forward
-    return None
+        if not isinstance(expected, torch.Tensor) or (expected.shape, expected.dtype) != (rows.shape, rows.dtype):
+            return None
+        differences = [float((_norm(module, form, rows) - expected).abs().max()) for form in _FORMS]
+    nearest = min(range(len(_FORMS)), key=differences.__getitem__)
+    allowed = _TOLERANCE[weight.dtype] * float(expected.abs().max())
+    return _FORMS[nearest] if differences[nearest] <= allowed else None
 
 
-def _norm(module: Any, offset: float, x: torch.Tensor) -> torch.Tensor:
-    """The norm with what is added to its weight: 1 in Gemma's."""
-    if x.dtype != torch.float32:
+def _norm(module: Any, form: _Form, x: torch.Tensor) -> torch.Tensor:
+    weight = module.weight.detach()
+    if (x.dtype, x.device) != (weight.dtype, weight.device):
         own: torch.Tensor = type(module).forward(module, x)
         return own
-    weight = module.weight.detach() + offset if offset else module.weight.detach()
+    if x.is_cuda:
+        from wmdp_fast.models.gpu_parts import rms_norm
+
+        return rms_norm(x, weight, epsilon=_epsilon(module), offset=form.offset, rounds_first=form.rounds_first)
+    weight = weight + form.offset if form.offset else weight
     out = torch.empty(x.shape)
     rows, outs = (tensor.detach().reshape(-1, len(weight)).numpy() for tensor in (x, out))
     _rust.rms_norm(rows, weight.numpy(), outs, epsilon=_epsilon(module), threads=torch.get_num_threads())

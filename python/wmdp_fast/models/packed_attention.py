@@ -6,11 +6,9 @@ all of it::
 
     token q sees token k  <=>  k <= q < subtree_end[k]
 
-No mask is built. On a CPU one call of a kernel in Rust does a layer (`rust/core/src/attention`). On a GPU each segment
-attends to itself (causal), each run of queries attends to the ancestor segments above it (in full), and the parts are
-merged by their log-sum-exp, which gives the softmax over all of them exactly (as FlashAttention merges blocks, and
-cascade attention shared prefixes). Keys and values of the segments that the next batch hangs below are carried over to
-it, so a prefix is run once however many batches it spans.
+No mask is built. One call of a kernel does a layer: on a CPU it is in Rust (`rust/core/src/attention`), on a GPU in
+Triton (`gpu_attention`). Keys and values of the segments that the next batch hangs below are carried over to it, so a
+prefix is run once however many batches it spans.
 
 Sliding windows (by position along the path), soft caps and attention sinks are exact. Whatever else a model asks of its
 attention raises `NotPackableError`; such a model is scored on padded rows.
@@ -21,82 +19,28 @@ from __future__ import annotations
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models.cpu_attention import attend_on_cpu
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-    # The output of one part [heads, queries, value size] and the log-sum-exp of its scores [heads, queries], float32.
-    Part = tuple[torch.Tensor, torch.Tensor]
-    # A level's call of the variable-length kernel, and the spans that it cannot do.
-    Level = tuple["VarlenCall | None", tuple["Span", ...]]
+    _KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
 ATTENTION_NAME = "wmdp_fast_packed"
-
-# Where scores are computed in full, so many queries at a time: with 32 heads and 4,096 keys, 128 MiB of scores.
-_QUERY_BLOCK = 256
 
 
 class NotPackableError(ModelError):
     """A model asks something of its attention that a packed trie does not offer; the message says what."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """A run of queries and a run of keys. Keys are numbered with the carried tokens first, then the batch's own."""
-
-    queries: slice
-    keys: slice
-    key_position: int
-
-
-@dataclass(frozen=True)
-class VarlenCall:
-    """One call of the variable-length kernel: runs of queries, each with a run of keys. Its arrays are on the device.
-
-    Attributes:
-        queries: int64, the tokens of the batch that ask, run after run.
-        query_ends: int32, where each run of those ends, 0 first.
-        key_ends: int32, the same of keys.
-        longest_queries: Length of the longest run of queries.
-        longest_keys: Length of the longest run of keys.
-        carried: The runs of keys that were carried over; they come first.
-        own: int64, the keys that are the batch's own.
-    """
-
-    queries: torch.Tensor
-    query_ends: torch.Tensor
-    key_ends: torch.Tensor
-    longest_queries: int
-    longest_keys: int
-    carried: tuple[slice, ...]
-    own: torch.Tensor
-
-    @classmethod
-    def of(cls, spans: Sequence[Span], num_carried: int, device: torch.device) -> VarlenCall:
-        """The call for spans whose keys are in order."""
-        own = [s.keys for s in spans if s.keys.stop > num_carried]
-        return cls(
-            queries=_to_device(_indices([span.queries for span in spans]), device),
-            query_ends=_to_device(_ends([span.queries for span in spans]), device),
-            key_ends=_to_device(_ends([span.keys for span in spans]), device),
-            longest_queries=max(span.queries.stop - span.queries.start for span in spans),
-            longest_keys=max(span.keys.stop - span.keys.start for span in spans),
-            carried=tuple(span.keys for span in spans if span.keys.stop <= num_carried),
-            own=_to_device(_indices(own) - num_carried, device),
-        )
 
 
 @dataclass(frozen=True)
@@ -128,65 +72,20 @@ class Layout:
             keep=np.zeros((0, 2), dtype=np.int64),
         )
 
-    def positions_on(self, device: torch.device) -> torch.Tensor:
-        """`positions` on a device, brought there once."""
-        found = self._on_device.get(device)
-        if found is None:
-            found = self._on_device[device] = _to_device(self.positions, device)
-        return cast("torch.Tensor", found)
+    def on_device(
+        self, name: Any, arrays: Callable[[], Sequence[NDArray[Any]]], device: torch.device
+    ) -> tuple[torch.Tensor, ...]:
+        """Arrays made from this layout, as tensors on a device; made and brought there once for all that ask by name.
 
-    def sees_all(self, span: Span, window: int | None) -> bool:
-        """Whether a window hides none of a run's keys from its queries."""
-        return window is None or int(self.positions[span.queries].max()) - span.key_position < window
-
-    def varlen_calls(self, device: torch.device, window: int | None) -> tuple[VarlenCall, list[Level]]:
-        """The calls for a device, made once for all layers with the same window.
-
-        Returns:
-            The call of each segment to itself, and for each level its call, if there is one, with the spans of that
-            level of which the window hides something.
+        To a GPU they go by copies that nobody waits for, which takes pinned memory.
         """
-        found = self._on_device.get((device, window))
+        found = self._on_device.get((name, device))
         if found is None:
-            levels: list[Level] = []
-            for level in self.levels:
-                whole = [span for span in level if self.sees_all(span, window)]
-                call = VarlenCall.of(whole, self.num_carried, device) if whole else None
-                levels.append((call, tuple(span for span in level if not self.sees_all(span, window))))
-            found = self._on_device[device, window] = VarlenCall.of(self.own, self.num_carried, device), levels
-        return cast("tuple[VarlenCall, list[Level]]", found)
-
-    @cached_property
-    def own(self) -> tuple[Span, ...]:
-        """The segments of the batch itself; together they are all its tokens in order."""
-        carried = self.num_carried
-        return tuple(
-            Span(slice(start - carried, end - carried), slice(start, end), position)
-            for start, end, _, position in self.segments.tolist()
-            if end > carried
-        )
-
-    @cached_property
-    def levels(self) -> tuple[tuple[Span, ...], ...]:
-        """Segments with the queries that see them in full, by depth; the queries of one level never overlap."""
-        levels: list[list[Span]] = []
-        path: list[tuple[int, int]] = []  # above the segment at hand: where each subtree ends, and its level
-        for start, end, subtree_end, position in self.segments.tolist():
-            while path and path[-1][0] <= start:
-                path.pop()
-            level = path[-1][1] if path else -1
-            queries = slice(max(end - self.num_carried, 0), subtree_end - self.num_carried)
-            if queries.start < queries.stop:
-                above = levels[level][-1] if level >= 0 else None
-                if above is not None and above.queries == queries and above.keys.stop == start:
-                    # Carried segments that the same queries see are one run of keys.
-                    levels[level][-1] = Span(queries, slice(above.keys.start, end), above.key_position)
-                else:
-                    level += 1
-                    levels.extend([[]] if level == len(levels) else [])
-                    levels[level].append(Span(queries, slice(start, end), position))
-            path.append((subtree_end, level))
-        return tuple(tuple(level) for level in levels)
+            tensors = [torch.from_numpy(array) for array in arrays()]
+            if device.type == "cuda":
+                tensors = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
+            found = self._on_device[name, device] = tuple(tensors)
+        return cast("tuple[torch.Tensor, ...]", found)
 
 
 class Carried:
@@ -339,206 +238,44 @@ def attend(
     Returns:
         [T, heads, value size].
     """
-    value_size = value.shape[-1]
-    if query.shape[-1] != value_size and query.device.type != "cpu":
-        # Torch's kernels want one size (multi-head latent attention has two); zeros change neither scores nor outputs.
-        size = max(query.shape[-1], value_size)
-        query, key, value = (functional.pad(x, (0, size - x.shape[-1])) for x in (query, key, value))
     carried = None if mask.carried is None else mask.carried.take()
-    keys = _Keys(key, value, carried, mask.layout.num_carried)
-    out, lse = _Call(query, keys, mask.layout, scale, mask.window, softcap).run()
-    if mask.carried is not None:
-        mask.carried.leave(*keys.runs(mask.layout.keep))
-    if sinks is not None:
-        # A sink adds exp(sink) to the softmax's sum and nothing to its output.
-        out = (out * torch.sigmoid(lse - sinks.float()).unsqueeze(-1)).to(out.dtype)
-    return out[..., :value_size]
-
-
-class _Keys:
-    """Keys and values of a batch: those carried over, then its own."""
-
-    def __init__(
-        self,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        carried: tuple[torch.Tensor, torch.Tensor] | None,
-        num_carried: int,
-    ) -> None:
-        self.own = (key, value)
-        self.carried = carried if carried is not None else (key[:, :0], value[:, :0])
-        self.num_carried = num_carried
-
-    def run(self, span: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """A run of keys and values that is either all carried or all of the batch."""
-        if span.stop <= self.num_carried:
-            return self.carried[0][:, span], self.carried[1][:, span]
-        own = slice(span.start - self.num_carried, span.stop - self.num_carried)
-        return self.own[0][:, own], self.own[1][:, own]
-
-    def of(self, call: VarlenCall) -> tuple[torch.Tensor, torch.Tensor]:
-        """The keys and values that a call asks for, run after run."""
-        found = []
-        for carried, own in zip(self.carried, self.own, strict=True):
-            parts = [carried[:, run] for run in call.carried]
-            if len(call.own) or not parts:
-                parts.append(own.index_select(1, call.own))
-            found.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
-        return found[0], found[1]
-
-    def runs(self, spans: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Several runs as one, copied, so that the rest can be freed."""
-        runs = [self.run(slice(start, stop)) for start, stop in spans.tolist()] or [self.run(slice(0, 0))]
-        return torch.cat([key for key, _ in runs], dim=1), torch.cat([value for _, value in runs], dim=1)
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One attention call: query [heads, T, size]; outputs [T, heads, value size] and log-sum-exps [T, heads]."""
-
-    query: torch.Tensor
-    keys: _Keys
-    layout: Layout
-    scale: float
-    window: int | None
-    softcap: float | None
-
-    def run(self) -> Part:
-        """The way that is fastest on the device at hand."""
-        if self.query.device.type == "cpu":
-            return self.run_on_cpu()
-        return self.run_varlen() if self.can_use_varlen() else self.run_in_full()
-
-    def run_on_cpu(self) -> Part:
-        """One call of the kernel in Rust."""
-        runs = [run for run in (self.keys.carried, self.keys.own) if run[0].shape[1]]
-        return attend_on_cpu(
-            self.query, runs, self.layout.segments, scale=self.scale, window=self.window, softcap=self.softcap
-        )
-
-    def run_in_full(self) -> Part:
-        """Part by part, every score in memory: where no kernel returns its log-sum-exp."""
-        heads, tokens, _ = self.query.shape
-        out = self.query.new_empty(tokens, heads, self.keys.own[1].shape[-1])
-        lse = torch.empty(tokens, heads, dtype=torch.float32, device=self.query.device)
-        for span in self.layout.own:
-            part, part_lse = self._in_full(span)
-            out[span.queries] = part.transpose(0, 1)
-            lse[span.queries] = part_lse.transpose(0, 1)
-        for level in self.layout.levels:
-            for span in level:
-                part, part_lse = self._in_full(span)
-                merge(out[span.queries], lse[span.queries], part.transpose(0, 1), part_lse.transpose(0, 1))
-        return out, lse
-
-    def run_varlen(self) -> Part:
-        """One call of torch's variable-length flash kernel a level."""
-        own, levels = self.layout.varlen_calls(self.query.device, self.window)
-        tokens = self.query.transpose(0, 1)
-        # A batch's segments are all its tokens in order: queries and keys are taken as they are.
-        out, lse = self._varlen(own, tokens, *self.keys.own, causal=True)
-        for call, rest in levels:
-            if call is not None:
-                part, part_lse = self._varlen(call, tokens[call.queries], *self.keys.of(call), causal=False)
-                above, above_lse = out[call.queries], lse[call.queries]
-                merge(above, above_lse, part, part_lse)
-                out[call.queries], lse[call.queries] = above, above_lse
-            for span in rest:
-                part, part_lse = self._in_full(span)
-                merge(out[span.queries], lse[span.queries], part.transpose(0, 1), part_lse.transpose(0, 1))
-        return out, lse
-
-    def can_use_varlen(self) -> bool:
-        """Whether torch's variable-length flash kernel takes these tensors."""
-        size = self.query.shape[-1]
-        half = self.query.dtype in (torch.float16, torch.bfloat16)
-        return self.query.is_cuda and half and size <= 256 and size % 8 == 0 and self.softcap is None
-
-    def _varlen(
-        self, call: VarlenCall, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool
-    ) -> Part:
-        """Query [tokens that ask, heads, size]; key and value [key heads, keys, size]."""
-        # Slow to import, and of no use on a CPU.
-        from torch.nn.attention.varlen import AuxRequest, varlen_attn
-
-        out, lse = varlen_attn(
-            query.contiguous(),
-            key.transpose(0, 1).contiguous(),
-            value.transpose(0, 1).contiguous(),
-            call.query_ends,
-            call.key_ends,
-            call.longest_queries,
-            call.longest_keys,
-            return_aux=AuxRequest(lse=True),
-            scale=self.scale,
-            window_size=((self.window or 0) - 1, 0) if causal else (-1, -1),
-            enable_gqa=key.shape[0] != query.shape[1],
-        )
-        return out, lse.transpose(0, 1).contiguous()
-
-    def _in_full(self, span: Span) -> Part:
-        """A part with every score in memory, in float32; what its queries do not see is hidden."""
-        blocks = [
-            self._block(span, slice(start, min(start + _QUERY_BLOCK, span.queries.stop)))
-            for start in range(span.queries.start, span.queries.stop, _QUERY_BLOCK)
-        ]
-        return torch.cat([out for out, _ in blocks], dim=1), torch.cat([lse for _, lse in blocks], dim=1)
-
-    def _block(self, span: Span, queries: slice) -> Part:
-        positions = self.layout.positions[queries]
-        # Keys that none of the queries sees are left out, all but one.
-        first, last = 0, min(span.keys.stop - span.keys.start - 1, int(positions.max()) - span.key_position)
-        if self.window is not None:
-            first = min(max(int(positions.min()) - self.window + 1 - span.key_position, 0), last)
-        keys = slice(span.keys.start + first, span.keys.start + last + 1)
-        key, value = self.keys.run(keys)
-        heads, device = self.query.shape[0], self.query.device
-        groups = (key.shape[0], heads // key.shape[0])
-        query = self.query[:, queries].reshape(*groups, -1, self.query.shape[-1])
-        scores = torch.matmul(query, key.unsqueeze(1).transpose(-1, -2)).float() * self.scale
-        if self.softcap is not None:
-            scores = self.softcap * torch.tanh(scores / self.softcap)
-        key_positions = torch.arange(span.key_position + first, span.key_position + last + 1, device=device)
-        distance = self.layout.positions_on(device)[queries].unsqueeze(1) - key_positions
-        hidden = distance < 0
-        if self.window is not None:
-            hidden |= distance >= self.window
-        scores.masked_fill_(hidden, -torch.inf)
-        lse = torch.logsumexp(scores, dim=-1)
-        # A query that sees no key here has a log-sum-exp of -inf, so no weight in the merge; its output is 0, not NaN.
-        weights = torch.exp(scores - lse.masked_fill(lse == -torch.inf, 0.0).unsqueeze(-1))
-        out = torch.matmul(weights.to(value.dtype), value.unsqueeze(1))
-        return out.flatten(0, 1), lse.flatten(0, 1)
-
-
-def merge(out: torch.Tensor, lse: torch.Tensor, part: torch.Tensor, part_lse: torch.Tensor) -> None:
-    """Merges the attention to one set of keys into that to another, in place.
-
-    Args:
-        out: [T, heads, size], becomes the softmax over both sets.
-        lse: [T, heads], log-sum-exp of the scores behind `out`, finite; becomes that of both sets.
-        part: [T, heads, size].
-        part_lse: [T, heads], -inf where `part` saw no key.
-    """
-    weight = torch.sigmoid(part_lse - lse).unsqueeze(-1)
-    if out.dtype == torch.float32:
-        out.lerp_(part, weight)
+    runs = [run for run in (carried, (key, value)) if run is not None and run[0].shape[1]]
+    options: dict[str, Any] = {"scale": scale, "window": mask.window, "softcap": softcap}
+    if query.device.type == "cpu":
+        out, lse = attend_on_cpu(query, runs, mask.layout.segments, **options)
+        if sinks is not None:
+            # A sink adds exp(sink) to the softmax's sum and nothing to its output.
+            out = (out * torch.sigmoid(lse - sinks.float()).unsqueeze(-1)).to(out.dtype)
     else:
-        out.copy_(torch.lerp(out.float(), part.float(), weight))
-    torch.logaddexp(lse, part_lse, out=lse)
+        out = _kernel_for(query.device)(query, runs, mask.layout, sinks=sinks, **options)
+    if mask.carried is not None:
+        mask.carried.leave(*_kept(runs, mask.layout.keep))
+    return out
 
 
-def _ends(runs: list[slice]) -> NDArray[np.int32]:
-    """Where each of several runs ends once they are put together, 0 first."""
-    return np.cumsum([0] + [run.stop - run.start for run in runs], dtype=np.int32)
+def _kernel_for(device: torch.device) -> Callable[..., torch.Tensor]:
+    """The kernel for a device that is no CPU."""
+    if device.type != "cuda":
+        raise NotPackableError(f"there is no packed attention for devices of the kind {device.type}")
+    # Slow to import, and of no use on a CPU.
+    from wmdp_fast.models.gpu_attention import attend_on_gpu
+
+    return attend_on_gpu
 
 
-def _indices(runs: list[slice]) -> NDArray[np.int64]:
-    """Every index of several runs."""
-    return np.concatenate([np.arange(run.start, run.stop) for run in [*runs, slice(0, 0)]])
+def _joined(runs: Sequence[_KeysAndValues]) -> _KeysAndValues:
+    """Runs of keys and values as one, copied."""
+    return torch.cat([key for key, _ in runs], dim=1), torch.cat([value for _, value in runs], dim=1)
 
 
-def _to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """An array on a device; to a GPU by a copy that nobody waits for, which takes pinned memory."""
-    host = torch.from_numpy(array)
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+def _kept(runs: Sequence[_KeysAndValues], keep: NDArray[np.int64]) -> _KeysAndValues:
+    """What lies in some runs of all keys, copied, so that the rest can be freed."""
+    key, value = runs[0]
+    pieces = [(key[:, :0], value[:, :0])]
+    for start, stop in keep.tolist():
+        before = 0
+        for key, value in runs:
+            wanted = slice(max(start - before, 0), max(stop - before, 0))
+            pieces.append((key[:, wanted], value[:, wanted]))
+            before += key.shape[1]
+    return _joined(pieces)

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -124,16 +125,11 @@ def score_trie(
     if reason := why_not(loaded.model, _longest_row(requests)) or _why_not_proven(loaded, requests):
         raise NotPackableError(reason)
     planning = time.perf_counter()
-    trie = trie_for(requests, loaded.device)
+    trie = Trie(requests, min_saving=None)
     partial.seconds_waiting += time.perf_counter() - planning
     partial.seconds += time.perf_counter() - begin
     faster = compiled_parts if compiled else fused_parts
     return _score(loaded, requests, trie, token_budget, score_mode, partial, progress, faster)
-
-
-def trie_for(requests: Requests, device: torch.device) -> Trie:
-    """The trie that is fastest on a device: a GPU's kernels are called for each level, so these must pay."""
-    return Trie(requests, min_saving=None) if device.type == "cpu" else Trie(requests)
 
 
 def why_not(
@@ -146,6 +142,8 @@ def why_not(
         longest: Tokens of the longest row, for what depends on that.
         arguments: What it must take.
     """
+    if any(parameter.is_cuda for parameter in model.parameters()) and find_spec("triton") is None:
+        return "packed attention on a GPU needs Triton, which is not installed"
     adapter = getattr(model, "active_peft_config", None)
     if getattr(adapter, "is_prompt_learning", False):
         return "its adapter puts tokens of its own before every row"

@@ -79,7 +79,7 @@ def packed_documents(
     inputs = {
         "input_ids": ids.unsqueeze(0).to(device),
         "attention_mask": torch.ones_like(ids).unsqueeze(0).to(device),
-        "position_ids": layout.positions_on(device).unsqueeze(0),
+        "position_ids": torch.from_numpy(layout.positions).unsqueeze(0).to(device),
     }
     return Batch(inputs, (id(corpus), index, batch_size, max_length), layout)
 

@@ -1,0 +1,140 @@
+"""The kernels for GPUs, on a GPU if there is one, else in Triton's interpreter on a CPU, which knows no bfloat16."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+
+from tests.reference import trie as reference
+from tests.test_packed_attention import layout_of, tries
+from wmdp_fast.models.packed_attention import Layout
+
+pytest.importorskip("triton")
+
+from wmdp_fast.models import gpu_attention, gpu_parts
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+# On a GPU most of them take a compilation of their own.
+EXAMPLES = 30 if ON_GPU else 25
+
+# Largest relative error of a number's last digits, times a few.
+TOLERANCE = {torch.float32: 4e-6, torch.float16: 2e-3} | ({torch.bfloat16: 2e-2} if ON_GPU else {})
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+
+some_tries = st.one_of(tries(), tries(longest=40 if not ON_GPU else 400))
+
+
+@DTYPES
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(
+    some_tries,
+    st.sampled_from([7, 16, 10_000]),
+    st.sampled_from([(4, 4), (4, 2), (3, 1)]),
+    st.sampled_from([None, 1, 5, 70]),
+    st.sampled_from([None, 3.0]),
+    st.booleans(),
+    st.sampled_from([(8, 8), (8, 6), (40, 72), *([(128, 128), (192, 128), (256, 256)] if ON_GPU else [])]),
+)
+def test_attention_is_dense_attention(dtype, rows, budget, heads, window, softcap, with_sinks, sizes) -> None:
+    generator = torch.Generator().manual_seed(len(rows))
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(DEVICE, dtype)
+
+    sinks = drawn(heads[0]) if with_sinks else None
+    options = {"scale": sizes[0] ** -0.5, "softcap": softcap, "sinks": sinks}
+    carried: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for batch in reference.pack(rows, budget, 1000, min_saving=None):
+        tokens = len(batch.input_ids)
+        query = drawn(tokens, heads[0], sizes[0]).transpose(0, 1)
+        own = [drawn(tokens, heads[1], size).transpose(0, 1) for size in sizes]
+        runs = [*carried, (own[0], own[1])]
+        found = gpu_attention.attend_on_gpu(query, runs, layout_of(batch), window=window, **options)
+        keys, values = (torch.cat(parts, dim=1) for parts in zip(*runs, strict=True))
+        seen = reference.visible(batch.segments, batch.num_carried, window)
+        arguments = [tensor.float().cpu() for tensor in (query, keys, values)]
+        on_cpu = options | {"sinks": None if sinks is None else sinks.float().cpu()}
+        expected = reference.dense_attention(*arguments, seen, **on_cpu)
+        torch.testing.assert_close(found.float().cpu(), expected, atol=TOLERANCE[dtype], rtol=5 * TOLERANCE[dtype])
+        kept = [i for start, end in batch.keep for i in range(start, end)]
+        carried = [(keys[:, kept], values[:, kept])] if kept else []
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.one_of(tries(), tries(longest=150)),
+    st.sampled_from([3, 7, 16, 1000]),
+    st.sampled_from([None, 1, 2, 5, 70]),
+    st.sampled_from([(1, 1), (2, 3), (16, 16), (128, 64)]),
+)
+def test_tiles_have_what_their_tokens_see(rows, budget, window, blocks) -> None:
+    height, width = blocks
+    for batch in reference.pack(rows, budget, 1000, min_saving=None):
+        layout = layout_of(batch)
+        tiles = gpu_attention.Tiles.of(layout, height=height, width=width, window=window)
+        seen = reference.visible(batch.segments, batch.num_carried, window).numpy()
+        assert len(tiles.offsets) == -(-len(batch.input_ids) // height)
+        assert tiles.offsets[0, 0] == 0
+        assert tiles.offsets[-1, 2] == len(tiles.runs)
+        for tile, (first, other, end) in enumerate(tiles.offsets.tolist()):
+            by_tile = seen[tile * height : (tile + 1) * height]
+            looked_at = np.zeros(seen.shape[1], dtype=int)
+            for start, stop in tiles.runs[first:end].tolist():
+                assert start < stop
+                looked_at[start:stop] += 1
+            # No key twice, and none left out that a token sees.
+            assert looked_at.max() <= 1
+            assert (looked_at >= by_tile.any(axis=0)).all()
+            for start, stop in tiles.runs[first:other].tolist():
+                assert (stop - start) % width == 0
+                assert by_tile[:, start:stop].all()
+
+
+def test_documents_one_behind_another_see_nothing_of_each_other() -> None:
+    layout = Layout.of_documents([3, 1, 5])
+    tiles = gpu_attention.Tiles.of(layout, height=4, width=2, window=None)
+    assert tiles.offsets.tolist() == [[0, 0, 1], [1, 1, 2], [2, 2, 3]]
+    assert tiles.runs.tolist() == [[0, 4], [4, 8], [4, 9]]
+
+
+@DTYPES
+@pytest.mark.parametrize("size", [8, 100, 576])
+@pytest.mark.parametrize("kind", [LlamaRMSNorm, Gemma2RMSNorm])
+def test_a_norm_is_transformers(dtype, size, kind) -> None:
+    torch.manual_seed(size)
+    norm = kind(size).to(DEVICE, dtype)
+    norm.weight.data.normal_()
+    epsilon = norm.eps if kind is Gemma2RMSNorm else norm.variance_epsilon
+    form = {"offset": 1.0, "rounds_first": False} if kind is Gemma2RMSNorm else {"offset": 0.0, "rounds_first": True}
+    for rows in (torch.randn(2, 7, size), torch.randn(9, 3, size)[:, 1], torch.randn(1, 1000, size)):
+        x = rows.to(DEVICE, dtype)
+        found = gpu_parts.rms_norm(x, norm.weight.detach(), epsilon=epsilon, **form)
+        torch.testing.assert_close(found, norm(x), atol=0, rtol=TOLERANCE[dtype])
+
+
+@DTYPES
+@pytest.mark.parametrize("heads", [1, 3, 8])
+@pytest.mark.parametrize("size", [8, 24, 128])
+def test_a_rotation_is_transformers_to_the_bit(dtype, heads, size) -> None:
+    torch.manual_seed(heads)
+    q, k = (torch.randn(1, 11, n, size).transpose(1, 2).to(DEVICE, dtype) for n in (heads, 2))
+    cos, sin = (turned.to(DEVICE, dtype) for turned in (torch.randn(1, 11, size).cos(), torch.randn(1, 11, size).sin()))
+    for rows, expected in zip((q, k), apply_rotary_pos_emb(q, k, cos, sin), strict=True):
+        assert torch.equal(gpu_parts.rotate(rows[0], cos[0], sin[0]), expected[0])
+        other_order = rows[0].transpose(1, 2).contiguous().transpose(1, 2)
+        assert torch.equal(gpu_parts.rotate(other_order, cos[0], sin[0]), expected[0])
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(1,), (3, 5000), (2, 4096)])
+def test_a_gate_is_torchs(dtype, shape) -> None:
+    torch.manual_seed(0)
+    opened, inner = (3 * torch.randn(shape).to(DEVICE, dtype) for _ in range(2))
+    expected = torch.nn.functional.silu(opened) * inner
+    torch.testing.assert_close(gpu_parts.silu_times(opened, inner), expected, atol=1e-6, rtol=TOLERANCE[dtype])
