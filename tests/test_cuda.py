@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from tests import tiny_models
+from tests import unlearning_runs as runs
+from tests.test_packed_documents import CONFIG
 from tests.test_trie_scoring import some_requests
 from wmdp_fast.models import trie as trie_scoring
 from wmdp_fast.models.load import LoadedModel, wrap_model
 from wmdp_fast.models.padded import score_padded
 from wmdp_fast.models.scores import PartialScores
 from wmdp_fast.models.trie import score_trie
+from wmdp_fast.unlearning.run import Run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -109,3 +112,25 @@ def test_the_budget_follows_the_free_memory() -> None:
     found = score_trie(loaded, drawn)
     assert found.batches == 1
     assert found.token_budget > 2048
+
+
+@pytest.mark.parametrize("family", runs.FAMILIES)
+def test_unlearning_without_padding_ends_where_it_does_with_it(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    packed = runs.unlearn(runs.model(family).to("cuda"), CONFIG, note=notes.append)
+    assert not [note for note in notes if "padded" in note]
+    monkeypatch.setattr(Run, "_why_padded", lambda _self, _branches: "so that it is")
+    padded = runs.unlearn(runs.model(family).to("cuda"), CONFIG, note=notes.append)
+    for mine, theirs in zip(packed.metrics, padded.metrics, strict=True):
+        assert mine["tokens"] < theirs["tokens"]
+        assert mine["forget_loss_masked"] == pytest.approx(theirs["forget_loss_masked"], rel=1e-3)
+        assert mine["retain_loss_masked"] == pytest.approx(theirs["retain_loss_masked"], rel=1e-2, abs=1e-4)
+    for name, tensor in padded.tensors.items():
+        assert float((packed.tensors[name] - tensor).abs().mean()) < 0.01 * 4 * CONFIG.learning_rate
+
+
+@pytest.mark.parametrize("family", runs.FAMILIES)
+def test_branches_of_unlearning_that_do_not_differ_yet_give_the_same_bits(family: str) -> None:
+    result = runs.unlearn(runs.model(family, torch.bfloat16).to("cuda"), CONFIG)
+    assert result.metrics[0]["retain_loss"] == result.metrics[0]["retain_loss_masked"] == 0.0
+    assert result.metrics[-1]["retain_loss"] > 0

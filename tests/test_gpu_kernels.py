@@ -21,7 +21,7 @@ from wmdp_fast.models import gpu_attention, gpu_parts
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 # On a GPU most of them take a compilation of their own.
-EXAMPLES = 30 if ON_GPU else 25
+EXAMPLES = 12 if ON_GPU else 25
 
 # Largest relative error of a number's last digits, times a few.
 TOLERANCE = {torch.float32: 4e-6, torch.float16: 2e-3} | ({torch.bfloat16: 2e-2} if ON_GPU else {})
@@ -64,6 +64,50 @@ def test_attention_is_dense_attention(dtype, rows, budget, heads, window, softca
         torch.testing.assert_close(found.float().cpu(), expected, atol=TOLERANCE[dtype], rtol=5 * TOLERANCE[dtype])
         kept = [i for start, end in batch.keep for i in range(start, end)]
         carried = [(keys[:, kept], values[:, kept])] if kept else []
+
+
+@DTYPES
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(
+    some_tries,
+    st.sampled_from([(4, 4), (4, 2), (3, 1)]),
+    st.sampled_from([None, 1, 5, 70]),
+    st.sampled_from([None, 3.0]),
+    st.booleans(),
+    st.sampled_from([(8, 8), (8, 6), (40, 72), *([(128, 128), (192, 128), (256, 256)] if ON_GPU else [])]),
+)
+def test_its_gradient_is_that_of_dense_attention(dtype, rows, heads, window, softcap, with_sinks, sizes) -> None:
+    generator = torch.Generator().manual_seed(len(rows))
+    (batch,) = reference.pack(rows, 10_000, 10_000, min_saving=None)
+    tokens = len(batch.input_ids)
+    shapes = [(tokens, heads[0], sizes[0]), (tokens, heads[1], sizes[0]), (tokens, heads[1], sizes[1])]
+    tensors = [torch.randn(shape, generator=generator).to(dtype).transpose(0, 1) for shape in shapes]
+    tensors += [torch.randn(heads[0], generator=generator).to(dtype)] if with_sinks else []
+    weights = torch.randn(tokens, heads[0], sizes[1], generator=generator).to(dtype)
+    options = {"scale": sizes[0] ** -0.5, "softcap": softcap}
+
+    mine = [tensor.to(DEVICE).requires_grad_() for tensor in tensors]
+    sinks = mine[3] if with_sinks else None
+    layout = layout_of(batch)
+    out = gpu_attention.attend_on_gpu(mine[0], [(mine[1], mine[2])], layout, window=window, sinks=sinks, **options)
+    found = torch.autograd.grad((out.float() * weights.float().to(DEVICE)).sum(), mine)
+
+    theirs = [tensor.float().requires_grad_() for tensor in tensors]
+    seen = reference.visible(batch.segments, 0, window)
+    sinks = theirs[3] if with_sinks else None
+    expected = reference.dense_attention(*theirs[:3], seen, sinks=sinks, **options)
+    for gradient, other in zip(found, torch.autograd.grad((expected * weights.float()).sum(), theirs), strict=True):
+        scale = max(1.0, float(other.abs().max()))
+        atol = 8 * TOLERANCE[dtype] * scale
+        torch.testing.assert_close(gradient.float().cpu(), other, atol=atol, rtol=8 * TOLERANCE[dtype])
+
+
+def test_there_is_no_gradient_through_what_was_carried_over() -> None:
+    query = torch.randn(1, 3, 16, device=DEVICE).requires_grad_()
+    runs = [(torch.randn(1, n, 16, device=DEVICE), torch.randn(1, n, 16, device=DEVICE)) for n in (2, 3)]
+    layout = Layout(np.arange(2, 5), 2, np.array([[0, 2, 5, 0], [2, 5, 5, 2]]), np.zeros((0, 2), dtype=np.int64))
+    with pytest.raises(ValueError, match="carried over has no gradient"):
+        gpu_attention.attend_on_gpu(query, runs, layout, scale=1.0)
 
 
 @settings(max_examples=200, deadline=None)

@@ -191,9 +191,9 @@ def _measurement(outcome: Outcome, ours: dict[str, Any]) -> Measurement:
         },
         per_second=rates,
         peak_gb=outcome.peak_gb,
+        gpu_peak_gb=outcome.gpu_peak_gb,
         notes={
             **outcome.notes,
-            "gpu_peak_gb": outcome.gpu_peak_gb,
             "tokens_run_per_useful": outcome.tokens_run / max(1, ours["useful_tokens"]),
             **share,
         },

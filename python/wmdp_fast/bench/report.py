@@ -22,6 +22,7 @@ class Measurement:
         units: How much work was done, in the units of the benchmark (questions, tokens, steps).
         per_second: Units per second of the total.
         peak_gb: Peak resident memory of the process in 10^9 bytes, or None where it cannot be told apart.
+        gpu_peak_gb: Peak memory of tensors on the GPU, likewise, if it is not what `peak_gb` is already.
         notes: Anything else worth knowing, such as the engine used.
     """
 
@@ -29,6 +30,7 @@ class Measurement:
     units: dict[str, int]
     per_second: dict[str, float]
     peak_gb: float | None = None
+    gpu_peak_gb: float | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -103,11 +105,18 @@ class BenchReport:
         for unit, rate in self.ours.per_second.items():
             theirs = [peer.per_second.get(unit) for peer in self.peers.values()]
             rows.append([f"{unit}/s", _rate(rate), *map(_rate, theirs), *("" for _ in self.peers)])
-        if self.ours.peak_gb is not None:
-            peaks = [self.ours.peak_gb, *(peer.peak_gb for peer in self.peers.values())]
-            ratios = (_ratio(peer.peak_gb and peer.peak_gb / self.ours.peak_gb) for peer in self.peers.values())
-            rows.append(["peak memory", *(("" if gb is None else f"{gb:.2f} GB") for gb in peaks), *ratios])
+        peers = self.peers.values()
+        rows += _peaks("peak memory", self.ours.peak_gb, [peer.peak_gb for peer in peers])
+        rows += _peaks("GPU tensors, peak", self.ours.gpu_peak_gb, [peer.gpu_peak_gb for peer in peers])
         return [header, *rows]
+
+
+def _peaks(name: str, ours: float | None, theirs: list[float | None]) -> list[list[str]]:
+    """The row for a kind of memory, if it was measured."""
+    if ours is None:
+        return []
+    ratios = (_ratio(gb and gb / ours) for gb in theirs)
+    return [[name, *("" if gb is None else f"{gb:.2f} GB" for gb in [ours, *theirs]), *ratios]]
 
 
 def _items(facts: dict[str, Any]) -> list[str]:
@@ -138,6 +147,8 @@ def _ratio(value: float | None) -> str:
 
 def machine() -> dict[str, Any]:
     """Hardware and versions."""
+    import torch  # noqa: F401 (it is what knows of GPUs, and contestants alone have needed it so far)
+
     return {"hardware": environment.hardware(), "versions": environment.versions()}
 
 

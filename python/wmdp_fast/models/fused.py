@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.models.gates import fused_gates
 from wmdp_fast.models.norms import fused_norms
@@ -17,11 +17,18 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def fused_parts(model: nn.Module) -> Iterator[None]:
+def fused_parts(model: nn.Module, tried: dict[Any, Any] | None = None) -> Iterator[None]:
     """Inside, what is faster in one piece is computed so, without compiling it first; for use without gradients.
 
     On a CPU that is products and norms in float32, rotary angles also in bfloat16; on a GPU, where it takes Triton,
     norms, rotary angles and what feed-forward blocks do between their products. All else stays as it is.
+
+    Args:
+        model: The model.
+        tried: Parts are tried before they are replaced. What came of it in earlier calls with the same model, so that
+            they are not tried again; filled here.
     """
-    with onednn_products(model), fused_norms(model), fused_rotary(model), fused_gates(model):
+    with ExitStack() as stack:
+        for fused in (onednn_products, fused_norms, fused_rotary, fused_gates):
+            stack.enter_context(fused(model, tried))
         yield

@@ -14,7 +14,7 @@ import torch
 from wmdp_fast.models.forwards import replaced_forwards
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import nn
 
@@ -28,13 +28,17 @@ _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
 
 
 @contextmanager
-def fused_gates(model: nn.Module) -> Iterator[None]:
+def fused_gates(model: nn.Module, tried: dict[Any, Any] | None = None) -> Iterator[None]:
     """Inside, `silu(gate) * up` is one pass over memory in a model's feed-forward blocks; for use without gradients.
 
     That is done for blocks in a GPU's memory that are tried to do nothing else; all others stay as they are.
+
+    Args:
+        model: The model.
+        tried: What came of that in earlier calls with the same model, filled here.
     """
     replacements: dict[nn.Module, _Forward] = {}
-    tried: dict[Hashable, bool] = {}
+    tried = {} if tried is None else tried
     for module in model.modules():
         if (weight := _weight_of(module)) is not None:
             alike = type(module), type(module.act_fn), weight.shape, weight.dtype, weight.device

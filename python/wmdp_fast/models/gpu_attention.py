@@ -102,7 +102,9 @@ def attend_on_gpu(
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attention of a batch, without gradients; sums are in float32 whatever the dtype.
+    """Attention of a batch; sums are in float32 whatever the dtype.
+
+    With gradients for query, key, value and sinks, if nothing was carried over to the batch.
 
     Args:
         query: [heads, T, head size].
@@ -116,33 +118,69 @@ def attend_on_gpu(
 
     Returns:
         Outputs [T, heads, value size].
+
+    Raises:
+        ValueError: A gradient is wanted and something was carried over.
+    """
+    options: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap}
+    tensors = (query, sinks, *(tensor for run in runs for tensor in run))
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        from wmdp_fast.models.gpu_attention_gradient import AttentionWithGradient
+
+        if len(runs) > 1:
+            raise ValueError("attention to keys that were carried over has no gradient")
+        with_gradient: torch.Tensor = AttentionWithGradient.apply(query, *runs[0], sinks, layout, options)
+        return with_gradient
+    return attend_with_sums(query, runs, layout, sinks=sinks, **options)[0]
+
+
+def attend_with_sums(
+    query: torch.Tensor,
+    runs: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    layout: Layout,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `attend_on_gpu` without gradients, and what these take.
+
+    Returns:
+        Outputs [T, heads, value size], and the logarithms to base 2 of the softmax's sums [heads, T], float32.
     """
     heads, tokens, size = query.shape
-    query, *others = (_dense_rows(tensor) for tensor in (query, *runs[0], *runs[-1]))
+    query, *others = (dense_rows(tensor) for tensor in (query, *runs[0], *runs[-1]))
     value_size = others[-1].shape[-1]
     blocks = _blocks(query, value_size)
-    on_device = _on_device(layout, blocks["height"], blocks["width"], window, query.device)
+    offsets, table, subtree_ends, positions = on_device(layout, blocks["height"], blocks["width"], window, query.device)
     out = query.new_empty(tokens, heads, value_size)
+    sums = query.new_empty(heads, tokens, dtype=torch.float32)
     tensors = (query, *others, out.transpose(0, 1))
     strides = [tensor.stride(dim) for tensor in tensors for dim in (0, 1)]
     with torch.cuda.device_of(query):
-        _attend[len(on_device[0]), heads](
+        _attend[len(offsets), heads](
             *tensors, *strides,
-            out if sinks is None else sinks, *on_device, tokens, layout.num_carried,
+            sums, out if sinks is None else sinks, offsets, table, subtree_ends, positions, tokens, layout.num_carried,
             scale / (softcap or 1.0), softcap or 0.0, window or 0,
             group=heads // others[-1].shape[0], size=size, value_size=value_size,
             has_window=window is not None, has_softcap=softcap is not None, has_sinks=sinks is not None,
-            precision="ieee" if query.dtype == torch.float32 else "tf32", **blocks,
+            precision=precision_of(query), **blocks,
         )  # fmt: skip
-    return out
+    return out, sums
 
 
-def _dense_rows(tensor: torch.Tensor) -> torch.Tensor:
+def precision_of(tensor: torch.Tensor) -> str:
+    """How a product is to be computed, as Triton names it; all digits of float32, and of what has fewer anyway."""
+    return "ieee" if tensor.dtype == torch.float32 else "tf32"
+
+
+def dense_rows(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of which the numbers of a row lie one behind the other."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _on_device(
+def on_device(
     layout: Layout, height: int, width: int, window: int | None, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Tiles and what decides about who sees whom, brought to a device once for all layers with the same window.
@@ -182,7 +220,7 @@ def _attend(
     query, carried_key, carried_value, key, value, out,
     query_head, query_token, carried_key_head, carried_key_token, carried_value_head, carried_value_token,
     key_head, key_token, value_head, value_token, out_head, out_token,
-    sinks, offsets, runs, subtree_ends, positions, tokens, num_carried,
+    log_sums, sinks, offsets, runs, subtree_ends, positions, tokens, num_carried,
     scale, softcap, window,
     group: tl.constexpr, size: tl.constexpr, value_size: tl.constexpr,
     has_window: tl.constexpr, has_softcap: tl.constexpr, has_sinks: tl.constexpr, precision: tl.constexpr,
@@ -198,9 +236,8 @@ def _attend(
     # A batch may have more numbers than 32 bits count.
     where = head * query_head + rows.to(tl.int64)[:, None] * query_token + dims[None, :]
     queries = tl.load(query + where, mask=is_row[:, None] & is_dim[None, :], other=0.0)
-    places = rows + num_carried
-    if has_window:
-        depths = tl.load(positions + places, mask=is_row, other=0)
+    # Rows beyond the last token are never written; what they see does not matter.
+    places = tl.minimum(rows, tokens - 1) + num_carried
     # Both counted from the first key that was carried over.
     carried_key += (head // group) * carried_key_head
     carried_value += (head // group) * carried_value_head
@@ -222,7 +259,7 @@ def _attend(
         for first in range(start, stop, width):
             at = (first + tl.arange(0, width)).to(tl.int64)[:, None]
             block = tl.load(key_run + at * key_step + dims[None, :], mask=is_dim[None, :], other=0.0)
-            scores = _scores(queries, block, scale, softcap, has_softcap, precision)
+            scores, _ = scores_of(queries, block, scale, softcap, has_softcap, precision)
             is_there = is_value_dim[None, :]
             block = tl.load(value_run + at * value_step + value_dims[None, :], mask=is_there, other=0.0)
             largest, total, sums = _add(scores, block, largest, total, sums, precision)
@@ -238,12 +275,8 @@ def _attend(
             at = keys.to(tl.int64)[:, None]
             is_there = is_key[:, None] & is_dim[None, :]
             block = tl.load(key_run + at * key_step + dims[None, :], mask=is_there, other=0.0)
-            scores = _scores(queries, block, scale, softcap, has_softcap, precision)
-            ends = tl.load(subtree_ends + keys, mask=is_key, other=0)
-            sees = (keys[None, :] <= places[:, None]) & (places[:, None] < ends[None, :])
-            if has_window:
-                key_depths = tl.load(positions + keys, mask=is_key, other=0)
-                sees &= depths[:, None] - key_depths[None, :] < window
+            scores, _ = scores_of(queries, block, scale, softcap, has_softcap, precision)
+            sees = who_sees(places, keys, is_key, subtree_ends, positions, window, has_window)
             scores = tl.where(sees, scores, float("-inf"))
             is_there = is_key[:, None] & is_value_dim[None, :]
             block = tl.load(value_run + at * value_step + value_dims[None, :], mask=is_there, other=0.0)
@@ -255,20 +288,39 @@ def _attend(
         new = tl.maximum(largest, sink)
         total = total * tl.exp2(largest - new) + tl.exp2(sink - new)
         sums *= tl.exp2(largest - new)[:, None]
-    sums /= tl.where(is_row, total, 1.0)[:, None]
+        largest = new
+    sums /= total[:, None]
+    tl.store(log_sums + head * tokens + rows, largest + tl.log2(total), mask=is_row)
     where = rows.to(tl.int64)[:, None] * out_token + head * out_head + value_dims[None, :]
     tl.store(out + where, sums.to(out.dtype.element_ty), mask=is_row[:, None] & is_value_dim[None, :])
 
 
 @triton.jit
-def _scores(queries, keys, scale, softcap, has_softcap: tl.constexpr, precision: tl.constexpr):
-    """Scores of queries [height, size_block] and keys [width, size_block], as logarithms to base 2."""
+def who_sees(places, keys, is_key, subtree_ends, positions, window, has_window: tl.constexpr):
+    """Which tokens [height] see which keys [width]; both are given by their places among all keys."""
+    ends = tl.load(subtree_ends + keys, mask=is_key, other=0)
+    sees = (keys[None, :] <= places[:, None]) & (places[:, None] < ends[None, :])
+    if has_window:
+        depths = tl.load(positions + places)
+        key_depths = tl.load(positions + keys, mask=is_key, other=0)
+        sees &= depths[:, None] - key_depths[None, :] < window
+    return sees
+
+
+@triton.jit
+def scores_of(queries, keys, scale, softcap, has_softcap: tl.constexpr, precision: tl.constexpr):
+    """Scores of queries [height, size] and keys [width, size], as logarithms to base 2.
+
+    Also the slope of the soft cap where they are, 1 without one.
+    """
     scores = tl.dot(queries, tl.trans(keys), input_precision=precision) * scale
+    slope = scores * 0 + 1
     if has_softcap:
         small = tl.exp2(tl.abs(scores) * (-2 * _LOG2_E))
         bent = (1 - small) / (1 + small)
+        slope = 1 - bent * bent
         scores = softcap * tl.where(scores < 0, -bent, bent)
-    return scores * _LOG2_E
+    return scores * _LOG2_E, slope
 
 
 @triton.jit

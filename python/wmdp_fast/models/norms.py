@@ -17,7 +17,7 @@ from wmdp_fast import _rust
 from wmdp_fast.models.forwards import replaced_forwards
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import nn
 
@@ -45,14 +45,18 @@ _FORMS = (_Form(0.0, rounds_first=True), _Form(0.0, rounds_first=False), _Form(1
 
 
 @contextmanager
-def fused_norms(model: nn.Module) -> Iterator[None]:
+def fused_norms(model: nn.Module, tried: dict[Any, Any] | None = None) -> Iterator[None]:
     """Inside, a model's root-mean-square norms are computed in one pass; for use without gradients.
 
     That is done for those whose weight is float32 in a CPU's memory, or of any float type in a GPU's, and which are
     tried to do nothing else; all others stay as they are. Afterwards the model is as it was.
+
+    Args:
+        model: The model.
+        tried: What came of that in earlier calls with the same model, filled here.
     """
     replacements: dict[nn.Module, _Forward] = {}
-    tried: dict[Hashable, _Form | None] = {}
+    tried = {} if tried is None else tried
     for module in model.modules():
         if _may_be(module):
             weight: Any = module.weight

@@ -44,13 +44,18 @@ def is_available() -> bool:
 
 
 @contextmanager
-def onednn_products(model: nn.Module) -> Iterator[None]:
+def onednn_products(model: nn.Module, tried: dict[Any, Any] | None = None) -> Iterator[None]:
     """Inside, a model's linear layers and gated feed-forward blocks are computed by oneDNN; for use without gradients.
 
     That is done for those whose weights are float32 in a CPU's memory, where `is_available`; all others stay as they
     are. Afterwards the model is as it was.
+
+    Args:
+        model: The model.
+        tried: Which blocks were tried in earlier calls with the same model, and what came of it; filled here.
     """
-    with replaced_forwards(dict(_replacements(model)) if is_available() else {}):
+    tried = {} if tried is None else tried
+    with replaced_forwards(dict(_replacements(model, tried)) if is_available() else {}):
         yield
 
 
@@ -111,18 +116,17 @@ def linear_of_short_sums(rows: torch.Tensor, weight: torch.Tensor, bias: torch.T
     return total
 
 
-def _replacements(model: nn.Module) -> Iterator[tuple[nn.Module, _Forward]]:
+def _replacements(model: nn.Module, tried: dict[Any, Any]) -> Iterator[tuple[nn.Module, _Forward]]:
     """The modules that can be computed by oneDNN, and how."""
     # The projection onto the vocabulary is left out, as its rounding goes straight into the scores; see `readout`.
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    alike: dict[type[nn.Module], bool] = {}
     for module in model.modules():
         if _is_plain(module) and module is not head:
             yield module, partial(_linear, module)
         elif _has_gate(module):
-            if type(module) not in alike:
-                alike[type(module)] = _does_no_more(module)
-            if alike[type(module)]:
+            if type(module) not in tried:
+                tried[type(module)] = _does_no_more(module)
+            if tried[type(module)]:
                 yield module, partial(_gated, module)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -120,6 +121,7 @@ class Branches:
         # Hashed now, while the weights are the original ones.
         self._trunks = None if cache is None or self.first == 0 else cache.entries("trunk", below=self.first)
         self._frozen = None if cache is None else cache.entries("frozen", below=layer_id + 1)
+        self._fused_parts = partial(fused_parts, tried={})
         self._can_skip = False  # that it can is proven on the first batch that is not in the cache
         layer = self._layers[0]
         # Modules that own a trained parameter, and those around them.
@@ -181,7 +183,7 @@ class Branches:
         forwards: dict[nn.Module, Callable[..., Any]] = dict.fromkeys(self._layers, record)
         if skip:
             forwards |= dict.fromkeys(self._below, pass_on)
-        with torch.no_grad(), self._faster(batch, self._below, fused_parts), replaced_forwards(forwards):
+        with torch.no_grad(), self._faster(batch, self._below, self._fused_parts), replaced_forwards(forwards):
             try:
                 self._model(**batch.inputs, use_cache=False)
             except _ReachedError:

@@ -328,8 +328,6 @@ class Run:
         return reason is None
 
     def _why_padded(self, branches: Branches) -> str | None:
-        if self._device.type != "cpu":
-            return "packing them is for CPUs so far"
         longest = max(self._config.retain_max_length, *(topic.max_length for topic in self._topics))
         if reason := why_not(self._source.decoder.model, longest, arguments=("position_ids",)):
             return reason
