@@ -13,13 +13,24 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from tests import tiny_models
+from wmdp_fast import environment
 from wmdp_fast.models import onednn
 from wmdp_fast.models.onednn import onednn_linears, onednn_products
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from transformers import PreTrainedModel
 
 pytestmark = pytest.mark.skipif(not onednn.is_available(), reason="this torch or this processor is left as it is")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _not_on_intel() -> Iterator[None]:
+    """There MKL is faster; what oneDNN computes is the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(environment, "is_intel", lambda: False)
+        yield
 
 
 def replaced(model: nn.Module) -> set[str]:
@@ -170,3 +181,10 @@ def test_a_gated_block(inner: int, bias: bool, tokens: int) -> None:
     assert found.shape == expected.shape
     if expected.numel():
         assert_close(found, expected)
+
+
+def test_intels_processors_stay_with_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "is_intel", lambda: True)
+    layer = nn.Linear(3, 4)
+    with onednn_products(layer), onednn_linears(layer):
+        assert replaced(layer) == set()

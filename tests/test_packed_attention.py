@@ -15,7 +15,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.reference import trie as reference
 from wmdp_fast import _rust
 from wmdp_fast.models.cpu_attention import attend_on_cpu
-from wmdp_fast.models.packed_attention import Carried, Layout, PackedMask, attend, packed_attention, packed_batch
+from wmdp_fast.models.packed_attention import (
+    Carried,
+    Layout,
+    NotPackableError,
+    PackedMask,
+    attend,
+    packed_attention,
+    packed_batch,
+)
 
 VOCABULARY = 64
 
@@ -115,6 +123,13 @@ def test_there_is_no_gradient_through_what_was_carried_over() -> None:
     keys = [(torch.randn(1, tokens, 4), torch.randn(1, tokens, 4)) for tokens in (2, 3)]
     with pytest.raises(ValueError, match="carried over has no gradient"):
         attend_on_cpu(query, keys, segments, scale=1.0)
+
+
+def test_a_device_without_a_kernel_is_named() -> None:
+    mask = PackedMask(Layout.of_documents([3]), None)
+    query, key, value = (torch.empty(1, 3, 4, device="meta") for _ in range(3))
+    with pytest.raises(NotPackableError, match="no packed attention for devices of the kind meta"):
+        attend(query, key, value, mask, scale=1.0)
 
 
 MANY_THREADS = """

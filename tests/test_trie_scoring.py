@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,6 +151,14 @@ def test_a_model_that_fails_the_proof_is_scored_on_padded_rows(monkeypatch: pyte
     np.testing.assert_array_equal(found.loglikelihood, expected.loglikelihood)
     with pytest.raises(NotPackableError, match="tried on excerpts"):
         score(loaded, drawn, engine="trie")
+
+
+def test_a_gpu_without_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_models.build("llama", torch.float32)
+    assert trie_scoring.why_not(model) is None
+    monkeypatch.setattr(model, "parameters", lambda: [SimpleNamespace(is_cuda=True)])
+    monkeypatch.setattr(trie_scoring, "find_spec", lambda _name: None)
+    assert "needs Triton" in trie_scoring.why_not(model)
 
 
 @pytest.mark.parametrize(("family", "reason"), tiny_models.PADDED_FAMILIES.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -74,12 +75,24 @@ def _installed(package: str) -> str | None:
         return None
 
 
+def is_intel() -> bool:
+    """Whether the CPU is Intel's, as far as the system says."""
+    return _of_cpu("vendor_id") == "GenuineIntel"
+
+
 def _cpu_model() -> str:
+    return _of_cpu("model name") or platform.processor() or platform.machine()
+
+
+@functools.cache
+def _of_cpu(name: str) -> str | None:
+    """What Linux says of the first processor."""
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
+        return None
+    found = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else None
 
 
 def _nvidia_driver() -> str | None:

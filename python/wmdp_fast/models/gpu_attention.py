@@ -227,13 +227,13 @@ def _attend(
     height: tl.constexpr, width: tl.constexpr, size_block: tl.constexpr, value_block: tl.constexpr,
 ):  # fmt: skip
     """One tile of `height` tokens, for one head."""
-    tile, head = tl.program_id(0), tl.program_id(1)
+    # A batch may have more numbers than 32 bits count.
+    tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     rows = tile * height + tl.arange(0, height)
     is_row = rows < tokens
     dims, value_dims = tl.arange(0, size_block), tl.arange(0, value_block)
     is_dim, is_value_dim = dims < size, value_dims < value_size
 
-    # A batch may have more numbers than 32 bits count.
     where = head * query_head + rows.to(tl.int64)[:, None] * query_token + dims[None, :]
     queries = tl.load(query + where, mask=is_row[:, None] & is_dim[None, :], other=0.0)
     # Rows beyond the last token are never written; what they see does not matter.
