@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +15,7 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from tests import tiny_models
+from tests.conftest import CHECKOUT
 from tests.reference import trie as reference
 from tests.test_packed_attention import layout_of, tries
 from wmdp_fast.models.packed_attention import Layout
@@ -202,3 +207,16 @@ def test_blocks_in_a_cpus_memory_are_left_alone() -> None:
     model = tiny_models.loaded("llama").model
     with gates.fused_gates(model):
         assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_the_kernels_compile_for_gpus_and_fit_into_their_memory() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "error::UserWarning", "-m", "tests.gpu_compilation"]
+    ran = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=environment, cwd=CHECKOUT
+    )
+    assert ran.returncode == 0, ran.stderr
+    lines = [line.split() for line in ran.stdout.splitlines()]
+    assert len(lines) == 24
+    for *_, needed, there in lines:
+        assert int(needed) <= int(there)

@@ -204,11 +204,12 @@ def _blocks(query: torch.Tensor, value_size: int) -> dict[str, int]:
     """The sizes of tiles and blocks, as large as a multiprocessor's fast memory allows."""
     # The matrix units multiply at least 16 x 16.
     width_of_keys, width_of_values = (max(16, triton.next_power_of_2(size)) for size in (query.shape[-1], value_size))
-    fixed = {"size_block": width_of_keys, "value_block": width_of_values}
+    # Fusing multiplications with additions is asked for by name, as versions of Triton differ in what they do else.
+    fixed = {"size_block": width_of_keys, "value_block": width_of_values, "enable_fp_fusion": True}
     memory = 0
     if query.is_cuda:
         memory = torch.cuda.get_device_properties(query.device).shared_memory_per_block_optin
-    for height, width, stages, warps in ((128, 32, 3, 4), (64, 32, 3, 4), (64, 32, 2, 4)):
+    for height, width, stages, warps in ((128, 32, 3, 4), (64, 32, 3, 4), (64, 32, 2, 4), (64, 32, 1, 4)):
         needed = height * width_of_keys + stages * width * (width_of_keys + width_of_values)
         if query.element_size() * needed < 0.9 * memory:
             return {"height": height, "width": width, "num_stages": stages, "num_warps": warps, **fixed}
@@ -252,10 +253,9 @@ def _attend(
     end = tl.load(offsets + 3 * tile + 2)
     for run in range(first_full, first_other):
         start, stop = tl.load(runs + 2 * run), tl.load(runs + 2 * run + 1)
-        key_run = tl.where(start < num_carried, carried_key, key)
-        key_step = tl.where(start < num_carried, carried_key_token, key_token)
-        value_run = tl.where(start < num_carried, carried_value, value)
-        value_step = tl.where(start < num_carried, carried_value_token, value_token)
+        is_carried = start < num_carried
+        key_run, key_step = _one_of(is_carried, carried_key, carried_key_token, key, key_token)
+        value_run, value_step = _one_of(is_carried, carried_value, carried_value_token, value, value_token)
         for first in range(start, stop, width):
             at = (first + tl.arange(0, width)).to(tl.int64)[:, None]
             block = tl.load(key_run + at * key_step + dims[None, :], mask=is_dim[None, :], other=0.0)
@@ -265,10 +265,9 @@ def _attend(
             largest, total, sums = _add(scores, block, largest, total, sums, precision)
     for run in range(first_other, end):
         start, stop = tl.load(runs + 2 * run), tl.load(runs + 2 * run + 1)
-        key_run = tl.where(start < num_carried, carried_key, key)
-        key_step = tl.where(start < num_carried, carried_key_token, key_token)
-        value_run = tl.where(start < num_carried, carried_value, value)
-        value_step = tl.where(start < num_carried, carried_value_token, value_token)
+        is_carried = start < num_carried
+        key_run, key_step = _one_of(is_carried, carried_key, carried_key_token, key, key_token)
+        value_run, value_step = _one_of(is_carried, carried_value, carried_value_token, value, value_token)
         for first in range(start, stop, width):
             keys = first + tl.arange(0, width)
             is_key = keys < stop
@@ -293,6 +292,12 @@ def _attend(
     tl.store(log_sums + head * tokens + rows, largest + tl.log2(total), mask=is_row)
     where = rows.to(tl.int64)[:, None] * out_token + head * out_head + value_dims[None, :]
     tl.store(out + where, sums.to(out.dtype.element_ty), mask=is_row[:, None] & is_value_dim[None, :])
+
+
+@triton.jit
+def _one_of(is_first, first, first_token, second, second_token):
+    """One of two tensors, by its address and what lies between two tokens."""
+    return tl.where(is_first, first, second), tl.where(is_first, first_token, second_token)
 
 
 @triton.jit

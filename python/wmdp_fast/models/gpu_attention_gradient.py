@@ -102,7 +102,7 @@ def _strides(*tensors: torch.Tensor) -> list[int]:
 def _blocks(query: torch.Tensor, value_size: int) -> dict[str, int]:
     """The sizes of tiles and blocks."""
     sizes = [max(16, triton.next_power_of_2(size)) for size in (query.shape[-1], value_size)]
-    fixed = {"size_block": sizes[0], "value_block": sizes[1], "num_warps": 4}
+    fixed = {"size_block": sizes[0], "value_block": sizes[1], "num_warps": 4, "enable_fp_fusion": True}
     if not query.is_cuda:
         return {"height": 16, "width": 16, "num_stages": 1, **fixed}
     if query.element_size() * max(sizes) <= 256:

@@ -38,7 +38,7 @@ def rms_norm(
     with torch.cuda.device_of(rows):
         _rms_norm[grid](
             flat, weight, out, len(flat), flat.stride(0), epsilon, offset,
-            size=size, rounds_first=rounds_first, height=height, block=block,
+            size=size, rounds_first=rounds_first, height=height, block=block, enable_fp_fusion=True,
         )  # fmt: skip
     return out.view(rows.shape)
 
@@ -116,7 +116,9 @@ def silu_times(opened: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
     """`silu(opened) * inner`, element by element, of two contiguous tensors of one shape and dtype."""
     out = torch.empty_like(opened)
     with torch.cuda.device_of(out):
-        _silu_times[triton.cdiv(out.numel(), _NUMBERS),](opened, inner, out, out.numel(), block=_NUMBERS, num_warps=8)
+        _silu_times[triton.cdiv(out.numel(), _NUMBERS),](
+            opened, inner, out, out.numel(), block=_NUMBERS, num_warps=8, enable_fp_fusion=True
+        )
     return out
 
 
