@@ -74,6 +74,8 @@ def bench_eval(
         WmdpFastError: A contestant failed; says what it said.
     """
     _check(model, shape, tokenizer, tasks, workload, dtype, against)
+    import torch  # noqa: F401 (so that `machine` sees GPUs: contestants alone have needed it so far)
+
     job = Job(
         contestant=engine,
         model=None if model is None else str(model),

@@ -146,9 +146,7 @@ def _ratio(value: float | None) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Hardware and versions."""
-    import torch  # noqa: F401 (it is what knows of GPUs, and contestants alone have needed it so far)
-
+    """Hardware and versions; GPUs are seen once torch is imported."""
     return {"hardware": environment.hardware(), "versions": environment.versions()}
 
 
