@@ -7,10 +7,8 @@ a samples file.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast import _rust, environment
+from wmdp_fast.files import write_whole
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
@@ -423,7 +423,7 @@ class EvalResult:
                 )
                 written.append(samples_file)
             # Last, so that a results file never tells of samples that are not there.
-            _write_whole(results_file, json.dumps(self.to_json(task_hashes), indent=2, ensure_ascii=False, default=str))
+            write_whole(results_file, json.dumps(self.to_json(task_hashes), indent=2, ensure_ascii=False, default=str))
         except BaseException:
             for samples_file in written:
                 samples_file.unlink(missing_ok=True)
@@ -618,22 +618,3 @@ def _lm_eval_metrics(result: TaskResult | GroupResult) -> dict[str, float | str]
 
 def _sha256(text: str | None) -> str | None:
     return hashlib.sha256(text.encode()).hexdigest() if text else None
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Writes a file under a temporary name and renames it once it is safe on disk; on failure nothing is left."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            # A path may hold bytes that are no UTF-8 (lone surrogates in Python); JSON can only say them as an escape.
-            file.write(text.encode("utf-8", "backslashreplace"))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            # A failed write does not know its file's name.
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise

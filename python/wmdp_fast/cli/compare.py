@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from wmdp_fast.cli.options import names, share, whole_number
 from wmdp_fast.comparison import compare
+from wmdp_fast.files import write_whole
 
 if TYPE_CHECKING:
     import argparse
@@ -74,6 +75,6 @@ def run(arguments: argparse.Namespace) -> int:
         baseline, *others = comparison.results
         for number, other in enumerate(others, start=2):
             file = arguments.html if len(others) == 1 else arguments.html.with_stem(f"{arguments.html.stem}-{number}")
-            file.write_text(report.comparison_html(baseline, other), encoding="utf-8")
+            write_whole(file, report.comparison_html(baseline, other))
             print(f"report: {file}", file=sys.stderr)
     return 0

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wmdp_fast.files import write_whole
 from wmdp_fast.saved import read_results
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ def run(arguments: argparse.Namespace) -> int:
     results = read_results(arguments.results)
     baseline = None if arguments.baseline is None else read_results(arguments.baseline)
     html = report_html(results, baseline, unlearn=arguments.unlearn, include_text=arguments.include_text)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(html, encoding="utf-8")
+    write_whole(arguments.output, html)
     print(f"report: {arguments.output}", file=sys.stderr)
     return 0

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmdp_fast.cli.options import share
+from wmdp_fast.files import write_whole
 from wmdp_fast.rescoring import rescore
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     text = json.dumps(rescored.to_json(), indent=2, ensure_ascii=False)
     print(text if arguments.json else table(rescored))
     if arguments.output is not None:
-        Path(arguments.output).write_text(text + "\n", encoding="utf-8")
+        write_whole(arguments.output, text + "\n")
     for mismatch in rescored.mismatches:
         print(f"mismatch: {mismatch}", file=sys.stderr)
     return 1 if rescored.mismatches else 0

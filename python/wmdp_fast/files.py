@@ -1,0 +1,71 @@
+"""Files that appear whole or not at all: written under another name beside their place, and renamed when on the disk.
+
+A full disk, a kill or Ctrl-C in the middle leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Writes a file that is the old one until the new one is complete and safe on disk.
+
+    A symbolic link is followed, so that it still is one afterwards, and permissions of an old file are kept. What is no
+    regular file (`/dev/stdout`, a pipe) cannot be replaced and is written to.
+
+    Args:
+        path: The file; its folder is made if it is missing.
+        content: Text is encoded as UTF-8; what cannot be (lone surrogates, as Python has them in file names that are no
+            UTF-8) becomes a backslash escape.
+
+    Raises:
+        OSError: It cannot be written; names `path`, and nothing is left beside it.
+    """
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    with replacing(path) as fresh, fresh.open("wb") as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives the path to write to; what stands there at the end takes the place of `path`.
+
+    If the block raises, what it wrote is removed and `path` is as it was. For code that writes files itself; the rules
+    are those of `write_whole`.
+
+    Args:
+        path: The file to be replaced; its folder is made if it is missing.
+
+    Raises:
+        OSError: It cannot be written; names `path`, also where the error of a write did not (a full disk).
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file() and not target.is_dir():
+        yield target
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Of a long name a part, for a name has at most 255 bytes; a thread's own, for two may write the same file.
+    fresh = target.with_name(f".{target.name[:40]}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        yield fresh
+        if target.is_file():
+            shutil.copymode(target, fresh)
+        with fresh.open("rb+") as file:
+            os.fsync(file.fileno())
+        fresh.replace(target)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        if isinstance(error, OSError) and error.filename in (None, str(fresh)):
+            # A failed write does not know its file's name.
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
