@@ -144,7 +144,7 @@ def test_every_point_is_what_a_run_of_its_own_gives(folder, tmp_path):
     assert [(run.settings["layer_id"], run.settings["max_steps"], run.steps) for run in result.runs] == [
         (1, 4, 4), (1, 2, 2), (3, 4, 4), (3, 2, 2),
     ]  # fmt: skip
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["runs.jsonl", "sweep.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*("evaluations", "runs.jsonl", "sweep.json")]
     for index in (1, 2):
         alone = wf.unlearn(
             folder / "base",
@@ -163,6 +163,8 @@ def test_every_point_is_what_a_run_of_its_own_gives(folder, tmp_path):
                 tmp_path / f"alone{index}", tasks=str(folder / f"{name}.jsonl"), template="mmlu", progress=False
             )
             assert run.scores[name] == measured[name].metrics
+            kept = wf.read_results(tmp_path / "out" / run.results)
+            assert kept[name].metrics == measured[name].metrics
             assert (accuracy.value, accuracy.n, accuracy.chance) == (measured[name]["acc"], 8, 0.25)
     before = wf.evaluate(folder / "base", tasks=str(folder / "trees.jsonl"), template="mmlu", progress=False)
     assert result.base.retain.value == before["trees"]["acc"]

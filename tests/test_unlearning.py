@@ -20,7 +20,7 @@ from tests.reference import rmu as plain
 from wmdp_fast import cli, demo
 from wmdp_fast.exceptions import ModelError, TaskError, WmdpFastWarning
 from wmdp_fast.models.partial import decoder_of
-from wmdp_fast.unlearning import corpora, reporting
+from wmdp_fast.unlearning import reporting
 from wmdp_fast.unlearning.batches import packed_documents, padded_documents
 from wmdp_fast.unlearning.branches import Branches
 from wmdp_fast.unlearning.card import wilson_interval
@@ -468,7 +468,6 @@ def test_importing_the_settings_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.skipif(not hasattr(corpora, "load_corpus"), reason="corpora cannot be read from files yet")
 def test_the_command_unlearns_and_the_delta_gives_the_same(tmp_path, capsys):
     arguments = ["--layer-id", "1", "--update-layer-ids", "0,1", "--parameters", "mlp", "--steering-coeff", "auto:5"]
     arguments += ["--max-steps", "2", "--batch-size", "2", "--alpha", "10,20", "--dtype", "float32", "--quiet"]

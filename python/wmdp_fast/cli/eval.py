@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import wmdp_fast
+from wmdp_fast.cli.asking import add_selection, add_wording
 from wmdp_fast.cli.options import whole_number, whole_number_or_auto
 from wmdp_fast.models.server import Server
 
@@ -46,45 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tasks", required=True, action="append", metavar="NAMES", help="tasks, groups or files, separated by commas"
     )
     what.add_argument("--data", metavar="DIR", help="folder with the datasets, in place of the hub")
-    what.add_argument(
-        "--dataset-revision",
-        metavar="REV",
-        help="commit, branch or tag of the dataset, in place of the pinned commit; of several, DATASET=REV,...",
-    )
-    what.add_argument("--subjects", metavar="NAMES", help="only these MMLU subjects, separated by commas")
-    what.add_argument("--limit", type=_limit, metavar="N", help="only the first N questions of a task; below 1 a share")
-    what.add_argument(
-        "--num-fewshot", type=whole_number(least=0), metavar="N", help="examples before each question (default 0)"
-    )
+    add_selection(what)
 
     how = parser.add_argument_group("how to ask it")
-    how.add_argument(
-        "--template", metavar="T", help="for question files: `mmlu`, the name of another task, or a Jinja template"
-    )
-    how.add_argument("--choices", choices=("letters", "texts"), help="for question files: what the model answers with")
-    how.add_argument("--description", metavar="TEXT", help="for question files: text before every prompt")
+    add_wording(how)
     how.add_argument(
         "--permute-choices",
         choices=("cyclic", "all"),
         help="ask again with the choices in other orders, and report what that changes",
-    )
-    how.add_argument(
-        "--lm-eval-compat",
-        choices=("0.4.2", "0.4.9", "current"),
-        help="lm-eval version whose prompts to reproduce (default current)",
-    )
-    how.add_argument(
-        "--apply-chat-template",
-        nargs="?",
-        const=True,
-        metavar="NAME",
-        help="put prompts into the tokenizer's chat template; NAME picks one of several",
-    )
-    how.add_argument("--system-instruction", metavar="TEXT", help="text before the task's description")
-    how.add_argument(
-        "--fewshot-as-multiturn",
-        action=argparse.BooleanOptionalAction,
-        help="examples as turns of a chat (default with a chat template)",
     )
 
     model = parser.add_argument_group("the model")
@@ -203,10 +173,3 @@ def _take_server(arguments: argparse.Namespace, options: dict[str, Any]) -> Serv
 def report(result: EvalResult, *, as_json: bool) -> None:
     """Prints a result on stdout, as a table or in lm-eval's JSON."""
     print(json.dumps(result.to_json(), indent=2, ensure_ascii=False, default=str) if as_json else result.table())
-
-
-def _limit(text: str) -> float:
-    try:
-        return int(text) if text.isdecimal() else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import wmdp_fast
+from wmdp_fast.cli.asking import add_selection, add_wording, asked
 from wmdp_fast.cli.options import whole_number
 from wmdp_fast.cli.rmu_options import add_corpora, add_method, add_training, one_or_more, settings
 
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 SUMMARY = "Unlearn with many settings of RMU, measure each, and show the Pareto front of forgetting and keeping."
 
 _AXES = ("layer_id", "steering_coeff", "alpha", "learning_rate", "max_steps")
-_EVALUATION = ("limit", "num_fewshot", "template")
 _PASSED = (
     "trials", "resume", "revision", "device", "trust_remote_code", "data", "cache_trunk", "cache_limit", "keep_best",
+    "log_samples",
 )  # fmt: skip
 
 
@@ -58,12 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--retain-tasks", required=True, action="append", metavar="NAMES", help="tasks whose accuracy should stay"
     )
     measures.add_argument(
-        "--limit", type=float, metavar="N", help="only the first N questions of a task; below 1 a share"
+        "--log-samples",
+        action=argparse.BooleanOptionalAction,
+        help="keep every question's scores in DIR/evaluations, for `compare` and `report` (default yes)",
     )
-    measures.add_argument(
-        "--num-fewshot", type=whole_number(least=0), metavar="N", help="examples before each question"
-    )
-    measures.add_argument("--template", metavar="T", help="for question files among the tasks")
+    add_selection(measures)
+    add_wording(measures)
     add_corpora(parser)
     add_method(parser, swept=True)
     add_training(parser, swept=True)
@@ -96,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         retain_tasks=arguments.retain_tasks,
         output=arguments.output,
         config=wmdp_fast.RMUConfig(**settings(arguments, swept=_AXES)),
-        eval_options={name: given[name] for name in _EVALUATION if name in given},
+        eval_options=asked(arguments),
         progress=not arguments.quiet,
         note=None if arguments.quiet else _note,
         **{name: given[name] for name in _PASSED if name in given},

@@ -8,12 +8,11 @@ import sys
 from typing import Any
 
 import wmdp_fast
+from wmdp_fast.cli.asking import add_selection, add_wording, asked
 from wmdp_fast.cli.options import whole_number
 from wmdp_fast.cli.rmu_options import add_corpora, add_method, add_training, settings
 
 SUMMARY = "Unlearn the subjects of some corpora with RMU."
-
-_EVALUATION = ("limit", "num_fewshot", "template")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     watch = parser.add_argument_group("watching it")
     watch.add_argument("--eval-tasks", action="append", metavar="NAMES", help="tasks to score before, during and after")
     watch.add_argument("--eval-every", type=whole_number(least=1), metavar="N", help="steps between evaluations")
-    watch.add_argument("--limit", type=float, metavar="N", help="only the first N questions of a task; below 1 a share")
-    watch.add_argument("--num-fewshot", type=whole_number(least=0), metavar="N", help="examples before each question")
-    watch.add_argument("--template", metavar="T", help="for question files among --eval-tasks")
     watch.add_argument(
         "--stop-when", action="append", metavar="COND", help="end once all hold, e.g. 'wmdp_bio.acc<0.30'"
     )
@@ -40,7 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="end once one fails, e.g. 'mmlu.acc>=before-0.02', and go back to the last step that fulfilled all",
     )
     watch.add_argument("--report-to", action="append", metavar="NAME", help="tensorboard, wandb or trackio")
+    watch.add_argument(
+        "--log-samples",
+        action=argparse.BooleanOptionalAction,
+        help="keep every question's scores in DIR/evaluations, for `compare` and `report` (default yes)",
+    )
     watch.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
+
+    asking = parser.add_argument_group("how to ask the questions of --eval-tasks, as in eval")
+    add_selection(asking)
+    add_wording(asking)
 
     output = parser.add_argument_group("output")
     output.add_argument("--output", required=True, metavar="DIR", help="folder for the new checkpoint")
@@ -62,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         "eval_tasks",
         "stop_when",
         "keep_while",
+        "log_samples",
         "data",
         "cache_trunk",
         "cache_limit",
@@ -73,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         retain=arguments.retain,
         config=wmdp_fast.RMUConfig(**settings(arguments)),
         output=arguments.output,
-        eval_options={name: given[name] for name in _EVALUATION if name in given},
+        eval_options=asked(arguments),
         progress=not arguments.quiet,
         note=None if arguments.quiet else _note,
         **options,

@@ -24,6 +24,7 @@ class Request:
     eval_tasks: list[str]
     eval_every: int | None
     eval_options: dict[str, Any]
+    log_samples: bool
     stop_when: tuple[Condition, ...]
     keep_while: tuple[Condition, ...]
     report_to: list[str]

@@ -42,6 +42,7 @@ def unlearn(
     eval_tasks: str | Sequence[str] = (),
     eval_every: int | None = None,
     eval_options: Mapping[str, Any] | None = None,
+    log_samples: bool = True,
     data: str | PathLike[str] | None = None,
     stop_when: str | Sequence[str] = (),
     keep_while: str | Sequence[str] = (),
@@ -71,6 +72,7 @@ def unlearn(
         eval_tasks: Tasks to evaluate before, after and during the run. This takes the whole model into memory.
         eval_every: Steps between evaluations; None evaluates before and after only.
         eval_options: Further options of `wmdp_fast.evaluate`, such as `limit`.
+        log_samples: Whether the evaluations in `output`, which `wmdp_fast.compare` reads, have each question's scores.
         data: Folder with corpora and datasets that are given by name, in place of the hub, laid out as
             `wmdp_fast.data` says.
         stop_when: Conditions such as `wmdp_bio.acc<0.30`; the run ends when an evaluation fulfils all of them.
@@ -104,6 +106,7 @@ def unlearn(
         eval_tasks=listed_names(eval_tasks),
         eval_every=eval_every,
         eval_options=({} if data is None else {"data": data}) | dict(eval_options or {}),
+        log_samples=log_samples,
         data=data,
         stop_when=stopping.parse_all(stop_when),
         keep_while=stopping.parse_all(keep_while),

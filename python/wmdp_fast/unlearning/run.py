@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -15,7 +16,7 @@ from torch import nn
 from wmdp_fast import environment
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models.trie import why_not
-from wmdp_fast.unlearning import checkpoint, reporting, tensor_file
+from wmdp_fast.unlearning import checkpoint, measuring, reporting, tensor_file
 from wmdp_fast.unlearning.batches import Batch, num_batches, packed_documents, padded_documents
 from wmdp_fast.unlearning.branches import Branches
 from wmdp_fast.unlearning.card import model_card
@@ -344,18 +345,21 @@ class Run:
 
     def _evaluate(self, steps: int, metrics: Metrics) -> None:
         """Scores the whole model as it is now, and looks at the conditions."""
-        from wmdp_fast.evaluation import evaluate
-
-        whole, tokenizer = self._source.whole, self._source.tokenizer
-        if whole is None or tokenizer is None:
-            raise ValueError("evaluating needs the whole model and its tokenizer")
+        request = self._request
+        folder = None if self._work is None else self._work / measuring.FOLDER / f"step-{steps}"
         with self._clock("evaluate"):
-            result = evaluate(
-                whole, tokenizer=tokenizer, tasks=self._request.eval_tasks, progress=False, **self._request.eval_options
+            result = measuring.measure(
+                self._source,
+                request.eval_tasks,
+                request.eval_options,
+                after=f"after step {steps}" if steps else "",
+                folder=folder,
+                samples=request.log_samples,
             )
         scores = {name: dict(result[name].metrics) for name in result}
+        kept = {} if folder is None else {"results": f"{measuring.FOLDER}/{folder.name}"}
         self._evaluations.append(
-            {"step": steps, "scores": scores, "questions": {name: result[name].sample_len for name in result}}
+            {"step": steps, "scores": scores, "questions": {name: result[name].sample_len for name in result}, **kept}
         )
         metrics.add({"step": steps, "evaluation": scores})
         shown = ", ".join(f"{task} {metric} {value:.3f}" for task, of in scores.items() for metric, value in of.items())
@@ -517,6 +521,9 @@ class Run:
             )
             (folder / checkpoint.RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             (folder / checkpoint.CARD).write_text(model_card(record), encoding="utf-8")
+            for one in self._evaluations:
+                if self._work is not None and "results" in one:
+                    shutil.copytree(self._work / one["results"], folder / one["results"])
             with (folder / checkpoint.METRICS).open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in metrics.rows)
 

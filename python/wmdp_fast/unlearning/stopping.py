@@ -64,6 +64,16 @@ class Condition:
         number = float((found["offset"] or "0").replace(" ", "")) if relative else float(found["number"])
         return cls(text, found["task"].strip(), found["metric"], found["comparison"], number, relative)
 
+    def check(self, measured: Mapping[str, Iterable[str]]) -> None:
+        """Raises TaskError if it speaks of a task or metric that is not measured.
+
+        Args:
+            measured: Names of metrics by task and group.
+        """
+        if self.metric not in measured.get(self.task, ()):
+            known = ", ".join(f"{task}.{metric}" for task, metrics in measured.items() for metric in metrics)
+            raise TaskError(f"the condition {self.text!r} speaks of {self.task}.{self.metric}; evaluated are {known}")
+
     def holds(self, scores: Mapping[str, Mapping[str, float]], before: Mapping[str, Mapping[str, float]]) -> bool:
         """Whether it is true of some scores.
 
@@ -74,9 +84,7 @@ class Condition:
         return _COMPARISONS[self.comparison](self._value(scores), limit)
 
     def _value(self, scores: Mapping[str, Mapping[str, float]]) -> float:
-        if self.task not in scores or self.metric not in scores[self.task]:
-            known = ", ".join(f"{task}.{metric}" for task, metrics in scores.items() for metric in metrics)
-            raise TaskError(f"the condition {self.text!r} speaks of {self.task}.{self.metric}; evaluated are {known}")
+        self.check(scores)
         return scores[self.task][self.metric]
 
 

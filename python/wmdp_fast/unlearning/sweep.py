@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ import torch
 from wmdp_fast import _rust
 from wmdp_fast.evaluation import PhaseClock
 from wmdp_fast.exceptions import ModelError, TaskError
-from wmdp_fast.unlearning import checkpoint, pareto, sweep_identity
+from wmdp_fast.unlearning import checkpoint, measuring, pareto, sweep_identity
 from wmdp_fast.unlearning.config import RMUConfig
 from wmdp_fast.unlearning.corpora import CorpusTokens
 from wmdp_fast.unlearning.parameters import pick
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from wmdp_fast.results import EvalResult
+    from wmdp_fast.results import TaskResult
     from wmdp_fast.unlearning.source import Corpora, Corpus, Source
 
 RUNS = "runs.jsonl"
@@ -68,6 +69,7 @@ def sweep(
     device: str = "auto",
     trust_remote_code: bool = False,
     eval_options: Mapping[str, Any] | None = None,
+    log_samples: bool = True,
     data: str | PathLike[str] | None = None,
     cache_trunk: str | PathLike[str] | None = None,
     cache_limit: float | None = None,
@@ -94,6 +96,7 @@ def sweep(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         trust_remote_code: Whether to run code that comes with the model.
         eval_options: Further options of `wmdp_fast.evaluate`, such as `limit`.
+        log_samples: Whether the evaluations in `output`, which `wmdp_fast.compare` reads, have each question's scores.
         data: Folder with corpora and datasets that are given by name, in place of the hub.
         cache_trunk: Folder for activations that training does not change; None is one in `output` that is removed when
             the sweep is done.
@@ -140,6 +143,7 @@ def sweep(
         eval_tasks=[],
         eval_every=None,
         eval_options=({} if data is None else {"data": data}) | dict(eval_options or {}),
+        log_samples=log_samples,
         stop_when=(),
         keep_while=(),
         report_to=[],
@@ -148,6 +152,7 @@ def sweep(
         note=lambda _line: None,  # what each run picks and finds is in its result
     )
     request.check()
+    leaves = _check_tasks(tasks, request.eval_options)
     source = open_source(model, request.config, tokenizer, revision, device, trust_remote_code, whole=True)
     check_depth(source, request.config)
     corpora = read_corpora(request, source)
@@ -156,7 +161,7 @@ def sweep(
     with RunsFile(folder / RUNS) as file:
         cache = TrunkCache(folder / TRUNK if cache_trunk is None else Path(cache_trunk), source.decoder, limit=limit)
         sweep_identity.check(folder, base, extent, source, corpora, cache, tasks, request.eval_options)
-        work = _Sweep(base, request, source, corpora, cache, tasks, file, say)
+        work = _Sweep(base, request, source, corpora, cache, tasks, leaves, file, folder, say)
         before = work.before()
         runs = work.grid(list(grid(space))) if drawing is None else work.drawn(drawing, trials or 0)
         front, best = _worth_having(before, runs)
@@ -190,6 +195,14 @@ def sweep(
     )
 
 
+def _check_tasks(tasks: Mapping[str, list[str]], options: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names of the tasks, without groups, whose accuracy should fall and should stay; reads all questions once."""
+    selection = measuring.check_tasks([name for names in tasks.values() for name in names], options)
+    if without := [task.name for task in selection.tasks if "acc" not in task.metrics]:
+        raise TaskError(f"{without[0]} has no metric acc, which a sweep compares; leave it out")
+    return {kind: measuring.tasks_of(names, selection) for kind, names in tasks.items()}
+
+
 def _extent(space: Space, base: RMUConfig, before: Extent | None) -> Extent:
     """How far a sweep goes, and at least as far as the one that it may continue."""
     layers = highest(space, "layer_id", base.layer_id) + 1
@@ -210,11 +223,14 @@ class _Sweep:
         corpora: Corpora,
         cache: TrunkCache,
         tasks: Mapping[str, list[str]],
+        leaves: Mapping[str, list[str]],
         file: RunsFile,
+        folder: Path,
         say: Callable[[str], None],
     ) -> None:
         self._base, self._request, self._source, self._corpora = base, request, source, corpora
-        self._cache, self._tasks, self._file, self._say = cache, tasks, file, say
+        self._cache, self._tasks, self._leaves, self._file, self._say = cache, tasks, leaves, file, say
+        self._folder = folder
         self._done = {_key(run.settings): run for run in map(SweepRun.from_json, file.lines)}
 
     def before(self) -> SweepRun:
@@ -318,22 +334,23 @@ class _Sweep:
 
     def _measured(self, run: SweepRun) -> SweepRun:
         """The run with what the model gets right now."""
-        from wmdp_fast.evaluation import evaluate
-
-        whole, tokenizer = self._source.whole, self._source.tokenizer
-        if whole is None or tokenizer is None:
-            raise ValueError("a sweep needs the model's tokenizer; pass tokenizer=...")
         begun = time.perf_counter()
-        accuracies, scores = {}, {}
-        for kind, tasks in self._tasks.items():
-            result = evaluate(whole, tokenizer=tokenizer, tasks=tasks, progress=False, **self._request.eval_options)
-            accuracies[kind] = _pooled(result)
-            scores.update({name: dict(result[name].metrics) for name in result})
+        place = f"{measuring.FOLDER}/{_folder_name(run.settings)}"
+        result = measuring.measure(
+            self._source,
+            [name for names in self._tasks.values() for name in names],
+            self._request.eval_options,
+            after=f"after {_told(run.settings)}" if run.settings else "",
+            folder=self._folder / place,
+            samples=self._request.log_samples,
+        )
+        accuracies = {kind: _pooled([result.tasks[name] for name in names]) for kind, names in self._leaves.items()}
         return dataclasses.replace(
             run,
             forget=accuracies["forget"],
             retain=accuracies["retain"],
-            scores=scores,
+            scores={name: dict(result[name].metrics) for name in result},
+            results=place,
             seconds={**run.seconds, "evaluate": round(time.perf_counter() - begun, 3)},
         )
 
@@ -376,15 +393,11 @@ def _worth_having(before: SweepRun, runs: Sequence[SweepRun]) -> tuple[list[int]
     return front, max(front, key=gain, default=None)
 
 
-def _pooled(result: EvalResult) -> Accuracy:
-    """The accuracy over all questions of all tasks."""
-    if without := [task.name for task in result.tasks.values() if "acc" not in task.metrics]:
-        raise TaskError(f"{without[0]} has no metric acc, which a sweep compares; leave it out")
-    right = sum(int(task.outcome.correct.sum()) for task in result.tasks.values())
+def _pooled(tasks: Sequence[TaskResult]) -> Accuracy:
+    """The accuracy over all questions of some tasks."""
+    right = sum(int(task.outcome.correct.sum()) for task in tasks)
     choices = [
-        int(count)
-        for task in result.tasks.values()
-        for count in task.outcome.choice_offsets[1:] - task.outcome.choice_offsets[:-1]
+        int(count) for task in tasks for count in task.outcome.choice_offsets[1:] - task.outcome.choice_offsets[:-1]
     ]
     low, high = _rust.wilson(right, len(choices))
     chance = sum(1 / count for count in choices) / len(choices)
@@ -404,6 +417,14 @@ def _as_number(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_as_number(one) for one in value]
     return float(value) if isinstance(value, int) else value
+
+
+def _folder_name(settings: Mapping[str, Any]) -> str:
+    """Where the evaluation of a point lies: the same for the same settings, and readable."""
+    named = (f"{name}={cell(value)}" for name, value in settings.items())
+    name = ",".join(named).replace("/", "+") or "before"
+    # Of many topics it may be longer than a file system takes.
+    return name if len(name) <= 200 else f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def _told(point: Mapping[str, Any], but: str = "") -> str:

@@ -48,6 +48,7 @@ class SweepRun:
         failed: Why there is no result, or None.
         seconds: Of training (of all steps so far, if runs shared them) and of evaluating.
         params: What Optuna drew, or None.
+        results: Where the evaluation is kept, below the sweep's folder, or None.
     """
 
     settings: dict[str, Any]
@@ -60,6 +61,7 @@ class SweepRun:
     failed: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     params: dict[str, Any] | None = None
+    results: str | None = None
 
     @property
     def aims(self) -> tuple[float, float] | None:

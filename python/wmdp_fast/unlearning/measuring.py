@@ -1,0 +1,98 @@
+"""Accuracy on the way: the model in memory is asked, and what it answered is kept in lm-eval's format.
+
+A run keeps its evaluations in folders of their own, `evaluations/step-0`, `evaluations/step-50` and so on; a sweep in
+`evaluations/before` and a folder for each point. Each of them is what `wmdp-fast eval --output` would have written, so
+`compare`, `show` and `report` take it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from wmdp_fast import prepare, tasks
+from wmdp_fast.exceptions import TaskError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from wmdp_fast.results import EvalResult
+    from wmdp_fast.tasks import Selection
+    from wmdp_fast.unlearning.source import Source
+    from wmdp_fast.unlearning.stopping import Condition
+
+FOLDER = "evaluations"
+
+# The parameters of `evaluate` that say what is asked, by the function of this package that they are for.
+_OF_RESOLVE = ("subjects", "num_fewshot", "template", "choices", "description")
+_OF_READING = ("data", "dataset_revision", "limit")
+
+
+def check_tasks(names: Sequence[str], options: Mapping[str, Any], conditions: Sequence[Condition] = ()) -> Selection:
+    """Finds and reads all questions, and makes sure that conditions speak of what will be measured.
+
+    Args:
+        names: Tasks, groups and question files.
+        options: Further options of `wmdp_fast.evaluate`.
+        conditions: What a run is to end at, or to keep.
+
+    Raises:
+        TaskError: A task is unknown, an option does not apply, or a condition speaks of something else.
+        DataUnavailableError, DatasetError, FileNotFoundError, ValueError: As `evaluate` does.
+    """
+    selection = tasks.resolve(
+        names,
+        compat=options.get("lm_eval_compat", "current"),
+        **{name: options[name] for name in _OF_RESOLVE if name in options},
+    )
+    prepare.read_tasks(selection.tasks, **{name: options[name] for name in _OF_READING if name in options})
+    measured = {task.name: task.metrics for task in selection.tasks}
+    measured |= {group.name: group.metrics for group in selection.groups}
+    for condition in conditions:
+        condition.check(measured)
+    return selection
+
+
+def measure(
+    source: Source, names: Sequence[str], options: Mapping[str, Any], *, after: str, folder: Path | None, samples: bool
+) -> EvalResult:
+    """Scores the whole model as it is now.
+
+    Args:
+        source: The model and its tokenizer.
+        names: Tasks, groups and question files.
+        options: Further options of `wmdp_fast.evaluate`.
+        after: What has become of the model, for its name in the results (`after step 50`); empty for nothing.
+        folder: Where to keep the results; what is there is replaced. None keeps nothing.
+        samples: Whether to keep each question's scores too.
+
+    Raises:
+        OSError: The results cannot be written.
+        ValueError: There is no whole model or no tokenizer.
+    """
+    from wmdp_fast.evaluation import evaluate
+
+    if source.whole is None or source.tokenizer is None:
+        raise ValueError("evaluating needs the whole model and its tokenizer; pass tokenizer=...")
+    result = evaluate(source.whole, tokenizer=source.tokenizer, tasks=list(names), progress=False, **options)
+    result = dataclasses.replace(result, model_name=f"{source.name} {after}".strip())
+    if folder is not None:
+        if folder.exists():
+            shutil.rmtree(folder)  # of a run that was stopped before it could say that it had come so far
+        result.save(folder / "results.json", log_samples=samples)
+    return result
+
+
+def tasks_of(names: Sequence[str], selection: Selection) -> list[str]:
+    """Names of the tasks, among all that are asked, that some of the user's names stand for.
+
+    Raises:
+        TaskError: None is left, because of the subjects that were chosen.
+    """
+    meant = {task.name for task in tasks.resolve(names).tasks}
+    found = [task.name for task in selection.tasks if task.name in meant]
+    if not found:
+        raise TaskError(f"no task of {', '.join(names)} is left with these subjects")
+    return found

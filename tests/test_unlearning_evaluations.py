@@ -1,0 +1,140 @@
+"""What is measured while a model is unlearnt: kept as `eval` keeps it, and asked in all the ways that `eval` knows."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import wmdp_fast as wf
+from tests import tokenizers_zoo
+from tests import unlearning_runs as runs
+from wmdp_fast import cli
+from wmdp_fast.exceptions import TaskError
+from wmdp_fast.unlearning.config import RMUConfig
+
+CONFIG = RMUConfig(
+    layer_id=2,
+    steering_coeff=2.0,
+    alpha=50.0,
+    learning_rate=0.05,
+    batch_size=2,
+    max_steps=4,
+    max_length=30,
+)
+CHAT = "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }}\n{% endfor %}<assistant>"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model with a tokenizer that has a chat template, and made-up questions with examples."""
+    made = tmp_path_factory.mktemp("evaluations")
+    model = runs.model("llama")
+    model.resize_token_embeddings(640)
+    model.config.max_position_embeddings = 512
+    model.save_pretrained(made / "base")
+    tokenizer = tokenizers_zoo.tokenizer("llama3")
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(made / "base")
+    for name, count in (("birds_test", 12), ("birds_dev", 2)):
+        rows = [
+            {"question": f"What is {name} {i}?", "choices": ["the wren", "an owl", "a jay", "a tit"], "answer": i % 4}
+            for i in range(count)
+        ]
+        (made / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return made
+
+
+def unlearnt(folder, output, **options):
+    return runs.unlearn(
+        folder / "base", CONFIG, output=output, eval_tasks=str(folder / "birds_test.jsonl"), eval_every=2, **options
+    )
+
+
+def test_every_evaluation_is_kept_as_eval_would_have_saved_it(folder, tmp_path):
+    result = unlearnt(folder, tmp_path / "out", eval_options={"template": "mmlu"})
+    home = tmp_path / "out" / "evaluations"
+    assert sorted(path.name for path in home.iterdir()) == ["step-0", "step-2", "step-4"]
+    for one in result.evaluations:
+        kept = wf.read_results(tmp_path / "out" / one["results"])
+        assert {name: dict(kept[name].metrics) for name in kept} == one["scores"]
+    for step, model in ((0, folder / "base"), (4, tmp_path / "out")):
+        asked = {"tasks": str(folder / "birds_test.jsonl"), "template": "mmlu", "progress": False}
+        separate = wf.evaluate(model, **asked, output=tmp_path / f"separate-{step}", log_samples=True)
+        kept = wf.read_results(home / f"step-{step}")["birds"]
+        np.testing.assert_array_equal(kept.samples.loglikelihood, separate["birds"].outcome.loglikelihood, strict=True)
+    compared = wf.compare(home / "step-0", home / "step-4")
+    [row] = compared.contrasts[0].rows
+    assert (row.name, row.n, row.why_unpaired) == ("birds", 12, None)
+    assert not (tmp_path / "out.unlearning").exists()
+
+
+def test_without_samples_only_the_numbers_are_kept(folder, tmp_path):
+    unlearnt(folder, tmp_path / "out", eval_options={"template": "mmlu"}, log_samples=False)
+    assert not list(tmp_path.rglob("samples_*"))
+    assert wf.read_results(tmp_path / "out" / "evaluations" / "step-4")["birds"].n == 12
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--description", "Of birds.\n\n", "--num-fewshot", "1", "--limit", "7"],
+        ["--choices", "texts", "--template", "{{ question }}"],
+        ["--apply-chat-template", "--system-instruction", "Be brief.", "--template", "mmlu", "--num-fewshot", "2"],
+        ["--apply-chat-template", "--num-fewshot", "2", "--no-fewshot-as-multiturn"],
+    ],
+    ids=["description", "texts", "chat", "one turn"],
+)
+def test_the_command_asks_in_every_way_that_eval_does(folder, tmp_path, words, capsys):
+    corpora = []
+    for kind, seed in (("forget", 1), ("retain", 2)):
+        rows = [json.dumps({"text": " ".join(f"{kind} {token}" for token in row)}) for row in runs.documents(seed)]
+        (tmp_path / f"{kind}.jsonl").write_text("\n".join(rows))
+        corpora += [f"--{kind}", str(tmp_path / f"{kind}.jsonl")]
+    questions = str(folder / "birds_test.jsonl")
+    settings = ["--layer-id", "1", "--max-steps", "1", "--steering-coeff", "2", "--batch-size", "2", "--quiet"]
+    output = tmp_path / "out"
+    command = ["unlearn", str(folder / "base"), *corpora, *settings, "--output", str(output)]
+    assert cli.main([*command, "--eval-tasks", questions, *words]) == 0
+    capsys.readouterr()
+    assert cli.main(["eval", str(output), "--tasks", questions, *words, "--json", "--quiet"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    kept = wf.read_results(output / "evaluations" / "step-1").raw
+    assert kept["results"] == expected["results"]
+    for key in ("configs", "n-shot", "chat_template_sha", "system_instruction", "fewshot_as_multiturn"):
+        assert kept[key] == expected[key], key
+
+
+def test_a_task_that_is_among_both_kinds_counts_for_both(folder, tmp_path):
+    result = wf.sweep(
+        folder / "base",
+        forget=runs.corpus(runs.documents(1), "forget"),
+        retain=runs.corpus(runs.documents(2), "retain"),
+        over={"max_steps": [2]},
+        config=CONFIG,
+        forget_tasks=str(folder / "birds_test.jsonl"),
+        retain_tasks=str(folder / "birds_test.jsonl"),
+        eval_options={"template": "mmlu"},
+        output=tmp_path / "sweep",
+        progress=False,
+    )
+    assert result.runs[0].forget == result.runs[0].retain
+    compared = wf.compare(tmp_path / "sweep" / result.base.results, tmp_path / "sweep" / result.runs[0].results)
+    [row] = compared.contrasts[0].rows
+    assert (row.name, row.n, row.why_unpaired) == ("birds", 12, None)
+
+
+def test_a_sweep_says_which_of_two_files_of_one_name_to_rename(folder, tmp_path):
+    (tmp_path / "birds_test.jsonl").write_text((folder / "birds_test.jsonl").read_text())
+    with pytest.raises(TaskError, match="rename one of them"):
+        wf.sweep(
+            folder / "base",
+            forget=runs.corpus(runs.documents(1), "forget"),
+            retain=runs.corpus(runs.documents(2), "retain"),
+            over={"max_steps": [2]},
+            forget_tasks=str(folder / "birds_test.jsonl"),
+            retain_tasks=str(tmp_path / "birds_test.jsonl"),
+            output=tmp_path / "sweep",
+            progress=False,
+        )
