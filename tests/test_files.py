@@ -50,6 +50,41 @@ def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+# Commands whose page or report is long enough not to fit; what they measure is made up.
+COMMANDS = {
+    "sweep": """
+import wmdp_fast
+from tests import sweep_examples
+wmdp_fast.sweep = lambda *_, **__: sweep_examples.result()
+arguments = ["sweep", "M", "--forget", "f", "--retain", "r", "--forget-tasks", "a", "--retain-tasks", "b",
+             "--output", "O", "--html", sys.argv[1]]
+""",
+    "bench": """
+from wmdp_fast.bench import data
+from wmdp_fast.bench.report import BenchReport, Measurement, machine
+ours = Measurement(seconds={f"phase {i}": 1.0 for i in range(100)}, units={}, per_second={})
+data.bench_data = lambda **_: BenchReport(work={"benchmark": "data", "machine": machine()}, ours=ours)
+arguments = ["bench", "data", "--tasks", "t", "--tokenizer", "t", "--report", sys.argv[1]]
+""",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_commands_page_does_not_destroy_the_old_one_on_a_full_disk(tmp_path: Path, command: str) -> None:
+    if command == "sweep":
+        pytest.importorskip("matplotlib", reason="needs the extra `plots`")
+    path = tmp_path / "page"
+    path.write_text("the old one", encoding="utf-8")
+    # What draws caches its fonts: before the disk is full.
+    begin = "import sys; from wmdp_fast import cli\nfrom wmdp_fast.report import sweep\n" + COMMANDS[command]
+    ran = in_process(f"{begin}\n{SMALL_DISK}\nsys.exit(cli.main(arguments))", path)
+    assert ran.returncode == 1
+    assert f"File too large: '{path}'" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert path.read_text(encoding="utf-8") == "the old one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_kill_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_text("the old one", encoding="utf-8")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.cli.options import whole_number, whole_number_or_auto, whole_numbers
+from wmdp_fast.files import write_whole
 
 if TYPE_CHECKING:
     from wmdp_fast.bench.report import BenchReport
@@ -151,8 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
     report: BenchReport = arguments.benchmark(arguments)
     print(json.dumps(report.to_json(), indent=2, ensure_ascii=False) if arguments.json else report.table())
     if arguments.report is not None:
-        arguments.report.parent.mkdir(parents=True, exist_ok=True)
-        arguments.report.write_text(report.markdown(), encoding="utf-8")
+        write_whole(arguments.report, report.markdown())
     for failure in report.failures:
         print(f"FAILED: {failure}", file=sys.stderr)
     return 1 if report.failures else 0

@@ -13,6 +13,7 @@ import wmdp_fast
 from wmdp_fast.cli.asking import add_selection, add_wording, asked
 from wmdp_fast.cli.options import whole_number
 from wmdp_fast.cli.rmu_options import add_corpora, add_method, add_training, one_or_more, settings
+from wmdp_fast.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,8 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.html is not None:
         from wmdp_fast.report.sweep import sweep_html
 
-        arguments.html.parent.mkdir(parents=True, exist_ok=True)
-        arguments.html.write_text(sweep_html(result), encoding="utf-8")
+        write_whole(arguments.html, sweep_html(result))
     print(json.dumps(result.to_json(), indent=2, ensure_ascii=False) if arguments.json else _report(result))
     return 0
 
