@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,10 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 if not Path("/dev/nvidiactl").exists():
     # Kernels for GPUs are run by Triton's interpreter, which is told so before they are imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A shell gives its background processes SIGINT to ignore, and these theirs: then nothing could be interrupted in tests.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from wmdp_fast.exceptions import JournalError
+from wmdp_fast.exceptions import JournalError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _RUN, _PLAN, _SCORES, _BOUNDED = b"R", b"P", b"S", b"B"
 _HEAD = struct.Struct("<III")
 _SCORE = np.dtype([("choice", "<i8"), ("loglikelihood", "<f8"), ("is_greedy", "?")])
+
+# By how many nats rounding may carry a log-likelihood above 0. That of an impossible choice is minus infinity.
+_ROUNDING = 0.01
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,11 @@ class Journal:
             end = stop
             if body[:1] == _SCORES:
                 scores.append(np.frombuffer(body[1:], dtype=_SCORE))
+                if (wrong := _first_wrong(scores[-1])) is not None and resume:
+                    raise JournalError(
+                        f"{path} cannot be gone on with: for choice {wrong['choice'] + 1} it has a log-likelihood of"
+                        f" {wrong['loglikelihood']}, which is none; delete the file to begin anew"
+                    )
             elif body[:1] == _BOUNDED:
                 bounded.update(np.frombuffer(body[1:], dtype="<i8").tolist())
             elif body[:1] == _PLAN:
@@ -134,10 +142,16 @@ class Journal:
         """Writes down the scores of choices.
 
         Raises:
+            ModelError: One of them is no log-likelihood: not a number, or above 0.
             OSError: The disk is full, for instance; names the file.
         """
         scores = np.empty(len(choices), dtype=_SCORE)
         scores["choice"], scores["loglikelihood"], scores["is_greedy"] = choices, loglikelihood, is_greedy
+        if (wrong := _first_wrong(scores)) is not None:
+            raise ModelError(
+                f"the log-likelihood of choice {wrong['choice'] + 1} of the run came out as {wrong['loglikelihood']},"
+                " which is none: the model, or the server that was asked, is damaged"
+            )
         self._append(_SCORES + scores.tobytes())
 
     def add_bounded(self, choices: NDArray[np.int64]) -> None:
@@ -170,6 +184,13 @@ class Journal:
         except OSError as error:
             # A failed write does not know its file's name.
             raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+
+def _first_wrong(scores: NDArray[np.void]) -> np.void | None:
+    """The first score, if any, whose log-likelihood cannot be one."""
+    wrong = ~(scores["loglikelihood"] <= _ROUNDING)
+    first: np.void | None = scores[wrong][0] if wrong.any() else None
+    return first
 
 
 def _key(run: Mapping[str, Any]) -> str:

@@ -18,6 +18,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wmdp_fast.exceptions import ModelError
+from wmdp_fast.models.completion import (
+    AnswerError,
+    Place,
+    likeliest,
+    logprobs_of,
+    of_echo,
+    of_echoed_text,
+    of_prompt,
+    spelled,
+)
 from wmdp_fast.models.scores import PartialScores, Scores
 from wmdp_fast.models.server import Client, Server
 
@@ -29,12 +39,12 @@ if TYPE_CHECKING:
 
     from wmdp_fast._rust import Prompts, Requests
 
-# How vocabularies write a space at the beginning of a token, where a server does not decode it.
-_SPACES = ("\u0120", "\u2581")
-
 # A server's log-probabilities of a prompt are compared with those it gives for the next token, for so many questions,
 # and may differ by so many nats: those of 16-bit numbers differ a little with the batch they are computed in.
 _TRIALS, _TOLERANCE = 3, 0.2
+
+# More tokens than a model reads at once.
+_MOST_LENGTH = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -85,10 +95,10 @@ def connect(server: Server, tokenizer: PreTrainedTokenizerBase | str | None = No
     finally:
         client.close()
     if tokenizer is None and server.protocol == "vllm":
-        tokenizer = str(told.get("root") or server.model)
+        tokenizer = _told_tokenizer(client, told.get("root") or server.model)
     limit = told.get("max_model_len")
     # The token that is asked for must fit too, and a choice's last one, which a model in memory need not read.
-    length = int(limit) - 2 if isinstance(limit, int) and limit > 2 else None
+    length = min(limit, _MOST_LENGTH) - 2 if isinstance(limit, int) and limit > 2 else None
     if tokenizer is None:
         return ServedModel(server, None, length)
     from wmdp_fast.exceptions import TokenizerError
@@ -103,6 +113,17 @@ def connect(server: Server, tokenizer: PreTrainedTokenizerBase | str | None = No
     if model.prefix_token_id is None:
         raise TokenizerError(f"the tokenizer of {server.model} has neither a BOS nor an EOS token; set one")
     return model
+
+
+def _told_tokenizer(client: Client, root: object) -> str:
+    """The tokenizer's name that a server told, if it can be one; it is written down, and asked the hub for."""
+    shown = client.shown(str(root), most=1000)
+    if root != shown:
+        raise ModelError(
+            f"{client.server.base_url} says that its model comes from {shown!r}, which is no folder or hub name: name"
+            " its tokenizer with --tokenizer (tokenizer=)"
+        )
+    return shown
 
 
 @dataclass(frozen=True)
@@ -315,17 +336,22 @@ class _Asker:
         """
         if self.is_stopped:
             return None
+        try:
+            return self._ask(question)
+        except ModelError as error:
+            raise ModelError(f"question {question.index + 1} of task {question.task + 1}: {error}") from error
+
+    def _ask(self, question: _Question) -> _Answer:
         own = self._prompts[question.task]
         texts = [own.continuation(question.index, choice) for choice in range(question.num_choices)]
-        where = f"question {question.index + 1} of task {question.task + 1}"
         if self._requests is None:
             context = own.context(question.index)
             # lm-eval's rule: white space at a context's end belongs to the continuation.
             stripped = context.rstrip()
             in_text = [_Text(stripped, context[len(stripped) :] + text) for text in texts]
             if any(len(choice) != 1 for choice in own.choices(question.index)):
-                return self._each(in_text, where)
-            return self._at_once(context, texts, in_text, where)
+                return self._each(in_text)
+            return self._at_once(context, texts, in_text)
         tokens = self._requests.context(question.number).tolist()
         of_choice = [
             self._requests.continuation(question.first + choice).tolist() for choice in range(question.num_choices)
@@ -333,17 +359,16 @@ class _Asker:
         length = self._requests.max_length
         in_tokens = [_Tokens(tokens, one, length, text) for one, text in zip(of_choice, texts, strict=True)]
         if any(len(one) != 1 for one in of_choice):
-            return self._each(in_tokens, where)
+            return self._each(in_tokens)
         names = [f"token_id:{token}" for [token] in of_choice] if self._by_id else texts
         ids = [token for [token] in of_choice]
-        return self._at_once(tokens[-length:], names, in_tokens, where, ids)
+        return self._at_once(tokens[-length:], names, in_tokens, ids)
 
     def _at_once(
         self,
         context: str | list[int],
         names: Sequence[str],
         choices: Sequence[_Text | _Tokens],
-        where: str,
         ids: Sequence[int] = (),
     ) -> _Answer:
         """Asks for the next token, which each of the choices may be."""
@@ -353,7 +378,7 @@ class _Asker:
         values = [value for value in found if value is not None]
         absent = [place for place, value in enumerate(found) if value is None]
         if absent and self._server.about_missing == "ask":
-            asked = {place: self._whole(choices[place], where, first=place == absent[0]) for place in absent}
+            asked = {place: self._whole(choices[place], first=place == absent[0]) for place in absent}
             return _Answer(
                 [asked[place][0] if value is None else value for place, value in enumerate(found)],
                 [asked[place][1] if value is None else value == best for place, value in enumerate(found)],
@@ -364,7 +389,7 @@ class _Asker:
             listed = ", ".join(choices[place].text.strip() for place in absent)
             one = len(absent) == 1
             raise ModelError(
-                f"{where}: {'the letter' if one else 'the letters'} {listed} {'is' if one else 'are'} not among the"
+                f"{'the letter' if one else 'the letters'} {listed} {'is' if one else 'are'} not among the"
                 f" {len(top)} likeliest tokens that {self._server.base_url} gave: ask for more (--top-logprobs, now"
                 f" {self._server.top_logprobs}; vLLM must be started with --max-logprobs as large), or for each letter"
                 " by itself (--missing-letters ask)"
@@ -378,9 +403,9 @@ class _Asker:
             bounded=absent,
         )
 
-    def _each(self, choices: Sequence[_Text | _Tokens], where: str) -> _Answer:
+    def _each(self, choices: Sequence[_Text | _Tokens]) -> _Answer:
         """Asks for each choice by itself."""
-        asked = [self._whole(choice, where, first=place == 0) for place, choice in enumerate(choices)]
+        asked = [self._whole(choice, first=place == 0) for place, choice in enumerate(choices)]
         return _Answer(
             [one[0] for one in asked], [one[1] for one in asked], sum(one[2] for one in asked), by_prompt=True
         )
@@ -400,9 +425,15 @@ class _Asker:
                 # it.
                 body["logprob_token_ids"] = list(dict.fromkeys(ids))
         choice, tokens = self._client.completion(body)
-        given = choice.get("logprobs")
-        tops = _tops(given) if isinstance(given, dict) else []
-        if not tops and isinstance(given, dict) and choice.get("finish_reason") == "stop":
+        try:
+            given = logprobs_of(choice)
+            tops = [] if given is None else likeliest(given)
+        except AnswerError as error:
+            raise ModelError(
+                f"{self._server.base_url} gave no log-probabilities that could be read"
+                f" ({self._client.shown(str(error))}): use another server"
+            ) from error
+        if not tops and given is not None and choice.get("finish_reason") == "stop":
             raise ModelError(
                 f"{self._server.base_url} gives no log-probabilities where the likeliest next token is the end of the"
                 f" text, as it is after {str(prompt)[-40:]!r}: ask in a way that the model answers (--num-fewshot,"
@@ -420,7 +451,7 @@ class _Asker:
             )
         return tops[0], tokens
 
-    def _whole(self, choice: _Text | _Tokens, where: str, *, first: bool) -> tuple[float, bool, int]:
+    def _whole(self, choice: _Text | _Tokens, *, first: bool) -> tuple[float, bool, int]:
         """A choice's log-likelihood, whether it is greedy, and the number of tokens read for it.
 
         `first` says that it is the first choice of its question that is asked for in this way.
@@ -430,19 +461,28 @@ class _Asker:
         body |= {"prompt_logprobs": 1} if self._by_id else {"echo": True, "logprobs": 1}
         answer, tokens = self._client.completion(body)
         try:
-            scored = _of_prompt(choice, answer) if self._by_id else _of_echo(choice, answer)
-        except _NotGivenError as error:
+            scored = self._scored(choice, answer)
+        except AnswerError as error:
             what = "the log-probabilities of a prompt's own tokens (prompt_logprobs)" if self._by_id else "echo"
             raise ModelError(
-                f"{where}: {choice.text!r} must be asked for with {what}, which {self._server.base_url} does not do"
-                f" as it should: {error}. Ask questions that are answered with letters (--choices letters), or use"
+                f"{choice.text!r} must be asked for with {what}, which {self._server.base_url} does not do"
+                f" as it should: {self._client.shown(str(error))}. Ask questions that are answered with letters"
+                " (--choices letters), or use"
                 + (" another server" if self._by_id else " vLLM (--engine vllm), or name the model's --tokenizer")
             ) from error
         if first:
-            self._try_out(choice, scored[0], where)
+            self._try_out(choice, scored[0])
         return sum(value for value, _ in scored), all(value == max(top.values()) for value, top in scored), tokens
 
-    def _try_out(self, choice: _Text | _Tokens, first: tuple[float, Mapping[str, float]], where: str) -> None:
+    def _scored(self, choice: _Text | _Tokens, answer: Mapping[str, Any]) -> list[Place]:
+        """What an answer says of a choice's tokens; raises an AnswerError if it does not."""
+        if isinstance(choice, _Text):
+            return of_echoed_text(answer, choice.context, choice.text)
+        if self._by_id:
+            return of_prompt(answer, len(choice.prompt), choice.continuation)
+        return of_echo(answer, len(choice.prompt), len(choice.continuation))
+
+    def _try_out(self, choice: _Text | _Tokens, first: Place) -> None:
         """Holds what a server says within a prompt against what it says at its end, for the first few questions.
 
         Some give each token the log-probability that belongs to the next one.
@@ -452,16 +492,17 @@ class _Asker:
                 return
             value, within = first
             top, _ = self._next_token(choice.context)
-            spelled = {_spelled(token): value for token, value in reversed(top.items())}
-            likeliest, here = (max(one.items(), key=lambda item: item[1]) for one in (top, within))
+            after = {spelled(token): value for token, value in reversed(top.items())}
+            best, here = (max(one.items(), key=lambda item: item[1]) for one in (top, within))
             # Of two that are equally likely, either may come first.
-            known = spelled.get(_spelled(here[0]), -np.inf)
-            if max(abs(known - here[1]), abs(likeliest[1] - here[1])) > _TOLERANCE or value > here[1]:
+            known = after.get(spelled(here[0]), -np.inf)
+            if max(abs(known - here[1]), abs(best[1] - here[1])) > _TOLERANCE or value > here[1]:
                 # Others may agree by chance: it is not to be trusted any more.
                 self._trials = math.inf
+                names = [self._client.shown(repr(name), most=60) for name in (best[0], here[0])]
                 raise ModelError(
-                    f"{where}: the likeliest token after the question is {likeliest[0]!r} ({likeliest[1]:.3f}), but"
-                    f" {here[0]!r} ({here[1]:.3f}) by what {self._server.base_url} says of a prompt's own tokens, so"
+                    f"the likeliest token after the question is {names[0]} ({best[1]:.3f}), but"
+                    f" {names[1]} ({here[1]:.3f}) by what {self._server.base_url} says of a prompt's own tokens, so"
                     " these are wrong: this server cannot be asked for choices of several tokens"
                 )
             self._trials -= 1
@@ -497,101 +538,16 @@ class _Tokens:
         return self.prompt[: -len(self.continuation)]
 
 
-class _NotGivenError(Exception):
-    """An answer lacks what was asked for; the message says what."""
-
-
-def _of_prompt(choice: _Text | _Tokens, answer: Mapping[str, Any]) -> list[tuple[float, dict[str, float]]]:
-    """For each token of a choice its log-probability and those of the likeliest, from vLLM's `prompt_logprobs`."""
-    if not isinstance(choice, _Tokens):
-        raise TypeError("vLLM is asked by tokens")
-    given = answer.get("prompt_logprobs")
-    if not isinstance(given, list) or len(given) != len(choice.prompt):
-        raise _NotGivenError(
-            "it gave none" if not isinstance(given, list) else f"{len(given)} for {len(choice.prompt)} tokens"
-        )
-    found = []
-    for token, place in zip(choice.continuation, given[-len(choice.continuation) :], strict=True):
-        if not isinstance(place, dict) or str(token) not in place:
-            raise _NotGivenError(f"token {token} is not among them")
-        top = {f"token_id:{name}": float(one["logprob"]) for name, one in place.items()}
-        found.append((top[f"token_id:{token}"], top))
-    return found
-
-
-def _of_echo(choice: _Text | _Tokens, answer: Mapping[str, Any]) -> list[tuple[float, dict[str, float]]]:
-    """For each token of a choice its log-probability and those of the likeliest, from an echoed prompt."""
-    given = answer.get("logprobs")
-    if not isinstance(given, dict) or not isinstance(given.get("token_logprobs"), list):
-        raise _NotGivenError("it gave no token_logprobs")
-    values, tops = given["token_logprobs"], _tops(given)
-    if len(tops) != len(values):
-        raise _NotGivenError(f"{len(values)} token_logprobs and {len(tops)} top_logprobs")
-    if isinstance(choice, _Tokens):
-        stop = len(choice.prompt)
-        # With one more for the token that was made, unless that is the end of the text.
-        if len(values) not in (stop, stop + 1):
-            raise _NotGivenError(f"{len(values)} token_logprobs for {stop} tokens")
-        places = slice(stop - len(choice.continuation), stop)
-    else:
-        places = _places_of_text(choice, answer, given)
-    found = [(value, top) for value, top in zip(values[places], tops[places], strict=True)]
-    if any(value is None or not top for value, top in found):
-        raise _NotGivenError("it gave no log-probability for one of its tokens")
-    return [(float(value), top) for value, top in found]
-
-
-def _places_of_text(choice: _Text, answer: Mapping[str, Any], given: Mapping[str, Any]) -> slice:
-    """Which tokens of an echoed text are the choice: those from its first character to its last one."""
-    text, tokens, offsets = answer.get("text"), given.get("tokens"), given.get("text_offset")
-    if not isinstance(text, str) or not text.startswith(choice.prompt):
-        raise _NotGivenError("the text it gave does not begin with the prompt")
-    if not isinstance(tokens, list) or not isinstance(offsets, list) or len(tokens) != len(offsets):
-        raise _NotGivenError("it does not say where its tokens begin (tokens, text_offset)")
-    begin, end = len(choice.context), len(choice.prompt)
-    ends = [*offsets, len(text)]
-    if begin not in offsets or end not in ends:
-        raise _NotGivenError("one of its tokens lies across the border between the question and the choice")
-    places = slice(offsets.index(begin), ends.index(end))
-    # Offsets may count a BOS that is not in the text. Parts of characters are not told.
-    if _ascii("".join(map(str, tokens[places]))) != _ascii(choice.text):
-        raise _NotGivenError(f"where {choice.text!r} should be it has {''.join(map(str, tokens[places]))!r}")
-    return places
-
-
-def _ascii(text: str) -> str:
-    return _spelled("".join(text)).encode("ascii", "ignore").decode()
-
-
-def _tops(given: Mapping[str, Any]) -> list[dict[str, float]]:
-    """The likeliest tokens at each place, from either of the two forms that servers give them in."""
-    if isinstance(content := given.get("content"), list):
-        return [
-            {str(one["token"]): float(one["logprob"]) for one in place.get("top_logprobs") or []} for place in content
-        ]
-    return [
-        {str(token): float(value) for token, value in (place or {}).items() if value is not None}
-        for place in given.get("top_logprobs") or []
-    ]
-
-
-def _spelled(token: str) -> str:
-    """A token with its spaces as spaces."""
-    for space in _SPACES:
-        token = token.replace(space, " ")
-    return token
-
-
 def _of_text(continuation: str, top: Mapping[str, float]) -> float | None:
     """The log-probability of the token that is a continuation.
 
     Some servers leave out the space that a token begins with: with those, it is that of the token which is the
     continuation without it.
     """
-    spelled: dict[str, float] = {}
+    found: dict[str, float] = {}
     for token, value in top.items():
-        name = _spelled(token)
-        spelled[name] = max(value, spelled.get(name, value))
-    if continuation in spelled or any(name.startswith(" ") for name in spelled):
-        return spelled.get(continuation)
-    return spelled.get(continuation.strip())
+        name = spelled(token)
+        found[name] = max(value, found.get(name, value))
+    if continuation in found or any(name.startswith(" ") for name in found):
+        return found.get(continuation)
+    return found.get(continuation.strip())
