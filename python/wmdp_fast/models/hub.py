@@ -1,18 +1,33 @@
 """Where the files of a model are: a folder, the hub's cache, or the hub itself.
 
 Weights are read from safetensors files only. Pickled weights (`pytorch_model.bin`) can run code of their author's when
-they are opened, so they are refused here, before anything reads them.
+they are opened, so they are refused here, before anything reads them; also where an index of safetensors files names
+them. Which files are a model's weights, `weight_files` says.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wmdp_fast.exceptions import DataUnavailableError, ModelError
+from wmdp_fast.models.weight_files import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    WEIGHTS,
+    candidates,
+    read_json,
+    refuse_adapter_beside_model,
+    shards_of,
+    shown,
+    weight_files,
+)
 
-MODEL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-ADAPTER_WEIGHTS = ("adapter_model.safetensors",)
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _TO_SAFETENSORS = (
     "pickled weights can run code when they are opened, so only safetensors are read. Convert them where you trust"
@@ -34,31 +49,85 @@ class Files:
     commit: str | None
 
 
-def locate(name_or_path: str, *, revision: str | None, config: str, weights: tuple[str, ...]) -> Files:
-    """Finds a model or adapter and makes sure that it has safetensors weights.
+def locate_model(name_or_path: str, *, revision: str | None) -> Files:
+    """Finds a model and makes sure that it has safetensors weights, and that its index names nothing else.
 
     Args:
         name_or_path: A local folder, or else a name on the hub.
         revision: Branch, tag or commit on the hub. None means `main`.
-        config: Name of its configuration file.
-        weights: Names of the file that holds the weights, or their index; one of them must be there.
 
     Raises:
         DataUnavailableError: It is gated, missing or out of reach; the message says what to do.
-        ModelError: It is no model, or has pickled weights only; the message says what to do.
+        ModelError: It is no model, has pickled weights only, or is damaged; the message says what to do.
+        OSError: A file cannot be read.
     """
     folder = Path(name_or_path).expanduser()
-    if folder.is_dir():
-        if not (folder / config).is_file():
-            raise ModelError(f"{folder} has no {config}; pass the folder that `save_pretrained` wrote")
-        if not any((folder / file).is_file() for file in weights):
-            raise ModelError(_no_weights(str(folder), weights, pickled=sorted(_pickled(folder))))
-        return Files(folder, commit=None)
-    return _on_hub(name_or_path, revision, config, weights)
+    if folder.is_file():
+        raise ModelError(_about_file(folder))
+    if not folder.is_dir():
+        return _on_hub(name_or_path, revision, CONFIG)
+    if not (folder / CONFIG).is_file():
+        raise ModelError(_no_config(folder))
+    files = weight_files(folder)
+    if files is None:
+        raise ModelError(_no_weights(str(folder), candidates(folder), pickled=_pickled(folder)))
+    files.refuse_missing()
+    return Files(folder, commit=None)
+
+
+def locate_adapter(name_or_path: str) -> Files:
+    """Finds a PEFT adapter and makes sure that it has safetensors weights.
+
+    Args:
+        name_or_path: A local folder, or else a name on the hub.
+
+    Raises:
+        DataUnavailableError: It is gated, missing or out of reach; the message says what to do.
+        ModelError: It is no adapter, or has pickled weights only; the message says what to do.
+        OSError: A file cannot be read.
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_file():
+        raise ModelError(f"{folder} is a file; pass the folder that `save_pretrained` of the adapter wrote")
+    if not folder.is_dir():
+        return _on_hub(name_or_path, None, ADAPTER_CONFIG)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise ModelError(f"{folder} has no {ADAPTER_CONFIG}; pass the folder that `save_pretrained` wrote")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ModelError(_no_weights(str(folder), (ADAPTER_WEIGHTS,), pickled=_pickled(folder)))
+    read_json(folder / ADAPTER_CONFIG)
+    return Files(folder, commit=None)
+
+
+def _about_file(file: Path) -> str:
+    if file.suffix == ".gguf":
+        return (
+            f"{file} is a model of llama.cpp: serve it with a server that speaks OpenAI's protocol and pass --engine"
+            " openai with --base-url, or make safetensors of it: `AutoModelForCausalLM.from_pretrained(folder,"
+            " gguf_file=...)` reads it, `save_pretrained` of model and tokenizer writes them"
+        )
+    return f"{file} is a file; pass the folder that `save_pretrained` wrote, with {CONFIG} and {WEIGHTS} in it"
+
+
+def _no_config(folder: Path) -> str:
+    if (folder / ADAPTER_CONFIG).is_file():
+        return _is_adapter(str(folder), folder / ADAPTER_CONFIG)
+    if gguf := sorted(folder.glob("*.gguf")):
+        return f"{folder} has no {CONFIG}, but {gguf[0].name}: {_about_file(gguf[0])}"
+    return f"{folder} has no {CONFIG}; pass the folder that `save_pretrained` wrote"
+
+
+def _is_adapter(name: str, config: Path) -> str:
+    base = read_json(config).get("base_model_name_or_path")
+    called = f", {shown(base)}," if isinstance(base, str) and base else ""
+    return (
+        f"{name} is a PEFT adapter, not a model: pass the model that it belongs to{called} and the adapter with"
+        f" peft (--peft {name})"
+    )
 
 
 def _pickled(folder: Path) -> list[str]:
-    return [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)]
+    return sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
 
 
 def _no_weights(what: str, weights: tuple[str, ...], *, pickled: list[str]) -> str:
@@ -66,7 +135,7 @@ def _no_weights(what: str, weights: tuple[str, ...], *, pickled: list[str]) -> s
     return f"{missing}, but {pickled[0]}: {_TO_SAFETENSORS}" if pickled else missing
 
 
-def _on_hub(name: str, revision: str | None, config: str, weights: tuple[str, ...]) -> Files:
+def _on_hub(name: str, revision: str | None, config: str) -> Files:
     from huggingface_hub import HfApi, errors
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
@@ -75,15 +144,17 @@ def _on_hub(name: str, revision: str | None, config: str, weights: tuple[str, ..
 
     api = HfApi()
     try:
-        # A file of the cache lies in snapshots/<commit>/.
-        folder = Path(api.hf_hub_download(name, config, revision=revision)).parent
-        for file in weights:
-            try:
-                api.hf_hub_download(name, file, revision=folder.name)
-            except LocalEntryNotFoundError:
-                raise
-            except EntryNotFoundError:
-                continue
+        try:
+            # A file of the cache lies in snapshots/<commit>/.
+            folder = Path(api.hf_hub_download(name, config, revision=revision)).parent
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            if config == CONFIG and (adapter := _downloaded(api, name, ADAPTER_CONFIG, revision)) is not None:
+                raise ModelError(_is_adapter(name, adapter)) from None
+            raise
+        weights = _weights_on_hub(api, name, folder, config)
+        if weights is not None:
             return Files(folder, commit=folder.name)
         pickled = [file for file in api.list_repo_files(name, revision=folder.name) if file.endswith(".bin")]
     except HFValidationError:
@@ -94,7 +165,50 @@ def _on_hub(name: str, revision: str | None, config: str, weights: tuple[str, ..
         raise ModelError(f"{name} on the hub has no {config}, so it cannot be loaded with transformers") from error
     except (transport_error, errors.OfflineModeIsEnabled) as error:
         raise DataUnavailableError(_refused(name, revision, error)) from error
-    raise ModelError(_no_weights(name, weights, pickled=pickled))
+    names = candidates(folder) if config == CONFIG else (ADAPTER_WEIGHTS,)
+    raise ModelError(_no_weights(name, names, pickled=pickled))
+
+
+def _weights_on_hub(api: HfApi, name: str, folder: Path, config: str) -> Path | None:
+    """Downloads the file with the weights or their index, and makes sure that the index names safetensors files only.
+
+    The first of the candidates that is there, by the rule for folders; None if there is none of them. Without the hub
+    it is the first in the cache, into which only what the rule chose at this commit ever came.
+    """
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    if config == ADAPTER_CONFIG:
+        read_json(folder / config)
+        names: tuple[str, ...] = (ADAPTER_WEIGHTS,)
+    else:
+        _downloaded(api, name, ADAPTER_CONFIG, folder.name)
+        refuse_adapter_beside_model(folder)
+        names = candidates(folder)
+    out_of_reach: LocalEntryNotFoundError | None = None
+    for file in names:
+        try:
+            found = Path(api.hf_hub_download(name, file, revision=folder.name))
+        except LocalEntryNotFoundError as error:
+            out_of_reach = out_of_reach or error
+            continue
+        except EntryNotFoundError:
+            continue
+        if file.endswith(".json"):
+            shards_of(found)
+        return found
+    if out_of_reach is not None:
+        raise out_of_reach
+    return None
+
+
+def _downloaded(api: HfApi, name: str, file: str, revision: str | None) -> Path | None:
+    """A file of a repository, or None if it is not there or, without the hub, not in the cache."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(api.hf_hub_download(name, file, revision=revision))
+    except EntryNotFoundError:
+        return None
 
 
 def _out_of_reach(name: str, revision: str | None, error: Exception) -> str:

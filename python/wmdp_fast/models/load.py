@@ -15,6 +15,7 @@ import torch
 
 from wmdp_fast.exceptions import ModelError, TokenizerError
 from wmdp_fast.models import hub
+from wmdp_fast.models.weight_files import weight_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -99,7 +100,7 @@ def load_model(
     """
     begin = time.perf_counter()
     torch_dtype, torch_device = parse_dtype(dtype), parse_device(device)
-    files = hub.locate(name_or_path, revision=revision, config="config.json", weights=hub.MODEL_WEIGHTS)
+    files = hub.locate_model(name_or_path, revision=revision)
     # From the hub everything is taken at one commit, even if the branch moves on meanwhile.
     source: dict[str, Any] = {"revision": files.commit or revision, "trust_remote_code": trust_remote_code}
     where = str(files.folder) if files.commit is None else name_or_path
@@ -172,7 +173,7 @@ def files_identity(loaded: LoadedModel) -> str:
         raise ModelError(f"{loaded.name} was in memory: there are no files to know it by")
     identity = f"{loaded.name}@{loaded.sha}" if loaded.sha else _folder_identity(loaded.path)
     if loaded.peft is not None:
-        files = hub.locate(loaded.peft, revision=None, config="adapter_config.json", weights=hub.ADAPTER_WEIGHTS)
+        files = hub.locate_adapter(loaded.peft)
         identity += f" + {files.commit or _folder_identity(files.folder)}"
     return identity
 
@@ -190,7 +191,9 @@ def prefix_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def _folder_identity(folder: Path) -> str:
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".py"))
+    weights = weight_files(folder)
+    shards = [folder / shard for shard in weights.shards] if weights else folder.glob("*.safetensors")
+    files = sorted({*shards, *folder.glob("*.json"), *folder.glob("*.py")})
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
@@ -340,7 +343,7 @@ def _with_adapter(model: torch.nn.Module, adapter: str, tokenizer: PreTrainedTok
     except ImportError as error:
         raise ModelError(f"the adapter {adapter} needs the package peft: pip install 'wmdp-fast[peft]'") from error
 
-    files = hub.locate(adapter, revision=None, config="adapter_config.json", weights=hub.ADAPTER_WEIGHTS)
+    files = hub.locate_adapter(adapter)
     base: Any = model
     config = getattr(base.config, "text_config", None) or base.config
     if config.vocab_size != len(tokenizer):

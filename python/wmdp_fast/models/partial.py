@@ -82,7 +82,7 @@ def load_first_layers(
     from transformers import AutoConfig, AutoModel
 
     torch_dtype, torch_device = parse_dtype(dtype), parse_device(device)
-    files = hub.locate(name_or_path, revision=revision, config="config.json", weights=hub.MODEL_WEIGHTS)
+    files = hub.locate_model(name_or_path, revision=revision)
     source: dict[str, Any] = {"revision": files.commit or revision, "trust_remote_code": trust_remote_code}
     where = str(files.folder) if files.commit is None else name_or_path
     try:

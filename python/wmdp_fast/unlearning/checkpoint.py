@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.exceptions import ModelError
+from wmdp_fast.models.weight_files import DELTA, INDEX, WEIGHTS, weight_files
 from wmdp_fast.unlearning import tensor_file
 
 if TYPE_CHECKING:
@@ -21,13 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-DELTA = "delta.safetensors"
 RECORD = "unlearn.json"
 CARD = "README.md"
 METRICS = "metrics.jsonl"
 
-_WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 # Weights in other formats: of the model as it was before, so no part of the new checkpoint.
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".msgpack", ".h5", ".index.json")
 # Ours or about the base; the new checkpoint has its own.
@@ -41,32 +38,30 @@ class Checkpoint:
     Attributes:
         folder: Where they are.
         shards: The file of each tensor, by the tensor's name.
+        index: Name of the index that lists the files, or None if there is one file.
     """
 
     folder: Path
     shards: dict[str, str]
+    index: str | None
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
-        """Finds the tensors of a checkpoint. Only its index or the header of its one file is read.
+        """Finds the tensors of a checkpoint, in the files that transformers would read. Only their headers are read.
 
         Raises:
-            ModelError: There are no safetensors weights, or a shard is missing.
+            ModelError: There are no safetensors weights, or a file is missing or damaged.
+            OSError: A file cannot be read.
         """
-        if (folder / _INDEX).is_file():
-            try:
-                shards = dict(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ModelError(f"{folder / _INDEX} is damaged: {error}") from None
-        elif (folder / _WEIGHTS).is_file():
-            shards = dict.fromkeys(tensor_file.read_header(folder / _WEIGHTS).places, _WEIGHTS)
-        else:
-            raise ModelError(
-                f"{folder} has neither {_WEIGHTS} nor {_INDEX}; pass the folder of a safetensors checkpoint"
-            )
-        if missing := [shard for shard in sorted(set(shards.values())) if not (folder / shard).is_file()]:
-            raise ModelError(f"{folder} lacks {', '.join(missing)}; copy or download the rest of the checkpoint")
-        return cls(folder, shards)
+        if not folder.is_dir():
+            raise ModelError(f"{folder} is no folder; pass that of a safetensors checkpoint")
+        files = weight_files(folder)
+        if files is None:
+            raise ModelError(f"{folder} has neither {WEIGHTS} nor {INDEX}; pass the folder of a safetensors checkpoint")
+        files.refuse_missing()
+        # Not by the index, which transformers asks for the names of the files only: it may be older than they are.
+        shards = {name: shard for shard in files.shards for name in tensor_file.read_header(folder / shard).places}
+        return cls(folder, shards, files.index)
 
     def stored_name(self, name: str) -> str:
         """What the checkpoint calls a tensor that a model without its head calls `name`.
@@ -149,7 +144,7 @@ def write_checkpoint(base: Checkpoint, changed: Mapping[str, Tensor], folder: Pa
         else:
             _link_or_copy(source, target)
     for file in sorted(base.folder.iterdir()):
-        weights = file.name.endswith(_OTHER_WEIGHTS) and file.name != _INDEX
+        weights = file.name.endswith(_OTHER_WEIGHTS) and file.name != base.index
         if file.is_file() and not weights and file.name not in _NOT_CARRIED:
             shutil.copyfile(file, folder / file.name)
 
@@ -176,15 +171,14 @@ def apply_delta(base: str | os.PathLike[str], delta: str | os.PathLike[str], out
     if not source.is_file():
         raise FileNotFoundError(f"{source} does not exist; `wmdp-fast unlearn` writes {DELTA} into its output folder")
     checkpoint = Checkpoint.open(Path(base))
-    changed, metadata = tensor_file.read_tensors(source)
-    expected = metadata.get("base_tensors_sha256")
+    expected = tensor_file.read_header(source).metadata.get("base_tensors_sha256")
     if expected is None:
         raise ModelError(f"{source} does not say what base it belongs to, so it is not a delta that wmdp-fast wrote")
+    changed, _ = tensor_file.read_tensors(source, may_lack_checksum=True)
     if checkpoint.digest(changed) != expected:
         raise ModelError(f"{source} was made from another base than {base}: the tensors that it replaces differ")
     places = checkpoint.places(changed)
-    for name, tensor in changed.items():
-        tensor_file.as_stored(name, tensor, places[name])
+    changed = {name: tensor_file.as_stored(name, tensor, places[name]) for name, tensor in changed.items()}
     with new_folder(Path(output)) as folder:
         write_checkpoint(checkpoint, changed, folder)
         shutil.copyfile(source, folder / DELTA)
@@ -218,6 +212,8 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 def refuse_existing(target: Path) -> None:
     """Raises FileExistsError if there is something at `target`; an empty folder is nothing."""
+    if target.is_symlink() and not target.exists():
+        raise FileExistsError(f"{target} is a link to {target.readlink()}, which does not exist; remove it")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} exists already; choose another output folder, or remove it")
 

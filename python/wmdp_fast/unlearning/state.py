@@ -78,12 +78,15 @@ def load_state(folder: Path, identity: dict[str, Any]) -> State | None:
     path = folder / STATE
     if not path.is_file():
         return None
-    tensors, metadata = tensor_file.read_tensors(path)
+    try:
+        tensors, metadata = tensor_file.read_tensors(path)
+    except ModelError as error:
+        raise ModelError(f"{error}; remove {folder} to begin anew") from None
     try:
         described = json.loads(metadata["state"])
         before = described.pop("identity")
         state = State(tensors=tensors, **described)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path} is damaged ({error!r}); remove {folder} to begin anew") from None
     now = json.loads(json.dumps(identity))
     if differing := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):

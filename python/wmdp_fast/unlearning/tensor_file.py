@@ -1,6 +1,9 @@
 """Safetensors files, byte by byte: writing some tensors, and exchanging a few in a large file without reading the rest.
 
 The format: 8 bytes with the length of a JSON header; the header, with dtype, shape and place of each tensor; the bytes.
+Whether a header is sound is for the safetensors library to say: places must fill the file without a gap or an overlap.
+The files that this package writes for itself have a checksum over all that is in them, since a flipped bit is a sound
+file too.
 """
 
 from __future__ import annotations
@@ -8,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wmdp_fast.exceptions import ModelError
+from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,8 +29,8 @@ if TYPE_CHECKING:
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
-# No real header is longer; a larger number means that the file is something else.
-_MOST_HEADER_BYTES = 100_000_000
+# Key of the metadata of files that this package writes.
+_CHECKSUM = "content_sha256"
 
 
 @dataclass(frozen=True)
@@ -63,30 +67,58 @@ def read_header(path: Path) -> Header:
     """Reads the table of a safetensors file.
 
     Raises:
-        ModelError: It is none.
+        ModelError: It is none, or its table does not fit its length.
         OSError: It cannot be read.
     """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # The library checks all of it: types, shapes, sizes, and that places fill the file from end to end.
+        with safe_open(path, framework="np"):
+            pass
+    except SafetensorError as error:
+        raise ModelError(f"{path} is no safetensors file, or damaged ({error}); copy or download it again") from None
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         try:
-            table: dict[str, Any] = json.loads(file.read(min(size, _MOST_HEADER_BYTES)))
-            metadata = table.pop("__metadata__", {})
+            table: dict[str, Any] = json.loads(file.read(size), object_pairs_hook=_without_repetition)
+            metadata = table.pop("__metadata__", None) or {}
             places = {}
             for name, entry in table.items():
                 begin, end = entry["data_offsets"]
                 places[name] = Place(entry["dtype"], tuple(entry["shape"]), 8 + size + begin, end - begin)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{path} is no safetensors file, or damaged: {error}") from None
-        if any(place.start + place.length > path.stat().st_size for place in places.values()):
-            raise ModelError(f"{path} is shorter than its header says; copy or download it again")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelError(f"{path} is damaged: {error}") from None
     return Header(places, metadata)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads all tensors of a file, and its metadata."""
+def read_tensors(path: Path, *, may_lack_checksum: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Reads all tensors of a file that `write_tensors` wrote, and its metadata.
+
+    Args:
+        path: The file.
+        may_lack_checksum: Whether to warn only if the file has no checksum, as those of older versions.
+
+    Warns:
+        WmdpFastWarning: There is no checksum, so damage cannot be seen.
+
+    Raises:
+        ModelError: It is not what was written, or has no checksum.
+        OSError: It cannot be read.
+    """
     header = read_header(path)
     with path.open("rb") as file:
-        return {name: _read(file, path, name, place) for name, place in header.places.items()}, header.metadata
+        tensors = {name: _read(file, path, name, place) for name, place in header.places.items()}
+    metadata = dict(header.metadata)
+    expected = metadata.pop(_CHECKSUM, None)
+    if expected is None:
+        problem = f"{path} has no checksum, so nobody can tell whether it is whole: an older version wrote it"
+        if not may_lack_checksum:
+            raise ModelError(problem)
+        warnings.warn(f"{problem}; it is used as it is", WmdpFastWarning, stacklevel=2)
+    elif expected != _content_digest(tensors, metadata):
+        raise ModelError(f"{path} is damaged: its content differs from its checksum; copy or make it again")
+    return tensors, metadata
 
 
 def read_bytes(path: Path, place: Place) -> bytes:
@@ -97,10 +129,10 @@ def read_bytes(path: Path, place: Place) -> bytes:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, sync: bool = True) -> None:
-    """Writes tensors to a new file. The same content makes the same bytes.
+    """Writes tensors to a new file, with a checksum over them and the metadata. The same content makes the same bytes.
 
     Args:
-        path: The file.
+        path: The file. If there is one, it is replaced, never written into: another name may belong to it too.
         tensors: By name.
         metadata: Free text by key.
         sync: Whether to make sure that they are on the disk, which takes its time.
@@ -108,7 +140,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Raises:
         OSError: It cannot be written; the disk may be full.
     """
-    table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    sealed = {**metadata, _CHECKSUM: _content_digest(tensors, metadata)}
+    table: dict[str, Any] = {"__metadata__": sealed}
     at = 0
     # The widest types first, as others write it, which keeps every tensor aligned.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
@@ -118,7 +151,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         at += length
     header = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % 8)
-    with path.open("wb") as file:
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
         file.write(len(header).to_bytes(8, "little"))
         file.write(header)
         for _, tensor in ordered:
@@ -129,8 +163,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def patch(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors over those of the same names in a file. They must have its types and shapes."""
+    """Writes tensors over those of the same names in a file.
+
+    Raises:
+        ModelError: The file has one in another type or shape.
+        OSError: It cannot be written.
+    """
     places = read_header(path).places
+    for name, tensor in tensors.items():
+        if (_NAMES.get(tensor.dtype), tuple(tensor.shape)) != (places[name].dtype, places[name].shape):
+            raise ModelError(
+                f"{path} has {name} as {places[name].dtype} {places[name].shape}, not as {tensor.dtype}"
+                f" {tuple(tensor.shape)}"
+            )
     with path.open("r+b") as file:
         for name, tensor in tensors.items():
             file.seek(places[name].start)
@@ -168,6 +213,22 @@ def digest(tensors: Mapping[str, bytes | memoryview]) -> str:
         sha.update(f"{name}\0{len(tensors[name])}\0".encode())
         sha.update(tensors[name])
     return sha.hexdigest()
+
+
+def _content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 over all that a file says: its metadata, and of each tensor the name, type, shape and bytes."""
+    parts: dict[str, bytes | memoryview] = {"__metadata__": json.dumps(dict(metadata), sort_keys=True).encode()}
+    for name, tensor in tensors.items():
+        parts[f"{name} {_NAMES[tensor.dtype]} {list(tensor.shape)}"] = as_bytes(tensor)
+    return digest(parts)
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. The library takes the last of two tensors of one name, others the first."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is in its header twice")
+    return found
 
 
 def _read(file: BufferedReader, path: Path, name: str, place: Place) -> Tensor:

@@ -21,7 +21,6 @@ import json
 import os
 import time
 import warnings
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 Kind = Literal["trunk", "frozen"]
 
 # Changes when files of before could no longer be read, or would hold something else.
-_FORMAT = "2"
+_FORMAT = "3"
 
 _EXTENSION = ".safetensors"
 _UNFINISHED = ".unfinished"
@@ -201,7 +200,7 @@ class Entries:
             return None
         except (ModelError, OSError) as error:
             warnings.warn(
-                f"{path} in the trunk cache cannot be used ({error}); its batch is computed again",
+                f"a file of the trunk cache cannot be used ({error}); its batch is computed again",
                 WmdpFastWarning,
                 stacklevel=2,
             )
@@ -219,12 +218,11 @@ class Entries:
         path = self._path(batch)
         fresh = path.with_name(f"{path.name}.{os.getpid()}{_UNFINISHED}")
         kept = activations.detach().cpu().contiguous()
-        metadata = {**self._names(batch), "crc32": _checksum(kept)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             replaced = path.stat().st_size if path.exists() else 0
             # Not forced to the disk: what a crash of the machine spoils, the checksum tells.
-            tensor_file.write_tensors(fresh, {_TENSOR: kept}, metadata, sync=False)
+            tensor_file.write_tensors(fresh, {_TENSOR: kept}, self._names(batch), sync=False)
             written = fresh.stat().st_size
             fresh.replace(path)
         except OSError as error:
@@ -240,9 +238,7 @@ class Entries:
         tensors, metadata = tensor_file.read_tensors(path)
         names = self._names(batch)
         if set(tensors) != {_TENSOR} or {key: metadata.get(key) for key in names} != names:
-            raise ModelError("it holds something else than its name says")
-        if metadata.get("crc32") != _checksum(tensors[_TENSOR]):
-            raise ModelError("it is damaged: the checksum differs")
+            raise ModelError(f"{path} holds something else than its name says")
         return tensors[_TENSOR]
 
     def _path(self, batch: str) -> Path:
@@ -256,10 +252,6 @@ def _batch_hash(inputs: Mapping[str, Tensor]) -> str:
     return tensor_file.digest(
         {f"{name} {list(tensor.shape)}": tensor_file.as_bytes(tensor) for name, tensor in inputs.items()}
     )
-
-
-def _checksum(tensor: Tensor) -> str:
-    return f"{zlib.crc32(tensor_file.as_bytes(tensor)):08x}"
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
