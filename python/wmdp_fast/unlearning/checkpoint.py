@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.exceptions import ModelError
-from wmdp_fast.models.weight_files import DELTA, INDEX, WEIGHTS, weight_files
+from wmdp_fast.models.weight_files import DELTA as DELTA
+from wmdp_fast.models.weight_files import INDEX, WEIGHTS, weight_files
 from wmdp_fast.unlearning import tensor_file
 
 if TYPE_CHECKING:
