@@ -16,8 +16,10 @@ pytest.importorskip("inspect_ai", reason="inspect_ai is not installed: pip insta
 import inspect_ai
 from inspect_ai.log import read_eval_log
 from inspect_ai.model import ChatCompletionChoice, ChatMessageAssistant, ModelOutput, get_model
+from transformers import PreTrainedTokenizerFast
 
 import wmdp_fast as wf
+from tests import tiny_models, tokenizers_zoo
 from wmdp_fast import demo
 from wmdp_fast.cli import main
 from wmdp_fast.exceptions import DatasetError
@@ -59,6 +61,40 @@ def test_our_task_on_our_provider_gives_evaluates_answers(tmp_path: Path, expect
     assert log.samples[0].input == expected.tasks["glimmer_brewing"].prompts.context(0)
 
 
+@pytest.mark.parametrize("bos", [False, True])
+def test_letters_of_several_tokens_count_as_in_evaluate(tmp_path: Path, bos: bool) -> None:
+    """Of a tokenizer that writes ` E` and ` F` as two tokens, and of one that puts BOS in front."""
+    tokenizer = tiny_models.tokenizer()
+    backend = tokenizer.backend_tokenizer
+    if bos:
+        backend = tokenizers_zoo._bos(backend)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    lengths = {len(tokenizer.encode(f"Answer: {letter}")) for letter in "ABCDEFG"}
+    assert len(lengths) > 1, "all letters are one token"
+    tiny_models.build("llama").save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [
+        {"question": f"Which moth is {n}?", "choices": [f"m{n}{k}" for k in range(4 + n % 4)], "answer": n % 4}
+        for n in range(24)
+    ]
+    questions = tmp_path / "moths.jsonl"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
+    [expected] = wf.evaluate(str(tmp_path / "model"), tasks=questions, progress=False, **options).tasks.values()
+    [log] = inspect_ai.eval(
+        inspect_registry.questions(tasks=str(questions)),
+        model="wmdp-fast/tiny",
+        model_args={"model_path": str(tmp_path / "model"), **options},
+        log_dir=str(tmp_path / "logs"),
+        display="none",
+    )
+    assert log.status == "success", log.error
+    scores = [sample.scores["most_likely_letter"] for sample in sorted(log.samples, key=lambda one: int(one.id[6:]))]
+    found = [value for score in scores for _, value in sorted(score.metadata["logprobs"].items())]
+    np.testing.assert_allclose(found, expected.outcome.loglikelihood, atol=1e-5)
+    assert ["ABCDEFG".index(score.answer) for score in scores] == expected.outcome.predicted.tolist()
+
+
 def test_prompts_that_come_together_run_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = get_model(MODEL["model"], memoize=False, **MODEL["model_args"])
     sizes = []
@@ -95,7 +131,8 @@ def output(text: str, tokens: dict[str, float] | None) -> ModelOutput:
         ({" A": -3.0, " B": -2.0, "A": -0.5, "B": -0.7, "\n": -0.1}, {"A": -3.0, "B": -2.0}),
         ({"A": -0.5, "B": -0.7, " A": -0.1}, {"A": -0.5, "B": -0.7}),
         ({"\u0120A": -0.5, "\u2581B": -0.7}, {"A": -0.5, "B": -0.7}),
-        ({"A": -0.5, " B": -0.7, " C": -0.1}, {"A": -0.5, "B": -0.7}),
+        ({"A": -0.5, " B": -0.7, " C": -0.1}, {"A": -0.5}),
+        ({" A": -0.1, "A": -3.0, "B": -4.0}, {"A": -0.1}),
         ({" A": -0.5}, {"A": -0.5}),
     ],
 )

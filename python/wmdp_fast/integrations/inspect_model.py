@@ -23,14 +23,16 @@ from inspect_ai.model import (
 )
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
-from wmdp_fast._rust import Requests
-from wmdp_fast.exceptions import ModelError
+from wmdp_fast._rust import Prompts, Requests
+from wmdp_fast.exceptions import ModelError, TokenizerError
 from wmdp_fast.models.load import evaluation_mode, load_model
-from wmdp_fast.models.padded import all_logits, auto_token_budget, can_select, selected_logits
+from wmdp_fast.models.padded import all_logits, auto_token_budget, can_select, score_padded, selected_logits
 from wmdp_fast.models.scores import NAN_ADVICE
-from wmdp_fast.prepare import plan
+from wmdp_fast.prepare import load_tokenizer, plan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from inspect_ai.model import ChatMessage
     from inspect_ai.tool import ToolChoice, ToolInfo
 
@@ -42,15 +44,18 @@ _GATHER_SECONDS = 0.02
 class _Ask:
     """A prompt that waits for its answer."""
 
-    tokens: list[int]
+    text: str
     top: int
+    num_tokens: int = 0
     answer: list[tuple[int, str, float]] = field(default_factory=list)
 
 
 class FastModelAPI(ModelAPI):
     """A local model that answers each prompt with its most likely next token, and says how likely the letters are.
 
-    `top_logprobs` are the likeliest tokens and always the letters A to Z, after a space and alone, however unlikely.
+    `top_logprobs` are the likeliest tokens and always the letters A to Z after a space, however unlikely: their
+    log-likelihoods as `wmdp_fast.evaluate` has them, also where a letter is several tokens; and letters alone where these
+    are one token.
     A single message is the prompt as it is; with `-M chat_template=true` messages go through the tokenizer's chat
     template.
 
@@ -83,7 +88,14 @@ class FastModelAPI(ModelAPI):
         self.loaded = load_model(model_path or model_name, **model_args)
         self.batch_size = batch_size
         self.chat_template = chat_template
-        self._letters = self._letter_tokens()
+        self._bare_letters = self._bare_letter_tokens()
+        # A chat template writes the special tokens itself.
+        self._encoder = load_tokenizer(
+            self.loaded.tokenizer,
+            prefix_token_id=self.loaded.prefix_token_id,
+            add_special_tokens=False if chat_template else None,
+        )
+        self._letters = [f" {letter}" for letter in string.ascii_uppercase if self._can_be_asked(f" {letter}")]
         self._waiting: list[_Ask] = []
         self._running = anyio.Lock()
 
@@ -105,7 +117,7 @@ class FastModelAPI(ModelAPI):
                 f" provider hf does the rest (hf/{self.model_name})"
             )
         begin = time.perf_counter()
-        ask = _Ask(self._encode(input), (config.top_logprobs or 0) if config.logprobs else 0)
+        ask = _Ask(self._text(input), (config.top_logprobs or 0) if config.logprobs else 0)
         self._waiting.append(ask)
         async with self._running:
             if not ask.answer:
@@ -124,7 +136,7 @@ class FastModelAPI(ModelAPI):
             stop_reason="max_tokens",
             logprobs=Logprobs(content=content) if config.logprobs else None,
         )
-        usage = ModelUsage(input_tokens=len(ask.tokens), output_tokens=1, total_tokens=len(ask.tokens) + 1)
+        usage = ModelUsage(input_tokens=ask.num_tokens, output_tokens=1, total_tokens=ask.num_tokens + 1)
         seconds = time.perf_counter() - begin
         return ModelOutput(model=self.model_name, choices=[choice], usage=usage, time=seconds)
 
@@ -136,37 +148,72 @@ class FastModelAPI(ModelAPI):
         """One token is all it says."""
         return 1
 
-    def _encode(self, messages: list[ChatMessage]) -> list[int]:
+    def _text(self, messages: list[ChatMessage]) -> str:
+        if not self.chat_template:
+            return "\n\n".join(message.text for message in messages)
         tokenizer: Any = self.loaded.tokenizer
-        if self.chat_template:
-            turns = [{"role": message.role, "content": message.text} for message in messages]
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            tokens: list[int] = tokenizer.encode(text, add_special_tokens=False)
-        else:
-            tokens = tokenizer.encode("\n\n".join(message.text for message in messages))
-        return tokens[-self.loaded.max_length :] or [self.loaded.prefix_token_id]
+        turns = [{"role": message.role, "content": message.text} for message in messages]
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
-    def _letter_tokens(self) -> dict[int, str]:
-        """Tokens that are one letter after `Answer:` and at the beginning of a line, and the text of each."""
+    def _bare_letter_tokens(self) -> dict[int, str]:
+        """Tokens that are one letter at the beginning of a line, and the letter."""
         tokenizer: Any = self.loaded.tokenizer
         found: dict[int, str] = {}
-        for before, lead in (("Answer:", " "), ("Answer:\n", "")):
-            start = tokenizer.encode(before, add_special_tokens=False)
-            for letter in string.ascii_uppercase:
-                whole = tokenizer.encode(before + lead + letter, add_special_tokens=False)
-                if len(whole) == len(start) + 1 and whole[:-1] == start:
-                    found.setdefault(whole[-1], lead + letter)
+        start = tokenizer.encode("Answer:\n", add_special_tokens=False)
+        for letter in string.ascii_uppercase:
+            whole = tokenizer.encode(f"Answer:\n{letter}", add_special_tokens=False)
+            if len(whole) == len(start) + 1 and whole[:-1] == start:
+                found[whole[-1]] = letter
         return found
 
+    def _can_be_asked(self, letter: str) -> bool:
+        """Whether a letter has tokens of its own after a question."""
+        try:
+            self._encode(["Answer:"], [letter])
+        except TokenizerError:
+            return False
+        return True
+
+    def _encode(self, texts: list[str], continuations: list[str]) -> Requests:
+        """Each text with each continuation as tokens, by lm-eval's rules."""
+        prompts = Prompts.from_contexts(texts, [continuations] * len(texts), [0] * len(texts), source="inspect")
+        return self._encoder.encode_requests([prompts], self.loaded.max_length)
+
     def _answer(self, asks: list[_Ask]) -> None:
-        """Runs a batch; each answer is its likeliest token, the next likeliest, and the letters not among them.
+        """Runs a batch; each answer is its likeliest token, the next likeliest, and the letters.
 
         Raises:
             ModelError: The model's output is not a number.
         """
-        loaded, tokenizer = self.loaded, self.loaded.tokenizer
-        requests = Requests.from_tokens([ask.tokens for ask in asks], [[[0]]] * len(asks), loaded.max_length)
-        letters = torch.tensor(list(self._letters), device=loaded.device, dtype=torch.long)
+        encoded = self._encode([ask.text for ask in asks], self._letters)
+        contexts = [encoded.context(number).tolist() for number in range(len(asks))]
+        letters = [
+            [encoded.continuation(number * len(self._letters) + place).tolist() for place in range(len(self._letters))]
+            for number in range(len(asks))
+        ]
+        for number, logprobs in self._next_tokens(contexts):
+            ask = asks[number]
+            ask.num_tokens = min(len(contexts[number]), self.loaded.max_length)
+            best = logprobs.topk(min(max(1, ask.top), len(logprobs)))
+            chosen = dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+            if ask.top:
+                of_one = [tokens[0] for tokens in letters[number] if len(tokens) == 1]
+                wanted = [*of_one, *self._bare_letters]
+                chosen |= dict(zip(wanted, logprobs[wanted].tolist(), strict=True))
+            names = {
+                tokens[0]: name for tokens, name in zip(letters[number], self._letters, strict=True) if len(tokens) == 1
+            }
+            ask.answer = [(token, self._written(token, names), value) for token, value in chosen.items()]
+        self._add_long_letters(asks, contexts, letters)
+
+    def _written(self, token: int, letters: dict[int, str]) -> str:
+        tokenizer: Any = self.loaded.tokenizer
+        return letters.get(token) or self._bare_letters.get(token) or str(tokenizer.decode([token]))
+
+    def _next_tokens(self, contexts: list[list[int]]) -> Iterator[tuple[int, torch.Tensor]]:
+        """For each context, in any order, its number and the log-probabilities of what comes next: float32 `[V]`."""
+        loaded = self.loaded
+        requests = Requests.from_tokens(contexts, [[[0]]] * len(contexts), loaded.max_length)
         with evaluation_mode(loaded.model):
             readout = selected_logits if can_select(loaded.model, loaded.device) else all_logits
             budget = auto_token_budget(loaded, requests, every_logit=readout is all_logits)
@@ -175,12 +222,25 @@ class FastModelAPI(ModelAPI):
                 logprobs = F.log_softmax(logits, dim=-1, dtype=torch.float32)
                 if logprobs.isnan().any():
                     raise ModelError(NAN_ADVICE)
-                for row, question in zip(batch.target_readouts.tolist(), batch.target_choices.tolist(), strict=True):
-                    best = logprobs[row].topk(min(max(1, asks[question].top), logprobs.shape[1]))
-                    chosen = dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-                    if asks[question].top:
-                        chosen |= dict(zip(letters.tolist(), logprobs[row][letters].tolist(), strict=True))
-                    asks[question].answer = [
-                        (token, self._letters.get(token) or str(tokenizer.decode([token])), value)
-                        for token, value in chosen.items()
-                    ]
+                for row, number in zip(batch.target_readouts.tolist(), batch.target_choices.tolist(), strict=True):
+                    yield number, logprobs[row]
+
+    def _add_long_letters(self, asks: list[_Ask], contexts: list[list[int]], letters: list[list[list[int]]]) -> None:
+        """Adds the letters that are several tokens, which one next token does not tell."""
+        long = [
+            [tokens for tokens in own if len(tokens) > 1] if ask.top else []
+            for ask, own in zip(asks, letters, strict=True)
+        ]
+        asked = [number for number, own in enumerate(long) if own]
+        if not asked:
+            return
+        requests = Requests.from_tokens(
+            [contexts[number] for number in asked], [long[number] for number in asked], self.loaded.max_length
+        )
+        values = iter(score_padded(self.loaded, requests).loglikelihood.tolist())
+        for number in asked:
+            asks[number].answer += [
+                (tokens[0], name, next(values))
+                for tokens, name in zip(letters[number], self._letters, strict=True)
+                if len(tokens) > 1
+            ]
