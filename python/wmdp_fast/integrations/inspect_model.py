@@ -54,8 +54,8 @@ class FastModelAPI(ModelAPI):
     """A local model that answers each prompt with its most likely next token, and says how likely the letters are.
 
     `top_logprobs` are the likeliest tokens and always the letters A to Z after a space, however unlikely: their
-    log-likelihoods as `wmdp_fast.evaluate` has them, also where a letter is several tokens; and letters alone where these
-    are one token.
+    log-likelihoods as `wmdp_fast.evaluate` has them, also where a letter is several tokens; and letters alone where
+    these are one token.
     A single message is the prompt as it is; with `-M chat_template=true` messages go through the tokenizer's chat
     template.
 
