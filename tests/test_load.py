@@ -12,11 +12,14 @@ import pytest
 import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-from transformers import AutoConfig, LlamaConfig
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
+import wmdp_fast
 from tests import tiny_models
-from wmdp_fast.exceptions import DataUnavailableError, ModelError, TokenizerError
+from wmdp_fast.exceptions import DataUnavailableError, ModelError, TokenizerError, WmdpFastWarning
 from wmdp_fast.models.load import evaluation_mode, load_model, max_length, parse_device, wrap_model
+from wmdp_fast.models.partial import load_first_layers
 
 
 @pytest.fixture
@@ -102,6 +105,76 @@ def test_cuda_is_missed_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatc
 
 
 # What cannot be loaded
+
+
+def without(folder: Path, part: str) -> None:
+    """Takes the weights whose names contain `part` out of a model's file."""
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if part not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("part", ["lm_head", "embed_tokens", "layers.1.mlp.up_proj", "norm", "weight"])
+def test_missing_weights_are_an_error_that_names_them(folder: Path, part: str) -> None:
+    without(folder, part)
+    with pytest.raises(ModelError, match=rf"lacks weights of Llama.*, which would be random: .*{part}"):
+        load_model(str(folder), device="cpu", dtype="float32")
+    if part != "lm_head":
+        with pytest.raises(ModelError, match=rf"lacks weights of LlamaModel, which would be random: .*{part}"):
+            load_first_layers(str(folder), 2, dtype="float32", device="cpu")
+
+
+def test_the_first_layers_need_no_more_than_their_own_weights(folder: Path) -> None:
+    without(folder, "layers.1.self_attn.q_proj")
+    load_first_layers(str(folder), 1, dtype="float32", device="cpu")
+    with pytest.raises(ModelError, match=r"lacks weights .*: layers\.1\.self_attn\.q_proj\.weight\. Copy"):
+        load_first_layers(str(folder), 2, dtype="float32", device="cpu")
+
+
+def test_weights_may_be_missing_where_that_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    without(folder, "lm_head")
+    (tmp_path / "q.jsonl").write_text('{"question": "Which?", "choices": ["a", "b", "c", "d"], "answer": 1}\n')
+    arguments: dict[str, Any] = {"tasks": tmp_path / "q.jsonl", "dtype": "float32", "device": "cpu", "progress": False}
+    with pytest.raises(ModelError, match=r"lm_head\.weight"):
+        wmdp_fast.evaluate(folder, **arguments)
+    with pytest.warns(WmdpFastWarning, match=r"weights are missing and random, so .*: lm_head\.weight"):
+        result = wmdp_fast.evaluate(folder, **arguments, allow_missing=True)
+    assert "lm_head.weight" in result.to_json()["wmdp_fast"]["warnings"][0]
+
+
+@pytest.mark.parametrize("family", tiny_models.TRIE_FAMILIES + tuple(tiny_models.PADDED_FAMILIES))
+@pytest.mark.parametrize("tied", [False, True])
+def test_nothing_is_missing_from_what_transformers_saved(tmp_path: Path, family: str, tied: bool) -> None:
+    config: Any = tiny_models.config(family)
+    config.tie_word_embeddings = tied
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_models.tokenizer().save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), device="cpu", dtype="float32").warnings == ()
+
+
+def test_an_expert_that_is_missing_is_named(tmp_path: Path) -> None:
+    tiny_models.build("mixtral").save_pretrained(tmp_path)
+    tiny_models.tokenizer().save_pretrained(tmp_path)
+    without(tmp_path, "layers.1.block_sparse_moe.experts.3.w1")
+    with pytest.raises(
+        ModelError, match=r"lacks parts of model\.layers\.1\.mlp\.experts\.gate_up_proj, or has them in"
+    ):
+        load_model(str(tmp_path), device="cpu", dtype="float32")
+
+
+def test_weights_of_another_shape_are_an_error_and_surplus_is_said(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "foo.bar": torch.ones(2)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.warns(WmdpFastWarning, match=r"no place; they are not used: foo\.bar"):
+        loaded = load_model(str(folder), device="cpu", dtype="float32")
+    assert loaded.warnings == (
+        "the checkpoint has weights for which the model has no place; they are not used: foo.bar",
+    )
+    save_file({**weights, "model.norm.weight": torch.ones(2)}, folder / "model.safetensors", metadata={"format": "pt"})
+    for read in (lambda: load_model(str(folder)), lambda: load_first_layers(str(folder), 1)):
+        with pytest.raises(ModelError, match=r"weights do not fit config\.json: .*norm\.weight is 2, where .* has 32"):
+            read()
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "pytorch_model-00001-of-00002.bin"])
@@ -257,6 +330,119 @@ def test_an_adapter_is_put_on_the_model_but_not_merged(folder: Path, adapter: Pa
     assert not torch.allclose(logits, plain.model(ids).logits[..., :size])
     with loaded.model.disable_adapter():
         torch.testing.assert_close(loaded.model(ids).logits, plain.model(ids).logits[..., :size])
+
+
+ADAPTERS: dict[str, tuple[dict[str, Any], int | None]] = {
+    "lora": ({}, None),
+    "head": ({"modules_to_save": ["lm_head"]}, None),
+    "embedding and head": ({"modules_to_save": ["lm_head", "embed_tokens"]}, None),
+    "lora of the head": ({"target_modules": ["q_proj", "lm_head"]}, None),
+    "lora of the embedding": ({"target_modules": ["q_proj", "embed_tokens"]}, None),
+    "embedding and head of the tokenizer's size": ({"modules_to_save": ["lm_head", "embed_tokens"]}, 447),
+    "embedding and head of another size": ({"modules_to_save": ["lm_head", "embed_tokens"]}, 500),
+}
+# With these lm-eval cuts the model down to the tokenizer, and then they do not fit.
+NOT_IN_LM_EVAL = [name for name in ADAPTERS if name not in ("lora", "embedding and head of the tokenizer's size")]
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning")
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_an_adapter_gives_what_it_was_trained_to_and_what_lm_eval_gives(
+    folder: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder, kind: str
+) -> None:
+    peft = pytest.importorskip("peft", reason="needs peft: pip install 'wmdp-fast[peft]'")
+    settings, size = ADAPTERS[kind]
+    model = tiny_models.build("llama")
+    model.save_pretrained(folder)
+    if size is not None:
+        model.resize_token_embeddings(size)
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=2, init_lora_weights=False, **{"target_modules": ["q_proj"], **settings})
+    adapted = peft.get_peft_model(model, config).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[1, 2, 3]])
+    recwarn.clear()
+    loaded = load_model(str(folder), device="cpu", peft=str(tmp_path / "adapter"))
+    assert [str(warning.message) for warning in recwarn] == []
+    with torch.no_grad():
+        ours, own = loaded.model(ids).logits, adapted(ids).logits
+        torch.testing.assert_close(ours, own[..., : ours.shape[-1]])
+        if kind == "lora":
+            assert ours.shape[-1] == len(loaded.tokenizer)
+        else:
+            assert ours.shape == own.shape
+        pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'wmdp-fast[lm-eval]'")
+        from lm_eval.models.huggingface import HFLM
+
+        def theirs() -> torch.Tensor:
+            lm = HFLM(pretrained=str(folder), peft=str(tmp_path / "adapter"), device="cpu", dtype="float32")
+            logits: torch.Tensor = lm.model(ids).logits
+            return logits
+
+        if kind in NOT_IN_LM_EVAL:
+            with pytest.raises(RuntimeError, match="size mismatch"):
+                theirs()
+        else:
+            torch.testing.assert_close(ours, theirs())
+
+
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning")
+def test_a_tokenizer_larger_than_the_model_is_met_as_by_lm_eval_and_said(folder: Path, adapter: Path) -> None:
+    small = LlamaConfig(**{**tiny_models.config("llama").to_dict(), "vocab_size": 440})  # type: ignore[attr-defined]
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(small).save_pretrained(folder)
+    with pytest.warns(
+        WmdpFastWarning, match="has 447 tokens and the model 440; as in lm-eval, the others got the mean"
+    ):
+        loaded = load_model(str(folder), device="cpu", dtype="float32", peft=str(adapter))
+    assert "447 tokens" in loaded.warnings[0]
+    again = load_model(str(folder), device="cpu", dtype="float32", peft=str(adapter))
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(loaded.model(ids).logits, again.model(ids).logits)
+    pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'wmdp-fast[lm-eval]'")
+    from lm_eval.models.huggingface import HFLM
+
+    theirs = HFLM(pretrained=str(folder), peft=str(adapter), device="cpu", dtype="float32").model(ids).logits
+    torch.testing.assert_close(loaded.model(ids).logits, theirs, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning")
+def test_an_adapter_that_lacks_weights_is_refused_and_surplus_is_said(folder: Path, adapter: Path) -> None:
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({k: v for k, v in weights.items() if "layers.1" not in k}, adapter / "adapter_model.safetensors")
+    with pytest.raises(
+        ModelError, match=r"lacks weights, which would be random .*layers\.1\.self_attn\.q_proj\.lora_A"
+    ):
+        load_model(str(folder), device="cpu", peft=str(adapter))
+    more = {name.replace("layers.1", "layers.7"): tensor.clone() for name, tensor in weights.items()}
+    save_file({**weights, **more}, adapter / "adapter_model.safetensors")
+    with pytest.warns(WmdpFastWarning, match=r"no place; they are not used: .*layers\.7\.self_attn\.q_proj"):
+        loaded = load_model(str(folder), device="cpu", dtype="float32", peft=str(adapter))
+    assert "layers.7" in loaded.warnings[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning")
+@pytest.mark.parametrize(
+    "config",
+    [
+        "[" * 200_000,
+        "[]",
+        "{}",
+        '{"peft_type": "NOPE"}',
+        '{"peft_type": "LORA", "r": "x", "target_modules": 5}',
+        "\xff",
+    ],
+)
+def test_a_broken_adapter_is_one_line(folder: Path, adapter: Path, config: str) -> None:
+    (adapter / "adapter_config.json").write_text(config, encoding="latin-1")
+    with pytest.raises(ModelError) as caught:
+        load_model(str(folder), device="cpu", dtype="float32", peft=str(adapter))
+    assert str(adapter) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    (adapter / "adapter_model.safetensors").write_bytes(b"12345678")
+    with pytest.raises(ModelError, match=str(adapter)):
+        load_model(str(folder), device="cpu", dtype="float32", peft=str(adapter))
 
 
 def test_a_pickled_adapter_is_refused(folder: Path, adapter: Path, tmp_path: Path) -> None:

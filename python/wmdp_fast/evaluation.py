@@ -70,6 +70,7 @@ def evaluate(
     device: str = "auto",
     peft: str | PathLike[str] | None = None,
     trust_remote_code: bool = False,
+    allow_missing: bool = False,
     max_length: int | None = None,
     output: str | PathLike[str] | None = None,
     log_samples: bool = False,
@@ -108,6 +109,7 @@ def evaluate(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         peft: A PEFT adapter to put on the model.
         trust_remote_code: Whether code that comes with the model may run.
+        allow_missing: Whether to go on if the checkpoint lacks weights, with random ones; results say so.
         max_length: Most tokens the model may read at once, in place of its own limit.
         output: Folder or `.json` name to save results under, by lm-eval's rules. Scores of a model that is loaded from
             files or served are kept there as the run goes on, so that one that was stopped loses nothing.
@@ -142,6 +144,7 @@ def evaluate(
             device=device != "auto",
             peft=peft is not None,
             trust_remote_code=trust_remote_code,
+            allow_missing=allow_missing,
             engine=engine != "auto",
             token_budget=token_budget != "auto",
             score_mode=score_mode != "float32",
@@ -173,7 +176,7 @@ def evaluate(
         read = prepare.read_tasks(selection.tasks, data=data, dataset_revision=dataset_revision, limit=limit)
     encoder = _Encoder(selection)
     with clock("load"):
-        loaded = _load(model, tokenizer, revision, dtype, device, peft, trust_remote_code, encoder.begin)
+        loaded = _load(model, tokenizer, revision, dtype, device, peft, trust_remote_code, allow_missing, encoder.begin)
     multiturn = bool(apply_chat_template) if fewshot_as_multiturn is None else fewshot_as_multiturn
     others = []
     if permute_choices is not None:
@@ -253,6 +256,7 @@ def _load(
     device: str,
     peft: str | PathLike[str] | None,
     trust_remote_code: bool,
+    allow_missing: bool,
     on_tokenizer: Callable[[PreTrainedTokenizerBase, str], object],
 ) -> LoadedModel | ServedModel:
     from wmdp_fast.models.load import load_model, load_tokenizer, wrap_model
@@ -272,6 +276,7 @@ def _load(
             device=device,
             peft=None if peft is None else os.fspath(peft),
             trust_remote_code=trust_remote_code,
+            allow_missing=allow_missing,
             on_tokenizer=on_tokenizer,
         )
     if tokenizer is None:

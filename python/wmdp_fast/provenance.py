@@ -101,7 +101,7 @@ def details_of(
 
     details: dict[str, Any] = {
         "lm_eval_compat": selection.compat.name,
-        "warnings": list(selection.warnings),
+        "warnings": [*selection.warnings, *getattr(loaded, "warnings", ())],
         "tokenizer_engine": None if requests is None else requests.engine,
         "why_not_fastokens": None if requests is None else requests.why_not_fast,
         "why_no_shared_prefixes": None if requests is None else requests.why_no_cuts,

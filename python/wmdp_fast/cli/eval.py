@@ -70,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--trust-remote-code", action="store_true", help="let code that comes with the model run")
     model.add_argument(
+        "--allow-missing", action="store_true", help="go on if the checkpoint lacks weights, with random ones"
+    )
+    model.add_argument(
         "--score-mode",
         choices=("float32", "model"),
         help="precision of log-probabilities; `model` rounds to the model's as lm-eval does (default float32)",

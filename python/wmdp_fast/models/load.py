@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 import warnings
 from contextlib import contextmanager
@@ -13,9 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wmdp_fast.exceptions import ModelError, TokenizerError
+from wmdp_fast.exceptions import ModelError, TokenizerError, WmdpFastWarning
 from wmdp_fast.models import hub
-from wmdp_fast.models.weight_files import weight_files
+from wmdp_fast.models.adapters import with_adapter
+from wmdp_fast.models.reading import (
+    about_missing,
+    about_unexpected,
+    failures_as,
+    read_pretrained,
+    refuse_impossible,
+    warnings_as_ours,
+)
+from wmdp_fast.models.weight_files import CONFIG, read_json, shown, weight_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +35,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 # lm-eval's default where neither the configuration nor the tokenizer knows a limit.
 _DEFAULT_MAX_LENGTH = 2048
+_MOST_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,7 @@ class LoadedModel:
         num_parameters: Number of its parameters, an adapter's included.
         prefix_token_id: Token that stands for an empty context, by lm-eval's rule: BOS, else EOS.
         seconds: Time that loading took.
+        warnings: What results should say of how it was loaded: weights that were not used, for instance.
     """
 
     model: torch.nn.Module
@@ -62,6 +72,7 @@ class LoadedModel:
     num_parameters: int
     prefix_token_id: int
     seconds: float
+    warnings: tuple[str, ...] = ()
 
 
 def load_model(
@@ -73,6 +84,7 @@ def load_model(
     trust_remote_code: bool = False,
     peft: str | None = None,
     tokenizer: str | PreTrainedTokenizerBase | None = None,
+    allow_missing: bool = False,
     on_tokenizer: Callable[[PreTrainedTokenizerBase, str], object] | None = None,
 ) -> LoadedModel:
     """Loads a causal language model from a folder or the hub, ready for scoring.
@@ -86,15 +98,20 @@ def load_model(
         device: `"cpu"`, `"cuda"`, `"cuda:1"` and so on, or `"auto"`: CUDA if there is any, else the CPU.
         trust_remote_code: Whether to run Python code that comes with the model.
         peft: Folder or name on the hub of a PEFT adapter. As in lm-eval it is not merged into the weights, and the
-            embedding takes the tokenizer's size first. Unlike there, `revision` is not the adapter's.
+            embedding takes the tokenizer's size first, unless the adapter brings an embedding or head of its own.
+            Unlike there, `revision` is not the adapter's.
         tokenizer: Another tokenizer than the model's: one in memory, a folder, or a name on the hub.
+        allow_missing: Whether to go on if the checkpoint lacks weights, with random ones in their place.
         on_tokenizer: Called with the tokenizer and the model's type (`llama`) before the weights are read, to begin
             what needs no weights.
 
+    Warns:
+        WmdpFastWarning: Weights are not used, or random, or of a type that this CPU is slow at.
+
     Raises:
         DataUnavailableError: The model is gated, missing or out of reach; the message says what to do.
-        ModelError: The model cannot be loaded, has pickled weights only, or the device is not there; the message says
-            what to do.
+        ModelError: The model cannot be loaded, lacks weights, has pickled ones only, or the device is not there; the
+            message says what to do.
         TokenizerError: The tokenizer cannot be loaded.
         ValueError: `dtype` or `device` is none of the above.
     """
@@ -104,12 +121,22 @@ def load_model(
     # From the hub everything is taken at one commit, even if the branch moves on meanwhile.
     source: dict[str, Any] = {"revision": files.commit or revision, "trust_remote_code": trust_remote_code}
     where = str(files.folder) if files.commit is None else name_or_path
-    loaded_tokenizer = load_tokenizer(tokenizer or where, source if not isinstance(tokenizer, str) else {})
+    refuse_impossible(files.folder)
+    loaded_tokenizer = load_tokenizer(
+        tokenizer or where, {"trust_remote_code": trust_remote_code} if isinstance(tokenizer, str) else source
+    )
     if on_tokenizer is not None:
-        on_tokenizer(loaded_tokenizer, _model_type(files.folder))
-    model: torch.nn.Module = _from_pretrained(where, source, torch_dtype, torch_device)
+        on_tokenizer(loaded_tokenizer, str(read_json(files.folder / CONFIG).get("model_type", "")))
+    notes: list[str] = []
+    model: torch.nn.Module
+    with warnings_as_ours(notes):
+        model, missing, unexpected = _from_pretrained(where, source, torch_dtype, torch_device, allow_missing)
+    notes += [*about_missing(missing), *about_unexpected(unexpected)]
     if peft is not None:
-        model = _with_adapter(model, peft, loaded_tokenizer)
+        model, of_adapter = with_adapter(model, peft, loaded_tokenizer)
+        notes += of_adapter
+    for note in notes:
+        warnings.warn(f"{name_or_path}: {note}", WmdpFastWarning, stacklevel=2)
     model.requires_grad_(requires_grad=False).eval()
     if torch_dtype is None:
         _warn_of_slow_dtype(model, torch_device)
@@ -122,6 +149,7 @@ def load_model(
         sha=files.commit,
         peft=peft,
         seconds=time.perf_counter() - begin,
+        warnings=tuple(notes),
     )
 
 
@@ -176,12 +204,6 @@ def files_identity(loaded: LoadedModel) -> str:
         files = hub.locate_adapter(loaded.peft)
         identity += f" + {files.commit or _folder_identity(files.folder)}"
     return identity
-
-
-def _model_type(folder: Path) -> str:
-    """Transformers' name for the architecture that a folder's configuration is of."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return str(config.get("model_type", ""))
 
 
 def prefix_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -241,15 +263,25 @@ def max_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> 
     """Most tokens a model reads at once, by lm-eval's rule (`resolve_max_length`, 0.4.13).
 
     The configuration's limit (that of the text model, if it has several parts), else the tokenizer's, else 2048.
+
+    Raises:
+        ModelError: It is not a positive number.
     """
     from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
     text_config = getattr(config, "text_config", None) or config
     for name in ("n_positions", "max_position_embeddings", "n_ctx"):
         if (limit := getattr(text_config, name, None)) is not None:
-            return int(limit)
-    limit = tokenizer.model_max_length
-    return _DEFAULT_MAX_LENGTH if limit is None or limit == VERY_LARGE_INTEGER else int(limit)
+            break
+    else:
+        limit = tokenizer.model_max_length
+        if limit is None or limit == VERY_LARGE_INTEGER:
+            return _DEFAULT_MAX_LENGTH
+        name = "the tokenizer's model_max_length"
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 1 <= limit < float("inf"):
+        raise ModelError(f"{name} is {shown(limit)}, which is no number of tokens: correct it, or pass max_length")
+    # No prompt is longer, and this is a number for any machine.
+    return min(int(limit), _MOST_TOKENS)
 
 
 def _describe(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, *, name: str, **origin: Any) -> LoadedModel:
@@ -275,26 +307,29 @@ def _describe(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, *, nam
 
 
 def _from_pretrained(
-    where: str, source: dict[str, Any], dtype: torch.dtype | None, device: torch.device
-) -> PreTrainedModel:
-    from safetensors import SafetensorError
+    where: str, source: dict[str, Any], dtype: torch.dtype | None, device: torch.device, allow_missing: bool
+) -> tuple[PreTrainedModel, list[str], list[str]]:
     from transformers import AutoModelForCausalLM
 
     # With accelerate the weights go to the GPU as they are read; without it, through the host's memory.
     device_map = {"": device} if device.type == "cuda" and find_spec("accelerate") else None
-    model: Any
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            where, dtype=dtype or "auto", device_map=device_map, use_safetensors=True, **source
-        )
-        if device_map is None:
-            model = model.to(device)
-    except torch.OutOfMemoryError as error:
-        raise ModelError(f"{where} does not fit into memory on {device}: try dtype bfloat16, or device cpu") from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{where} cannot be loaded: {error}") from error
-    loaded: PreTrainedModel = model
-    return loaded
+    model, missing, unexpected = read_pretrained(
+        AutoModelForCausalLM,
+        where,
+        allow_missing=allow_missing,
+        dtype=dtype or "auto",
+        device_map=device_map,
+        **source,
+    )
+    if device_map is None:
+        try:
+            moved: Any = model
+            model = moved.to(device)
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"{where} does not fit into memory on {device}: try dtype bfloat16, or device cpu"
+            ) from error
+    return model, missing, unexpected
 
 
 def _warn_of_slow_dtype(model: torch.nn.Module, device: torch.device) -> None:
@@ -310,6 +345,7 @@ def _warn_of_slow_dtype(model: torch.nn.Module, device: torch.device) -> None:
         warnings.warn(
             f"this CPU emulates {name}, the checkpoint's dtype: dtype float32 takes twice the memory but is several"
             f" times faster here (dtype {name} silences this)",
+            WmdpFastWarning,
             stacklevel=3,
         )
 
@@ -330,26 +366,9 @@ def load_tokenizer(
 
     if not isinstance(tokenizer, str):
         return tokenizer
-    try:
-        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tokenizer, **(source or {}))
-    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        raise TokenizerError(f"the tokenizer of {tokenizer} cannot be loaded: {error}") from error
+    with failures_as(TokenizerError, f"the tokenizer of {tokenizer} cannot be loaded"):
+        # Asked for code that it may not run, transformers would wait for an answer on stdin.
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            tokenizer, **{"trust_remote_code": False, **(source or {})}
+        )
     return loaded
-
-
-def _with_adapter(model: torch.nn.Module, adapter: str, tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise ModelError(f"the adapter {adapter} needs the package peft: pip install 'wmdp-fast[peft]'") from error
-
-    files = hub.locate_adapter(adapter)
-    base: Any = model
-    config = getattr(base.config, "text_config", None) or base.config
-    if config.vocab_size != len(tokenizer):
-        base.resize_token_embeddings(len(tokenizer))
-    try:
-        wrapped: torch.nn.Module = PeftModel.from_pretrained(base, str(files.folder))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"the adapter {adapter} cannot be put on this model: {error}") from error
-    return wrapped

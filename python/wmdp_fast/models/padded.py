@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from wmdp_fast.exceptions import ModelError
+from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.journal import Plan
 from wmdp_fast.models.load import evaluation_mode
 from wmdp_fast.models.scores import NAN_ADVICE, PartialScores, score_targets
@@ -197,6 +197,7 @@ def can_select(model: torch.nn.Module, device: torch.device) -> bool:
     warnings.warn(
         f"{type(model).__name__} does not take a mask as logits_to_keep ({why}); all logits are computed, which is"
         " slower and takes more memory",
+        WmdpFastWarning,
         stacklevel=3,
     )
     return False
@@ -257,5 +258,7 @@ def _smaller_budget(batch: PaddedBatch, device: torch.device, *, warn: bool) -> 
         torch.cuda.empty_cache()
     if warn:
         what = f"{rows} rows of {width} tokens"
-        warnings.warn(f"out of memory on {device} with {what}: token_budget is now {budget}", stacklevel=3)
+        warnings.warn(
+            f"out of memory on {device} with {what}: token_budget is now {budget}", WmdpFastWarning, stacklevel=3
+        )
     return budget

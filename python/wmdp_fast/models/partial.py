@@ -13,6 +13,8 @@ from torch import nn
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models import hub
 from wmdp_fast.models.load import parse_device, parse_dtype
+from wmdp_fast.models.reading import failures_as, read_pretrained, refuse_impossible
+from wmdp_fast.models.weight_files import CONFIG, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,36 +78,39 @@ def load_first_layers(
 
     Raises:
         DataUnavailableError: The model is missing or out of reach.
-        ModelError: It cannot be loaded, has fewer layers, or is built in a way that cannot be cut.
+        ModelError: It cannot be loaded, lacks weights, has fewer layers, or is built in a way that cannot be cut.
     """
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel
 
     torch_dtype, torch_device = parse_dtype(dtype), parse_device(device)
     files = hub.locate_model(name_or_path, revision=revision)
     source: dict[str, Any] = {"revision": files.commit or revision, "trust_remote_code": trust_remote_code}
     where = str(files.folder) if files.commit is None else name_or_path
-    try:
+    refuse_impossible(files.folder)
+    with failures_as(ModelError, f"{where} cannot be loaded"):
         config = AutoConfig.from_pretrained(where, **source)
-        available = config.num_hidden_layers
-        if count > available:
-            raise ModelError(
-                f"{name_or_path} has {available} layers, 0 to {available - 1}; layer {count - 1} does not exist"
-            )
-        with _quiet_about_unread_weights():
-            model = AutoModel.from_pretrained(
-                where, config=_cut(config, count), dtype=torch_dtype or "auto", use_safetensors=True, **source
-            )
-        model = model.to(torch_device)
-    except AttributeError as error:
+    available = getattr(config, "num_hidden_layers", None)
+    if available is None:
         raise ModelError(
             f"{name_or_path} is a {type(config).__name__}, which is more than a language model; load it and pass its"
             " language model"
-        ) from error
+        )
+    if not isinstance(available, int):
+        raise ModelError(f"{files.folder / CONFIG}: num_hidden_layers is {shown(available)}, which is no number")
+    if count > available:
+        raise ModelError(
+            f"{name_or_path} has {available} layers, 0 to {available - 1}; layer {count - 1} does not exist"
+        )
+    with _without_progress():
+        # What is above the first layers has no place, so that nothing is said of tensors that are not read.
+        model, _, _ = read_pretrained(
+            AutoModel, where, part=True, config=_cut(config, count), dtype=torch_dtype or "auto", **source
+        )
+    try:
+        moved: Any = model
+        model = moved.to(torch_device)
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{count} layers of {where} do not fit into memory on {torch_device}") from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{where} cannot be loaded: {error}") from error
     return FirstLayers(decoder_of(model), files.folder, files.commit, available)
 
 
@@ -137,16 +142,14 @@ def _cut(config: PretrainedConfig, count: int) -> PretrainedConfig:
 
 
 @contextmanager
-def _quiet_about_unread_weights() -> Iterator[None]:
-    """Transformers would warn of every tensor of the file that is not part of the cut model."""
+def _without_progress() -> Iterator[None]:
+    """Transformers would count the tensors of the whole file."""
     from transformers.utils import logging
 
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        logging.set_verbosity(before)
         if bars:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]

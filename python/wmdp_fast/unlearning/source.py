@@ -129,7 +129,7 @@ def _tokenizer_of(
     name: str, folder: Path, commit: str | None, *, trust_remote_code: bool
 ) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a checkpoint, or None if its folder has none: tokens may be given ready-made."""
-    from transformers import AutoTokenizer
+    from wmdp_fast.models.load import load_tokenizer
 
     has_files = commit is not None or any(
         (folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")
@@ -137,10 +137,7 @@ def _tokenizer_of(
     if not has_files:
         return None
     where = name if commit is not None else str(folder)
-    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        where, revision=commit, trust_remote_code=trust_remote_code
-    )
-    return loaded
+    return load_tokenizer(where, {"revision": commit, "trust_remote_code": trust_remote_code})
 
 
 def read_corpora(request: Request, source: Source) -> Corpora:

@@ -1,0 +1,114 @@
+"""PEFT adapters, put on a model as lm-eval does it (`HFLM._create_model`, 0.4.13), and checked to be there in full."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from wmdp_fast.exceptions import ModelError
+from wmdp_fast.models import hub
+from wmdp_fast.models.reading import about_unexpected, failures_as, named, warnings_as_ours
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedTokenizerBase
+
+_NAME = "default"
+
+# Adapter weights that layers share: they are loaded once, and are missing under their other names (as peft has it).
+_SHARED = ("vblora_vector_bank", "prompt_encoder", ".tinylora_v.", ".unilora_theta_d.")
+
+
+def with_adapter(
+    model: torch.nn.Module, adapter: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[torch.nn.Module, list[str]]:
+    """Puts an adapter on a model without merging it.
+
+    As in lm-eval, the embedding takes the tokenizer's size first; but not where the adapter brings an embedding or head
+    of its own, with which lm-eval fails unless it has just that size.
+
+    Args:
+        model: The model it was made for.
+        adapter: Folder, or name on the hub.
+        tokenizer: The model's.
+
+    Returns:
+        The model with its adapter, and what is to be said of it.
+
+    Raises:
+        DataUnavailableError: It is missing or out of reach.
+        ModelError: It cannot be put on this model, or lacks weights; or peft is missing.
+    """
+    try:
+        from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+    except ImportError as error:
+        raise ModelError(f"the adapter {adapter} needs the package peft: pip install 'wmdp-fast[peft]'") from error
+
+    folder = hub.locate_adapter(adapter).folder
+    notes: list[str] = []
+    with failures_as(ModelError, f"the adapter {adapter} cannot be put on this model"), warnings_as_ours(notes):
+        notes += _resize(model, folder / hub.ADAPTER_WEIGHTS, len(tokenizer))
+        base: Any = model
+        wrapped: torch.nn.Module = PeftModel.from_pretrained(base, str(folder))
+        # Once more, since that does not tell what it loaded.
+        report = set_peft_model_state_dict(wrapped, load_peft_weights(str(folder), device="cpu"), adapter_name=_NAME)
+    if missing := _missing(wrapped, report.missing_keys):
+        raise ModelError(
+            f"the adapter {adapter} lacks weights, which would be random or the model's: {named(missing)}. Copy or"
+            " download it again, or correct its adapter_config.json"
+        )
+    notes = [note for note in notes if "missing adapter keys" not in note]
+    return wrapped, notes + [f"adapter {adapter}: {note}" for note in about_unexpected(sorted(report.unexpected_keys))]
+
+
+def _resize(model: Any, weights: Path, num_tokens: int) -> list[str]:
+    """Gives the embedding the rows that the adapter was made for, or else the tokenizer's, and says if some are new."""
+    config = getattr(model.config, "text_config", None) or model.config
+    own = _rows_of_adapter(model, weights)
+    rows = own or num_tokens
+    if rows == config.vocab_size:
+        return []
+    grown = rows > config.vocab_size and own is None
+    note = (
+        f"the tokenizer has {rows} tokens and the model {config.vocab_size}; as in lm-eval, the others got the mean of"
+        " all embeddings, since the adapter has none for them"
+    )
+    # New rows are drawn around the mean with a tiny spread: the same ones in every run.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model.resize_token_embeddings(rows)
+    return [note] if grown else []
+
+
+def _rows_of_adapter(model: Any, weights: Path) -> int | None:
+    """How many tokens the adapter's own embedding or head has, or its change of them; None if it has none."""
+    from safetensors import safe_open
+
+    ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())} - {id(None)}
+    names = [name for name, module in model.named_modules() if id(module) in ends]
+    with safe_open(weights, framework="np") as file:
+        for key in file.keys():  # noqa: SIM118 (it is no mapping)
+            of = next((name for name in names if f".{name}." in f".{key}"), None)
+            if of is None:
+                continue
+            what, shape = key.rpartition(f"{of}.")[2], file.get_slice(key).get_shape()
+            if what in ("weight", "base_layer.weight", "modules_to_save.weight", "lora_B.weight"):
+                return int(shape[0])
+            if what == "lora_embedding_A":
+                return int(shape[1])
+    return None
+
+
+def _missing(wrapped: Any, names: list[str]) -> list[str]:
+    """Those of the weights that were not in the file that are the adapter's."""
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(wrapped.peft_config[_NAME].peft_type, "")
+    kept = f".modules_to_save.{_NAME}."
+    return sorted(
+        name
+        for name in names
+        if (kept in name or (prefix and prefix in name and _NAME in name)) and not any(s in name for s in _SHARED)
+    )
