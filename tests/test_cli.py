@@ -5,16 +5,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
+import torch
 
 import wmdp_fast
 from tests import tiny_models
+from tests.conftest import CHECKOUT
 from wmdp_fast import _rust, cli
 from wmdp_fast.cli import doctor
 from wmdp_fast.cli import eval as cli_eval
@@ -82,10 +87,167 @@ def test_ctrl_c_exits_with_130(monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_an_error_nobody_foresaw_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(doctor, "run", raising(RuntimeError("a bug")))
-    with pytest.raises(RuntimeError):
-        cli.main(["doctor"])
+def deep():
+    return deep()
+
+
+def too_deep(_arguments):
+    deep()
+
+
+class PanicException(BaseException):
+    """What a panic of Rust is in Python."""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("a bug"), "RuntimeError: a bug (tests/test_cli.py, line "),
+        (RuntimeError("one line\nand another"), "RuntimeError: one line (tests"),
+        (KeyError("num_hidden_layers"), "KeyError: 'num_hidden_layers' (tests"),
+        (TypeError(), "TypeError (tests"),
+        (AttributeError("no attribute"), "AttributeError: no attribute (tests"),
+        (AssertionError(), "AssertionError (tests"),
+        (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero (tests"),
+        (OverflowError("too large"), "OverflowError: too large (tests"),
+        (ValueError(), "ValueError (tests"),
+        (MemoryError(), "out of memory: smaller batches"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"),
+            "out of memory (CUDA out of memory. Tried): smaller",
+        ),
+        (ImportError("no module named x"), "ImportError: no module named x (tests"),
+        (PanicException("a panic"), "PanicException: a panic (tests"),
+    ],
+)
+def test_an_error_nobody_foresaw_is_one_line_too(error, said, monkeypatch, capsys):
+    monkeypatch.delenv("WMDP_FAST_DEBUG", raising=False)
+    monkeypatch.setattr(doctor, "run", raising(error))
+    assert cli.main(["doctor"]) == 1
+    line = capsys.readouterr().err
+    assert said in line.replace(f"{CHECKOUT}/", "")
+    assert line.startswith("error: ")
+    assert line.count("\n") == 1
+    assert "; WMDP_FAST_DEBUG=1 shows the traceback" in line
+    # Raised here, it is not plausibly a fault of the package; but for a panic, which only its extension can have.
+    assert ("please report it" in line) == isinstance(error, PanicException)
+
+
+def test_what_is_nested_too_deeply_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "run", too_deep)
+    assert cli.main(["doctor"]) == 1
+    line = capsys.readouterr().err
+    assert line.startswith("error: something is nested too deeply to be read (")
+    assert line.count("\n") == 1
+
+
+def test_a_fault_of_the_package_asks_to_be_reported(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "examine", lambda: [None])
+    assert cli.main(["doctor"]) == 1
+    assert re.fullmatch(
+        r"error: AttributeError: .*'name' \(wmdp_fast/cli/doctor\.py, line \d+\); WMDP_FAST_DEBUG=1 shows the"
+        r" traceback; please report it with that traceback\n",
+        capsys.readouterr().err,
+    )
+
+
+def test_an_error_while_options_are_read_is_one_line_too(monkeypatch, capsys):
+    def add_arguments(parser):
+        parser.add_argument("--number", type=raising(OverflowError("too large")))
+
+    monkeypatch.setattr(doctor, "add_arguments", add_arguments)
+    assert cli.main(["doctor", "--number", "9"]) == 1
+    assert capsys.readouterr().err.startswith("error: OverflowError: too large (")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--model", "hf"], "wmdp-fast eval MODEL ..."),
+        (
+            ["--model", "hf", "--model_args", "pretrained=org/m,dtype=float32,trust_remote_code=True"],
+            "wmdp-fast eval org/m --dtype float32 --trust-remote-code ...",
+        ),
+        (["M", "--model_args=peft=a b"], "wmdp-fast eval MODEL --peft 'a b' ..."),
+        (["M", "--batch_size", "8"], "--token-budget N"),
+        (["M", "--output_path", "x"], "--output DIR"),
+        (["M", "--write_out"], "`wmdp-fast lm-eval run` takes it"),
+    ],
+)
+def test_what_lm_eval_calls_otherwise_is_said(given, said, evaluate_calls, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["eval", *given, "--tasks", "wmdp"])
+    error = capsys.readouterr().err
+    assert "is lm-eval's: " in error
+    assert said in error
+    assert error.startswith("usage: wmdp-fast eval ")
+    assert evaluate_calls == []
+
+
+def test_underscores_are_as_good_as_dashes(evaluate_calls):
+    argv = ["eval", "M", "--tasks", "a_b", "--num_fewshot=2", "--system_instruction", "do_it", "--log_samples"]
+    assert cli.main([*argv, "--output", "o_o"]) == 0
+    [(_, options)] = evaluate_calls
+    del options["progress"]
+    expected = {"tasks": ["a_b"], "num_fewshot": 2, "system_instruction": "do_it", "log_samples": True, "output": "o_o"}
+    assert options == expected
+
+
+@pytest.mark.parametrize("command", [("eval", "M", "--tasks", "wmdp"), ("bench", "eval"), ("doctor",)])
+def test_an_unknown_option_prints_the_usage_of_its_own_command(command, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*command, "--no-such-option", "3"])
+    error = capsys.readouterr().err
+    own = " ".join(itertools.takewhile(lambda word: word not in ("M",), command))
+    assert error.startswith(f"usage: wmdp-fast {own} ")
+    assert "unrecognized arguments: --no-such-option" in error
+
+
+@pytest.mark.parametrize(
+    ("encoding", "json_", "expected"),
+    [
+        ("ascii", False, "0.5 +- 0.1 caf\\u00e9 \\ud83e\\udd89 \\udcff\n"),
+        ("latin-1", False, "0.5 \u00b1 0.1 caf\u00e9 \\ud83e\\udd89 \\udcff\n"),
+        ("utf-8", False, "0.5 \u00b1 0.1 caf\u00e9 \U0001f989 \\udcff\n"),
+        ("ascii", True, "0.5 \\u00b1 0.1 caf\\u00e9 \\ud83e\\udd89 \\udcff\n"),
+    ],
+)
+def test_what_stdout_cannot_show_is_written_in_ascii(encoding, json_, expected):
+    code = (
+        "import sys; from wmdp_fast import cli; from wmdp_fast.cli import doctor\n"
+        "doctor.run = lambda _: print('0.5 \\u00b1 0.1 caf\\u00e9 \\U0001f989 \\udcff') or 0\n"
+        f"sys.exit(cli.main(['doctor', *{['--json'] if json_ else []}]))"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60, env=environment)
+    assert done.stdout.decode(encoding) == expected
+    if json_:
+        text = json.loads(f'"{done.stdout.decode(encoding).strip()}"')
+        assert text == "0.5 \u00b1 0.1 caf\u00e9 \U0001f989 \udcff"
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "1000"}, None)],
+)
+def test_threads_that_wait_sleep_unless_the_user_has_said_how_they_wait(given, found):
+    """OpenMP says itself, as it is loaded with torch, what it was told."""
+    if "gomp" not in Path("/proc/self/maps").read_text(encoding="utf-8"):
+        pytest.skip("torch comes with another OpenMP than GNU's here")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_WAIT", "GOMP", "KMP"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "wmdp_fast", "doctor", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**kept, **given, "OMP_DISPLAY_ENV": "verbose", "HF_HUB_OFFLINE": "1"},
+    )
+    told = re.search(r"OMP_WAIT_POLICY = '(\w+)'", done.stderr)
+    assert told is not None, done.stderr
+    assert found is None or told[1] == found
+    if not found:
+        assert re.search(r"GOMP_SPINCOUNT = '1000'", done.stderr)
 
 
 def test_doctor_reports_versions_devices_and_the_kind_of_build(capsys):
@@ -219,6 +381,14 @@ def test_eval_passes_what_is_given(evaluate_calls, capsys):
     ("wrong", "message"),
     [
         (["--limit", "many"], "'many' is not a number"),
+        *(
+            (["--limit", wrong], f"'{wrong}' is not a finite number above 0")
+            for wrong in ("0", "-1", "inf", "nan", "1e999")
+        ),
+        (["--limit", "9" * 5000], "is not a finite number above 0"),
+        (["--max-length", "1" + 30 * "0"], "is larger than 2147483647"),
+        (["--num-fewshot", "9" * 5000], "is larger than 2147483647"),
+        (["--timeout", "inf"], "'inf' is not a finite number above 0"),
         (["--num-fewshot", "-1"], "'-1' is not a whole number of at least 0"),
         (["--token-budget", "0"], "'0' is not a whole number of at least 1"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),

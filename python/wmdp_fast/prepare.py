@@ -66,9 +66,9 @@ def read_tasks(
     Raises:
         DataUnavailableError: Files are missing, gated or out of reach; says what to do.
         DatasetError: A file holds something else than questions; names file, row and field.
-        ValueError: `limit` is not positive.
+        ValueError: `limit` is not positive, or not finite.
     """
-    if limit is not None and not limit > 0:
+    if limit is not None and not 0 < limit < math.inf:
         raise ValueError(f"limit must be positive, not {limit}: a number of questions, or a share of them below 1")
     located = locate_all(tasks, data=data, dataset_revision=dataset_revision)
     paths = list(dict.fromkeys(path for files in located for path in (*files.test, *files.fewshot)))

@@ -1,12 +1,11 @@
 """The command line: one file per subcommand, each with its SUMMARY, its `add_arguments` and its `run`.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped with Ctrl-C, 143 with SIGTERM. A failure is one line on
-stderr; with WMDP_FAST_DEBUG=1 in the environment it is a traceback.
+stderr, whatever was raised; with WMDP_FAST_DEBUG=1 in the environment it is a traceback.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import os
@@ -17,7 +16,9 @@ import warnings
 from typing import TYPE_CHECKING, TextIO
 
 from wmdp_fast import __version__
-from wmdp_fast.exceptions import WmdpFastError, WmdpFastWarning
+from wmdp_fast.cli import failures, terminal
+from wmdp_fast.cli.habits import Parser, with_dashes
+from wmdp_fast.exceptions import WmdpFastWarning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,16 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 failed, 130 stopped with Ctrl-C, 143 with SIGTERM. Wrong usage leaves through
         `SystemExit(2)`, as argparse has it.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    # Only the module of the command at hand is imported, unless help may have to list all.
-    arguments = _parser(argv[:1] if argv and argv[0] in COMMANDS else COMMANDS).parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    terminal.let_threads_sleep()
     with warnings.catch_warnings(), _termination_as_exception():
         warnings.showwarning = _show_warning
-        return _run(arguments)
+        return _run(argv)
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(argv: list[str]) -> int:
     try:
+        # Only the module of the command at hand is imported, unless help may have to list all.
+        parser = _parser(argv[:1] if argv and argv[0] in COMMANDS else COMMANDS)
+        arguments = parser.parse_args(with_dashes(argv))
+        terminal.print_anything(json=bool(getattr(arguments, "json", False)))
         code: int = arguments.run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt as error:
@@ -76,10 +80,12 @@ def _run(arguments: argparse.Namespace) -> int:
         # The reader of stdout (`| head`) has left. Nothing more can be written, not even as the interpreter exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (WmdpFastError, OSError, ValueError) as error:
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # A panic of Rust is no Exception.
         if _debugging():
             raise
-        print(f"error: {error}", *_notes(error), sep="\n", file=sys.stderr)
+        print(f"error: {failures.line(error)}", *_notes(error), sep="\n", file=sys.stderr)
         return 1
     return code
 
@@ -110,8 +116,8 @@ def _notes(error: BaseException) -> list[str]:
     return getattr(error, "__notes__", [])
 
 
-def _parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser(commands: Sequence[str] = COMMANDS) -> Parser:
+    parser = Parser(
         prog="wmdp-fast",
         description="Measure what a language model knows on WMDP and MMLU, with lm-eval's numbers.",
         epilog=_EPILOG,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from wmdp_fast.cli.options import whole_number
+from wmdp_fast.cli.options import limit, whole_number
 
 # The parameters of `wmdp_fast.evaluate` that these options set.
 _ASKING = (
@@ -25,9 +25,7 @@ def add_selection(group: argparse._ArgumentGroup) -> None:
         help="commit, branch or tag of the dataset, in place of the pinned commit; of several, DATASET=REV,...",
     )
     group.add_argument("--subjects", metavar="NAMES", help="only these MMLU subjects, separated by commas")
-    group.add_argument(
-        "--limit", type=_limit, metavar="N", help="only the first N questions of a task; below 1 a share"
-    )
+    group.add_argument("--limit", type=limit, metavar="N", help="only the first N questions of a task; below 1 a share")
     group.add_argument(
         "--num-fewshot", type=whole_number(least=0), metavar="N", help="examples before each question (default 0)"
     )
@@ -66,10 +64,3 @@ def asked(arguments: argparse.Namespace) -> dict[str, Any]:
     """Those of the options that were given, by the names that `wmdp_fast.evaluate` has for them."""
     given = vars(arguments)
     return {name: given[name] for name in _ASKING if name in given}
-
-
-def _limit(text: str) -> float:
-    try:
-        return int(text) if text.isdecimal() else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None

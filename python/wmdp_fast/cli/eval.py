@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import wmdp_fast
 from wmdp_fast.cli.asking import add_selection, add_wording
-from wmdp_fast.cli.options import whole_number, whole_number_or_auto
+from wmdp_fast.cli.options import positive_number, whole_number, whole_number_or_auto
 from wmdp_fast.models.server import Server
 
 if TYPE_CHECKING:
@@ -116,7 +116,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="about a letter that is not among those: stop, take their least log-probability, or ask for it by itself"
         " (default error; for vllm ask)",
     )
-    server.add_argument("--timeout", type=float, metavar="S", help="seconds to wait for an answer (default 120)")
+    server.add_argument(
+        "--timeout", type=positive_number, metavar="S", help="seconds that an answer may take (default 120)"
+    )
     server.add_argument(
         "--retries",
         type=whole_number(least=0),

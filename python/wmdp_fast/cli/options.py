@@ -3,21 +3,51 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+# The largest whole number that anything here takes.
+_LARGEST = 2**31 - 1
+
+
 def whole_number(least: int) -> Callable[[str], int]:
-    """The argparse type of whole numbers from `least` on."""
+    """The argparse type of whole numbers from `least` on, as far as 32 bits go."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
-        return int(text)
+        # Python reads no more than some thousand digits.
+        number = int(text) if text.isdecimal() and len(text) < 100 else -1
+        if text.isdecimal() and (len(text) >= 100 or number > _LARGEST):
+            raise argparse.ArgumentTypeError(f"{_short(text)} is larger than {_LARGEST}")
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{_short(text)} is not a whole number of at least {least}")
+        return number
 
     return parse
+
+
+def positive_number(text: str) -> float:
+    """The argparse type of finite numbers above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a number") from None
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a finite number above 0")
+    return value
+
+
+def limit(text: str) -> float:
+    """The argparse type of a number of questions, or below 1 a share of them."""
+    value = positive_number(text)
+    return whole_number(least=1)(text) if text.isdecimal() else value
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:40]}...")
 
 
 def share(text: str) -> float:
