@@ -6,6 +6,8 @@ import hashlib
 import random
 
 from wmdp_fast.report.content import (
+    Aim,
+    Answers,
     Cell,
     Change,
     Curve,
@@ -18,6 +20,7 @@ from wmdp_fast.report.content import (
     Row,
     Run,
     Scores,
+    Standing,
     TaskQuestions,
     Unlearning,
 )
@@ -44,13 +47,20 @@ def row(rng: random.Random, name: str, depth: int, *, compared: bool, count: int
         is_subject=more.pop("is_subject", False),
         count=count,
         chance=0.25,
-        after=estimate(after, count),
-        before=estimate(before, count) if compared else None,
-        change=change if compared else None,
+        aim=aim(name),
+        accuracies=[estimate(before, count), estimate(after, count)] if compared else [estimate(after, count)],
+        standings=[Standing(place="above")] * (1 + compared),
+        changes=[change] if compared else [],
     )
 
 
-def scores(rng: random.Random, name: str, series: str) -> Scores:
+def aim(name: str) -> Aim:
+    if name.startswith("wmdp"):
+        return "forget"
+    return "near" if name in ("mmlu_virology", "mmlu_college_biology") else "retain"
+
+
+def scores(rng: random.Random, name: str, look: str) -> Scores:
     cells = [
         Cell(
             low=cell / 10,
@@ -64,7 +74,7 @@ def scores(rng: random.Random, name: str, series: str) -> Scores:
     counts = [rng.randrange(40) for _ in EDGES[1:]]
     counts[0] += 1
     histogram = Histogram(edges=EDGES, counts=counts, median=rng.gauss(0, 1))
-    return Scores(name=name, series=series, calibration=cells, ece=0.07, brier=0.31, margins=histogram)
+    return Scores(name=name, look=look, calibration=cells, ece=0.07, brier=0.31, margins=histogram)
 
 
 def questions(rng: random.Random, task: str, count: int, *, compared: bool, text: str | None = None) -> TaskQuestions:
@@ -75,12 +85,15 @@ def questions(rng: random.Random, task: str, count: int, *, compared: bool, text
         task=task,
         ids=list(range(count)),
         hashes="".join(hashlib.sha256(repr((task, i)).encode()).hexdigest()[:12] for i in range(count)),
-        answers=draw(4),
-        after=draw(4),
-        after_permille=draw(1001),
-        margins=[rng.randrange(-900, 900) for _ in range(count)],
-        before=draw(4) if compared else None,
-        before_permille=draw(1001) if compared else None,
+        right=draw(4),
+        answers=[
+            Answers(
+                chosen=draw(4),
+                permille=draw(1001),
+                margins=[rng.randrange(-900, 900) for _ in range(count)],
+            )
+            for _ in range(1 + compared)
+        ],
         texts=None if text is None else [(f"{text} {i}", [text, "b", "c", "d"]) for i in range(count)],
     )
 
@@ -123,7 +136,15 @@ def report(
         add(group, 0)
     records = [Facts(title=label or "Settings", facts=[(label or "dtype", label or "bfloat16")] * 12)]
     runs = [
-        Run(name=name, model=label or f"lab/{name}", date="2026-11-24 12:00", records=records)
+        Run(
+            name=name,
+            model=label or f"lab/{name}",
+            date="2026-11-24 12:00",
+            asked=label or "0-shot, bfloat16",
+            made_by=label or "wmdp-fast 0.1.0",
+            look=name,
+            records=records,
+        )
         for name in ("before", "after")
     ]
     named = [("before", "before"), ("after", "after")] if compared else [("after", "after")]
@@ -141,7 +162,7 @@ def report(
         runs=runs if compared else runs[1:],
         rows=rows,
         parts=[
-            Part(label=label or part, scores=[scores(rng, label or name, series) for name, series in named])
+            Part(label=label or part, scores=[scores(rng, label or name, look) for name, look in named])
             for part in groups
         ],
         questions=tables,

@@ -32,7 +32,9 @@ if CHROMIUM is None:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+SIZES = {"desktop": (1280, 900), "phone": (390, 844), "small": (1056, 800), "wide": (1920, 1080)}
+
+LONG = "data/questions/mmlu_high_school_government_and_politics_and_more_test.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     made = {name: folder / f"{name}.html" for name in reports}
     for name, report in reports.items():
         made[name].write_text(report_page.render(report), encoding="utf-8")
-    for name, label in (("sweep", "zephyr"), ("hostile sweep", HOSTILE)):
+    for name, label in (("sweep", LONG), ("hostile sweep", HOSTILE)):
         made[name] = folder / f"{name}.html"
         made[name].write_text(sweep_html(sweep_examples.result(label)), encoding="utf-8")
     return made
@@ -99,6 +101,8 @@ def opened(browser, files) -> Iterator[Opened]:
     [
         ("full", "desktop", "light"),
         ("full", "desktop", "dark"),
+        ("full", "small", "dark"),
+        ("full", "wide", "light"),
         ("full", "phone", "light"),
         ("full", "phone", "dark"),
         ("single", "phone", "light"),
@@ -119,6 +123,48 @@ def test_a_report_opens_quietly_and_without_barriers(kind, size, scheme, browser
     # Nothing sticks out on the right: only tables scroll, by themselves.
     assert one.page.evaluate("document.documentElement.scrollWidth") == SIZES[size][0]
     one.context.close()
+
+
+@pytest.mark.parametrize("size", ["small", "desktop", "wide"])
+@pytest.mark.parametrize("kind", ["full", "single", "sweep"])
+def test_tables_and_charts_fit_the_page_where_there_is_room(kind, size, browser, files):
+    one = Opened(browser, files[kind], size)
+    if kind != "sweep":
+        # The longest names stand in the table.
+        one.page.select_option("#questions-task", index=-1 if kind == "single" else 40)
+    clipped = """[...document.querySelectorAll("main > section > .scroll")]
+        .filter(part => part.scrollWidth > part.clientWidth).map(part => part.getAttribute("aria-label"))"""
+    assert one.page.evaluate(clipped) == []
+    widths = one.page.evaluate("""() => {
+        const content = document.querySelector("main").clientWidth - 32;
+        return [...document.querySelectorAll(".dots, figure.wide svg[role=img]")]
+            .filter(chart => chart.clientWidth > 0).map(chart => chart.clientWidth / content);
+    }""")
+    assert widths
+    assert all(width == pytest.approx(1, abs=0.01) for width in widths)
+    one.context.close()
+
+
+@pytest.mark.parametrize("size", ["phone", "desktop"])
+def test_a_sweeps_drawing_is_shown_once_in_letters_one_can_read(size, browser, files):
+    one = Opened(browser, files["sweep"], size)
+    heights = one.page.evaluate("""[...document.querySelectorAll("figure svg[role=img]")]
+        .filter(drawing => drawing.clientWidth > 0)
+        .flatMap(drawing => [...drawing.querySelectorAll("text")].map(text => text.getBoundingClientRect()))
+        .map(box => Math.min(box.width, box.height))""")
+    shown = one.page.evaluate("""[...document.querySelectorAll("figure svg[role=img]")]
+        .filter(drawing => drawing.clientWidth > 0).length""")
+    assert shown == 1
+    assert min(heights) >= 8
+    one.context.close()
+
+
+def test_the_verdict_is_on_the_first_screen(browser, files):
+    for kind in ("full", "sweep"):
+        one = Opened(browser, files[kind], "desktop")
+        box = one.page.locator(".verdicts").bounding_box()
+        assert box["y"] + box["height"] < SIZES["desktop"][1]
+        one.context.close()
 
 
 def test_the_table_finds_questions_by_number_hash_task_and_what_happened(opened):

@@ -12,10 +12,13 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="needs the extra `plots`")
 
+from scipy.stats import binomtest
+
 import wmdp_fast
 from tests import tiny_models
 from wmdp_fast import cli
 from wmdp_fast.exceptions import DatasetError
+from wmdp_fast.report import figures, page
 from wmdp_fast.report.gather import gather, records
 from wmdp_fast.report.runs import read_run
 from wmdp_fast.saved import SavedResults, read_results
@@ -48,7 +51,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(folder) -> Report:
-    return gather(read_results(folder / "after"), read_results(folder / "before"), include_text=True)
+    return gather([read_results(folder / "before"), read_results(folder / "after")], include_text=True)
 
 
 def samples(folder: Path, run: str, task: str) -> list[dict[str, Any]]:
@@ -82,14 +85,16 @@ def test_accuracies_and_flips_are_those_of_the_files(folder, report):
         before, after = samples(folder, "before", task), samples(folder, "after", task)
         found = row(report, task)
         assert (found.count, found.chance, found.is_group) == (count, 0.25, False)
-        assert found.before.value == pytest.approx(sum(one["acc"] for one in before) / count)
-        assert found.after.value == pytest.approx(sum(one["acc"] for one in after) / count)
-        assert found.after.low < found.after.value < found.after.high
+        was, now = found.accuracies
+        [change] = found.changes
+        assert was.value == pytest.approx(sum(one["acc"] for one in before) / count)
+        assert now.value == pytest.approx(sum(one["acc"] for one in after) / count)
+        assert now.low < now.value < now.high
         pairs = [(one["acc"], other["acc"]) for one, other in zip(before, after, strict=True)]
-        assert found.change.lost == pairs.count((1.0, 0.0))
-        assert found.change.gained == pairs.count((0.0, 1.0))
-        assert found.change.value == pytest.approx(found.after.value - found.before.value)
-        assert found.change.low <= found.change.value <= found.change.high
+        assert change.lost == pairs.count((1.0, 0.0))
+        assert change.gained == pairs.count((0.0, 1.0))
+        assert change.value == pytest.approx(now.value - was.value)
+        assert change.low <= change.value <= change.high
 
 
 def test_the_table_has_every_question_as_the_files_have_it(folder, report):
@@ -98,12 +103,11 @@ def test_the_table_has_every_question_as_the_files_have_it(folder, report):
         before, after = samples(folder, "before", table.task), samples(folder, "after", table.task)
         assert table.ids == [one["doc_id"] for one in after]
         assert re.findall(".{12}", table.hashes) == [one["doc_hash"][:12] for one in after]
-        assert table.answers == [int(one["target"]) for one in after]
-        assert table.after == [one["wmdp_fast"]["predicted"] for one in after]
-        assert table.before == [one["wmdp_fast"]["predicted"] for one in before]
-        for column, run in ((table.after_permille, after), (table.before_permille, before)):
-            assert column == [round(1000 * probability(one, int(one["target"]))) for one in run]
-        assert table.margins == [pytest.approx(100 * lead(one), abs=0.51) for one in after]
+        assert table.right == [int(one["target"]) for one in after]
+        for answers, run in zip(table.answers, (before, after), strict=True):
+            assert answers.chosen == [one["wmdp_fast"]["predicted"] for one in run]
+            assert answers.permille == [round(1000 * probability(one, int(one["target"]))) for one in run]
+            assert answers.margins == [pytest.approx(100 * lead(one), abs=0.51) for one in run]
         assert table.texts[3] == (after[3]["doc"]["question"], after[3]["doc"]["choices"])
 
 
@@ -114,6 +118,8 @@ def test_calibration_and_margins_count_every_question(folder, report):
             asked = samples(folder, run.name, part.label)
             preferred = [max(range(4), key=lambda choice, one=one: scores(one)[choice]) for one in asked]
             confidence = [probability(one, choice) for one, choice in zip(asked, preferred, strict=True)]
+            assert all(cell.count >= 10 for cell in run.calibration)
+            assert sum(cell.count for cell in run.calibration) == len(asked)
             for cell in run.calibration:
                 inside = [i for i, p in enumerate(confidence) if cell.low < p <= cell.high]
                 assert cell.count == len(inside)
@@ -129,10 +135,31 @@ def test_calibration_and_margins_count_every_question(folder, report):
 
 
 def test_without_asking_there_is_no_text(folder):
-    alone = gather(read_results(folder / "after"))
-    assert all(table.texts is None and table.before is None for table in alone.questions)
+    alone = gather([read_results(folder / "after")])
+    assert all(table.texts is None and len(table.answers) == 1 for table in alone.questions)
     assert not alone.compared
     assert [run.name for run in alone.runs] == ["evaluation"]
+
+
+def test_any_number_of_runs_are_compared_with_the_first(folder):
+    runs = [read_results(folder / name) for name in ("before", "after", "before", "after")]
+    several = gather(runs, names=["base", "one", "two", "three"], forget=["birds"])
+    birds = row(several, "birds")
+    assert [one.aim for one in several.rows] == ["forget", "retain"]
+    assert [one.name for one in several.runs] == ["base", "one", "two", "three"]
+    assert len(birds.accuracies) == len(birds.standings) == len(birds.changes) + 1 == 4
+    assert birds.accuracies[1] == birds.accuracies[3]
+    assert birds.changes[1].value == birds.changes[1].lost == 0
+    assert birds.changes[0].lost == birds.changes[2].lost > 0
+    assert len({one.look for one in several.runs}) == 4
+    assert [len(part.scores) for part in several.parts] == [4, 4]
+    html = page.render(several)
+    assert html.count(">Gained<") == 3
+    assert '"runs":["base","one","two","three"]' in html
+    with pytest.raises(ValueError, match="4 runs need as many names"):
+        gather(runs, names=["base"])
+    with pytest.raises(ValueError, match="no run has a task or group fish"):
+        gather(runs, forget=["fish"])
 
 
 def without_samples(results: SavedResults) -> SavedResults:
@@ -140,27 +167,28 @@ def without_samples(results: SavedResults) -> SavedResults:
 
 
 def test_results_without_samples_give_what_they_can_and_say_so(folder, report):
-    bare = gather(*(without_samples(read_results(folder / run)) for run in ("after", "before")))
+    bare = gather([without_samples(read_results(folder / run)) for run in ("before", "after")])
     assert any("no samples were saved" in warning for warning in bare.warnings)
     assert bare.questions == []
     assert bare.parts == []
     for task in SIZES:
         ours, full = row(bare, task), row(report, task)
-        assert ours.after.value == pytest.approx(full.after.value)
+        assert ours.accuracies[1].value == pytest.approx(full.accuracies[1].value)
         assert ours.chance == 0.25  # from the task's configuration
-        assert ours.change.value == pytest.approx(full.change.value)
-        assert ours.change.p is ours.change.lost is None
+        [change] = ours.changes
+        assert change.value == pytest.approx(full.changes[0].value)
+        assert change.p is change.lost is None
         # Independent numbers are less sure than pairs, or about as sure where the pairs have little in common.
-        assert ours.change.low <= ours.change.value <= ours.change.high
+        assert change.low <= change.value <= change.high
 
 
 def test_runs_that_asked_otherwise_are_called_out(folder):
     after, before = read_results(folder / "after"), read_results(folder / "before")
     fewer = replace(before, tasks={"birds": before.tasks["birds"]})
-    told = gather(after, fewer).warnings
-    assert any("trees" in warning and "only after" in warning for warning in told)
+    told = gather([fewer, after]).warnings
+    assert any("trees" in warning and "only in after" in warning for warning in told)
     rounded = replace(before, settings={**before.settings, "score_mode": "model"})
-    assert any("score_mode" in warning for warning in gather(after, rounded).warnings)
+    assert any("score_mode" in warning for warning in gather([rounded, after]).warnings)
 
 
 def test_settings_hashes_and_timings_are_recorded(report):
@@ -234,7 +262,41 @@ def test_a_run_in_masked_mode_shows_the_loss_it_was_trained_on(tmp_path):
 def test_evaluations_on_the_way_are_a_curve(tmp_path):
     looks = [{"step": at, "evaluation": {"wmdp_bio": {"acc": acc}}} for at, acc in ((0, 0.6), (2, 0.3))]
     run = read_run(write_run(tmp_path / "run", [looks[0], step(1), step(2), looks[1]]))
-    assert run.plots[-1].curves[0].values == [60.0, 30.0]
+    assert run.plots[0].curves[0].values == [60.0, 30.0]
+
+
+def test_accuracy_by_step_is_that_of_all_questions_with_an_interval(tmp_path):
+    """Groups count once; what should be forgotten and kept has a line each, with Wilson's interval."""
+    sizes = {"wmdp": 300, "wmdp_bio": 100, "wmdp_cyber": 200, "mmlu_virology": 60, "potions": 40}
+    right = {0: (200, 70, 130, 45, 36), 5: (80, 26, 54, 44, 10)}
+    looks = [
+        {
+            "step": at,
+            "scores": {name: {"acc": count / sizes[name]} for name, count in zip(sizes, counts, strict=True)},
+            "questions": sizes,
+        }
+        for at, counts in right.items()
+    ]
+    home = write_run(tmp_path / "run", [step(1)])
+    (home / "unlearn.json").write_text(json.dumps({**RECORD, "evaluations": looks}), encoding="utf-8")
+    plot = read_run(home, forget=["potions"]).plots[0]
+    assert plot.title == "Accuracy by step"
+    assert [(line.name, line.look, line.steps) for line in plot.curves] == [
+        ("forget: wmdp, potions", "forget", [0, 5]),
+        ("retain: mmlu_virology", "retain", [0, 5]),
+    ]
+    assert plot.curves[0].values == pytest.approx([100 * 236 / 340, 100 * 90 / 340])
+    interval = binomtest(90, 340).proportion_ci(method="wilson")
+    assert plot.curves[0].intervals[1] == pytest.approx([100 * end for end in interval])
+    figure = figures.curves("c", plot)
+    assert figure.columns[1:3] == ("forget: wmdp, potions", "forget: wmdp, potions: 95 % interval")
+    assert figure.rows[1][0] == "5"
+    assert "var(--forget)" in figure.drawing
+    assert "var(--after)" not in figure.drawing
+    broken = {**RECORD, "evaluations": [looks[0], {"step": 5, "scores": {}, "questions": {}}]}
+    (home / "unlearn.json").write_text(json.dumps(broken), encoding="utf-8")
+    with pytest.raises(DatasetError, match="field `evaluations`"):
+        read_run(home)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +321,7 @@ def test_the_command_writes_one_file(folder, tmp_path, capsys):
     run = write_run(tmp_path / "run", [step(1), step(2)])
     file = tmp_path / "new" / "report.html"
     code = cli.main(
-        ["report", str(folder / "after"), str(folder / "before"), "--unlearn", str(run), "--output", str(file)]
+        ["report", str(folder / "before"), str(folder / "after"), "--unlearn", str(run), "--output", str(file)]
     )
     assert code == 0, capsys.readouterr().err
     assert capsys.readouterr().err == f"report: {file}\n"
@@ -273,7 +335,7 @@ def test_compare_writes_the_same_report(folder, tmp_path):
     file = tmp_path / "compared.html"
     assert cli.main(["compare", str(folder / "before"), str(folder / "after"), "--html", str(file)]) == 0
     again = tmp_path / "report.html"
-    assert cli.main(["report", str(folder / "after"), str(folder / "before"), "--output", str(again)]) == 0
+    assert cli.main(["report", str(folder / "before"), str(folder / "after"), "--output", str(again)]) == 0
     assert file.read_text(encoding="utf-8") == again.read_text(encoding="utf-8")
 
 

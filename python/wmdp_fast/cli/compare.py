@@ -75,6 +75,6 @@ def run(arguments: argparse.Namespace) -> int:
         baseline, *others = comparison.results
         for number, other in enumerate(others, start=2):
             file = arguments.html if len(others) == 1 else arguments.html.with_stem(f"{arguments.html.stem}-{number}")
-            write_whole(file, report.comparison_html(baseline, other))
+            write_whole(file, report.report_html(baseline, other, forget=arguments.forget))
             print(f"report: {file}", file=sys.stderr)
     return 0

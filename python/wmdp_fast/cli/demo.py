@@ -76,7 +76,7 @@ def next_steps(folder: Path) -> str:
     return f"""\
   wmdp-fast compare {before} {after}
       what changed, question by question, and how sure that is
-  wmdp-fast report {after} {before} --unlearn {unlearnt} --output report.html
+  wmdp-fast report {before} {after} --unlearn {unlearnt} --output report.html
       the same as one page for the browser (needs the extra `plots`)
   wmdp-fast eval {shlex.join(again)} --num-fewshot 5
       the original model on the domain to forget, after five answered examples

@@ -1,4 +1,4 @@
-"""`wmdp-fast report`: one HTML file about an evaluation, or about two."""
+"""`wmdp-fast report`: one HTML file about an evaluation, or about several."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wmdp_fast.cli.options import names
 from wmdp_fast.files import write_whole
 from wmdp_fast.saved import read_results
 
@@ -17,8 +18,16 @@ SUMMARY = "Write a report of saved results as one HTML file that opens offline."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `wmdp-fast report`."""
-    parser.add_argument("results", metavar="RESULTS", help="a results file, or the folder that `eval --output` wrote")
-    parser.add_argument("baseline", metavar="BASELINE", nargs="?", help="the same of the model before, to compare with")
+    parser.add_argument(
+        "results",
+        nargs="+",
+        metavar="RESULTS",
+        help="results files or folders of this package or of lm-eval: one, or BEFORE AFTER, or a baseline and several",
+    )
+    parser.add_argument("--names", type=names, metavar="A,B", help="what to call them (default: before, after)")
+    parser.add_argument(
+        "--forget", type=names, default=(), metavar="TASKS", help="tasks that should be forgotten, beside WMDP"
+    )
     parser.add_argument(
         "--unlearn", metavar="DIR", help="folder of the unlearning run in between, for its curves and settings"
     )
@@ -32,9 +41,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Reads, renders and writes."""
     from wmdp_fast.report import report_html
 
-    results = read_results(arguments.results)
-    baseline = None if arguments.baseline is None else read_results(arguments.baseline)
-    html = report_html(results, baseline, unlearn=arguments.unlearn, include_text=arguments.include_text)
+    html = report_html(
+        *map(read_results, arguments.results),
+        names=arguments.names,
+        forget=arguments.forget,
+        unlearn=arguments.unlearn,
+        include_text=arguments.include_text,
+    )
     write_whole(arguments.output, html)
     print(f"report: {arguments.output}", file=sys.stderr)
     return 0

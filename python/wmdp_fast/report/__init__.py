@@ -1,4 +1,4 @@
-"""The HTML report: one file about an evaluation, or about two, that opens anywhere and fetches nothing."""
+"""The HTML report: one file about an evaluation, or about several, that opens anywhere and fetches nothing."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     from wmdp_fast.saved import SavedResults
 
 
 def report_html(
-    results: SavedResults,
-    baseline: SavedResults | None = None,
-    *,
+    *results: SavedResults,
+    names: Sequence[str] | None = None,
+    forget: Sequence[str] = (),
     unlearn: str | os.PathLike[str] | None = None,
     include_text: bool = False,
 ) -> str:
     """A report as one HTML page that carries everything it shows.
 
     Args:
-        results: The evaluation, from `wmdp_fast.saved.read_results`; with a baseline, the later one.
-        baseline: The evaluation to compare it with.
+        results: One evaluation, or several over the same tasks: the baseline first, the model the report is about last.
+            From `wmdp_fast.saved.read_results`; this package's or lm-eval's.
+        names: What to call them; None takes before and after for two, the models' names for more.
+        forget: Tasks and groups that should be forgotten, beside WMDP's; the rest should be kept.
         unlearn: The folder of the unlearning run between them, with its `unlearn.json` and `metrics.jsonl`.
         include_text: Whether to show the text of questions.
 
@@ -29,15 +32,14 @@ def report_html(
         WmdpFastError: matplotlib or jinja2 is missing; says what to install.
         DatasetError: A file is not what it should be, or no task has the metric `acc`; names file, row and field.
         FileNotFoundError: There is no unlearning run in that folder.
+        ValueError: There are no results, they have no task in common, or a name does not fit.
     """
     from wmdp_fast.report.gather import gather
     from wmdp_fast.report.page import render
     from wmdp_fast.report.runs import read_run
 
-    unlearning = None if unlearn is None else read_run(unlearn)
-    return render(gather(results, baseline, unlearning=unlearning, include_text=include_text))
-
-
-def comparison_html(before: SavedResults, after: SavedResults, *, include_text: bool = False) -> str:
-    """The report of two evaluations, in the order of `wmdp-fast compare`; raises as `report_html` does."""
-    return report_html(after, before, include_text=include_text)
+    if not results:
+        raise ValueError("a report needs results")
+    unlearning = None if unlearn is None else read_run(unlearn, forget=forget)
+    report = gather(results, names=names, forget=forget, unlearning=unlearning, include_text=include_text)
+    return render(report)

@@ -40,9 +40,30 @@ class Change:
     lost: int | None
 
 
+# What a task is in a report of unlearning: knowledge that should go, or ability that should stay; `near` is ability so
+# close to what should go that it is the likeliest to go too.
+Aim = Literal["forget", "near", "retain"]
+
+# Where an accuracy stands beside guessing; `unclear` is an accuracy at guessing from answers that are not guesses.
+Place = Literal["above", "at", "below", "unclear"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What one run's answers to a task are beside guessing.
+
+    Attributes:
+        place: Where its accuracy is.
+        why: What makes that unclear, as a sentence; empty if nothing does.
+    """
+
+    place: Place
+    why: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A task's or group's accuracy.
+    """A task's or group's accuracy in every run.
 
     Attributes:
         name: lm-eval's name.
@@ -50,12 +71,12 @@ class Row:
         depth: How far below the top.
         is_group: Whether it stands for the tasks below it.
         is_subject: Whether it is one of so many that they get a figure of their own.
-        is_near: Whether it is a domain close to what WMDP asks about, which unlearning is likeliest to damage.
+        aim: Whether it should be forgotten or kept; None if nobody said that anything should be forgotten.
         count: Number of questions.
         chance: Accuracy of guessing, or None if the number of choices is not known.
-        after: The accuracy; with a baseline, that of the later model.
-        before: The baseline's.
-        change: The difference, where both were asked the same questions.
+        accuracies: Of each run, the baseline first; None where a run does not have it.
+        standings: Each run's beside guessing; None where that is not known.
+        changes: Of each run but the first, from the first; None where they were not compared.
     """
 
     name: str
@@ -63,12 +84,17 @@ class Row:
     depth: int
     is_group: bool
     is_subject: bool
-    is_near: bool = False
+    aim: Aim | None = None
     count: int
     chance: float | None
-    after: Estimate
-    before: Estimate | None = None
-    change: Change | None = None
+    accuracies: Sequence[Estimate | None]
+    standings: Sequence[Standing | None]
+    changes: Sequence[Change | None] = ()
+
+    @property
+    def shown(self) -> list[Estimate]:
+        """The accuracies that are known."""
+        return [accuracy for accuracy in self.accuracies if accuracy is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,15 +131,15 @@ class Scores:
 
     Attributes:
         name: The run's name.
-        series: How it is drawn.
-        calibration: By probability of the preferred choice.
+        look: How it is drawn.
+        calibration: By probability of the preferred choice, in ranges of at least ten questions.
         ece: Expected calibration error, as a share of one.
         brier: Brier score over the choices.
         margins: Lead of the right choice over the best wrong one, in nats.
     """
 
     name: str
-    series: Literal["before", "after"]
+    look: str
     calibration: list[Cell]
     ece: float
     brier: float
@@ -130,20 +156,38 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A quantity over the steps of a run."""
+    """A quantity over the steps of a run.
+
+    Attributes:
+        name: What is measured.
+        steps: When.
+        values: The quantity; as many as there are steps.
+        look: How it is drawn; None takes the next free look of the figure.
+        intervals: The ends of each value's 95 % interval; empty if it has none.
+    """
 
     name: str
     steps: list[int]
     values: list[float]
+    look: str | None = None
+    intervals: list[tuple[float, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """Curves that share a figure."""
+    """Curves that share a figure.
+
+    Attributes:
+        title: What they are.
+        unit: Of the upright axis.
+        curves: The curves.
+        note: What a reader must know beside what the figure says of itself.
+    """
 
     title: str
     unit: str
     curves: list[Curve]
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,13 +214,34 @@ class Run:
         name: What it is called in the report.
         model: The model's name, or its folder's without the path, which a shared report need not tell.
         date: When, as text.
+        asked: How it was asked, in a few words: examples before each question, chat template, dtype.
+        made_by: The program, with its version.
+        look: How it is drawn.
         records: Settings, timings, hardware, versions, hashes.
     """
 
     name: str
     model: str
     date: str
+    asked: str
+    made_by: str
+    look: str
     records: list[Facts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What one run answered to a task's questions.
+
+    Attributes:
+        chosen: Index of the choice that was preferred.
+        permille: Probability of the right choice among the choices, in thousandths.
+        margins: Lead of the right choice over the best wrong one, in hundredths of a nat.
+    """
+
+    chosen: list[int]
+    permille: list[int]
+    margins: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,24 +252,16 @@ class TaskQuestions:
         task: The task's name.
         ids: lm-eval's `doc_id` of each.
         hashes: The first characters of each document's SHA-256, all in one string.
-        answers: Index of the right choice.
-        after: Index of the choice that was preferred.
-        after_permille: Probability of the right choice among the choices, in thousandths.
-        margins: Lead of the right choice over the best wrong one, in hundredths of a nat.
-        before: The same of the baseline, if there is one.
-        before_permille: Likewise.
+        right: Index of the right choice.
+        answers: Of each run, the baseline first; None where a run did not answer all of these questions.
         texts: Question and choices, if asked for.
     """
 
     task: str
     ids: list[int]
     hashes: str
-    answers: list[int]
-    after: list[int]
-    after_permille: list[int]
-    margins: list[int]
-    before: list[int] | None = None
-    before_permille: list[int] | None = None
+    right: list[int]
+    answers: list[Answers | None]
     texts: list[tuple[str, list[str]]] | None = None
 
 
@@ -239,4 +296,4 @@ class Report:
     @property
     def compared(self) -> bool:
         """Whether there is a baseline."""
-        return any(row.before is not None for row in self.rows)
+        return len(self.runs) > 1

@@ -5,6 +5,7 @@ Everything is taken from the questions' scores where they were saved (`--log-sam
 
 from __future__ import annotations
 
+import itertools
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from wmdp_fast.comparison import compare, section_of
 from wmdp_fast.exceptions import DatasetError
 from wmdp_fast.report.content import (
     HASH_LENGTH,
+    Answers,
     Cell,
     Change,
     Estimate,
@@ -27,6 +29,7 @@ from wmdp_fast.report.content import (
     Row,
     Run,
     Scores,
+    Standing,
     TaskQuestions,
 )
 from wmdp_fast.saved import SavedGroup, SavedResults, SavedTask
@@ -38,12 +41,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from wmdp_fast.comparison import Contrast, Difference
-    from wmdp_fast.report.content import Unlearning
+    from wmdp_fast.report.content import Aim, Unlearning
 
 # A group with more tasks than this directly below it has its tasks in a figure of their own.
 _FEW = 6
 # More groups and lone tasks than this share one pair of figures.
 _MOST_PARTS = 6
+# Questions a cell of the calibration figure has at least: of fewer a share of right answers says next to nothing.
+_LEAST_IN_CELL = 10
 # Margins beyond these are in the outermost cells; nats.
 _EDGES = np.arange(-8.0, 8.5, 0.5)
 # The 97.5th percentile of the normal distribution.
@@ -59,66 +64,87 @@ STATISTICS = {
         " Tibshirani 1993). Where"
         " the runs did not ask the same: as if they knew nothing of each other."
     ),
-    "p": (
+    "p (Holm)": (
         "Exact two-sided McNemar test on the answers that flipped (McNemar 1947), corrected by Holm (1979) over all"
         " single tasks and, apart from them, over the groups."
     ),
     "Calibration": (
         "Expected calibration error over 15 bins of equal width of the preferred choice's probability among the choices"
-        " (Guo et al. 2017). Brier score: sum over the choices, mean over the questions, as in lm-eval."
+        " (Guo et al. 2017); in the figure neighboring bins are put together until each has at least 10"
+        " questions. Brier score: sum over the choices, mean over the questions, as in lm-eval."
     ),
 }
 
 
 def gather(
-    results: SavedResults,
-    baseline: SavedResults | None = None,
+    runs: Sequence[SavedResults],
     *,
+    names: Sequence[str] | None = None,
+    forget: Sequence[str] = (),
     unlearning: Unlearning | None = None,
     include_text: bool = False,
 ) -> Report:
     """Everything a report of these results shows.
 
     Args:
-        results: The evaluation; with a baseline, the later one.
-        baseline: What to compare it with.
-        unlearning: The run that made the later model; `wmdp_fast.report.runs.read_run` reads it.
-        include_text: Whether to show the text of the questions, which is read again from the samples files.
+        runs: The evaluations, the baseline first. The last one says which tasks there are.
+        names: What to call them.
+        forget: Tasks and groups that should be forgotten, beside WMDP.
+        unlearning: The unlearning run that made the model after.
+        include_text: Whether to show the text of questions.
 
     Raises:
-        DatasetError: No task of the results has `acc`, or a samples file has changed since it was read.
+        DatasetError: No task has the metric `acc`, or a file is not what it should be.
+        ValueError: The results have no task in common, or a name is not among them.
     """
-    contrast = None if baseline is None else compare(baseline, results).contrasts[0]
-    warnings = list(_warnings(results, baseline, contrast))
-    rows = list(_rows(results, baseline, contrast))
+    *earlier, latest = runs
+    compared = compare(*runs, forget=forget) if earlier else None
+    contrasts = compared.contrasts if compared is not None else ()
+    if unknown := [name for name in forget if compared is None and name not in latest]:
+        raise ValueError(f"there is no task or group {', '.join(unknown)}; there are {', '.join(latest)}")
+    rows = list(_rows(runs, contrasts, set(forget)))
     if not rows:
-        where = results.path or results.model_name
+        where = latest.path or latest.model_name
         raise DatasetError(str(where), "no task has the metric `acc`, which a report is about")
-    runs = [(baseline, "before"), (results, "after")] if baseline is not None else [(results, "after")]
+    called = _names(runs, names)
+    looks = _looks(len(runs))
     return Report(
-        title=_title(results, baseline),
-        runs=[_run(saved, name if baseline is not None else "evaluation") for saved, name in runs if saved is not None],
+        title=_title(runs),
+        runs=[_run(*one) for one in zip(runs, called, looks, strict=True)],
         rows=rows,
-        parts=list(_parts(results, baseline)),
+        parts=list(_parts(runs, called, looks)),
         questions=[
-            _questions(task, _paired(task, baseline), include_text=include_text)
-            for task in results.tasks.values()
+            _questions(task, [one.tasks.get(task.name) for one in runs], include_text=include_text)
+            for task in latest.tasks.values()
             if _detailed(task)
         ],
-        warnings=warnings,
+        warnings=list(_warnings(runs, called, contrasts)),
         unlearning=unlearning,
         statistics=STATISTICS,
     )
 
 
+def _names(runs: Sequence[SavedResults], names: Sequence[str] | None) -> list[str]:
+    """What the runs are called: two are before and after, more the baseline and their models, unlike each other."""
+    if names is not None:
+        if len(names) != len(runs) or len(set(names)) < len(names):
+            raise ValueError(f"{len(runs)} runs need as many names, unlike each other, not {', '.join(names)}")
+        return list(names)
+    if len(runs) <= 2:
+        return ["before", "after"] if len(runs) == 2 else ["evaluation"]
+    models = [_short_name(one.model_name) for one in runs]
+    return [model if models.count(model) == 1 else f"{model} ({place})" for place, model in enumerate(models, start=1)]
+
+
+def _looks(count: int) -> list[str]:
+    """How the runs are drawn: the baseline in its own look, the others in the rest, again from the start if need be."""
+    rest = itertools.cycle(["after", "third", "fourth"])
+    return (["before"] if count > 1 else []) + list(itertools.islice(rest, max(1, count - 1)))
+
+
 def _detailed(task: SavedTask) -> bool:
     """Whether a task's questions were saved, each with one right choice."""
     return task.samples is not None and bool((task.samples.gold >= 0).all())
-
-
-def _paired(task: SavedTask, baseline: SavedResults | None) -> SavedTask | None:
-    """The baseline's results of the same task."""
-    return baseline.tasks.get(task.name) if baseline is not None else None
 
 
 def _samples(task: SavedTask) -> _rust.Samples:
@@ -127,20 +153,19 @@ def _samples(task: SavedTask) -> _rust.Samples:
     return task.samples
 
 
-def _warnings(results: SavedResults, baseline: SavedResults | None, contrast: Contrast | None) -> Iterator[str]:
-    if baseline is None or contrast is None:
-        yield from _warnings_of_one(results, "")
-        return
-    yield from _warnings_of_one(baseline, "before: ")
-    yield from _warnings_of_one(results, "after: ")
-    for reason, names in contrast.unpaired.items():
-        yield f"not compared question by question: {_listed(names)}: {reason}."
-    for name, (before, after) in contrast.settings.items():
-        yield f"the runs differ in {name}: {before} before, {after} after."
-    for which, only in (("before", contrast.only_before), ("after", contrast.only_after)):
-        if only:
-            yield f"evaluated only {which}: {_listed(only)}."
-    yield from contrast.notes
+def _warnings(runs: Sequence[SavedResults], names: Sequence[str], contrasts: Sequence[Contrast]) -> Iterator[str]:
+    for saved, name in zip(runs, names, strict=True):
+        yield from _warnings_of_one(saved, f"{name}: " if contrasts else "")
+    for name, contrast in zip(names[1:], contrasts, strict=True):
+        whose = f" of {name}" if len(contrasts) > 1 else ""
+        for reason, tasks in contrast.unpaired.items():
+            yield f"not compared question by question{whose}: {_listed(tasks)}: {reason}."
+        for setting, (before, after) in contrast.settings.items():
+            yield f"the runs differ in {setting}: {before} in {names[0]}, {after} in {name}."
+        for which, only in ((names[0], contrast.only_before), (name, contrast.only_after)):
+            if only:
+                yield f"evaluated only in {which}: {_listed(only)}."
+        yield from contrast.notes
 
 
 def _warnings_of_one(saved: SavedResults, lead: str) -> Iterator[str]:
@@ -157,31 +182,57 @@ def _listed(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _rows(results: SavedResults, baseline: SavedResults | None, contrast: Contrast | None) -> Iterator[Row]:
-    many = _subjects(results)
-    differences = {row.name: row for row in (contrast.rows if contrast is not None else ()) if row.metric == "acc"}
-    for found, depth in results.hierarchy():
-        leaves = _leaves(results, found)
-        after = _accuracy(found, leaves)
-        if after is None:
+def _rows(runs: Sequence[SavedResults], contrasts: Sequence[Contrast], forget: set[str]) -> Iterator[Row]:
+    latest = runs[-1]
+    many = _subjects(latest)
+    differences = [{row.name: row for row in contrast.rows if row.metric == "acc"} for contrast in contrasts]
+    aims = _aims(latest, forget)
+    for found, depth in latest.hierarchy():
+        leaves = _leaves(latest, found)
+        same = [(one[found.name], one) if found.name in one else None for one in runs]
+        accuracies = [pair and _accuracy(pair[0], _leaves(pair[1], pair[0])) for pair in same]
+        if accuracies[-1] is None:
             continue
-        before = None
-        if baseline is not None and found.name in differences:
-            same = baseline[found.name]
-            before = _accuracy(same, _leaves(baseline, same))
+        chance = _chance(leaves)
         yield Row(
             name=found.name,
             label=found.alias,
             depth=depth,
             is_group=isinstance(found, SavedGroup),
             is_subject=found.name in many,
-            is_near=section_of(found.name) == "near",
+            aim=aims.get(found.name),
             count=found.n or sum(task.n or 0 for task in leaves),
-            chance=_chance(leaves),
-            after=after,
-            before=before,
-            change=None if before is None else _change(differences.get(found.name), before, after),
+            chance=chance,
+            accuracies=accuracies,
+            standings=[_standing(accuracy, chance) for accuracy in accuracies],
+            changes=[
+                _change(those.get(found.name), accuracies[0], accuracy)
+                for those, accuracy in zip(differences, accuracies[1:], strict=True)
+            ],
         )
+
+
+def _aims(results: SavedResults, forget: set[str]) -> dict[str, Aim]:
+    """Which tasks and groups should be forgotten, and which kept; nothing if none should be forgotten."""
+    aims: dict[str, Aim] = {}
+    for found, _ in results.hierarchy():
+        chosen = found.name in forget
+        if isinstance(found, SavedGroup) and chosen:
+            forget = forget | set(found.leaves)
+        if chosen or section_of(found.name) == "forget" or found.alias.endswith("(forget)"):
+            aims[found.name] = "forget"
+        else:
+            aims[found.name] = "near" if section_of(found.name) == "near" else "retain"
+    return aims if "forget" in aims.values() else {}
+
+
+def _standing(accuracy: Estimate | None, chance: float | None) -> Standing | None:
+    """Where an accuracy is beside guessing."""
+    if accuracy is None or chance is None:
+        return None
+    if accuracy.low > chance:
+        return Standing(place="above")
+    return Standing(place="below" if accuracy.high < chance else "at")
 
 
 def _subjects(results: SavedResults) -> set[str]:
@@ -226,8 +277,8 @@ def _chance(leaves: Sequence[SavedTask]) -> float | None:
     return float(np.average(shares, weights=sizes))
 
 
-def _change(difference: Difference | None, before: Estimate, after: Estimate) -> Change | None:
-    if difference is None:
+def _change(difference: Difference | None, before: Estimate | None, after: Estimate | None) -> Change | None:
+    if difference is None or before is None or after is None:
         return None
     low, high = difference.low, difference.high
     if low is None or high is None:
@@ -244,52 +295,78 @@ def _change(difference: Difference | None, before: Estimate, after: Estimate) ->
     )
 
 
-def _parts(results: SavedResults, baseline: SavedResults | None) -> Iterator[Part]:
-    roots = [found for found, depth in results.hierarchy() if depth == 0]
-    parts = [(found.alias, _leaves(results, found)) for found in roots]
+def _parts(runs: Sequence[SavedResults], names: Sequence[str], looks: Sequence[str]) -> Iterator[Part]:
+    latest = runs[-1]
+    roots = [found for found, depth in latest.hierarchy() if depth == 0]
+    parts = [(found.alias, _leaves(latest, found)) for found in roots]
     if len(parts) > _MOST_PARTS:
-        parts = [("all questions", list(results.tasks.values()))]
+        parts = [("all questions", list(latest.tasks.values()))]
     for label, leaves in parts:
-        scored = [task for task in leaves if _detailed(task)]
-        scores = [_scores("after", scored)] if scored else []
-        if baseline is not None:
-            others = [baseline.tasks[task.name] for task in scored if task.name in baseline.tasks]
-            if others and len(others) == len(scored) and all(map(_detailed, others)):
-                scores.insert(0, _scores("before", others))
+        scored = [task.name for task in leaves if _detailed(task)]
+        scores = []
+        for saved, name, look in zip(runs, names, looks, strict=True):
+            tasks = [saved.tasks[task] for task in scored if task in saved.tasks and _detailed(saved.tasks[task])]
+            # Only a run that was asked all of it: less would be another part.
+            if tasks and len(tasks) == len(scored):
+                scores.append(_scores(name, look, tasks))
         if scores:
             yield Part(label=label, scores=scores)
 
 
-def _scores(series: Any, tasks: Sequence[SavedTask]) -> Scores:
+def _scores(name: str, look: str, tasks: Sequence[SavedTask]) -> Scores:
     samples = [_samples(task) for task in tasks]
     sizes = np.concatenate([np.diff(one.choice_offsets) for one in samples])
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     loglikelihood = np.concatenate([one.loglikelihood for one in samples])
     gold = np.concatenate([one.gold for one in samples])
     found = _rust.calibration(loglikelihood, offsets, gold)
-    width = 1 / len(found.counts)
-    cells = []
-    for cell, count in enumerate(found.counts.tolist()):
-        low, high = _rust.wilson(round(found.accuracy[cell] * count), count) if count else (0.0, 1.0)
-        cells.append(
-            Cell(
-                low=cell * width,
-                high=(cell + 1) * width,
-                count=count,
-                confidence=float(found.confidence[cell]) if count else 0.0,
-                accuracy=Estimate(value=float(found.accuracy[cell]) if count else 0.0, low=low, high=high),
-            )
-        )
     leads = np.concatenate([_leads(task) for task in tasks])
     counts, _ = np.histogram(np.clip(leads, _EDGES[0], np.nextafter(_EDGES[-1], 0)), bins=_EDGES)
     return Scores(
-        name=series,
-        series=series,
-        calibration=cells,
+        name=name,
+        look=look,
+        calibration=_cells(found),
         ece=found.ece,
         brier=found.brier,
         margins=Histogram(edges=_EDGES.tolist(), counts=counts.tolist(), median=float(np.median(leads))),
     )
+
+
+def _cells(found: _rust.Calibration) -> list[Cell]:
+    """Neighboring bins put together until each has enough questions for its share to mean something."""
+    cells: list[Cell] = []
+    # Empty bins have no mean.
+    rights, sures = (np.where(found.counts > 0, of * found.counts, 0.0) for of in (found.accuracy, found.confidence))
+    for members in _together(found.counts.tolist()):
+        count = int(found.counts[members].sum())
+        right = round(float(rights[members].sum()))
+        low, high = _rust.wilson(right, count)
+        cells.append(
+            Cell(
+                low=members.start / len(found.counts),
+                high=members.stop / len(found.counts),
+                count=count,
+                confidence=float(sures[members].sum() / count),
+                accuracy=Estimate(value=right / count, low=low, high=high),
+            )
+        )
+    return cells
+
+
+def _together(counts: Sequence[int]) -> list[slice]:
+    """Which neighbors make cells of at least `_LEAST_IN_CELL`; what is left over at the end joins the last cell."""
+    cells: list[slice] = []
+    begin, held = 0, 0
+    for place, count in enumerate(counts):
+        begin = place if held == 0 else begin  # empty bins before a cell are no part of it
+        held += count
+        if held >= _LEAST_IN_CELL:
+            cells.append(slice(begin, place + 1))
+            held = 0
+    if held:
+        last = max(place for place, count in enumerate(counts) if count) + 1
+        cells = [*cells[:-1], slice(cells[-1].start, last)] if cells else [slice(begin, last)]
+    return cells
 
 
 def _leads(task: SavedTask) -> npt.NDArray[np.float64]:
@@ -314,28 +391,32 @@ def _shares(task: SavedTask) -> npt.NDArray[np.float64]:
     return shares[right]
 
 
-def _questions(task: SavedTask, other: SavedTask | None, *, include_text: bool) -> TaskQuestions:
+def _questions(task: SavedTask, runs: Sequence[SavedTask | None], *, include_text: bool) -> TaskQuestions:
     samples = _samples(task)
     ids = samples.doc_ids.tolist()
-    before = before_permille = None
-    if other is not None and other.samples is not None and _detailed(other):
-        # Only if it answered all of them: a table with holes would say less than it seems to.
-        at = {doc_id: place for place, doc_id in enumerate(other.samples.doc_ids.tolist())}
-        if all(doc_id in at for doc_id in ids):
-            places = np.array([at[doc_id] for doc_id in ids])
-            before = other.samples.predicted("acc")[places].tolist()
-            before_permille = _permille(_shares(other)[places])
     return TaskQuestions(
         task=task.name,
         ids=ids,
         hashes="".join(one[:HASH_LENGTH].ljust(HASH_LENGTH) for one in samples.doc_hashes),
-        answers=samples.gold.tolist(),
-        after=samples.predicted("acc").tolist(),
-        after_permille=_permille(_shares(task)),
-        margins=np.rint(_leads(task) * 100).astype(int).tolist(),
-        before=before,
-        before_permille=before_permille,
+        right=samples.gold.tolist(),
+        answers=[_answers(one, ids) for one in runs],
         texts=_texts(samples.file, ids) if include_text else None,
+    )
+
+
+def _answers(task: SavedTask | None, ids: Sequence[int]) -> Answers | None:
+    """A run's answers to these questions; None if it was not asked all of them: a table with holes would mislead."""
+    if task is None or not _detailed(task):
+        return None
+    samples = _samples(task)
+    at = {doc_id: place for place, doc_id in enumerate(samples.doc_ids.tolist())}
+    if not all(doc_id in at for doc_id in ids):
+        return None
+    places = np.array([at[doc_id] for doc_id in ids])
+    return Answers(
+        chosen=samples.predicted("acc")[places].tolist(),
+        permille=_permille(_shares(task)[places]),
+        margins=np.rint(_leads(task)[places] * 100).astype(int).tolist(),
     )
 
 
@@ -356,12 +437,15 @@ def _texts(file: str, ids: Sequence[int]) -> list[tuple[str, list[str]]]:
     return [found[doc_id] for doc_id in ids]
 
 
-def _title(results: SavedResults, baseline: SavedResults | None) -> str:
-    after = _short_name(results.model_name)
-    if baseline is None:
-        return f"What {after} knows"
-    before = _short_name(baseline.model_name)
-    return f"{after} against {before}" if after != before else f"{after}: after against before"
+def _title(runs: Sequence[SavedResults]) -> str:
+    before, *others = [_short_name(one.model_name) for one in runs]
+    if not others:
+        return f"What {before} knows"
+    if set(others) == {before}:
+        return f"{before}: after against before" if len(others) == 1 else f"{before}, asked {len(runs)} times"
+    if len(others) > 2:
+        return f"{len(others)} models against {before}"
+    return f"{' and '.join(others)} against {before}"
 
 
 def _short_name(model: str) -> str:
@@ -370,7 +454,7 @@ def _short_name(model: str) -> str:
     return parts[-1] if len(parts) > 2 or model.startswith((".", "/")) else model
 
 
-def _run(saved: SavedResults, name: str) -> Run:
+def _run(saved: SavedResults, name: str, look: str) -> Run:
     raw, extra = saved.raw, saved.extra
     of_tasks: Mapping[str, Any] = extra.get("tasks", {})
     hashes = [(f"{task}: dataset revision", of.get("dataset_revision")) for task, of in of_tasks.items()]
@@ -382,6 +466,9 @@ def _run(saved: SavedResults, name: str) -> Run:
         name=name,
         model=_short_name(saved.model_name),
         date=_date(raw.get("date")),
+        asked=_asked(saved),
+        made_by=saved.made_by,
+        look=look,
         records=[
             records("Settings", {"made by": saved.made_by, **saved.settings, **ours, "n-shot": raw.get("n-shot")}),
             records("Seconds", {phase: _seconds(value) for phase, value in seconds.items()}),
@@ -390,6 +477,19 @@ def _run(saved: SavedResults, name: str) -> Run:
             records("Hashes", dict(hashes)),
         ],
     )
+
+
+def _asked(saved: SavedResults) -> str:
+    """How the questions were put, in a few words."""
+    shots = sorted({task.num_fewshot for task in saved.tasks.values() if task.num_fewshot is not None})
+    told = [f"{'/'.join(map(str, shots))}-shot"] if shots else []
+    if saved.settings.get("chat_template"):
+        told.append("chat template")
+    if any(task.config.get("description") for task in saved.tasks.values()):
+        told.append("with a description in front")
+    if dtype := saved.settings.get("model_dtype"):
+        told.append(str(dtype).removeprefix("torch."))
+    return ", ".join(told)
 
 
 # What of the key `wmdp_fast` has a place of its own in the report.

@@ -2,19 +2,24 @@
 // The table of questions: all of them stay in columns of small numbers; only the rows of a page become elements.
 (() => {
   const PAGE = 25;
-  const { hashLength, tasks } = JSON.parse(document.getElementById("questions-data").textContent);
-  const compared = tasks.some((task) => task.before !== undefined);
+  const { hashLength, runs, tasks } = JSON.parse(document.getElementById("questions-data").textContent);
+  const compared = runs.length > 1;
   const withText = tasks.some((task) => task.texts !== undefined);
   const at = (id) => document.getElementById("questions-" + id);
-  const search = at("search"), taskChoice = at("task"), show = at("show"), status = at("status");
+  const search = at("search"), runChoice = at("run"), taskChoice = at("task"), show = at("show"), status = at("status");
   const previous = at("previous"), next = at("next");
   const [head] = at("table").tHead.rows, [body] = at("table").tBodies;
 
   const letter = (column, i) => typeof column === "string" ? column[i] : String(column[i] + 1);
-  const share = (column, i) => column === undefined ? null : column[i] / 10;
   const idOf = (task, i) => typeof task.ids === "number" ? task.ids + i : task.ids[i];
   const hashOf = (task, i) => task.hashes.slice(i * hashLength, (i + 1) * hashLength);
-  const right = (task, column, i) => column !== undefined && letter(column, i) === letter(task.answers, i);
+  // The run that is shown, and the baseline; null where it did not answer all questions of the task.
+  const after = (task) => task.answers[runChoice === null ? runs.length - 1 : Number(runChoice.value)];
+  const before = (task) => compared ? task.answers[0] : null;
+  const chosen = (run, i) => run === null ? "" : letter(run.chosen, i);
+  const share = (run, i) => run === null ? null : run.share[i] / 10;
+  const changed = (t, i) => before(t) === null || after(t) === null ? null : share(after(t), i) - share(before(t), i);
+  const right = (task, run, i) => chosen(run, i) === letter(task.right, i);
   const textOf = (task, i) => {
     const [question, ...choices] = task.texts[i];
     return [question, ...choices.map((choice, k) => String.fromCharCode(65 + k) + ". " + choice)].join("\n");
@@ -23,34 +28,39 @@
 
   // Title, text of a cell, and what to sort by if it can be sorted.
   const columns = [
-    { title: "Task", text: (t) => t.name },
+    { title: "Task", text: (t) => t.name, name: true },
     { title: "Number", text: (t, i) => String(idOf(t, i)), by: (t, i) => idOf(t, i) },
     { title: "Hash", text: (t, i) => hashOf(t, i), code: true },
-    { title: "Right answer", text: (t, i) => letter(t.answers, i) },
+    { title: "Right answer", text: (t, i) => letter(t.right, i) },
   ];
   if (compared) columns.push(
-    { title: "Before", text: (t, i) => t.before === undefined ? "" : letter(t.before, i) },
-    { title: "Probability before, %", text: (t, i) => share(t.beforeShare, i)?.toFixed(1) ?? "", by: (t, i) => share(t.beforeShare, i) ?? -1 },
+    { title: "Before", text: (t, i) => chosen(before(t), i) },
+    { title: "Probability before, %", text: (t, i) => share(before(t), i)?.toFixed(1) ?? "", by: (t, i) => share(before(t), i) ?? -1 },
   );
   columns.push(
-    { title: compared ? "After" : "Answer", text: (t, i) => letter(t.after, i) },
-    { title: compared ? "Probability after, %" : "Probability, %", text: (t, i) => share(t.afterShare, i).toFixed(1), by: (t, i) => share(t.afterShare, i) },
+    { title: compared ? "After" : "Answer", text: (t, i) => chosen(after(t), i) },
+    { title: compared ? "Probability after, %" : "Probability, %", text: (t, i) => share(after(t), i)?.toFixed(1) ?? "", by: (t, i) => share(after(t), i) ?? -1 },
   );
   if (compared) columns.push({
     title: "Change, points",
-    text: (t, i) => t.beforeShare === undefined ? "" : signed(share(t.afterShare, i) - share(t.beforeShare, i), 1),
-    by: (t, i) => t.beforeShare === undefined ? 0 : share(t.afterShare, i) - share(t.beforeShare, i),
+    text: (t, i) => changed(t, i) === null ? "" : signed(changed(t, i), 1),
+    by: (t, i) => changed(t, i) ?? 0,
   });
-  columns.push({ title: "Lead", text: (t, i) => signed(t.margins[i] / 100, 2), by: (t, i) => t.margins[i] });
+  columns.push({
+    title: "Lead",
+    text: (t, i) => after(t) === null ? "" : signed(after(t).lead[i] / 100, 2),
+    by: (t, i) => after(t)?.lead[i] ?? 0,
+  });
   if (withText) columns.push({ title: "Question", text: (t, i) => t.texts === undefined ? "" : textOf(t, i), wide: true });
 
+  const both = (t) => before(t) !== null && after(t) !== null;
   const filters = {
     all: () => true,
-    right: (t, i) => right(t, t.after, i),
-    wrong: (t, i) => !right(t, t.after, i),
-    lost: (t, i) => right(t, t.before, i) && !right(t, t.after, i),
-    gained: (t, i) => t.before !== undefined && !right(t, t.before, i) && right(t, t.after, i),
-    flipped: (t, i) => t.before !== undefined && right(t, t.before, i) !== right(t, t.after, i),
+    right: (t, i) => after(t) !== null && right(t, after(t), i),
+    wrong: (t, i) => after(t) !== null && !right(t, after(t), i),
+    lost: (t, i) => both(t) && right(t, before(t), i) && !right(t, after(t), i),
+    gained: (t, i) => both(t) && !right(t, before(t), i) && right(t, after(t), i),
+    flipped: (t, i) => both(t) && right(t, before(t), i) !== right(t, after(t), i),
   };
 
   let found = [];
@@ -87,7 +97,9 @@
         const cell = document.createElement("td");
         if (column.wide) cell.className = "text";
         const holder = column.code ? cell.appendChild(document.createElement("code")) : cell;
-        holder.textContent = column.text(t, i);
+        // A name may be broken after its underscores.
+        if (column.name) cell.append(...column.text(t, i).split(/(?<=_)/).flatMap((part) => [part, document.createElement("wbr")]));
+        else holder.textContent = column.text(t, i);
         row.append(cell);
       }
       return row;
@@ -117,6 +129,11 @@
     head.append(cell);
   });
   tasks.forEach((task, k) => taskChoice.add(new Option(task.name, String(k))));
+  if (runChoice !== null) {
+    runs.forEach((name, k) => k > 0 && runChoice.add(new Option(name, String(k))));
+    runChoice.value = String(runs.length - 1);
+    runChoice.addEventListener("change", find);
+  }
   at("form").addEventListener("submit", (event) => event.preventDefault());
   search.addEventListener("input", find);
   taskChoice.addEventListener("change", find);

@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wmdp_fast import _rust
+from wmdp_fast.comparison import section_of
 from wmdp_fast.exceptions import DatasetError
 from wmdp_fast.report.content import Curve, Facts, Plot, Unlearning
 from wmdp_fast.report.gather import records
+from wmdp_fast.tasks import GROUPS
 
 if TYPE_CHECKING:
     import os
@@ -45,8 +48,12 @@ _SECTIONS = {
 }
 
 
-def read_run(folder: str | os.PathLike[str]) -> Unlearning:
+def read_run(folder: str | os.PathLike[str], *, forget: Sequence[str] = ()) -> Unlearning:
     """The run that left a folder: its curves and what it recorded.
+
+    Args:
+        folder: What `wmdp-fast unlearn` wrote.
+        forget: Tasks and groups that should be forgotten, beside WMDP's.
 
     Raises:
         FileNotFoundError: There is no such folder, or no `unlearn.json` in it.
@@ -61,7 +68,8 @@ def read_run(folder: str | os.PathLike[str]) -> Unlearning:
         _parsed(metrics_file, line, number)
         for number, line in enumerate(metrics_file.read_text(encoding="utf-8").splitlines(), start=1)
     ]
-    return Unlearning(plots=_plots(metrics_file, rows, record), records=_records(record))
+    plots = _accuracies(record_file, record, set(forget)) or _evaluations(rows)
+    return Unlearning(plots=plots + _plots(metrics_file, rows, record), records=_records(record))
 
 
 def _parsed(file: Path, text: str, row: int | None) -> dict[str, Any]:
@@ -98,10 +106,64 @@ def _plots(file: Path, rows: Sequence[dict[str, Any]], record: Mapping[str, Any]
                 of = topics[topic] if topic < len(topics) else f"topic {topic}"
                 label = f"{name} ({of})" if len(numbers) > 1 else name
                 if steps:
-                    curves.append(Curve(name=label, steps=[int(step) for step in steps], values=values))
+                    # Several topics are told apart by the figure's own looks.
+                    look = name.partition(",")[0] if len(numbers) == 1 else None
+                    curves.append(Curve(name=label, steps=[int(step) for step in steps], values=values, look=look))
         if curves:
             found.append(Plot(title=title, unit=unit, curves=curves))
-    return found + _evaluations(rows)
+    return found
+
+
+def _accuracies(file: Path, record: Mapping[str, Any], forget: set[str]) -> list[Plot]:
+    """Accuracy by step, with intervals: of what should be forgotten together, and of what should be kept."""
+    looks = record.get("evaluations") or []
+    if not isinstance(looks, list) or not all(isinstance(look, dict) for look in looks):
+        raise DatasetError(str(file), "must be a list of objects", field="evaluations")
+    if len(looks) < 2 or not all("questions" in look for look in looks):
+        return []
+    names = _apart([name for name, scores in looks[0].get("scores", {}).items() if "acc" in scores])
+    aims = {name: name in forget or section_of(name) == "forget" for name in names}
+    if any(aims.values()):
+        parts = {
+            "forget": [name for name in names if aims[name]],
+            "retain": [name for name in names if not aims[name]],
+        }
+        curves = [
+            _shares(file, looks, f"{aim}: {', '.join(those)}", those, aim) for aim, those in parts.items() if those
+        ]
+    else:
+        curves = [_shares(file, looks, name, [name], None) for name in names]
+    note = "Lines through a mark are 95 % intervals over all questions."
+    return [Plot(title="Accuracy by step", unit="accuracy, %", curves=curves, note=note)] if curves else []
+
+
+def _apart(names: Sequence[str]) -> list[str]:
+    """Without what is part of a group that is there itself, so that no question counts twice."""
+    below = {child for name in names if name in GROUPS for child in _below(name)}
+    return [name for name in names if name not in below]
+
+
+def _below(name: str) -> list[str]:
+    children = GROUPS[name].children if name in GROUPS else ()
+    return [each for child in children for each in (child, *_below(child))]
+
+
+def _shares(file: Path, looks: Sequence[dict[str, Any]], label: str, names: Sequence[str], look: str | None) -> Curve:
+    """The share of right answers to all questions of some tasks, by step, in percent."""
+    steps, values, intervals = [], [], []
+    for one in looks:
+        try:
+            counts = [int(one["questions"][name]) for name in names]
+            right = sum(round(float(one["scores"][name]["acc"]) * n) for name, n in zip(names, counts, strict=True))
+            low, high = _rust.wilson(right, sum(counts))
+            steps.append(int(one["step"]))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise DatasetError(
+                str(file), f"is no evaluation of {', '.join(names)}: {error}", field="evaluations"
+            ) from error
+        values.append(100 * right / sum(counts))
+        intervals.append((100 * low, 100 * high))
+    return Curve(name=label, steps=steps, values=values, look=look, intervals=intervals)
 
 
 def _evaluations(rows: Sequence[dict[str, Any]]) -> list[Plot]:
@@ -117,7 +179,7 @@ def _evaluations(rows: Sequence[dict[str, Any]]) -> list[Plot]:
                 steps.append(int(row["step"]))
                 values.append(100 * float(metrics["acc"]))
     curves = [Curve(name=task, steps=steps, values=values) for task, (steps, values) in by_task.items()]
-    return [Plot(title="Accuracy on the way", unit="accuracy, %", curves=curves)] if curves else []
+    return [Plot(title="Accuracy by step", unit="accuracy, %", curves=curves)] if curves else []
 
 
 def _number(file: Path, place: int, row: Mapping[str, Any], key: str) -> float:

@@ -35,6 +35,8 @@ _VARIABLES = {
     "#040404": "var(--after)",
     "#050505": "var(--third)",
     "#060606": "var(--fourth)",
+    "#070707": "var(--forget)",
+    "#080808": "var(--retain)",
 }
 
 
@@ -53,6 +55,8 @@ SERIES = {
     "after": Series("#040404", "#040404", "solid", "o"),
     "third": Series("#050505", "#050505", (0, (1, 1)), "^"),
     "fourth": Series("#060606", "#060606", (0, (5, 1, 1, 1)), "D"),
+    "forget": Series("#070707", "#070707", (0, (6, 1.5)), "v"),
+    "retain": Series("#080808", "#080808", "solid", "P"),
 }
 
 _SVG = "http://www.w3.org/2000/svg"

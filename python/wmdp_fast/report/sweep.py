@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import TYPE_CHECKING
 
 from wmdp_fast._rust import __version__
 from wmdp_fast.exceptions import WmdpFastError
 from wmdp_fast.report import svg
+from wmdp_fast.report.figures import percent
+from wmdp_fast.report.page import environment_of_pages, file
+from wmdp_fast.report.verdict import sweep_verdicts
 from wmdp_fast.unlearning.sweep_result import cell
 
 if TYPE_CHECKING:
     from wmdp_fast.unlearning.sweep_result import Accuracy, SweepResult, SweepRun
 
-_WIDTH, _HEIGHT = 6.4, 4.4  # inches
+# Inches: as wide as the page, and as a phone. The page shows one of them.
+_SIZES = {"pareto-broad": (9.6, 4.6), "pareto-narrow": (4.6, 4.0)}
 _POINTS = 100  # in a share of 1
 
 
@@ -33,35 +36,33 @@ def sweep_html(result: SweepResult) -> str:
         WmdpFastError: matplotlib or jinja2 is missing; says what to install.
     """
     check_installed()
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = environment_of_pages()
     order = sorted(range(len(result.runs)), key=lambda index: (result.runs[index].aims or (2.0, 0.0), index))
     rows = [
         {
             "mark": "best" if index == result.best else "front" if index in result.front else "",
             "settings": [cell(result.runs[index].settings[name]) for name in result.swept],
-            "forget": _percent(result.runs[index].forget),
-            "retain": _percent(result.runs[index].retain),
+            "run": result.runs[index],
             "failed": result.runs[index].failed,
         }
         for index in order
     ]
-    html = environment.from_string(_file("sweep.html")).render(
+    html = environment.from_string(file("sweep.html")).render(
+        shared=environment.from_string(file("shared.html")).module,
+        verdicts=sweep_verdicts(result),
         result=result,
         rows=rows,
-        before={"forget": _percent(result.base.forget), "retain": _percent(result.base.retain)},
         commands=[result.command(index) for index in result.front],
-        drawing=pareto_svg(result),
-        style=_file("style.css"),
+        drawings={look: pareto_svg(result, look, size) for look, size in _SIZES.items()},
+        style=file("style.css"),
         version=__version__,
     )
     return svg.printable(html)
 
 
-def pareto_svg(result: SweepResult) -> str:
+def pareto_svg(result: SweepResult, name: str, size: tuple[float, float]) -> str:
     """The runs by forget accuracy (better to the left) and retain accuracy (better above), with 95 % intervals."""
-    with svg.plot(_WIDTH, _HEIGHT) as (figure, axes):
+    with svg.plot(*size) as (figure, axes):
         for index, run in enumerate(result.runs):
             if run.forget is None or run.retain is None:
                 continue
@@ -90,7 +91,7 @@ def pareto_svg(result: SweepResult) -> str:
             )
             axes.axvline(forget.chance * _POINTS, color=svg.INK, linewidth=1, linestyle=(0, (2, 1.6)))
             axes.axhline(retain.chance * _POINTS, color=svg.INK, linewidth=1, linestyle=(0, (2, 1.6)))
-        axes.set_xlabel("accuracy on forget tasks, % (should fall to chance)")
+        axes.set_xlabel("accuracy on forget tasks, % (should fall to guessing)")
         axes.set_ylabel("accuracy on retain tasks, % (should stay)")
         axes.grid(color=svg.GRID, linewidth=0.6)
         axes.set_axisbelow(True)
@@ -102,20 +103,12 @@ def pareto_svg(result: SweepResult) -> str:
             + "; ".join(map(_told, on_front))
             + "."
         )
-        return svg.write(figure, "pareto", "Forgetting and keeping", told)
+        return svg.write(figure, name, "Forgetting and keeping", told)
 
 
 def _told(run: SweepRun) -> str:
-    return f"forget {_percent(run.forget)[0]} %, retain {_percent(run.retain)[0]} %"
+    return f"forget {_percent(run.forget)} %, retain {_percent(run.retain)} %"
 
 
-def _percent(accuracy: Accuracy | None) -> tuple[str, str]:
-    """An accuracy in percent, and its interval."""
-    if accuracy is None:
-        return "", ""
-    low, high = accuracy.low * _POINTS, accuracy.high * _POINTS
-    return f"{accuracy.value * _POINTS:.1f}", f"{low:.1f} to {high:.1f}"
-
-
-def _file(name: str) -> str:
-    return resources.files("wmdp_fast.report").joinpath(name).read_text(encoding="utf-8")
+def _percent(accuracy: Accuracy | None) -> str:
+    return "" if accuracy is None else percent(accuracy.value)
