@@ -124,11 +124,12 @@ def test_what_is_kept_is_not_computed(tmp_path):
     run(filled, config, cache_trunk=tmp_path / "cache", note=notes.append)
     run(read, config, cache_trunk=tmp_path / "cache", note=notes.append)
     # A step runs each layer on a forget and on a retain batch, and before the steps there is the batch that the
-    # coefficient is found on, which is also the first step's.
-    assert plain.calls[:2] == [13, 13]
-    assert cold.calls[:2] == [12, 12]
+    # coefficient is found on, which is also the first step's. At the end two batches are run to see what has moved,
+    # the trained layers once more with the original weights, and none of it from the cache.
+    assert plain.calls[:2] == [13 + 2, 13 + 2]
+    assert cold.calls[:2] == [12 + 2, 12 + 2]
     # Only the trained branch is left: of both batches, the trained layers.
-    assert warm.calls == [0, 0, 12, 12]
+    assert warm.calls == [0 + 2, 0 + 2, 12 + 4, 12 + 4]
     assert [note.partition(" (")[0] for note in notes if "trunk cache" in note] == [
         "trunk cache: 1 activations read, 19 computed and written",
         "trunk cache: 20 activations read, 0 computed and written",
@@ -142,7 +143,7 @@ def test_later_epochs_read_what_the_first_has_computed(tmp_path):
         CONFIG, update_layer_ids=(3,), batch_size=10, max_steps=9, epochs=3, steering_coeff=2.0
     )
     run(model, config, cache_trunk=tmp_path / "cache")
-    assert counting.calls[:3] == [6, 6, 6]
+    assert counting.calls[:3] == [6 + 2, 6 + 2, 6 + 2]
 
 
 def test_a_partial_model_and_a_whole_one_share_their_entries(tmp_path):
@@ -218,6 +219,11 @@ def of_another_program(path):
     path.write_text("not a tensor in sight")
 
 
+def of_the_cache(caught):
+    """The warnings but for the one that few steps have unlearnt nothing."""
+    return [one for one in caught if "unlearnt" not in str(one.message)]
+
+
 @pytest.mark.parametrize("spoil", [shortened, flipped, swapped, emptied, of_another_program])
 def test_a_spoilt_entry_is_reported_computed_again_and_replaced(tmp_path, spoil):
     without = run(runs.model("llama"))
@@ -230,11 +236,12 @@ def test_a_spoilt_entry_is_reported_computed_again_and_replaced(tmp_path, spoil)
         spoil(path)
     with pytest.warns(WmdpFastWarning, match=r"cannot be used.*computed again") as caught:
         again = run(runs.model("llama"), cache_trunk=tmp_path / "cache")
-    assert len(caught) == 2
+    assert len(of_the_cache(caught)) == 2
     assert_equal(without, again)
     assert [path.read_bytes() for path in victims] == before
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="this run unlearnt", category=WmdpFastWarning)
         run(runs.model("llama"), cache_trunk=tmp_path / "cache")
 
 
@@ -242,7 +249,7 @@ def test_past_its_limit_it_keeps_no_more(tmp_path):
     without = run(runs.model("llama"))
     with pytest.warns(WmdpFastWarning, match="reached its limit of 4e-05 GB") as caught:
         limited = run(runs.model("llama"), cache_trunk=tmp_path / "cache", cache_limit=4e-5)
-    assert len(caught) == 1
+    assert len(of_the_cache(caught)) == 1
     assert_equal(without, limited)
     size = sum(path.stat().st_size for path in cached_files(tmp_path / "cache"))
     assert 0 < size < 5e-5 * 1e9
@@ -265,7 +272,7 @@ def test_a_full_disk_ends_the_cache_and_not_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(tensor_file, "write_tensors", full)
     with pytest.warns(WmdpFastWarning, match=r"keeps no more.*No space left") as caught:
         limited = run(runs.model("llama"), cache_trunk=tmp_path / "cache")
-    assert len(caught) == 1
+    assert len(of_the_cache(caught)) == 1
     assert_equal(without, limited)
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 

@@ -24,6 +24,7 @@ from wmdp_fast._rust import read_questions as load_questions
 from wmdp_fast.exceptions import (
     DatasetError,
     DataUnavailableError,
+    DivergedError,
     InternalError,
     JournalError,
     ModelError,
@@ -77,6 +78,7 @@ __all__ = [
     "Comparison",
     "DataUnavailableError",
     "DatasetError",
+    "DivergedError",
     "EvalCallback",
     "EvalResult",
     "GroupResult",

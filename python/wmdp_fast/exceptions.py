@@ -53,6 +53,22 @@ class ModelError(WmdpFastError):
     """A model cannot be loaded, or cannot be scored with; the message says what to do."""
 
 
+class DivergedError(WmdpFastError):
+    """Unlearning has made numbers that are infinite or NaN; the message says what to lower.
+
+    Attributes:
+        step: The step at which they were found, from 1.
+    """
+
+    def __init__(self, problem: str, step: int) -> None:
+        super().__init__(problem, step)
+        self.problem = problem
+        self.step = step
+
+    def __str__(self) -> str:
+        return self.problem
+
+
 class TaskError(WmdpFastError, ValueError):
     """A task name is unknown, or a task refuses an option."""
 

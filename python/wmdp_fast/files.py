@@ -6,6 +6,7 @@ A full disk, a kill or Ctrl-C in the middle leaves what was there before.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import threading
@@ -69,3 +70,23 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             # A failed write does not know its file's name.
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
+
+
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Makes sure that a folder can be made or written to, before hours are spent on what belongs into it.
+
+    Raises:
+        FileExistsError: It is a symbolic link that leads nowhere.
+        NotADirectoryError: It, or a folder that it should be in, is a file.
+        PermissionError: It, or the folder that it should be in, cannot be written to.
+    """
+    folder = Path(path)
+    if folder.is_symlink() and not folder.exists():
+        raise FileExistsError(
+            f"{folder} is a link to {folder.readlink()}, which does not exist; make that folder, or remove the link"
+        )
+    home = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not home.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "is a file, not a folder to write into", str(home))
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "cannot be written to", str(home))

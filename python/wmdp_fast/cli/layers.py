@@ -6,6 +6,7 @@ import argparse
 import json
 
 from wmdp_fast.cli.options import whole_number
+from wmdp_fast.unlearning.strict_json import finite
 
 SUMMARY = "Measure where a model tells forget from retain data, and suggest RMU's layer and coefficient."
 
@@ -47,5 +48,5 @@ def run(arguments: argparse.Namespace) -> int:
 
     options = {name: value for name, value in vars(arguments).items() if name not in _OWN}
     profile = profile_layers(arguments.model, arguments.forget, arguments.retain, **options)
-    print(json.dumps(profile.to_json(), indent=2, ensure_ascii=False) if arguments.json else profile.table())
+    print(json.dumps(finite(profile.to_json()), indent=2, ensure_ascii=False) if arguments.json else profile.table())
     return 0

@@ -11,7 +11,7 @@ from wmdp_fast.cli.options import whole_number, whole_numbers
 _SETTINGS = (
     "layer_id", "update_layer_ids", "parameters", "steering_coeff", "alpha", "learning_rate", "batch_size", "max_steps",
     "epochs", "max_length", "retain_max_length", "mode", "retain_noise", "seed", "grad_accum", "grad_clip",
-    "master_weights", "dtype", "save_every", "min_chars", "raw_lines", "field",
+    "master_weights", "dtype", "save_dtype", "save_every", "min_chars", "raw_lines", "field",
 )  # fmt: skip
 
 
@@ -87,6 +87,11 @@ def add_training(parser: argparse.ArgumentParser, *, swept: bool = False) -> Non
         )
     training.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="default: the checkpoint's"
+    )
+    training.add_argument(
+        "--save-dtype",
+        choices=("auto", "checkpoint", "float32", "bfloat16", "float16"),
+        help="of the changed tensors on disk (default auto: the checkpoint's, if that loses little of the change)",
     )
     training.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
     training.add_argument("--revision", metavar="REV", help="commit, branch or tag of the model on the hub")

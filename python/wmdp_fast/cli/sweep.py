@@ -14,6 +14,7 @@ from wmdp_fast.cli.asking import add_selection, add_wording, asked
 from wmdp_fast.cli.options import whole_number
 from wmdp_fast.cli.rmu_options import add_corpora, add_method, add_training, one_or_more, settings
 from wmdp_fast.files import write_whole
+from wmdp_fast.unlearning.strict_json import finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         from wmdp_fast.report.sweep import sweep_html
 
         write_whole(arguments.html, sweep_html(result))
-    print(json.dumps(result.to_json(), indent=2, ensure_ascii=False) if arguments.json else _report(result))
+    print(json.dumps(finite(result.to_json()), indent=2, ensure_ascii=False) if arguments.json else _report(result))
     return 0
 
 

@@ -209,6 +209,17 @@ class Branches:
             self._frozen.put(trunk.batch.inputs, output)
         return output
 
+    @torch.no_grad()
+    def now_and_before(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The outputs of the last layer with the parameters as they are and with the original ones, each [B, S, d].
+
+        Nothing is read from a cache or kept in one.
+        """
+        trunk = Trunk(batch, *self._up_to_first(batch))
+        now = self._run(trunk, share=False)
+        with self.original_parameters():
+            return now, self._run(trunk, share=False)
+
     def why_not_packed(self, padded: Batch, packed: Batch) -> str | None:
         """Why documents cannot be packed, tried on some of them with the original parameters; None if they can."""
         try:

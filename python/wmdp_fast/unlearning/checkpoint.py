@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import json
 import os
 import shutil
 import tempfile
@@ -11,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from wmdp_fast.exceptions import ModelError
+from wmdp_fast.files import check_folder
 from wmdp_fast.models.weight_files import DELTA as DELTA
 from wmdp_fast.models.weight_files import INDEX, WEIGHTS, weight_files
 from wmdp_fast.unlearning import tensor_file
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
 RECORD = "unlearn.json"
 CARD = "README.md"
 METRICS = "metrics.jsonl"
+EVALUATIONS = "evaluations"
 
 # Weights in other formats: of the model as it was before, so no part of the new checkpoint.
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".msgpack", ".h5", ".index.json")
@@ -96,29 +102,52 @@ class Checkpoint:
         )
 
 
-def stored_tensors(model: PreTrainedModel, tensors: Mapping[str, Tensor], base: Checkpoint) -> dict[str, Tensor]:
+def stored_tensors(
+    model: PreTrainedModel, tensors: Mapping[str, Tensor], base: Checkpoint, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
     """Renames and, where a mixture of experts is fused in memory, splits tensors into those of the checkpoint.
 
     Args:
         model: The model that has them, which knows how its checkpoint was converted.
         tensors: By their names in the model.
         base: The checkpoint that it was read from.
+        dtype: The type to give them; None is that which the checkpoint has each of them in.
 
     Returns:
-        In the checkpoint's names, types and shapes, on the CPU.
+        In the checkpoint's names and shapes, on the CPU.
 
     Raises:
         ModelError: The checkpoint has no such tensors.
     """
+    named = _by_stored_name(model, tensors, base)
+    places = base.places(named)
+    return {name: tensor_file.as_stored(name, tensor, places[name], dtype) for name, tensor in named.items()}
+
+
+def stored_dtypes(model: PreTrainedModel, tensors: Mapping[str, Tensor], base: Checkpoint) -> dict[str, torch.dtype]:
+    """The type that a checkpoint has each tensor of a model in, by the tensor's name in the model.
+
+    Raises:
+        ModelError: The checkpoint has no such tensor, has it in a type that is not for weights, or in several.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        named = _by_stored_name(model, {name: torch.empty_like(tensor, device="meta")}, base)
+        kinds = {tensor_file.dtype_of(one, place) for one, place in base.places(named).items()}
+        if len(kinds) > 1:
+            raise ModelError(f"{base.folder} has the parts of {name} in {len(kinds)} types; save it in one")
+        found[name] = kinds.pop()
+    return found
+
+
+def _by_stored_name(model: PreTrainedModel, tensors: Mapping[str, Tensor], base: Checkpoint) -> dict[str, Tensor]:
     from transformers.core_model_loading import revert_weight_conversion
 
     plain = {name: tensor.detach() for name, tensor in tensors.items()}
     reverted = {name: tensor for name, tensor in plain.items() if _is_stored(name, tensor, base)}
     if len(reverted) < len(plain):
         reverted = revert_weight_conversion(model, plain)
-    named = {base.stored_name(name): tensor for name, tensor in reverted.items()}
-    places = base.places(named)
-    return {name: tensor_file.as_stored(name, tensor, places[name]) for name, tensor in named.items()}
+    return {base.stored_name(name): tensor for name, tensor in reverted.items()}
 
 
 def write_checkpoint(base: Checkpoint, changed: Mapping[str, Tensor], folder: Path) -> None:
@@ -128,7 +157,8 @@ def write_checkpoint(base: Checkpoint, changed: Mapping[str, Tensor], folder: Pa
 
     Args:
         base: The checkpoint that was changed.
-        changed: Tensors as `stored_tensors` gives them.
+        changed: Tensors as `stored_tensors` gives them. If one has another type than in the checkpoint, its shard is
+            written anew, and `config.json` names a type that holds all of them.
         folder: Where to write.
 
     Raises:
@@ -139,15 +169,57 @@ def write_checkpoint(base: Checkpoint, changed: Mapping[str, Tensor], folder: Pa
         by_shard.setdefault(base.shards[name], {})[name] = tensor
     for shard in sorted(set(base.shards.values())):
         source, target = (base.folder / shard).resolve(), folder / shard
-        if shard in by_shard:
+        if shard not in by_shard:
+            _link_or_copy(source, target)
+        elif _has_types_of(source, by_shard[shard]):
             shutil.copyfile(source, target)
             tensor_file.patch(target, by_shard[shard])
         else:
-            _link_or_copy(source, target)
+            tensor_file.exchange(source, target, by_shard[shard])
     for file in sorted(base.folder.iterdir()):
         weights = file.name.endswith(_OTHER_WEIGHTS) and file.name != base.index
         if file.is_file() and not weights and file.name not in _NOT_CARRIED:
             shutil.copyfile(file, folder / file.name)
+    wanted = {tensor.dtype for tensor in changed.values()}
+    places = base.places(changed)
+    if wanted - {tensor_file.dtype_of(name, place) for name, place in places.items()}:
+        _say_wider_type(folder, base.index, wanted)
+
+
+def _has_types_of(shard: Path, tensors: Mapping[str, Tensor]) -> bool:
+    places = tensor_file.read_header(shard).places
+    return all(tensor_file.dtype_of(name, places[name]) == tensor.dtype for name, tensor in tensors.items())
+
+
+def _say_wider_type(folder: Path, index: str | None, added: set[torch.dtype]) -> None:
+    """Lets the configuration name a type that holds the new tensors, so that loading does not round them away."""
+    path = folder / "config.json"
+    if path.is_file():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        before = config.get("dtype", config.get("torch_dtype"))
+        known = getattr(torch, str(before), None)
+        dtype = functools.reduce(
+            torch.promote_types, added, known if isinstance(known, torch.dtype) else min(added, key=str)
+        )
+        name = str(dtype).removeprefix("torch.")
+        _replace_dtype(config, before, name)
+        config.setdefault("torch_dtype" if "torch_dtype" in config else "dtype", name)
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if index is not None:
+        listed = json.loads((folder / index).read_text(encoding="utf-8"))
+        shards = set(listed["weight_map"].values())
+        places = [place for shard in shards for place in tensor_file.read_header(folder / shard).places.values()]
+        listed["metadata"] = {**(listed.get("metadata") or {}), "total_size": sum(place.length for place in places)}
+        (folder / index).write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
+
+
+def _replace_dtype(config: dict[str, Any], before: object, name: str) -> None:
+    """Also in the configurations of a model's parts."""
+    for key, value in config.items():
+        if key in ("dtype", "torch_dtype") and value == before:
+            config[key] = name
+        elif isinstance(value, dict):
+            _replace_dtype(value, before, name)
 
 
 def apply_delta(base: str | os.PathLike[str], delta: str | os.PathLike[str], output: str | os.PathLike[str]) -> Path:
@@ -179,13 +251,16 @@ def apply_delta(base: str | os.PathLike[str], delta: str | os.PathLike[str], out
     if checkpoint.digest(changed) != expected:
         raise ModelError(f"{source} was made from another base than {base}: the tensors that it replaces differ")
     places = checkpoint.places(changed)
-    changed = {name: tensor_file.as_stored(name, tensor, places[name]) for name, tensor in changed.items()}
+    # In the types that the delta has them in: those that the run saved.
+    changed = {name: tensor_file.as_stored(name, one, places[name], one.dtype) for name, one in changed.items()}
     with new_folder(Path(output)) as folder:
         write_checkpoint(checkpoint, changed, folder)
         shutil.copyfile(source, folder / DELTA)
         for name in (RECORD, CARD, METRICS):
             if (source.parent / name).is_file():
                 shutil.copyfile(source.parent / name, folder / name)
+        if (source.parent / EVALUATIONS).is_dir():
+            shutil.copytree(source.parent / EVALUATIONS, folder / EVALUATIONS)
     return Path(output)
 
 
@@ -212,9 +287,8 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def refuse_existing(target: Path) -> None:
-    """Raises FileExistsError if there is something at `target`; an empty folder is nothing."""
-    if target.is_symlink() and not target.exists():
-        raise FileExistsError(f"{target} is a link to {target.readlink()}, which does not exist; remove it")
+    """Raises OSError if there is something at `target`, or cannot be; an empty folder is nothing."""
+    check_folder(target)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} exists already; choose another output folder, or remove it")
 
@@ -222,7 +296,9 @@ def refuse_existing(target: Path) -> None:
 def explain_full_disk(error: OSError, target: Path) -> OSError:
     """The error in words that help, if it came from a lack of space; else as it is."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return error
+        # A failed write does not know its file's name.
+        named = error.filename is not None or error.errno is None
+        return error if named else OSError(error.errno, error.strerror or str(error), str(target))
     free = shutil.disk_usage(target.parent).free / 1e9
     return OSError(
         error.errno,

@@ -61,6 +61,9 @@ class RMUConfig:
         grad_clip: Largest norm of the gradient over all trained parameters; None to leave it.
         master_weights: Whether the optimizer keeps weights and moments in float32. The published runs did not.
         dtype: To compute in: `"auto"` (the checkpoint's), `"float32"`, `"bfloat16"` or `"float16"`.
+        save_dtype: Of the changed tensors on disk: `"checkpoint"` (that of the checkpoint), a type as in `dtype`, or
+            `"auto"`: the checkpoint's, unless rounding to it would change weights by more than a tenth of what training
+            did; then the type that they were trained in.
         save_every: Steps between saved states, from which `resume` goes on; 0 for none.
         min_chars: Documents of at most so many characters are left out of the corpora.
         raw_lines: Whether forget corpora are read as raw JSON lines, per topic; the published cyber runs were.
@@ -85,6 +88,7 @@ class RMUConfig:
     grad_clip: float | None = None
     master_weights: bool = False
     dtype: str = "auto"
+    save_dtype: str = "auto"
     save_every: int = 50
     min_chars: int = 0
     raw_lines: bool | tuple[bool, ...] = False
@@ -100,6 +104,8 @@ class RMUConfig:
             raise ValueError(f"mode must be reference or masked, not {self.mode!r}")
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, not {self.dtype!r}")
+        if self.save_dtype not in (*_DTYPES, "checkpoint"):
+            raise ValueError(f"save_dtype must be checkpoint or one of {', '.join(_DTYPES)}, not {self.save_dtype!r}")
         if not self.parameters:
             raise ValueError("parameters must name a role such as mlp.down_proj, or be a regular expression")
 

@@ -12,7 +12,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast import prepare, tasks
-from wmdp_fast.exceptions import TaskError
+from wmdp_fast.exceptions import DivergedError, ModelError, TaskError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from wmdp_fast.tasks import Selection
     from wmdp_fast.unlearning.source import Source
     from wmdp_fast.unlearning.stopping import Condition
-
-FOLDER = "evaluations"
 
 # The parameters of `evaluate` that say what is asked, by the function of this package that they are for.
 _OF_RESOLVE = ("subjects", "num_fewshot", "template", "choices", "description")
@@ -56,7 +54,7 @@ def check_tasks(names: Sequence[str], options: Mapping[str, Any], conditions: Se
 
 
 def measure(
-    source: Source, names: Sequence[str], options: Mapping[str, Any], *, after: str, folder: Path | None, samples: bool
+    source: Source, names: Sequence[str], options: Mapping[str, Any], *, steps: int, folder: Path | None, samples: bool
 ) -> EvalResult:
     """Scores the whole model as it is now.
 
@@ -64,11 +62,12 @@ def measure(
         source: The model and its tokenizer.
         names: Tasks, groups and question files.
         options: Further options of `wmdp_fast.evaluate`.
-        after: What has become of the model, for its name in the results (`after step 50`); empty for nothing.
+        steps: How many steps the model has been trained.
         folder: Where to keep the results; what is there is replaced. None keeps nothing.
         samples: Whether to keep each question's scores too.
 
     Raises:
+        DivergedError: It gives no numbers any more.
         OSError: The results cannot be written.
         ValueError: There is no whole model or no tokenizer.
     """
@@ -76,8 +75,17 @@ def measure(
 
     if source.whole is None or source.tokenizer is None:
         raise ValueError("evaluating needs the whole model and its tokenizer; pass tokenizer=...")
-    result = evaluate(source.whole, tokenizer=source.tokenizer, tasks=list(names), progress=False, **options)
-    result = dataclasses.replace(result, model_name=f"{source.name} {after}".strip())
+    try:
+        result = evaluate(source.whole, tokenizer=source.tokenizer, tasks=list(names), progress=False, **options)
+    except ModelError as error:
+        if not steps:
+            raise
+        # Before the first step it could be scored.
+        raise DivergedError(
+            f"after step {steps} the model cannot be scored any more ({error}); lower the learning rate", steps
+        ) from error
+    if steps:
+        result = dataclasses.replace(result, model_name=f"{source.name} after step {steps}")
     if folder is not None:
         if folder.exists():
             shutil.rmtree(folder)  # of a run that was stopped before it could say that it had come so far

@@ -5,9 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import resource
+import warnings
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import torch
+
+from wmdp_fast.exceptions import ModelError, WmdpFastWarning
+from wmdp_fast.files import write_whole
+from wmdp_fast.unlearning import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,33 +37,69 @@ class MetricsFile:
     Args:
         path: The file; what it has of steps after `last_step` is dropped, since they will be done again.
         last_step: The last step that is done.
+
+    Raises:
+        ModelError: It lacks a step up to the last one, has one twice, or is damaged; names the line.
     """
 
     def __init__(self, path: Path, last_step: int) -> None:
-        self.rows: list[dict[str, Any]] = []
-        if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    break  # the line that was being written when the run was killed
-                if row["step"] <= last_step:
-                    self.rows.append(row)
-        # Replaced whole, for this too may be cut off.
-        fresh = path.with_name(f"{path.name}.new")
-        fresh.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
-        fresh.replace(path)
+        self._path = path
+        self.rows = _rows_up_to(last_step, path) if path.is_file() else []
+        if last_step and not path.is_file():
+            warnings.warn(
+                f"{path} is gone: the metrics of steps 1 to {last_step} are missing from this run",
+                WmdpFastWarning,
+                stacklevel=2,
+            )
+        write_whole(path, "".join(strict_json.dumps(row) + "\n" for row in self.rows))
         self._file: TextIO = path.open("a", encoding="utf-8")
 
     def add(self, row: dict[str, Any]) -> None:
         """Writes a line."""
         self.rows.append(row)
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(strict_json.dumps(row) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def _rows_up_to(last_step: int, path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file up to those of `last_step`, each of whose steps must be there once and in order."""
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]  # what follows was being written when the run was killed
+    rows: list[dict[str, Any]] = []
+    steps, evaluated = 0, -1
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            row = json.loads(line)
+            step, is_evaluation = row["step"], "evaluation" in row
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise _damaged(path, f"line {number} is no JSON object with a step") from None
+        if not isinstance(step, int) or isinstance(step, bool):
+            raise _damaged(path, f"line {number} has no whole number as its step")
+        if is_evaluation and not (step == steps and step > evaluated):
+            raise _damaged(path, f"line {number} has an evaluation at step {step}, after step {steps}")
+        if not is_evaluation and step != steps + 1:
+            raise _damaged(path, f"line {number} has step {step}, after step {steps}")
+        if is_evaluation:
+            evaluated = step
+        else:
+            steps = step
+        if step > last_step:
+            return rows
+        rows.append(row)
+    if steps < last_step:
+        raise _damaged(path, f"it ends with step {steps}, but {last_step} are done")
+    return rows
+
+
+def _damaged(path: Path, problem: str) -> ModelError:
+    return ModelError(
+        f"{path} is damaged: {problem}. The weights do not depend on it: remove it to resume without the metrics of the"
+        " steps so far"
+    )
 
 
 class _TensorBoard:

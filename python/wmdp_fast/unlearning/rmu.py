@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.evaluation import PhaseClock
+from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.unlearning import checkpoint, stopping
 from wmdp_fast.unlearning.config import RMUConfig
 from wmdp_fast.unlearning.corpora import CorpusTokens
+from wmdp_fast.unlearning.effect import advice
 from wmdp_fast.unlearning.request import Request
 from wmdp_fast.unlearning.run import Run
 from wmdp_fast.unlearning.source import open_source, read_corpora
+from wmdp_fast.unlearning.state import STATE
 from wmdp_fast.unlearning.trunk_cache import TrunkCache
 
 if TYPE_CHECKING:
@@ -85,12 +89,17 @@ def unlearn(
         progress: Whether to show a progress bar on stderr.
         note: Takes lines meant for the user: what is trained, what was found.
 
+    Warns:
+        WmdpFastWarning: The run changed little of what it should, or much of what it should not; weights are saved in
+            another type than they were trained in.
+
     Returns:
         What was done. Its `tensors` are the changed weights.
 
     Raises:
         DataUnavailableError: The model or a corpus is missing or out of reach.
         DatasetError: A corpus file is faulty.
+        DivergedError: Numbers have become infinite or NaN; says what to lower. No checkpoint is written.
         FileExistsError: There is something at `output`, or an unfinished run to it and `resume` was not set.
         ImportError: A tracker is not installed.
         ModelError: The model cannot be loaded, or has no such parameters.
@@ -128,7 +137,14 @@ def unlearn(
         corpora = read_corpora(request, source)
     cache = None if cache_trunk is None else TrunkCache(Path(cache_trunk), source.decoder, limit=limit)
     with work_folder(target) as work:
-        return Run(request, source, corpora, clock, target, work, cache).result(resume=resume)
+        result = Run(request, source, corpora, clock, target, work, cache).result(resume=resume)
+    if result.saving.is_to_be_known:
+        warnings.warn(str(result.saving.reason), WmdpFastWarning, stacklevel=2)
+    elif result.saving.reason is not None:
+        request.note(result.saving.reason)
+    if (problem := advice(result.effects)) is not None:
+        warnings.warn(problem, WmdpFastWarning, stacklevel=2)
+    return result
 
 
 def cache_bytes(gigabytes: float | None, cache_trunk: str | PathLike[str] | None) -> int | None:
@@ -162,7 +178,7 @@ def _work_path(target: Path) -> Path:
 
 @contextlib.contextmanager
 def work_folder(target: Path | None) -> Iterator[Path | None]:
-    """The folder of a run's metrics and state; it goes when the run has ended well."""
+    """The folder of a run's metrics and state; it goes when the run ends well, or without a state to go on from."""
     if target is None:
         yield None
         return
@@ -170,8 +186,12 @@ def work_folder(target: Path | None) -> Iterator[Path | None]:
     try:
         work.mkdir(parents=True, exist_ok=True)
         yield work
-    except OSError as error:
-        raise checkpoint.explain_full_disk(error, work) from error
+    except BaseException as error:
+        if not (work / STATE).exists():
+            shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise checkpoint.explain_full_disk(error, work) from error
+        raise
     shutil.rmtree(work)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import shutil
 import time
 import warnings
@@ -14,15 +14,16 @@ import torch
 from torch import nn
 
 from wmdp_fast import environment
-from wmdp_fast.exceptions import ModelError, WmdpFastWarning
+from wmdp_fast.exceptions import DivergedError, ModelError, WmdpFastWarning
 from wmdp_fast.models.trie import why_not
-from wmdp_fast.progress import Bar, progress_bar
-from wmdp_fast.unlearning import checkpoint, measuring, reporting, tensor_file
+from wmdp_fast.unlearning import checkpoint, divergence, measuring, reporting, strict_json, tensor_file
 from wmdp_fast.unlearning.batches import Batch, num_batches, packed_documents, padded_documents
 from wmdp_fast.unlearning.branches import Branches
 from wmdp_fast.unlearning.card import model_card
+from wmdp_fast.unlearning.effect import Effect, advice, effect_of
 from wmdp_fast.unlearning.optim import AdamW
 from wmdp_fast.unlearning.parameters import pick
+from wmdp_fast.unlearning.saving import Saving, choose
 from wmdp_fast.unlearning.state import State, load_state, save_state
 from wmdp_fast.unlearning.step import (
     MEASURES,
@@ -60,6 +61,8 @@ class UnlearnResult:
         stopped: Why the run ended before its steps were done, or None.
         picked: What was trained, a line for each parameter.
         steering_coeffs: Of each topic, as given or found.
+        effects: Of each topic, how activations differ from those of the model before, as the weights are saved.
+        saving: In what type weights are saved, and what that loses.
         control_vectors: Of each topic, steering coefficient included, [1, 1, d].
         tensors: The changed tensors, by the checkpoint's names; by the model's for one that was in memory.
         metrics: What was measured, a dictionary for each step and each evaluation.
@@ -75,6 +78,8 @@ class UnlearnResult:
     stopped: str | None
     picked: tuple[str, ...]
     steering_coeffs: tuple[float, ...]
+    effects: tuple[Effect, ...]
+    saving: Saving
     control_vectors: tuple[Tensor, ...] = field(repr=False)
     tensors: dict[str, Tensor] = field(repr=False)
     metrics: list[dict[str, Any]] = field(repr=False)
@@ -124,6 +129,9 @@ class Run:
         self._picked = pick(decoder.layers, decoder.prefix, config.updated_layers, config.parameters)
         self._trained: dict[str, nn.Parameter] = {one.name: one.parameter for one in self._picked}
         self._device = next(iter(self._trained.values())).device
+        self._dtype = next(iter(self._trained.values())).dtype
+        self._largest_weight = 0.0
+        self._saved_step = 0
         request.note("training:")
         for one in self._picked:
             request.note(f"  {one}")
@@ -133,11 +141,20 @@ class Run:
         self._best: tuple[int, dict[str, Tensor]] | None = None
         self._stopped: str | None = None
         self._packed = False  # whether documents are run without padding
+        # The types that the checkpoint has trained parameters in; those in memory if it is the model that has none.
+        self._stored = {name: parameter.dtype for name, parameter in self._trained.items()}
+        if source.base is not None:
+            self._stored = checkpoint.stored_dtypes(decoder.model, self._trained, source.base)
+        elif config.save_dtype not in ("auto", "checkpoint"):
+            raise ValueError("save_dtype is for a model on disk: one in memory is saved in the type that it has there")
+        self._branches: Branches | None = None
+        self._control_vectors: list[Tensor] = []
 
     def result(self, *, resume: bool) -> UnlearnResult:
         """Trains, evaluates, writes, and puts the model's flags back."""
         with _as_found(self._source.whole or self._source.decoder.model, self._trained):
             branches = Branches(self._source.decoder, self._config.layer_id, self._trained, self._cache)
+            self._branches = branches
             self._packed = self._can_pack(branches)
             try:
                 result = self._trained_result(branches, resume=resume)
@@ -158,13 +175,14 @@ class Run:
         before = 0.0
         if state is None:
             coefficients, controls = self._controls(branches)
+            divergence.check_base(self._source.name, coefficients, self._dtype)
         else:
             coefficients = state.steering_coeffs
             controls = [state.tensors[f"control.{topic}"].to(self._device) for topic in range(len(self._topics))]
             self._restore(state, optimizer)
             before = state.seconds
             self._request.note(f"resuming after step {state.step}")
-        self.steering_coeffs = coefficients
+        self.steering_coeffs, self._control_vectors = coefficients, controls
         self._request.note("steering coefficients: " + ", ".join(f"{value:.4g}" for value in coefficients))
 
         trackers = reporting.open_trackers(
@@ -187,6 +205,7 @@ class Run:
                     with clock("steps"):
                         row = self._step(step, optimizer, controls)
                     metrics.add(row)
+                    self._check(row["step"])
                     bar.set_postfix(
                         forget=f"{row['forget_loss']:.4g}", retain=f"{row['retain_loss']:.4g}", refresh=False
                     )
@@ -201,9 +220,11 @@ class Run:
         finally:
             metrics.close()
         best_step = self._take_best(optimizer.steps)
+        saving = self._round()
+        effects = self.effects(best_step)
         with clock("write"):
-            changed = self._changed(self._trained)
-            record = self._record(optimizer.steps, best_step, coefficients, controls, changed)
+            changed = self._changed(saving)
+            record = self._record(optimizer.steps, best_step, coefficients, effects, saving, changed)
             if self._target is not None:
                 self._write(self._target, changed, branches.originals, record, metrics)
         return UnlearnResult(
@@ -213,6 +234,8 @@ class Run:
             stopped=self._stopped,
             picked=tuple(map(str, self._picked)),
             steering_coeffs=tuple(coefficients),
+            effects=effects,
+            saving=saving,
             control_vectors=tuple(vector.cpu() for vector in controls),
             tensors=changed,
             metrics=metrics.rows,
@@ -249,7 +272,7 @@ class Run:
         units = control_vectors(
             len(self._topics),
             self._source.decoder.hidden_size,
-            dtype=next(iter(self._trained.values())).dtype,
+            dtype=self._dtype,
             seed=self._config.seed,
         )
         coefficients = []
@@ -286,7 +309,9 @@ class Run:
         if config.grad_clip is not None:
             clip_gradients(gradients, norm, config.grad_clip)
         optimizer.step(gradients)
-        values = torch.cat([measured, norm.reshape(1)]).tolist()  # one copy from the device
+        largest = divergence.largest_weight(self._trained.values())
+        # One copy from the device.
+        *values, self._largest_weight = torch.cat([measured, norm.reshape(1), largest.reshape(1)]).tolist()
         self.last_measures = dict(zip((*MEASURES, "grad_norm"), values, strict=True))
         seconds = time.perf_counter() - begun
         tokens = sum(forget.num_tokens + retain.num_tokens for forget, retain in pairs)
@@ -299,6 +324,21 @@ class Run:
             "tokens_per_second": round(tokens / seconds, 1),
             "peak_memory_mb": round(reporting.peak_memory(self._device), 1),
         }
+
+    def _check(self, step: int) -> None:
+        """Raises if the last step has no numbers any more, and says what is kept of the steps before."""
+        try:
+            divergence.check_step(
+                self._source.name, step, self.last_measures, self._largest_weight, self._config, self._dtype
+            )
+        except DivergedError as error:
+            if self._saved_step and self._work is not None:
+                error.add_note(
+                    f"the state after step {self._saved_step} is kept in {self._work}; the same settings would diverge"
+                    f" again from there. max_steps {self._saved_step} gives the checkpoint of that step; remove the"
+                    " folder to begin anew with other settings"
+                )
+            raise
 
     def _noise(self, pairs: Sequence[tuple[Batch, Batch]], step: int) -> list[Tensor] | None:
         if self._config.retain_noise == 0.0:
@@ -347,18 +387,18 @@ class Run:
     def _evaluate(self, steps: int, metrics: Metrics) -> None:
         """Scores the whole model as it is now, and looks at the conditions."""
         request = self._request
-        folder = None if self._work is None else self._work / measuring.FOLDER / f"step-{steps}"
-        with self._clock("evaluate"):
+        folder = None if self._work is None else self._work / checkpoint.EVALUATIONS / f"step-{steps}"
+        with self._clock("evaluate"), self.as_saved():
             result = measuring.measure(
                 self._source,
                 request.eval_tasks,
                 request.eval_options,
-                after=f"after step {steps}" if steps else "",
+                steps=steps,
                 folder=folder,
                 samples=request.log_samples,
             )
         scores = {name: dict(result[name].metrics) for name in result}
-        kept = {} if folder is None else {"results": f"{measuring.FOLDER}/{folder.name}"}
+        kept = {} if folder is None else {"results": f"{checkpoint.EVALUATIONS}/{folder.name}"}
         self._evaluations.append(
             {"step": steps, "scores": scores, "questions": {name: result[name].sample_len for name in result}, **kept}
         )
@@ -386,8 +426,17 @@ class Run:
         self._evaluations = [one for one in self._evaluations if one["step"] <= best_step]
         return best_step
 
-    def _bar(self, done: int) -> Bar:
-        return progress_bar(what="unlearning", unit="step", total=self._total, done=done, shown=self._request.progress)
+    def _bar(self, done: int) -> Any:
+        from tqdm import tqdm
+
+        return tqdm(
+            total=self._total,
+            initial=done,
+            unit="step",
+            desc="unlearning",
+            disable=not self._request.progress,
+            dynamic_ncols=True,
+        )
 
     def _identity(self, originals: Mapping[str, Tensor]) -> dict[str, Any]:
         """What two runs must agree in for one to go on where the other stopped."""
@@ -420,9 +469,10 @@ class Run:
         state = State(optimizer.steps, tensors, list(coefficients), self._evaluations, best_step, seconds)
         if self._work is not None:
             save_state(self._work, state, identity)
+            self._saved_step = state.step
 
     def _restore(self, state: State, optimizer: AdamW) -> None:
-        optimizer.steps = state.step
+        optimizer.steps = self._saved_step = state.step
         with torch.no_grad():
             for name, parameter in self._trained.items():
                 parameter.copy_(state.tensors[f"weights.{name}"])
@@ -440,18 +490,79 @@ class Run:
             if not kept or reached:
                 self._stopped = f"at step {state.step}"
 
-    def _changed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The trained tensors, by the checkpoint's names and in its types if there is one."""
+    def effects(self, steps: int) -> tuple[Effect, ...]:
+        """How activations of each topic differ from those of the model before, with the weights as they are.
+
+        Args:
+            steps: How many have been done: documents beyond theirs are taken, if there are any.
+
+        Raises:
+            DivergedError: They are infinite or NaN.
+        """
+        if self._branches is None:
+            raise RuntimeError("the run has not begun")
+        found = []
+        for topic, (forget, retain) in enumerate(zip(self._corpora.forget, self._corpora.retain, strict=True)):
+            turns = -(-(steps - topic) // len(self._topics)) if steps > topic else 0
+            following = turns * self._config.grad_accum
+            unseen = following < num_batches(forget, self._config.batch_size)
+            index = following if unseen else following - 1
+            batches = [
+                self._batch(forget, index, self._topics[topic].max_length, packed=False),
+                self._batch(retain, index, self._config.retain_max_length, packed=False),
+            ]
+            pairs = [self._branches.now_and_before(batch) for batch in batches]
+            masks = [batch.attention_mask for batch in batches]
+            control = self._control_vectors[topic]
+            found.append(effect_of(topic, control, pairs[0], masks[0], pairs[1], masks[1], unseen=unseen))
+        divergence.check_effects(self._source.name, steps, found, self._config, self._dtype)
+        return tuple(found)
+
+    @contextlib.contextmanager
+    def as_saved(self) -> Iterator[None]:
+        """Inside, the model has the weights that would be saved now: what is measured is what others will load."""
+        saving = self._saving()
+        if not saving.lost:
+            yield
+            return
+        exact = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(saving.rounded(name, parameter))
+            try:
+                yield
+            finally:
+                for name, parameter in self._trained.items():
+                    parameter.copy_(exact[name])
+
+    def _saving(self) -> Saving:
+        if self._branches is None:
+            raise RuntimeError("the run has not begun")
+        return choose(self._config.save_dtype, self._trained, self._branches.originals, self._stored)
+
+    def _round(self) -> Saving:
+        """Gives the model the weights that are saved, and says what that changes."""
+        saving = self._saving()
+        if saving.lost:
+            with torch.no_grad():
+                for name, parameter in self._trained.items():
+                    parameter.copy_(saving.rounded(name, parameter))
+        return saving
+
+    def _changed(self, saving: Saving) -> dict[str, Tensor]:
+        """The trained tensors, by the checkpoint's names and in the types they are saved in if there is one."""
         if self._source.base is not None:
-            return checkpoint.stored_tensors(self._source.decoder.model, tensors, self._source.base)
-        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+            dtype = None if saving.as_checkpoint else next(iter(saving.dtypes.values()))
+            return checkpoint.stored_tensors(self._source.decoder.model, self._trained, self._source.base, dtype)
+        return {name: tensor.detach().cpu().clone() for name, tensor in self._trained.items()}
 
     def _record(
         self,
         steps: int,
         best_step: int,
         coefficients: Sequence[float],
-        controls: Sequence[Tensor],
+        effects: Sequence[Effect],
+        saving: Saving,
         changed: Mapping[str, Tensor],
     ) -> dict[str, Any]:
         """The content of unlearn.json."""
@@ -467,7 +578,9 @@ class Run:
             "trained": [str(one) for one in self._picked],
             "changed": sorted(changed),
             "steering_coeffs": list(coefficients),
-            "control_vectors": [vector.flatten().float().tolist() for vector in controls],
+            "effects": [one.to_json() for one in effects],
+            "verdict": advice(effects),
+            "saved": saving.to_json(),
             "corpora": {
                 kind: [
                     {"name": one.name, "documents": len(one), "content_hash": one.content_hash}
@@ -508,16 +621,17 @@ class Run:
                     "format": "pt",
                     "method": "rmu",
                     "base_tensors_sha256": before,
-                    "wmdp_fast": json.dumps(settings, sort_keys=True),
+                    "control_vectors": tensor_file.as_text(self._control_vectors),
+                    "wmdp_fast": strict_json.dumps(settings),
                 },
             )
-            (folder / checkpoint.RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            (folder / checkpoint.RECORD).write_text(strict_json.dumps(record, indent=2) + "\n", encoding="utf-8")
             (folder / checkpoint.CARD).write_text(model_card(record), encoding="utf-8")
             for one in self._evaluations:
                 if self._work is not None and "results" in one:
                     shutil.copytree(self._work / one["results"], folder / one["results"])
             with (folder / checkpoint.METRICS).open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in metrics.rows)
+                file.writelines(strict_json.dumps(row) + "\n" for row in metrics.rows)
 
 
 class Metrics:
@@ -534,7 +648,11 @@ class Metrics:
             self.rows.append(row)
         else:
             self._file.add(row)
-        numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
+        numbers = {
+            name: value
+            for name, value in row.items()
+            if isinstance(value, (int, float)) and math.isfinite(value) and name != "step"
+        }
         for task, scores in row.get("evaluation", {}).items():
             numbers |= {f"{task}/{metric}": value for metric, value in scores.items()}
         for tracker in self._trackers:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.exceptions import ModelError
-from wmdp_fast.unlearning import tensor_file
+from wmdp_fast.unlearning import strict_json, tensor_file
 from wmdp_fast.unlearning.checkpoint import explain_full_disk, sync_folder
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def save_state(folder: Path, state: State, identity: dict[str, Any]) -> None:
     }
     fresh = folder / f"{STATE}.new"
     try:
-        tensor_file.write_tensors(fresh, state.tensors, {"state": json.dumps(described)})
+        tensor_file.write_tensors(fresh, state.tensors, {"state": strict_json.dumps(described)})
         fresh.replace(folder / STATE)
         sync_folder(folder)
     except OSError as error:

@@ -24,7 +24,8 @@ import torch
 
 from wmdp_fast import _rust
 from wmdp_fast.evaluation import PhaseClock
-from wmdp_fast.exceptions import ModelError, TaskError
+from wmdp_fast.exceptions import DivergedError, ModelError, TaskError
+from wmdp_fast.files import check_folder
 from wmdp_fast.unlearning import checkpoint, measuring, pareto, sweep_identity
 from wmdp_fast.unlearning.config import RMUConfig
 from wmdp_fast.unlearning.corpora import CorpusTokens
@@ -133,6 +134,7 @@ def sweep(
         raise FileExistsError(
             f"{folder} has a sweep already: pass resume (--resume) to go on, or choose another folder"
         )
+    check_folder(folder)
     if keep_best is not None and not resume:
         refuse_leftovers(Path(keep_best), resume=False)
     extent = _extent(space, base, sweep_identity.extent_before(folder))
@@ -291,7 +293,7 @@ class _Sweep:
         run: Run
 
         def measure(wanted: int, steps: int) -> None:
-            point = left.pop(wanted)
+            point = left[wanted]
             result = SweepRun(
                 settings=self._full(point),
                 steps=steps,
@@ -302,10 +304,11 @@ class _Sweep:
                 seconds={"steps": round(clock.seconds.get("steps", 0.0), 3)},
                 params=params,
             )
-            broken = not all(bool(torch.isfinite(one.parameter).all()) for one in self._picked(config))
-            if broken:
-                result = dataclasses.replace(result, failed="weights became infinite or NaN; lower the learning rate")
-            self._add(result if broken else self._measured(result))
+            with run.as_saved():
+                effects = [one.to_json() for one in run.effects(steps)]
+                self._add(self._measured(dataclasses.replace(result, effects=effects)))
+
+            del left[wanted]
 
         def after_step(steps: int) -> None:
             if steps in left:
@@ -313,9 +316,13 @@ class _Sweep:
 
         with self._restored(config):
             run = Run(request, self._source, self._corpora, clock, None, None, self._cache, after_step)
-            finished = run.result(resume=False)
-            for wanted in sorted(left):  # the corpora ended before
-                measure(wanted, finished.steps)
+            try:
+                finished = run.result(resume=False)
+                for wanted in sorted(left):  # the corpora ended before
+                    measure(wanted, finished.steps)
+            except DivergedError as error:
+                for wanted in sorted(left):
+                    self._add(_failed(self._full(left[wanted]), error, params))
 
     @contextlib.contextmanager
     def _restored(self, config: RMUConfig) -> Iterator[None]:
@@ -335,12 +342,12 @@ class _Sweep:
     def _measured(self, run: SweepRun) -> SweepRun:
         """The run with what the model gets right now."""
         begun = time.perf_counter()
-        place = f"{measuring.FOLDER}/{_folder_name(run.settings)}"
+        place = f"{checkpoint.EVALUATIONS}/{_folder_name(run.settings)}"
         result = measuring.measure(
             self._source,
             [name for names in self._tasks.values() for name in names],
             self._request.eval_options,
-            after=f"after {_told(run.settings)}" if run.settings else "",
+            steps=run.steps,
             folder=self._folder / place,
             samples=self._request.log_samples,
         )
@@ -417,6 +424,10 @@ def _as_number(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_as_number(one) for one in value]
     return float(value) if isinstance(value, int) else value
+
+
+def _failed(settings: dict[str, Any], error: DivergedError, params: dict[str, Any] | None) -> SweepRun:
+    return SweepRun(settings=settings, steps=error.step, forget=None, retain=None, failed=str(error), params=params)
 
 
 def _folder_name(settings: Mapping[str, Any]) -> str:

@@ -8,6 +8,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.exceptions import JournalError
+from wmdp_fast.unlearning import strict_json
+from wmdp_fast.unlearning.checkpoint import explain_full_disk
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,17 +61,14 @@ class RunsFile:
         self._file.close()
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Writes a result and makes sure that it is on the disk."""
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Writes a result and makes sure that it is on the disk.
 
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file under another name and renames it."""
-    fresh = path.with_name(f"{path.name}.new")
-    with fresh.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+        Raises:
+            OSError: It cannot be written; names the file. What was in it before still is.
+        """
+        try:
+            self._file.write(strict_json.dumps(line).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise explain_full_disk(error, self._path) from error

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.exceptions import ModelError
-from wmdp_fast.unlearning import tensor_file
+from wmdp_fast.files import write_whole
+from wmdp_fast.unlearning import strict_json, tensor_file
 from wmdp_fast.unlearning.search_space import AXES
-from wmdp_fast.unlearning.sweep_file import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,7 +99,7 @@ def check(
                 " folder"
             )
     extent = Extent(extent.layers, extent.max_steps, tuple(map(len, corpora.forget)), tuple(map(len, corpora.retain)))
-    text = json.dumps({"identity": identity(extent), "extent": asdict(extent)}, indent=2)
+    text = strict_json.dumps({"identity": identity(extent), "extent": asdict(extent)}, indent=2)
     write_whole(folder / _FILE, text + "\n")
 
 

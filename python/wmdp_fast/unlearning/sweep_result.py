@@ -45,6 +45,7 @@ class SweepRun:
         scores: Metrics by task and group.
         steering_coeffs: Of each topic, as given or found.
         measures: What the last step measured: losses, norms, cosines.
+        effects: Of each topic, how activations differ from those of the model before; `effect.Effect` has the meaning.
         failed: Why there is no result, or None.
         seconds: Of training (of all steps so far, if runs shared them) and of evaluating.
         params: What Optuna drew, or None.
@@ -58,6 +59,7 @@ class SweepRun:
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     steering_coeffs: tuple[float, ...] = ()
     measures: dict[str, float] = field(default_factory=dict)
+    effects: list[dict[str, Any]] = field(default_factory=list)
     failed: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     params: dict[str, Any] | None = None

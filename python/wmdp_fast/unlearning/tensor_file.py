@@ -8,8 +8,10 @@ file too.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ import torch
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from io import BufferedReader
     from pathlib import Path
 
@@ -184,17 +186,63 @@ def patch(path: Path, tensors: Mapping[str, Tensor]) -> None:
         os.fsync(file.fileno())
 
 
-def as_stored(name: str, tensor: Tensor, place: Place) -> Tensor:
-    """A tensor in the type that a file has it in.
+def exchange(source: Path, target: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Copies a file with other tensors in place of those of the same names, which may be of other types.
+
+    Args:
+        source: The file.
+        target: The copy, which must not be there yet.
+        tensors: By name, in the shapes that the file has them in.
+
+    Raises:
+        OSError: It cannot be written; the disk may be full.
+    """
+    places = read_header(source).places
+    metadata = {key: value for key, value in read_header(source).metadata.items() if key != _CHECKSUM}
+    table: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    at = 0
+    kinds = {name: place.dtype for name, place in places.items()}
+    kinds |= {name: _NAMES[tensor.dtype] for name, tensor in tensors.items()}
+    lengths = {name: place.length for name, place in places.items()}
+    lengths |= {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    # The widest elements first, which keeps every tensor aligned; of those as wide, the old order.
+    width = {name: lengths[name] // max(1, math.prod(place.shape)) for name, place in places.items()}
+    ordered = sorted(places, key=lambda name: (-width[name], places[name].start))
+    for name in ordered:
+        offsets = [at, at + lengths[name]]
+        table[name] = {"dtype": kinds[name], "shape": list(places[name].shape), "data_offsets": offsets}
+        at += lengths[name]
+    head = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    with target.open("xb") as file:
+        file.write(len(head).to_bytes(8, "little"))
+        file.write(head)
+        for name in ordered:
+            file.write(as_bytes(tensors[name]) if name in tensors else read_bytes(source, places[name]))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def dtype_of(name: str, place: Place) -> torch.dtype:
+    """The type that a file has a tensor in.
+
+    Raises:
+        ModelError: It is not one that weights can be rounded to.
+    """
+    if place.dtype not in _TYPES:
+        raise ModelError(
+            f"{name} is stored as {place.dtype}; unlearning needs a checkpoint in float32, float16 or bfloat16"
+        )
+    return _TYPES[place.dtype]
+
+
+def as_stored(name: str, tensor: Tensor, place: Place, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor in the type that a file has it in, or in another one.
 
     Raises:
         ModelError: The file has it in another shape, or in a type that weights cannot be rounded to.
     """
-    dtype = _TYPES.get(place.dtype)
-    if dtype is None:
-        raise ModelError(
-            f"{name} is stored as {place.dtype}; unlearning needs a checkpoint in float32, float16 or bfloat16"
-        )
+    dtype = dtype or dtype_of(name, place)
     if tuple(tensor.shape) != place.shape:
         raise ModelError(f"{name} has shape {tuple(tensor.shape)}, but {place.shape} in the checkpoint")
     return tensor.detach().to(device="cpu", dtype=dtype).contiguous()
@@ -204,6 +252,11 @@ def as_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, as files have them."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
+
+
+def as_text(vectors: Sequence[Tensor]) -> str:
+    """Vectors as text for a file's metadata: base64 of their numbers in float32, one vector after another."""
+    return base64.b64encode(b"".join(bytes(as_bytes(vector.float())) for vector in vectors)).decode()
 
 
 def digest(tensors: Mapping[str, bytes | memoryview]) -> str:
