@@ -131,7 +131,7 @@ def test_tables_and_charts_fit_the_page_where_there_is_room(kind, size, browser,
     one = Opened(browser, files[kind], size)
     if kind != "sweep":
         # The longest names stand in the table.
-        one.page.select_option("#questions-task", index=-1 if kind == "single" else 40)
+        one.page.select_option("#questions-task", index=1 if kind == "single" else 40)
     clipped = """[...document.querySelectorAll("main > section > .scroll")]
         .filter(part => part.scrollWidth > part.clientWidth).map(part => part.getAttribute("aria-label"))"""
     assert one.page.evaluate(clipped) == []
@@ -230,7 +230,7 @@ def test_dark_and_light_differ_and_figures_follow(browser, files):
         colours[scheme] = one.page.evaluate(
             """() => [
                 getComputedStyle(document.body).backgroundColor,
-                getComputedStyle(document.querySelector("#accuracies-heading ~ svg text")).fill,
+                getComputedStyle(document.querySelector("#calibration-0-heading ~ svg text")).fill,
             ]"""
         )
         one.context.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from wmdp_fast.exceptions import DatasetError
 from wmdp_fast.report import figures, page
 from wmdp_fast.report.gather import gather, records
 from wmdp_fast.report.runs import read_run
+from wmdp_fast.report.sources import find
 from wmdp_fast.saved import SavedResults, read_results
 
 if TYPE_CHECKING:
@@ -329,6 +331,49 @@ def test_the_command_writes_one_file(folder, tmp_path, capsys):
     assert "Which of birds" not in html
     assert "Lower accuracy is not deleted knowledge" in html
     assert "potions" in html
+
+
+def test_the_folder_of_a_run_stands_for_its_first_and_last_evaluation(folder, tmp_path, capsys):
+    run = write_run(tmp_path / "run", [step(1), step(2)])
+    looks = []
+    for at, name in ((0, "before"), (1, "after"), (2, "after")):
+        shutil.copytree(folder / name, run / "evaluations" / f"step-{at}")
+        scores = {task: {"acc": read_results(folder / name)[task].metrics["acc"]} for task in SIZES}
+        looks.append({"step": at, "scores": scores, "questions": SIZES, "results": f"evaluations/step-{at}"})
+    (run / "unlearn.json").write_text(json.dumps({**RECORD, "evaluations": looks}), encoding="utf-8")
+    assert cli.main(["report", str(run), "--output", str(tmp_path / "r.html")]) == 0, capsys.readouterr().err
+    explicit = [str(run / "evaluations" / name) for name in ("step-0", "step-2")]
+    assert cli.main(["report", *explicit, "--unlearn", str(run), "--output", str(tmp_path / "s.html")]) == 0
+    assert (tmp_path / "r.html").read_text(encoding="utf-8") == (tmp_path / "s.html").read_text(encoding="utf-8")
+    assert "Accuracy by step" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    bare = write_run(tmp_path / "bare", [step(1)])
+    assert cli.main(["report", str(bare), "--output", str(tmp_path / "t.html")]) == 1
+    assert "kept no evaluations (--eval-tasks)" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_sweep_stands_for_the_model_before_and_every_point(folder, tmp_path):
+    places = {"before": "before", "layer_id=10": "after", "layer_id=9": "after"}
+    for name, results in places.items():
+        shutil.copytree(folder / results, tmp_path / "sweep" / "evaluations" / name)
+    found = find([tmp_path / "sweep"])
+    assert [one.path.relative_to(tmp_path / "sweep" / "evaluations").parts[0] for one in found.results] == [
+        "before",
+        "layer_id=9",
+        "layer_id=10",
+    ]
+
+
+def test_results_of_lm_eval_are_shown_as_ours_are(folder, report):
+    """The same files without what only this package writes give the same rows."""
+
+    def plain(name: str) -> SavedResults:
+        return replace(read_results(folder / name), extra={})
+
+    theirs = gather([plain("before"), plain("after")])
+    assert theirs.rows == report.rows
+    assert theirs.parts == report.parts
+    assert all(run.made_by.startswith("lm-eval") for run in theirs.runs)
+    assert "lm-eval" in page.render(theirs)
 
 
 def test_compare_writes_the_same_report(folder, tmp_path):

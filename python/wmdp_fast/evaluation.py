@@ -17,6 +17,7 @@ from wmdp_fast.chat import chat_contexts, chat_template_source, system_text
 from wmdp_fast.exceptions import TaskError, WmdpFastWarning
 from wmdp_fast.journal import Journal
 from wmdp_fast.models.server import Server
+from wmdp_fast.progress import progress_bar
 from wmdp_fast.provenance import details_of, how_it_was_run, model_type, what_decides_scores
 from wmdp_fast.results import EvalResult, GroupResult, TaskResult, output_folder, tokenizer_info
 from wmdp_fast.tasks import resolve
@@ -336,10 +337,8 @@ def _progress_bar(*, served: bool, shown: bool) -> Iterator[Callable[[int, int],
     How many there are depends on the engine: the trie does not count inputs that are the beginning of another one, and
     a server is asked by the question.
     """
-    from tqdm import tqdm
-
     unit, what = ("question", "asking") if served else ("input", "scoring")
-    with tqdm(unit=unit, desc=what, disable=not shown, dynamic_ncols=True) as bar:
+    with progress_bar(what=what, unit=unit, shown=shown) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total

@@ -174,8 +174,9 @@ def read_results(path: str | os.PathLike[str], *, samples: bool = True) -> Saved
     """Reads an evaluation that this package or lm-eval (0.4.0 and later) saved.
 
     Args:
-        path: A results file; or a folder with results of one model, in itself or one folder down. Of several results in
-            a folder the newest is read.
+        path: A results file; or what `output` was when it was saved: a folder with results of one model, in itself or
+            one folder down, or a name ending in `.json`, which was given the time. Of several results the newest is
+            read.
         samples: Whether to read the samples files beside it, where there are any.
 
     Raises:
@@ -220,7 +221,11 @@ def find_results(path: str | os.PathLike[str]) -> tuple[Path, int]:
             raise DatasetError(str(given), "is a samples file; give the results file or the folder they are in")
         return given, 1
     if not given.is_dir():
-        raise FileNotFoundError(f"{given}: no such file or folder")
+        # `--output x.json` adds the time to the name, as lm-eval does.
+        named = [one for one in _dated(given.parent) if one[1] == given.stem] if given.parent.is_dir() else []
+        if given.suffix != ".json" or not named:
+            raise FileNotFoundError(f"{given}: no such file or folder")
+        return max(named, key=lambda one: one[2])[0], len(named)
     found = _dated(given) or [one for folder in sorted(given.iterdir()) if folder.is_dir() for one in _dated(folder)]
     if not found:
         raise FileNotFoundError(f"{given}: no results here (results_*.json), nor one folder down")

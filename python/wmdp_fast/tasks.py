@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import importlib.util
 import os
 import re
 from dataclasses import dataclass, replace
@@ -518,8 +519,19 @@ def _expand(
         yield from found
     else:
         raise TaskError(
-            f"unknown task {name!r}{_close(name, [*TASKS, *GROUPS, *TAGS])}; `wmdp-fast tasks` lists all of them"
+            f"unknown task {name!r}{_close(name, [*TASKS, *GROUPS, *TAGS])}; `wmdp-fast tasks` lists all of them;"
+            f" {_about_lm_eval(name)}"
         )
+
+
+def _about_lm_eval(name: str) -> str:
+    """Where a task may be known, looked up by the names of lm-eval's files: to load its tasks takes seconds."""
+    command = f"`wmdp-fast lm-eval run --model wmdp-fast --model_args pretrained=MODEL --tasks {name}`"
+    lm_eval = importlib.util.find_spec("lm_eval")
+    folders = lm_eval.submodule_search_locations if lm_eval is not None else None
+    if folders and re.fullmatch(r"\w[\w-]*", name) and any((Path(folders[0]) / "tasks").rglob(f"{name}.yaml")):
+        return f"lm-eval has one of that name: {command}"
+    return "what lm-eval knows beside them runs with `wmdp-fast lm-eval run`"
 
 
 def _looks_like_path(name: str) -> bool:

@@ -70,9 +70,9 @@ class Parser(argparse.ArgumentParser):
     ) -> tuple[Any, list[str]]:
         """Parses; leaves with the usage of the very command if something is unknown."""
         given = list(args or ())
-        # What belongs to a command is left to it.
+        # What belongs to a command is left to it; one without a prefix for options hands all of them on.
         options = given[: given.index("--")] if "--" in given else given
-        for place, argument in enumerate(options if self._subparsers is None else ()):
+        for place, argument in enumerate(options if self._subparsers is None and "-" in self.prefix_chars else ()):
             name = argument.partition("=")[0]
             if name.startswith("--") and name not in self._option_string_actions and (hint := _hint(options, place)):
                 self.error(f"{name} is lm-eval's: {hint.replace(_PROGRAM, self.prog)}")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from wmdp_fast.cli.options import names
 from wmdp_fast.files import write_whole
-from wmdp_fast.saved import read_results
 
 if TYPE_CHECKING:
     import argparse
@@ -22,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "results",
         nargs="+",
         metavar="RESULTS",
-        help="results files or folders of this package or of lm-eval: one, or BEFORE AFTER, or a baseline and several",
+        help="results files or folders of this package or of lm-eval: one, or BEFORE AFTER, or a baseline and several;"
+        " or the folder of an unlearning run or a sweep that kept its evaluations",
     )
     parser.add_argument("--names", type=names, metavar="A,B", help="what to call them (default: before, after)")
     parser.add_argument(
@@ -40,12 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Reads, renders and writes."""
     from wmdp_fast.report import report_html
+    from wmdp_fast.report.sources import find
 
+    found = find(arguments.results)
     html = report_html(
-        *map(read_results, arguments.results),
+        *found.results,
         names=arguments.names,
         forget=arguments.forget,
-        unlearn=arguments.unlearn,
+        unlearn=arguments.unlearn or found.unlearn,
         include_text=arguments.include_text,
     )
     write_whole(arguments.output, html)

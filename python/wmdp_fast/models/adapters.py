@@ -53,7 +53,9 @@ def with_adapter(
         base: Any = model
         wrapped: torch.nn.Module = PeftModel.from_pretrained(base, str(folder))
         # Once more, since that does not tell what it loaded.
-        report: Any = set_peft_model_state_dict(wrapped, load_peft_weights(str(folder), device="cpu"), adapter_name=_NAME)
+        report: Any = set_peft_model_state_dict(
+            wrapped, load_peft_weights(str(folder), device="cpu"), adapter_name=_NAME
+        )
     if missing := _missing(wrapped, report.missing_keys):
         raise ModelError(
             f"the adapter {adapter} lacks weights, which would be random or the model's: {named(missing)}. Copy or"

@@ -16,6 +16,7 @@ from torch import nn
 from wmdp_fast import environment
 from wmdp_fast.exceptions import DivergedError, ModelError, WmdpFastWarning
 from wmdp_fast.models.trie import why_not
+from wmdp_fast.progress import Bar, progress_bar
 from wmdp_fast.unlearning import checkpoint, divergence, measuring, reporting, strict_json, tensor_file
 from wmdp_fast.unlearning.batches import Batch, num_batches, packed_documents, padded_documents
 from wmdp_fast.unlearning.branches import Branches
@@ -426,17 +427,8 @@ class Run:
         self._evaluations = [one for one in self._evaluations if one["step"] <= best_step]
         return best_step
 
-    def _bar(self, done: int) -> Any:
-        from tqdm import tqdm
-
-        return tqdm(
-            total=self._total,
-            initial=done,
-            unit="step",
-            desc="unlearning",
-            disable=not self._request.progress,
-            dynamic_ncols=True,
-        )
+    def _bar(self, done: int) -> Bar:
+        return progress_bar(what="unlearning", unit="step", total=self._total, done=done, shown=self._request.progress)
 
     def _identity(self, originals: Mapping[str, Tensor]) -> dict[str, Any]:
         """What two runs must agree in for one to go on where the other stopped."""

@@ -1,0 +1,82 @@
+"""Which evaluations a path given to a report means: its own, or those that an unlearning run or a sweep kept."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wmdp_fast.exceptions import DatasetError
+from wmdp_fast.report.runs import RECORD
+from wmdp_fast.saved import read_results
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from wmdp_fast.saved import SavedResults
+
+# Below the folder of a run or a sweep; `before` is a sweep's model before unlearning.
+_EVALUATIONS = "evaluations"
+_BEFORE = "before"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What a report is made of.
+
+    Attributes:
+        results: The evaluations in order.
+        unlearn: The folder of the unlearning run, if one was named.
+    """
+
+    results: list[SavedResults]
+    unlearn: Path | None
+
+
+def find(paths: Sequence[str | os.PathLike[str]]) -> Sources:
+    """Reads what the paths mean.
+
+    Args:
+        paths: Each a results file or a folder of results; or the folder of an unlearning run, which stands for its
+            first and its last evaluation; or that of a sweep, which stands for the model before and every point.
+
+    Raises:
+        FileNotFoundError: There is nothing of the kind.
+        DatasetError: A file is not what it should be, or a run kept no evaluations.
+    """
+    results: list[SavedResults] = []
+    unlearn = None
+    for path in map(Path, paths):
+        if (path / RECORD).is_file():
+            unlearn = path
+            results += map(read_results, _ends(path))
+        elif (path / _EVALUATIONS / _BEFORE).is_dir():
+            points = sorted(one for one in (path / _EVALUATIONS).iterdir() if one.is_dir() and one.name != _BEFORE)
+            results += map(read_results, [path / _EVALUATIONS / _BEFORE, *sorted(points, key=_by_numbers)])
+        else:
+            results.append(read_results(path))
+    return Sources(results=results, unlearn=unlearn)
+
+
+def _ends(run: Path) -> list[Path]:
+    """The folders of a run's first and last evaluation."""
+    try:
+        looks = json.loads((run / RECORD).read_text(encoding="utf-8")).get("evaluations") or []
+        kept = [run / str(look["results"]) for look in looks if "results" in look]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DatasetError(str(run / RECORD), f"is no record of an unlearning run: {error}") from error
+    if len(kept) < 2:
+        raise DatasetError(
+            str(run),
+            "this unlearning run kept no evaluations (--eval-tasks); give the results of `wmdp-fast eval` before and"
+            " after, and this folder with --unlearn",
+        )
+    return [kept[0], kept[-1]]
+
+
+def _by_numbers(folder: Path) -> list[str | int]:
+    """A name's parts, its numbers as such: 9 comes before 10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", folder.name)]
