@@ -22,7 +22,8 @@ def page() -> str:
         "# Every option",
         "",
         "Made from the commands themselves; `wmdp-fast COMMAND --help` says the same. Exit codes are 0 for done,"
-        " 1 for a failure, 2 for wrong usage and 130 for Ctrl-C.",
+        " 1 for a failure, 2 for wrong usage, 130 for Ctrl-C and 143 for SIGTERM. Options may be written with"
+        " underscores.",
     ]
     for command in _commands(cli._parser()):
         lines += ["", f"## {command.prog}", "", _cell(command.description or ""), ""]
@@ -47,9 +48,15 @@ def _commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentPars
 
 
 def _usage(command: argparse.ArgumentParser) -> str:
-    lead = "usage: "
-    lines = command.format_usage().rstrip().splitlines()
-    return "\n".join(line[len(lead) :] for line in lines)
+    """In one line and without what may be left out: argparse's own depends on the terminal and on Python's version."""
+    shown = [action for action in command._actions if not _is_left_out(action)]
+    words = [" ".join([*action.option_strings[:1], _values(action)]) for action in shown if action.required]
+    words += [f"[{_values(action)}]" for action in shown if not action.required and not action.option_strings]
+    return " ".join([command.prog, *words, *(["[OPTIONS]"] if any(one.option_strings for one in shown) else [])])
+
+
+def _values(action: argparse.Action) -> str:
+    return argparse.HelpFormatter("")._format_args(action, _placeholder(action)).strip("[]")
 
 
 def _is_left_out(action: argparse.Action) -> bool:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import http.server
 import inspect
 import itertools
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -257,6 +260,60 @@ def test_doctor_reports_versions_devices_and_the_kind_of_build(capsys):
     assert findings["device"]["value"].startswith(("cpu", "cuda"))
     assert findings["extension"]["value"].startswith("release" if _rust.RELEASE_BUILD else "debug")
     assert code == (1 if any(finding["problem"] for finding in findings.values()) else 0)
+
+
+def hub_line(capsys):
+    cli.main(["doctor", "--json"])
+    found = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert found["hub"]["problem"] is None
+    return found["hub"]["value"]
+
+
+@pytest.mark.parametrize("status", [200, 403, 500])
+def test_doctor_asks_whether_the_hub_answers(status, monkeypatch, capsys):
+    asked = []
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            asked.append((self.path, self.headers["Authorization"]))
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        assert hub_line(capsys).startswith(f"{address} answers; ")
+        # Through a proxy, which is not told with its password.
+        monkeypatch.setenv("http_proxy", f"http://me:secret@127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("no_proxy", "")
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://hub.invalid")
+        line = hub_line(capsys)
+        server.shutdown()
+    assert line.startswith(f"http://hub.invalid answers through the proxy 127.0.0.1:{server.server_port}; ")
+    assert "secret" not in line
+    assert [authorization for _, authorization in asked] == [None, None]
+    assert asked[1][0].startswith("http://hub.invalid")
+    monkeypatch.delenv("http_proxy")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    assert hub_line(capsys).startswith(f"{address} cannot be reached (")
+
+
+def test_doctor_does_not_wait_for_a_hub_that_is_silent(monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(doctor, "_PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        assert hub_line(capsys).startswith(f"{address} cannot be reached (")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert hub_line(capsys).startswith("offline (HF_HUB_OFFLINE)")
 
 
 def test_doctor_names_a_wrong_thread_count_and_fails(monkeypatch, capsys):

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+
 import pytest
 
+import wmdp_fast as wf
+from wmdp_fast import cli
+from wmdp_fast.cli import rmu_options
+from wmdp_fast.report import report_html
 from wmdp_fast.unlearning.config import RMUConfig
+from wmdp_fast.unlearning.layers import profile_layers
 from wmdp_fast.unlearning.parameters import ROLES
-from wmdp_fast.unlearning.presets import PRESETS, preset
+from wmdp_fast.unlearning.presets import PER_TOPIC, PRESETS, preset
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -36,3 +44,45 @@ def test_presets_cannot_be_changed_and_an_unknown_one_names_those_there_are():
         preset("zephyr-7b").settings["alpha"] = 1
     with pytest.raises(ValueError, match="there is no preset zephyr; there are zephyr-7b, yi-34b"):
         preset("zephyr")
+
+
+def test_the_command_lists_all_and_shows_one(capsys):
+    assert cli.main(["presets"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"{name} " in listed and one.model in listed and one.source in listed for name, one in PRESETS.items())
+    assert cli.main(["presets", "zephyr-7b"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert PRESETS["zephyr-7b"].source in shown
+    assert PRESETS["zephyr-7b"].note in shown
+    assert "--raw-lines no,yes" in shown
+    assert cli.main(["presets", "no-such"]) == 1
+    assert "there is no preset no-such; there are zephyr-7b, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_options_that_it_prints_are_the_preset(name, capsys):
+    assert cli.main(["presets", name]) == 0
+    page = capsys.readouterr().out.partition("is the same as\n")[2].partition("\n\n")[0]
+    parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS)
+    rmu_options.add_corpora(parser)
+    rmu_options.add_method(parser)
+    rmu_options.add_training(parser)
+    given = vars(parser.parse_args(["--forget", "f", "--retain", "r", *page.split()]))
+    settings = {key: given[key] for key in PRESETS[name].settings}
+    expected = dict(PRESETS[name].settings)
+    # What is per topic may be one value or several.
+    for key in PER_TOPIC & expected.keys():
+        values = settings.pop(key)
+        found = values if isinstance(values, tuple) else (values,)
+        assert tuple(map(float, found)) == tuple(map(float, expected.pop(key)))
+    assert settings == expected
+    cli.main(["presets", name, "--json"])
+    from_json = json.loads(capsys.readouterr().out)["settings"]
+    as_tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in from_json.items()}
+    assert as_tuples == dict(PRESETS[name].settings)
+
+
+def test_names_of_the_package():
+    assert wf.presets is PRESETS
+    assert wf.layers is profile_layers
+    assert wf.report_html is report_html

@@ -41,10 +41,13 @@ if TYPE_CHECKING:
     from wmdp_fast.integrations.training import EvalCallback
     from wmdp_fast.models.server import Server
     from wmdp_fast.prepare import load_tokenizer, plan
+    from wmdp_fast.report import report_html
     from wmdp_fast.rescoring import rescore
     from wmdp_fast.results import EvalResult, GroupResult, TaskResult
     from wmdp_fast.saved import SavedResults, read_results
     from wmdp_fast.unlearning.config import RMUConfig
+    from wmdp_fast.unlearning.layers import profile_layers as layers
+    from wmdp_fast.unlearning.presets import PRESETS as presets  # noqa: N811 (the public name)
     from wmdp_fast.unlearning.rmu import unlearn
     from wmdp_fast.unlearning.run import UnlearnResult
     from wmdp_fast.unlearning.search_space import Range
@@ -66,13 +69,19 @@ _LAZY = {
     "UnlearnResult": "wmdp_fast.unlearning.run",
     "compare": "wmdp_fast.comparison",
     "evaluate": "wmdp_fast.evaluation",
+    "layers": "wmdp_fast.unlearning.layers",
     "load_tokenizer": "wmdp_fast.prepare",
     "plan": "wmdp_fast.prepare",
+    "presets": "wmdp_fast.unlearning.presets",
     "read_results": "wmdp_fast.saved",
+    "report_html": "wmdp_fast.report",
     "rescore": "wmdp_fast.rescoring",
     "sweep": "wmdp_fast.unlearning.sweep",
     "unlearn": "wmdp_fast.unlearning.rmu",
 }
+
+# Public names that are called otherwise where they are.
+_THERE = {"layers": "profile_layers", "presets": "PRESETS"}
 
 __all__ = [
     "Comparison",
@@ -108,10 +117,13 @@ __all__ = [
     "aggregate",
     "compare",
     "evaluate",
+    "layers",
     "load_questions",
     "load_tokenizer",
     "plan",
+    "presets",
     "read_results",
+    "report_html",
     "rescore",
     "sweep",
     "unlearn",
@@ -121,7 +133,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    return getattr(importlib.import_module(_LAZY[name]), _THERE.get(name, name))
 
 
 def __dir__() -> list[str]:

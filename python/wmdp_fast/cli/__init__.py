@@ -33,6 +33,7 @@ COMMANDS = (
     "rescore",
     "report",
     "layers",
+    "presets",
     "unlearn",
     "sweep",
     "apply-delta",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.metadata
 import json
 import os
 import platform
 import sys
+import threading
+import urllib.error
+import urllib.request
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from wmdp_fast import _rust
 
@@ -20,7 +25,10 @@ SUMMARY = "Show versions, devices and settings, and whether anything is wrong wi
 
 # What scoring needs, then what single features need.
 _REQUIRED = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy")
-_OPTIONAL = ("lm_eval", "peft", "matplotlib")
+_OPTIONAL = ("lm_eval", "peft", "matplotlib", "jinja2", "optuna", "inspect_ai", "lighteval", "lightning")
+
+# Seconds that the hub has to answer.
+_PATIENCE = 4.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def examine() -> Iterator[Finding]:
-    """Looks at everything an evaluation depends on. Imports torch; downloads nothing."""
+    """Looks at everything an evaluation depends on. Imports torch and asks if the hub answers; downloads nothing."""
     yield Finding("wmdp-fast", _rust.__version__)
     yield _extension()
     yield Finding("python", f"{platform.python_version()} ({sys.executable})")
@@ -115,6 +123,46 @@ def _hub() -> Iterator[Finding]:
         yield Finding("hub", "unknown", f"huggingface_hub cannot be imported: {error}")
         return
     yield Finding("hub cache", constants.HF_HUB_CACHE)
-    offline = "offline (HF_HUB_OFFLINE): only what is in the cache" if constants.HF_HUB_OFFLINE else "online"
     login = "logged in" if get_token() else "not logged in (gated datasets need `hf auth login` or HF_TOKEN)"
-    yield Finding("hub", f"{offline}; {login}")
+    if constants.HF_HUB_OFFLINE:
+        yield Finding("hub", f"offline (HF_HUB_OFFLINE): only what is in the cache; {login}")
+        return
+    # Without a network nothing is wrong: models and datasets may all be here.
+    if (why := _why_unreachable(constants.ENDPOINT)) is not None:
+        cached = "only what is in the cache, and `--data DIR`; HF_HUB_OFFLINE=1 saves waiting for it"
+        yield Finding("hub", f"{constants.ENDPOINT} cannot be reached ({why}): {cached}; {login}")
+        return
+    yield Finding("hub", f"{constants.ENDPOINT} answers{_by_proxy(constants.ENDPOINT)}; {login}")
+
+
+def _why_unreachable(address: str) -> str | None:
+    """Why an address does not answer within some seconds, through the proxy if one is set; None if it does."""
+    problems: list[str | None] = [f"no answer within {_PATIENCE:.0f} s"]
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(address, method="HEAD")  # noqa: S310 (the hub's address)
+            # Not `urlopen`, which keeps the proxy that it found first.
+            urllib.request.build_opener().open(request, timeout=_PATIENCE).close()
+        except urllib.error.HTTPError:
+            problems[0] = None  # It answers, be it with a refusal.
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            problems[0] = " ".join(str(reason).split()) or type(error).__name__
+        else:
+            problems[0] = None
+
+    # To find a name has no timeout of its own.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_PATIENCE)
+    return problems[0]
+
+
+def _by_proxy(address: str) -> str:
+    """What is said of the proxy, if one is used: where it is, without a name and password."""
+    url = urlsplit(address)
+    proxy = urllib.request.getproxies().get(url.scheme)
+    if not proxy or urllib.request.proxy_bypass(url.hostname or ""):
+        return ""
+    return f" through the proxy {proxy.rpartition('@')[2].rpartition('//')[2]}"

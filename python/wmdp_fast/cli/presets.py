@@ -1,0 +1,80 @@
+"""`wmdp-fast presets`: published settings of RMU, where they are from and what is known of them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from wmdp_fast.unlearning.presets import PRESETS, Preset, preset
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+SUMMARY = "List published settings of RMU, or show one: its source, its settings and what came of it."
+
+_WIDTH = 100
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `wmdp-fast presets`."""
+    parser.add_argument("name", nargs="?", metavar="NAME", help="show this one")
+    parser.add_argument("--json", action="store_true", help="print JSON: all of them by name, or the one asked for")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the list, or one preset."""
+    if arguments.name is None:
+        listed: Any = {name: _as_json(one) for name, one in PRESETS.items()}
+        text = "\n".join(_list())
+    else:
+        listed = _as_json(preset(arguments.name))
+        text = "\n".join(_page(preset(arguments.name)))
+    print(json.dumps(listed, indent=2) if arguments.json else text)
+    return 0
+
+
+def _as_json(one: Preset) -> dict[str, Any]:
+    return {
+        "model": one.model,
+        "source": one.source,
+        "note": one.note,
+        "settings": {name: list(value) if isinstance(value, tuple) else value for name, value in one.settings.items()},
+    }
+
+
+def _list() -> Iterator[str]:
+    width = max(map(len, PRESETS))
+    models = max(len(one.model) for one in PRESETS.values())
+    for one in PRESETS.values():
+        yield f"{one.name:{width}}  {one.model:{models}}  {one.source}"
+    yield ""
+    yield "`wmdp-fast presets NAME` shows its settings; `wmdp-fast unlearn MODEL --preset NAME` takes them."
+
+
+def _page(one: Preset) -> Iterator[str]:
+    yield f"{one.name}: {one.model}"
+    yield f"source: {one.source}"
+    yield from textwrap.wrap(f"known: {one.note}", _WIDTH)
+    yield ""
+    width = max(map(len, one.settings))
+    for name, value in one.settings.items():
+        yield f"  {name:{width}}  {_text(value)}"
+    yield ""
+    yield f"`--preset {one.name}` is the same as"
+    options = [f"--{name.replace('_', '-')} {shlex.quote(_text(value))}" for name, value in one.settings.items()]
+    yield from textwrap.wrap(
+        " ".join(options), _WIDTH, break_on_hyphens=False, initial_indent="  ", subsequent_indent="  "
+    )
+    if "raw lines" in one.note:
+        yield ""
+        yield "To read the forget corpora as its source did, bio before cyber, add: --raw-lines no,yes"
+
+
+def _text(value: Any) -> str:
+    """A setting as the option of `wmdp-fast unlearn` takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
