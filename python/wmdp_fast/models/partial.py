@@ -80,9 +80,52 @@ def load_first_layers(
         DataUnavailableError: The model is missing or out of reach.
         ModelError: It cannot be loaded, lacks weights, has fewer layers, or is built in a way that cannot be cut.
     """
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
     torch_dtype, torch_device = parse_dtype(dtype), parse_device(device)
+    files, where, source, config, available = _configuration(name_or_path, count, revision, trust_remote_code)
+    with _without_progress():
+        # What is above the first layers has no place, so that nothing is said of tensors that are not read.
+        model, _, _ = read_pretrained(
+            AutoModel, where, part=True, config=_cut(config, count), dtype=torch_dtype or "auto", **source
+        )
+    try:
+        moved: Any = model
+        model = moved.to(torch_device)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"{count} layers of {where} do not fit into memory on {torch_device}") from error
+    return FirstLayers(decoder_of(model), files.folder, files.commit, available)
+
+
+def first_layers_without_weights(
+    name_or_path: str, count: int, *, revision: str | None = None, trust_remote_code: bool = False
+) -> FirstLayers | None:
+    """The first layers of a checkpoint as its configuration describes them: names and shapes, no numbers.
+
+    Arguments and errors are those of `load_first_layers`.
+
+    Returns:
+        None where the architecture cannot be built without numbers.
+    """
+    from transformers import AutoModel
+
+    files, _, _, config, available = _configuration(name_or_path, count, revision, trust_remote_code)
+    try:
+        with torch.device("meta"):
+            untyped: Any = AutoModel
+            model = untyped.from_config(_cut(config, count), trust_remote_code=trust_remote_code)
+        decoder = decoder_of(model)
+    except Exception:
+        return None
+    return FirstLayers(decoder, files.folder, files.commit, available)
+
+
+def _configuration(
+    name_or_path: str, count: int, revision: str | None, trust_remote_code: bool
+) -> tuple[hub.Files, str, dict[str, Any], PretrainedConfig, int]:
+    """Where a checkpoint is, what to tell transformers of it, its configuration, and how many layers it has."""
+    from transformers import AutoConfig
+
     files = hub.locate_model(name_or_path, revision=revision)
     source: dict[str, Any] = {"revision": files.commit or revision, "trust_remote_code": trust_remote_code}
     where = str(files.folder) if files.commit is None else name_or_path
@@ -101,17 +144,7 @@ def load_first_layers(
         raise ModelError(
             f"{name_or_path} has {available} layers, 0 to {available - 1}; layer {count - 1} does not exist"
         )
-    with _without_progress():
-        # What is above the first layers has no place, so that nothing is said of tensors that are not read.
-        model, _, _ = read_pretrained(
-            AutoModel, where, part=True, config=_cut(config, count), dtype=torch_dtype or "auto", **source
-        )
-    try:
-        moved: Any = model
-        model = moved.to(torch_device)
-    except torch.OutOfMemoryError as error:
-        raise ModelError(f"{count} layers of {where} do not fit into memory on {torch_device}") from error
-    return FirstLayers(decoder_of(model), files.folder, files.commit, available)
+    return files, where, source, config, available
 
 
 def decoder_of(model: PreTrainedModel) -> Decoder:

@@ -130,6 +130,19 @@ class _Run:
         self._module.finish()
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Makes sure that the named experiment trackers can be started.
+
+    Raises:
+        ValueError: There is no such tracker.
+        ImportError: Its package is not installed; the message says how to install it.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise ValueError(f"report_to {name!r} is not one of {', '.join(TRACKERS)}")
+        _imported("torch.utils.tensorboard" if name == "tensorboard" else name, name, needs=name)
+
+
 def open_trackers(names: Sequence[str], run_name: str, settings: Mapping[str, Any]) -> list[Tracker]:
     """Starts the named experiment trackers.
 
@@ -137,8 +150,7 @@ def open_trackers(names: Sequence[str], run_name: str, settings: Mapping[str, An
         ValueError: There is no such tracker.
         ImportError: Its package is not installed; the message says how to install it.
     """
-    if unknown := [name for name in names if name not in TRACKERS]:
-        raise ValueError(f"report_to {unknown[0]!r} is not one of {', '.join(TRACKERS)}")
+    check_trackers(names)
     opened: list[Tracker] = []
     try:
         for name in names:

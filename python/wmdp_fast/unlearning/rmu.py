@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.evaluation import PhaseClock
 from wmdp_fast.exceptions import WmdpFastWarning
-from wmdp_fast.unlearning import checkpoint, stopping
+from wmdp_fast.files import check_folder
+from wmdp_fast.unlearning import checkpoint, measuring, preflight, stopping
 from wmdp_fast.unlearning.config import RMUConfig
 from wmdp_fast.unlearning.corpora import CorpusTokens
 from wmdp_fast.unlearning.effect import advice
 from wmdp_fast.unlearning.request import Request
 from wmdp_fast.unlearning.run import Run
-from wmdp_fast.unlearning.source import open_source, read_corpora
+from wmdp_fast.unlearning.source import open_source
 from wmdp_fast.unlearning.state import STATE
 from wmdp_fast.unlearning.trunk_cache import TrunkCache
 
@@ -58,7 +59,9 @@ def unlearn(
 ) -> UnlearnResult:
     """Removes what a model knows of some subjects with RMU, as far as that goes; `docs/unlearn.md` says how far.
 
-    Only the layers up to the steered one are read and run; the rest is read if the model is to be evaluated.
+    Only the layers up to the steered one are read and run; the rest is read if the model is to be evaluated. Everything
+    that can be wrong is looked at before weights are read, and what goes wrong before a first state was saved leaves
+    nothing behind.
 
     Args:
         model: A folder or a name on the hub, or a model in memory, which is updated in place. If anything fails it gets
@@ -125,16 +128,28 @@ def unlearn(
     )
     request.check()
     limit = cache_bytes(cache_limit, cache_trunk)
+    if cache_trunk is not None:
+        check_folder(cache_trunk)
     target = None if output is None else Path(output)
     if target is not None:
         refuse_leftovers(target, resume=resume)
     clock = PhaseClock()
+    if request.eval_tasks:
+        measuring.check_tasks(request.eval_tasks, request.eval_options, (*request.stop_when, *request.keep_while))
+    with clock("corpora"):
+        tokenizer, corpora = preflight.check(
+            request,
+            model,
+            tokenizer,
+            configs=[config],
+            revision=revision,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
     with clock("load"):
         source = open_source(
             model, config, tokenizer, revision, device, trust_remote_code, whole=bool(request.eval_tasks)
         )
-    with clock("corpora"):
-        corpora = read_corpora(request, source)
     cache = None if cache_trunk is None else TrunkCache(Path(cache_trunk), source.decoder, limit=limit)
     with work_folder(target) as work:
         result = Run(request, source, corpora, clock, target, work, cache).result(resume=resume)

@@ -24,7 +24,9 @@ from wmdp_fast.unlearning.card import model_card
 from wmdp_fast.unlearning.effect import Effect, advice, effect_of
 from wmdp_fast.unlearning.optim import AdamW
 from wmdp_fast.unlearning.parameters import pick
+from wmdp_fast.unlearning.preflight import check_depth
 from wmdp_fast.unlearning.saving import Saving, choose
+from wmdp_fast.unlearning.source import steps_available
 from wmdp_fast.unlearning.state import State, load_state, save_state
 from wmdp_fast.unlearning.step import (
     MEASURES,
@@ -126,7 +128,7 @@ class Run:
         self.steering_coeffs: list[float] = []
         self.last_measures: dict[str, float] = {}
         decoder, config = source.decoder, request.config
-        check_depth(source, config)
+        check_depth(source.name, source.num_layers, config)
         self._picked = pick(decoder.layers, decoder.prefix, config.updated_layers, config.parameters)
         self._trained: dict[str, nn.Parameter] = {one.name: one.parameter for one in self._picked}
         self._device = next(iter(self._trained.values())).device
@@ -247,19 +249,8 @@ class Run:
         )
 
     def _count_steps(self) -> int:
-        """Steps over all topics until the corpora end. In reference mode as the original counts, which may be fewer."""
-        config, topics = self._config, len(self._topics)
-        shortest = min(
-            num_batches(corpus, config.batch_size) for corpus in (*self._corpora.forget, *self._corpora.retain)
-        )
-        per_topic = shortest * config.epochs // config.grad_accum
-        # The original takes the number of batches of the shortest corpus for the steps over all topics.
-        available = per_topic if config.mode == "reference" else per_topic * topics
-        if available == 0:
-            raise ValueError(
-                f"the shortest corpus has {shortest} batches of {config.batch_size} documents, too few for grad_accum"
-                f" {config.grad_accum}; give more documents, or lower batch_size or grad_accum"
-            )
+        config = self._config
+        available = steps_available(config, self._corpora)
         if available < config.max_steps:
             warnings.warn(
                 f"the corpora last for {available} steps, not {config.max_steps}: add documents, or raise epochs",
@@ -656,15 +647,6 @@ class Metrics:
             self._file.close()
         for tracker in self._trackers:
             tracker.close()
-
-
-def check_depth(source: Source, config: RMUConfig) -> None:
-    """Raises ModelError if the model has no such layer."""
-    if config.layer_id >= source.num_layers:
-        raise ModelError(
-            f"{source.name} has {source.num_layers} layers, 0 to {source.num_layers - 1}; layer {config.layer_id} does"
-            " not exist"
-        )
 
 
 def _warn_of_dropout(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.models.partial import Decoder, decoder_of, load_first_layers
 from wmdp_fast.unlearning import checkpoint
+from wmdp_fast.unlearning.batches import num_batches
 from wmdp_fast.unlearning.corpora import CorpusTokens
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def open_source(
         trust_remote_code=trust_remote_code,
     )
     if tokenizer is None:
-        tokenizer = _tokenizer_of(name, first.folder, first.commit, trust_remote_code=trust_remote_code)
+        tokenizer = tokenizer_of(name, first.folder, first.commit, trust_remote_code=trust_remote_code)
     return _described(
         name,
         first.decoder,
@@ -125,7 +126,7 @@ def _described(
     )
 
 
-def _tokenizer_of(
+def tokenizer_of(
     name: str, folder: Path, commit: str | None, *, trust_remote_code: bool
 ) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a checkpoint, or None if its folder has none: tokens may be given ready-made."""
@@ -140,8 +141,14 @@ def _tokenizer_of(
     return load_tokenizer(where, {"revision": commit, "trust_remote_code": trust_remote_code})
 
 
-def read_corpora(request: Request, source: Source) -> Corpora:
-    """The tokens of all corpora; what is named twice with the same limits is read once, and is the same object."""
+def read_corpora(request: Request, tokenizer: PreTrainedTokenizerBase | None, name: str) -> Corpora:
+    """The tokens of all corpora; what is named twice with the same limits is read once, and is the same object.
+
+    Args:
+        request: What the user asked for.
+        tokenizer: The model's, or None if it has none: tokens may be given ready-made.
+        name: The model's, for messages.
+    """
     config, topics = request.config, request.topics
     turns = config.max_steps if config.mode == "reference" else -(-config.max_steps // len(topics))
     wanted = turns * config.grad_accum * config.batch_size
@@ -153,7 +160,7 @@ def read_corpora(request: Request, source: Source) -> Corpora:
         else:
             key = (os.fspath(corpus), max_length, raw_lines)
             if key not in read:
-                read[key] = _load(corpus, source, max_length, wanted, request, raw_lines=raw_lines)
+                read[key] = _load(corpus, tokenizer, name, max_length, wanted, request, raw_lines=raw_lines)
             found = read[key]
         empty = int((found.offsets[1:] == found.offsets[:-1]).sum())
         if len(found) == 0 or empty:
@@ -169,9 +176,27 @@ def read_corpora(request: Request, source: Source) -> Corpora:
     return Corpora(forget, retain * len(topics) if len(retain) == 1 else retain)
 
 
+def steps_available(config: RMUConfig, corpora: Corpora) -> int:
+    """Steps over all topics until the corpora end. In reference mode as the original counts, which may be fewer.
+
+    Raises:
+        ValueError: They are too short for a single step.
+    """
+    shortest = min(num_batches(corpus, config.batch_size) for corpus in (*corpora.forget, *corpora.retain))
+    per_topic = shortest * config.epochs // config.grad_accum
+    if per_topic == 0:
+        raise ValueError(
+            f"the shortest corpus has {shortest} batches of {config.batch_size} documents, too few for grad_accum"
+            f" {config.grad_accum}; give more documents, or lower batch_size or grad_accum"
+        )
+    # The original takes the number of batches of the shortest corpus for the steps over all topics.
+    return per_topic if config.mode == "reference" else per_topic * len(corpora.forget)
+
+
 def _load(
     corpus: str | os.PathLike[str],
-    source: Source,
+    tokenizer: PreTrainedTokenizerBase | None,
+    name: str,
     max_length: int,
     num_documents: int,
     request: Request,
@@ -180,11 +205,11 @@ def _load(
 ) -> CorpusTokens:
     from wmdp_fast.unlearning import corpora
 
-    if source.tokenizer is None:
-        raise ValueError(f"{source.name} has no tokenizer, so the corpus {corpus} cannot be read; pass tokenizer=...")
+    if tokenizer is None:
+        raise ValueError(f"{name} has no tokenizer, so the corpus {corpus} cannot be read; pass tokenizer=...")
     read: CorpusTokens = corpora.load_corpus(
         os.fspath(corpus),
-        source.tokenizer,
+        tokenizer,
         max_length=max_length,
         num_documents=num_documents,
         min_chars=request.config.min_chars,

@@ -26,15 +26,15 @@ from wmdp_fast import _rust
 from wmdp_fast.evaluation import PhaseClock
 from wmdp_fast.exceptions import DivergedError, ModelError, TaskError
 from wmdp_fast.files import check_folder
-from wmdp_fast.unlearning import checkpoint, measuring, pareto, sweep_identity
+from wmdp_fast.unlearning import checkpoint, measuring, pareto, preflight, sweep_identity
 from wmdp_fast.unlearning.config import RMUConfig
 from wmdp_fast.unlearning.corpora import CorpusTokens
 from wmdp_fast.unlearning.parameters import pick
 from wmdp_fast.unlearning.request import Request
 from wmdp_fast.unlearning.rmu import cache_bytes, listed_corpora, listed_names, refuse_leftovers, work_folder
-from wmdp_fast.unlearning.run import Run, check_depth
+from wmdp_fast.unlearning.run import Run
 from wmdp_fast.unlearning.search_space import AXES, Drawing, Range, Space, check_space, corners, grid, highest
-from wmdp_fast.unlearning.source import open_source, read_corpora
+from wmdp_fast.unlearning.source import open_source
 from wmdp_fast.unlearning.sweep_file import RunsFile
 from wmdp_fast.unlearning.sweep_identity import Extent
 from wmdp_fast.unlearning.sweep_result import Accuracy, SweepResult, SweepRun, cell
@@ -125,9 +125,6 @@ def sweep(
     for settings in corners(space):
         dataclasses.replace(base, **settings).topics(len(forgets))
     tasks = {"forget": listed_names(forget_tasks), "retain": listed_names(retain_tasks)}
-    for kind, should in (("forget", "fall"), ("retain", "stay")):
-        if not tasks[kind]:
-            raise ValueError(f"{kind}_tasks is empty: on what should accuracy {should}?")
     limit = None if cache_limit is None else cache_bytes(cache_limit, "a folder of the sweep's own, at least")
     folder = Path(output)
     if sweep_identity.exists(folder) and not resume:
@@ -135,6 +132,7 @@ def sweep(
             f"{folder} has a sweep already: pass resume (--resume) to go on, or choose another folder"
         )
     check_folder(folder)
+    check_folder(folder if cache_trunk is None else cache_trunk)
     if keep_best is not None and not resume:
         refuse_leftovers(Path(keep_best), resume=False)
     extent = _extent(space, base, sweep_identity.extent_before(folder))
@@ -155,12 +153,20 @@ def sweep(
     )
     request.check()
     leaves = _check_tasks(tasks, request.eval_options)
+    tokenizer, corpora = preflight.check(
+        request,
+        model,
+        tokenizer,
+        configs=[dataclasses.replace(base, **settings) for settings in corners(space)],
+        revision=revision,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
     source = open_source(model, request.config, tokenizer, revision, device, trust_remote_code, whole=True)
-    check_depth(source, request.config)
-    corpora = read_corpora(request, source)
-    folder.mkdir(parents=True, exist_ok=True)
+    if source.tokenizer is None:
+        raise ValueError("a sweep needs the model's tokenizer; pass tokenizer=...")
     say = note or (lambda _line: None)
-    with RunsFile(folder / RUNS) as file:
+    with _results_folder(folder), RunsFile(folder / RUNS) as file:
         cache = TrunkCache(folder / TRUNK if cache_trunk is None else Path(cache_trunk), source.decoder, limit=limit)
         sweep_identity.check(folder, base, extent, source, corpora, cache, tasks, request.eval_options)
         work = _Sweep(base, request, source, corpora, cache, tasks, leaves, file, folder, say)
@@ -197,8 +203,31 @@ def sweep(
     )
 
 
+@contextlib.contextmanager
+def _results_folder(folder: Path) -> Iterator[None]:
+    """The folder of a sweep's results. If it ends without a single one, it leaves no trace."""
+    is_new = not sweep_identity.exists(folder)
+    existed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        runs = folder / RUNS
+        if is_new and not (runs.exists() and runs.stat().st_size):
+            runs.unlink(missing_ok=True)
+            sweep_identity.remove(folder)
+            for name in (TRUNK, checkpoint.EVALUATIONS):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            if not existed and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+
+
 def _check_tasks(tasks: Mapping[str, list[str]], options: Mapping[str, Any]) -> dict[str, list[str]]:
     """Names of the tasks, without groups, whose accuracy should fall and should stay; reads all questions once."""
+    for kind, should in (("forget", "fall"), ("retain", "stay")):
+        if not tasks[kind]:
+            raise ValueError(f"{kind}_tasks is empty: on what should accuracy {should}?")
     selection = measuring.check_tasks([name for names in tasks.values() for name in names], options)
     if without := [task.name for task in selection.tasks if "acc" not in task.metrics]:
         raise TaskError(f"{without[0]} has no metric acc, which a sweep compares; leave it out")

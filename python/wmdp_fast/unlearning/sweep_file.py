@@ -33,7 +33,7 @@ class RunsFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = path.open("a+b")
+        self._file = path.open("a+b", buffering=0)  # so that closing has nothing left to write, and to fail at
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -67,8 +67,9 @@ class RunsFile:
             OSError: It cannot be written; names the file. What was in it before still is.
         """
         try:
-            self._file.write(strict_json.dumps(line).encode() + b"\n")
-            self._file.flush()
+            rest = memoryview(strict_json.dumps(line).encode() + b"\n")
+            while rest:
+                rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             raise explain_full_disk(error, self._path) from error

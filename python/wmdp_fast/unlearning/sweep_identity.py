@@ -45,6 +45,11 @@ def exists(folder: Path) -> bool:
     return (folder / _FILE).exists()
 
 
+def remove(folder: Path) -> None:
+    """Forgets that there was a sweep in a folder."""
+    (folder / _FILE).unlink(missing_ok=True)
+
+
 def extent_before(folder: Path) -> Extent | None:
     """How far the sweep in a folder went, or None if there is none.
 

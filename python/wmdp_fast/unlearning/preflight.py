@@ -1,0 +1,89 @@
+"""What can be wrong with a run, found out before weights are read: loading should not end in a misspelt name."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from wmdp_fast.exceptions import ModelError
+from wmdp_fast.models.load import parse_device, parse_dtype
+from wmdp_fast.models.partial import decoder_of, first_layers_without_weights
+from wmdp_fast.unlearning import reporting
+from wmdp_fast.unlearning.parameters import pick
+from wmdp_fast.unlearning.source import read_corpora, steps_available, tokenizer_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from os import PathLike
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from wmdp_fast.models.partial import Decoder
+    from wmdp_fast.unlearning.config import RMUConfig
+    from wmdp_fast.unlearning.request import Request
+    from wmdp_fast.unlearning.source import Corpora
+
+
+def check(
+    request: Request,
+    model: str | PathLike[str] | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    configs: Iterable[RMUConfig],
+    revision: str | None,
+    device: str,
+    trust_remote_code: bool,
+) -> tuple[PreTrainedTokenizerBase | None, Corpora]:
+    """Checks what needs no weights: trackers, layers, parameters, corpora, and whether these last for a step.
+
+    Args:
+        request: What the user asked for.
+        model: A folder, a name on the hub, or a model in memory.
+        tokenizer: Its tokenizer, if it is not the folder's own.
+        configs: All settings that will be run.
+        revision: Of the model on the hub.
+        device: The device to run on.
+        trust_remote_code: Whether code that comes with the model may run.
+
+    Returns:
+        The tokenizer, or None if the model has none, and the tokens of the corpora.
+
+    Raises:
+        ImportError: A tracker is not installed.
+        ModelError: The model is not there, or lacks a layer or parameters.
+        ValueError: A setting is impossible, or a corpus too short; and what `load_corpus` raises.
+    """
+    reporting.check_trackers(request.report_to)
+    config = request.config
+    if not isinstance(model, (str, os.PathLike)):
+        name = getattr(model, "name_or_path", "") or type(model).__name__
+        decoder = decoder_of(model)
+        _check_parameters(name, decoder, len(decoder.layers), configs)
+    else:
+        name = os.fspath(model)
+        parse_dtype(config.dtype)
+        parse_device(device)
+        first = first_layers_without_weights(
+            name, config.layer_id + 1, revision=revision, trust_remote_code=trust_remote_code
+        )
+        if first is not None:
+            _check_parameters(name, first.decoder, first.num_layers, configs)
+            if tokenizer is None:
+                tokenizer = tokenizer_of(name, first.folder, first.commit, trust_remote_code=trust_remote_code)
+    corpora = read_corpora(request, tokenizer, name)
+    steps_available(config, corpora)
+    return tokenizer, corpora
+
+
+def check_depth(name: str, num_layers: int, config: RMUConfig) -> None:
+    """Raises ModelError if a model of so many layers has none to steer."""
+    if config.layer_id >= num_layers:
+        raise ModelError(
+            f"{name} has {num_layers} layers, 0 to {num_layers - 1}; layer {config.layer_id} does not exist"
+        )
+
+
+def _check_parameters(name: str, decoder: Decoder, num_layers: int, configs: Iterable[RMUConfig]) -> None:
+    for config in configs:
+        check_depth(name, num_layers, config)
+        pick(decoder.layers, decoder.prefix, config.updated_layers, config.parameters)
