@@ -83,11 +83,12 @@ def test_logits_are_the_same_selected_or_not(questions: list[Question], token_bu
     ),
     max_length=st.sampled_from([8, 20, 100]),
     token_budget=st.sampled_from([1, 40, 10_000]),
+    cuts=st.lists(st.integers(0, 40), max_size=4),
 )
-@example(tasks=[[("A", ["A", "A"]), ("A   ", ["A", "AAAAAA"])]], max_length=8, token_budget=1)
+@example(tasks=[[("A", ["A", "A"]), ("A   ", ["A", "AAAAAA"])]], max_length=8, token_budget=1, cuts=[])
 @settings(max_examples=50, deadline=None)
 def test_rust_cuts_the_batches_that_python_cuts(
-    tasks: list[list[tuple[str, list[str]]]], max_length: int, token_budget: int
+    tasks: list[list[tuple[str, list[str]]]], max_length: int, token_budget: int, cuts: list[int]
 ) -> None:
     slow = tokenizers_zoo.tokenizer("llama3")
     tokenizer = Tokenizer(
@@ -115,8 +116,8 @@ def test_rust_cuts_the_batches_that_python_cuts(
     for name in ("num_questions", "num_choices", "num_rows", "num_tokens"):
         assert getattr(fast, name) == getattr(twin, name)
     start = 0
-    while (batch := fast.padded_batch(start, token_budget)) is not None:
-        expected = twin.padded_batch(start, token_budget)
+    while (batch := fast.padded_batch(start, token_budget, cuts)) is not None:
+        expected = twin.padded_batch(start, token_budget, cuts)
         assert expected is not None
         for name in ("input_ids", "lengths", "readouts", "target_readouts", "target_tokens", "target_choices"):
             np.testing.assert_array_equal(getattr(batch, name), getattr(expected, name), err_msg=name)

@@ -682,7 +682,9 @@ class Requests:
         """
         Tokens of all distinct model inputs, after truncation and without padding.
         """
-    def padded_batch(self, /, start: SupportsIndex, token_budget: SupportsIndex) -> PaddedBatch | None:
+    def padded_batch(
+        self, /, start: SupportsIndex, token_budget: SupportsIndex, cuts: SupportsGetItem[int, SupportsIndex] = ...
+    ) -> PaddedBatch | None:
         """
         The batch that begins at row `start`, or None past the last row.
 
@@ -691,6 +693,7 @@ class Requests:
         Args:
             start: Where to begin; 0, then the `stop` of the batch before.
             token_budget: Most tokens in the batch, padding included; one row is taken even if it is longer.
+            cuts: Lengths at which batches are cut: none holds rows shorter than one of these beside rows at least as long.
 
         Raises:
             ValueError: If `token_budget` is 0.

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Question = tuple[list[int], list[list[int]]]
 """Token ids of a context, and those of each choice's continuation."""
@@ -58,9 +62,12 @@ class Requests:
         self.num_rows = len(rows)
         self.num_tokens = sum(len(row.tokens) for row in rows)
 
-    def padded_batch(self, start: int, token_budget: int) -> PaddedBatch | None:
+    def padded_batch(self, start: int, token_budget: int, cuts: Sequence[int] = ()) -> PaddedBatch | None:
         if start >= len(self.rows):
             return None
         width = len(self.rows[start].tokens)
         stop = min(len(self.rows), start + max(1, token_budget // width))
+        # On which side of each cut a row is.
+        sides = [[len(row.tokens) < cut for cut in cuts] for row in self.rows]
+        stop = next((index for index in range(start, stop) if sides[index] != sides[start]), stop)
         return PaddedBatch(self.rows[start:stop], stop)

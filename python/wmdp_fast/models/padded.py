@@ -3,7 +3,8 @@
 It is the reference for faster ways, and what they fall back on: it works for every causal model.
 
 Rows are padded on the right and no attention mask is passed, as in lm-eval: in a causal model no token sees what comes
-after it, so nothing but padding sees the padding.
+after it, so nothing but padding sees the padding. Where a model goes by the longest row of a batch, rows that this
+would change are kept apart; see `row_length`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import torch
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.journal import Plan
 from wmdp_fast.models.load import evaluation_mode
+from wmdp_fast.models.row_length import cuts_for, fresh_rotary, length_rules
 from wmdp_fast.models.scores import NAN_ADVICE, PartialScores, score_targets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -78,17 +80,29 @@ def score_padded(
     model, device = loaded.model, loaded.device
     if partial is None:
         partial = PartialScores.empty(requests.num_choices)
-    with evaluation_mode(model):
+    longest = longest_row(requests)
+    rules = length_rules(model, longest)
+    cuts = cuts_for(rules, longest)
+    # Rows beyond this length leave something behind for those after them, so they are run even if they are finished.
+    remembered = min((rule.trained for rule in rules if rule.kind == "dynamic"), default=longest)
+    if remembered < longest:
+        warnings.warn(
+            f"{loaded.name}: rotary angles (dynamic) of rows beyond {remembered} tokens depend on the longest rows of"
+            f" the run (of {longest} tokens), as they do in lm-eval: compare only runs of the very same questions",
+            WmdpFastWarning,
+            stacklevel=3,
+        )
+    with evaluation_mode(model), fresh_rotary(model):
         every_logit = not can_select(model, device) if every_logit is None else every_logit
         readout_logits = all_logits if every_logit else selected_logits
         if (resumed := partial.resumed_plan("padded", token_budget)) is not None:
-            budget, partial.next_row = resumed.token_budget, resumed.start
+            budget, partial.next_row = resumed.token_budget, 0 if remembered < longest else resumed.start
         elif token_budget == "auto":
             budget = auto_token_budget(loaded, requests, every_logit=every_logit)
         else:
             budget = token_budget
         partial.begin(Plan("padded", token_budget, budget, partial.next_row))
-        while (batch := _next_batch(requests, partial, budget)) is not None:
+        while (batch := _next_batch(requests, partial, budget, cuts, remembered)) is not None:
             begin = time.perf_counter()
             try:
                 input_ids = torch.from_numpy(batch.input_ids).to(device)
@@ -113,11 +127,19 @@ def score_padded(
     return partial.scores(tokens_useful=requests.num_tokens, token_budget=budget, engine="padded")
 
 
-def _next_batch(requests: Requests, partial: PartialScores, budget: int) -> PaddedBatch | None:
-    """The next batch that has anything to score, or None after the last."""
+def longest_row(requests: Requests) -> int:
+    """Tokens of the longest row of a run."""
+    batch = requests.padded_batch(0, 1)
+    return 0 if batch is None else int(batch.lengths[0])
+
+
+def _next_batch(
+    requests: Requests, partial: PartialScores, budget: int, cuts: Sequence[int], remembered: int
+) -> PaddedBatch | None:
+    """The next batch that has anything to score or is longer than `remembered`, or None after the last."""
     begin = time.perf_counter()
-    while (batch := requests.padded_batch(partial.next_row, budget)) is not None:
-        if not partial.finished[batch.target_choices].all():
+    while (batch := requests.padded_batch(partial.next_row, budget, cuts)) is not None:
+        if batch.lengths[0] > remembered or not partial.finished[batch.target_choices].all():
             break
         partial.next_row = batch.stop
     partial.seconds_waiting += time.perf_counter() - begin

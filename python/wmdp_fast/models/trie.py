@@ -24,8 +24,15 @@ from wmdp_fast.models.compiled import compiled_parts
 from wmdp_fast.models.fused import fused_parts
 from wmdp_fast.models.load import evaluation_mode
 from wmdp_fast.models.packed_attention import Carried, Layout, NotPackableError, packed_attention, packed_batch
-from wmdp_fast.models.padded import CPU_TOKEN_BUDGET, auto_token_budget, is_out_of_memory, score_padded
+from wmdp_fast.models.padded import (
+    CPU_TOKEN_BUDGET,
+    auto_token_budget,
+    is_out_of_memory,
+    longest_row,
+    score_padded,
+)
 from wmdp_fast.models.readout import Readout
+from wmdp_fast.models.row_length import fresh_rotary, length_rules
 from wmdp_fast.models.scores import NAN_ADVICE, PartialScores, Scores, TargetScores, look_up
 
 if TYPE_CHECKING:
@@ -122,7 +129,7 @@ def score_trie(
         raise ValueError(f"token_budget must be at least 1, not {token_budget}")
     begin = time.perf_counter()
     partial = PartialScores.empty(requests.num_choices) if partial is None else partial
-    if reason := why_not(loaded.model, _longest_row(requests)) or _why_not_proven(loaded, requests):
+    if reason := why_not(loaded.model, longest_row(requests)) or _why_not_proven(loaded, requests):
         raise NotPackableError(reason)
     planning = time.perf_counter()
     trie = Trie(requests, min_saving=None)
@@ -166,29 +173,21 @@ def why_not(
     for layer in base.modules():
         if isinstance(layer, torch.nn.Conv1d | torch.nn.RNNBase):
             return f"{name} mixes tokens by {type(layer).__name__}, not by attention alone"
-    return _why_not_rotary(config, longest)
+    return _why_not_rotary(base, longest)
 
 
-def _why_not_rotary(config: Any, longest: int) -> str | None:
+def _why_not_rotary(model: torch.nn.Module, longest: int) -> str | None:
     """Rotary angles that depend on the longest row of a batch differ from those of a row by itself."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    for parameters in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-        kind = parameters.get("rope_type")
-        if kind in ("dynamic", "longrope"):
-            trained = parameters.get("original_max_position_embeddings") or config.max_position_embeddings
-            if longest > trained:
-                return f"its rotary angles ({kind}) depend on a row's length beyond {trained} tokens; one has {longest}"
+    for rule in length_rules(model, longest):
+        return (
+            f"its rotary angles ({rule.kind}) depend on a row's length beyond {rule.trained} tokens; one has {longest}"
+        )
     return None
-
-
-def _longest_row(requests: Requests) -> int:
-    batch = requests.padded_batch(0, 1)
-    return 0 if batch is None else int(batch.lengths[0])
 
 
 def _why_not_proven(loaded: LoadedModel, requests: Requests) -> str | None:
     """Scores excerpts both ways; the difference in a log-probability, if it is more than rounding explains."""
-    excerpts = _excerpts(requests, whole=_smallest_window(loaded.model) < _longest_row(requests))
+    excerpts = _excerpts(requests, whole=_smallest_window(loaded.model) < longest_row(requests))
     # All logits are few here, and whether the model can do without is tried by whoever needs to know.
     expected = score_padded(loaded, excerpts, every_logit=True).loglikelihood
     # A budget that cuts the trie, so that carrying over is tried too.
@@ -247,7 +246,7 @@ def _score(
     else:
         budget = _auto_budget(loaded, requests) if token_budget == "auto" else token_budget
     model: Any = loaded.model
-    with evaluation_mode(model), packed_attention(model), faster(model):
+    with evaluation_mode(model), fresh_rotary(model), packed_attention(model), faster(model):
         done = False
         while not done:
             begin = time.perf_counter()

@@ -141,14 +141,22 @@ impl Requests {
     /// Args:
     ///     start: Where to begin; 0, then the `stop` of the batch before.
     ///     token_budget: Most tokens in the batch, padding included; one row is taken even if it is longer.
+    ///     cuts: Lengths at which batches are cut: none holds rows shorter than one of these beside rows at least as long.
     ///
     /// Raises:
     ///     ValueError: If `token_budget` is 0.
-    fn padded_batch(&self, py: Python<'_>, start: usize, token_budget: usize) -> PyResult<Option<PaddedBatch>> {
+    #[pyo3(signature = (start, token_budget, cuts=Vec::new()))]
+    fn padded_batch(
+        &self,
+        py: Python<'_>,
+        start: usize,
+        token_budget: usize,
+        cuts: Vec<usize>,
+    ) -> PyResult<Option<PaddedBatch>> {
         if token_budget == 0 {
             return Err(PyValueError::new_err("token_budget must be at least 1"));
         }
-        let batch = py.detach(|| self.plan.batch(&self.inner, start, token_budget));
+        let batch = py.detach(|| self.plan.batch(&self.inner, start, token_budget, &cuts));
         batch.map(|batch| PaddedBatch::new(py, batch)).transpose()
     }
 

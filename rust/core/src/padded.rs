@@ -72,11 +72,13 @@ impl PaddedPlan {
     }
 
     /// The batch that begins at sorted row `start`: as many rows as `token_budget` holds, padding included, but at least one. None
-    /// past the last row.
+    /// past the last row. No batch holds rows shorter than a length of `cuts` beside rows at least as long.
     #[must_use]
-    pub fn batch(&self, requests: &Requests, start: usize, token_budget: usize) -> Option<PaddedBatch> {
+    pub fn batch(&self, requests: &Requests, start: usize, token_budget: usize, cuts: &[usize]) -> Option<PaddedBatch> {
         let width = self.rows.get(start)?.length;
         let stop = self.rows.len().min(start + (token_budget / width).max(1));
+        let least = cuts.iter().copied().filter(|&cut| cut <= width).max().unwrap_or(0);
+        let stop = start + self.rows[start..stop].partition_point(|row| row.length >= least);
         let rows = &self.rows[start..stop];
         let mut batch = PaddedBatch { stop, ..PaddedBatch::default() };
         batch.input_ids.reserve_exact(rows.len() * width);
@@ -175,7 +177,7 @@ mod tests {
         let requests = requests(100);
         let plan = PaddedPlan::new(&requests).unwrap();
         assert_eq!((plan.num_rows(), plan.num_tokens()), (3, 6 + 5 + 3));
-        let batch = plan.batch(&requests, 0, 100).unwrap();
+        let batch = plan.batch(&requests, 0, 100, &[]).unwrap();
         assert_eq!(batch.input_ids, [1, 2, 4, 5, 6, 20, 1, 2, 4, 5, 6, 0, 1, 2, 3, 0, 0, 0]);
         assert_eq!(batch.lengths, [6, 5, 3]);
         assert_eq!(batch.readouts, [0, 4, 0, 5, 1, 4, 2, 2]);
@@ -183,21 +185,33 @@ mod tests {
         assert_eq!(batch.target_tokens, [20, 21, 22, 10, 11]);
         assert_eq!(batch.target_choices, [2, 2, 3, 0, 1]);
         assert_eq!(batch.stop, 3);
-        assert!(plan.batch(&requests, 3, 100).is_none());
+        assert!(plan.batch(&requests, 3, 100, &[]).is_none());
     }
 
     #[test]
     fn a_budget_holds_at_least_one_row() {
         let requests = requests(100);
         let plan = PaddedPlan::new(&requests).unwrap();
-        assert_eq!(plan.batch(&requests, 0, 1).unwrap().stop, 1);
-        assert_eq!(plan.batch(&requests, 0, 12).unwrap().stop, 2);
+        assert_eq!(plan.batch(&requests, 0, 1, &[]).unwrap().stop, 1);
+        assert_eq!(plan.batch(&requests, 0, 12, &[]).unwrap().stop, 2);
+    }
+
+    #[test]
+    fn a_cut_parts_shorter_rows_from_those_as_long() {
+        let requests = requests(100);
+        let plan = PaddedPlan::new(&requests).unwrap();
+        let stops = |cuts: &[usize]| [0, 1, 2].map(|start| plan.batch(&requests, start, 100, cuts).unwrap().stop);
+        assert_eq!(stops(&[7]), [3, 3, 3]);
+        assert_eq!(stops(&[6]), [1, 3, 3]);
+        assert_eq!(stops(&[5, 6]), [1, 2, 3]);
+        assert_eq!(stops(&[4]), [2, 2, 3]);
+        assert_eq!(stops(&[3, 0]), [3, 3, 3]);
     }
 
     #[test]
     fn long_rows_lose_tokens_on_the_left() {
         let requests = requests(4);
-        let batch = PaddedPlan::new(&requests).unwrap().batch(&requests, 0, 4).unwrap();
+        let batch = PaddedPlan::new(&requests).unwrap().batch(&requests, 0, 4, &[]).unwrap();
         assert_eq!(batch.input_ids, [4, 5, 6, 20]);
         assert_eq!(batch.readouts, [0, 2, 0, 3]);
     }
