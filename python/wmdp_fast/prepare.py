@@ -149,7 +149,9 @@ def load_tokenizer(
     )
 
 
-def plan(requests: Requests, *, token_budget: int = DEFAULT_TOKEN_BUDGET) -> Iterator[PaddedBatch]:
+def plan(
+    requests: Requests, *, token_budget: int = DEFAULT_TOKEN_BUDGET, cuts: Sequence[int] = ()
+) -> Iterator[PaddedBatch]:
     """Cuts requests into batches for a forward pass of your own, in PyTorch or anything else that takes numpy arrays.
 
     The longest rows come first. A batch says what to read from the model's answer: at each of `readouts` (row,
@@ -159,11 +161,13 @@ def plan(requests: Requests, *, token_budget: int = DEFAULT_TOKEN_BUDGET) -> Ite
     Args:
         requests: What `Tokenizer.encode_requests` made of prompts.
         token_budget: Most tokens in a batch, padding included; a longer row is a batch by itself.
+        cuts: Lengths that part batches: none holds rows shorter than one of these beside rows at least as long. For
+            models whose rotary angles go by the longest row of a batch (`longrope`).
 
     Yields:
         Batches of int64 arrays.
     """
     start = 0
-    while (batch := requests.padded_batch(start, token_budget)) is not None:
+    while (batch := requests.padded_batch(start, token_budget, list(cuts))) is not None:
         yield batch
         start = batch.stop

@@ -26,8 +26,17 @@ from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 from wmdp_fast._rust import Prompts, Requests
 from wmdp_fast.exceptions import ModelError, TokenizerError
 from wmdp_fast.models.load import evaluation_mode, load_model
-from wmdp_fast.models.padded import all_logits, auto_token_budget, can_select, score_padded, selected_logits
+from wmdp_fast.models.padded import (
+    all_logits,
+    auto_token_budget,
+    can_select,
+    longest_row,
+    score_padded,
+    selected_logits,
+)
+from wmdp_fast.models.row_length import cuts_for, length_rules
 from wmdp_fast.models.scores import NAN_ADVICE
+from wmdp_fast.models.threads import computing
 from wmdp_fast.prepare import load_tokenizer, plan
 
 if TYPE_CHECKING:
@@ -217,9 +226,12 @@ class FastModelAPI(ModelAPI):
         with evaluation_mode(loaded.model):
             readout = selected_logits if can_select(loaded.model, loaded.device) else all_logits
             budget = auto_token_budget(loaded, requests, every_logit=readout is all_logits)
-            for batch in plan(requests, token_budget=budget):
-                logits = readout(loaded.model, torch.from_numpy(batch.input_ids).to(loaded.device), batch.readouts)
-                logprobs = F.log_softmax(logits, dim=-1, dtype=torch.float32)
+            longest = longest_row(requests)
+            cuts = cuts_for(length_rules(loaded.model, longest), longest)
+            for batch in plan(requests, token_budget=budget, cuts=cuts):
+                with computing():
+                    logits = readout(loaded.model, torch.from_numpy(batch.input_ids).to(loaded.device), batch.readouts)
+                    logprobs = F.log_softmax(logits, dim=-1, dtype=torch.float32)
                 if logprobs.isnan().any():
                     raise ModelError(NAN_ADVICE)
                 for row, number in zip(batch.target_readouts.tolist(), batch.target_choices.tolist(), strict=True):

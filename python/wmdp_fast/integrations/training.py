@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback
 from wmdp_fast import prepare
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models.load import wrap_model
+from wmdp_fast.models.threads import only_user
 from wmdp_fast.models.trie import score
 from wmdp_fast.results import GroupResult, TaskResult
 from wmdp_fast.tasks import resolve
@@ -132,7 +133,7 @@ class QuestionSample:
         base = _unwrapped(model)
         loaded = wrap_model(base, self.tokenizer)
         requests = self._encoded(loaded)
-        with _own_forward(base), torch.autocast(loaded.device.type, enabled=False):
+        with only_user(base), _own_forward(base), torch.autocast(loaded.device.type, enabled=False):
             scores = score(
                 loaded, requests, engine=self.engine, score_mode=self.score_mode, token_budget=self.token_budget
             )

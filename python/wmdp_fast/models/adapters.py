@@ -9,6 +9,7 @@ import torch
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models import hub
 from wmdp_fast.models.reading import about_unexpected, failures_as, named, warnings_as_ours
+from wmdp_fast.models.threads import loading
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +49,8 @@ def with_adapter(
 
     folder = hub.locate_adapter(adapter).folder
     notes: list[str] = []
-    with failures_as(ModelError, f"the adapter {adapter} cannot be put on this model"), warnings_as_ours(notes):
+    why = f"the adapter {adapter} cannot be put on this model"
+    with loading(), failures_as(ModelError, why), warnings_as_ours(notes):
         notes += _resize(model, folder / hub.ADAPTER_WEIGHTS, len(tokenizer))
         base: Any = model
         wrapped: torch.nn.Module = PeftModel.from_pretrained(base, str(folder))

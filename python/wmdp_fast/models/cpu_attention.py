@@ -59,8 +59,7 @@ def _forward(
     options: dict[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     heads, tokens, _ = query.shape
-    out = torch.empty(tokens, heads, runs[-1][1].shape[-1])
-    lse = torch.empty(tokens, heads)
+    out, lse = _empty(tokens, heads, runs[-1][1].shape[-1]), _empty(tokens, heads)
     keys = [(_float32(key), _float32(value)) for key, value in runs]
     _rust.packed_attention(
         _float32(query), keys, segments, out.numpy(), lse.numpy(), threads=torch.get_num_threads(), **options
@@ -91,8 +90,8 @@ class _WithGradient(torch.autograd.Function):
         query, key, value, out, lse = ctx.saved_tensors
         heads, tokens, size = query.shape
         key_heads = key.shape[0]
-        for_query = torch.empty(key_heads, tokens, heads // key_heads * size)
-        for_key, for_value = torch.empty(key.shape), torch.empty(value.shape)
+        for_query = _empty(key_heads, tokens, heads // key_heads * size)
+        for_key, for_value = _empty(*key.shape), _empty(*value.shape)
         _rust.packed_attention_gradient(
             _float32(query),
             _float32(key),
@@ -110,6 +109,11 @@ class _WithGradient(torch.autograd.Function):
         )
         by_head = for_query.view(key_heads, tokens, -1, size).transpose(1, 2).reshape(heads, tokens, size)
         return by_head.to(query.dtype), for_key.to(key.dtype), for_value.to(value.dtype), None, None
+
+
+def _empty(*shape: int) -> torch.Tensor:
+    # What torch makes unless told otherwise, and where, is a setting of the process.
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _float32(tensor: torch.Tensor) -> NDArray[Any]:

@@ -62,7 +62,7 @@ def _weight_of(module: Any) -> torch.Tensor | None:
 
 def _does_no_more(block: Any, weight: torch.Tensor) -> bool:
     """Whether a block does no more than its parts suggest and by SiLU, tried on two rows."""
-    rows = torch.linspace(-1, 1, 2 * weight.shape[1]).view(1, 2, -1).to(weight)
+    rows = torch.linspace(-1, 1, 2 * weight.shape[1], dtype=torch.float32, device="cpu").view(1, 2, -1).to(weight)
     with torch.no_grad():
         expected = block.forward(rows)  # not by calling it: hooks on it wait for the model's own inputs
         if not isinstance(expected, torch.Tensor) or expected.shape != rows.shape:

@@ -23,6 +23,8 @@ from wmdp_fast.models.reading import (
     refuse_impossible,
     warnings_as_ours,
 )
+from wmdp_fast.models.row_length import fresh_rotary
+from wmdp_fast.models.threads import only_user
 from wmdp_fast.models.weight_files import CONFIG, read_json, shown, weight_files
 
 if TYPE_CHECKING:
@@ -175,11 +177,14 @@ def wrap_model(
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     """Evaluates a model without a trace: training flags and torch's random state are put back afterwards.
 
+    So is what rotary embeddings remember of earlier batches, of which they know nothing inside. Other threads that want
+    the model wait.
+
     Gradients are off by `no_grad`: what a module caches under `inference_mode` could not be used in training later.
     """
-    training = [(module, module.training) for module in model.modules()]
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices=cuda), torch.no_grad():
+    with only_user(model), fresh_rotary(model), torch.random.fork_rng(devices=cuda), torch.no_grad():
+        training = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
             yield

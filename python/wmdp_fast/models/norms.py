@@ -90,7 +90,7 @@ def _epsilon(module: Any) -> float:
 def _form_of(module: Any) -> _Form | None:
     """How a norm is computed in one pass, if that gives what the norm does, tried on two rows."""
     weight = module.weight
-    rows = torch.linspace(-3, 1, 2 * weight.numel()).view(1, 2, -1).to(weight)
+    rows = torch.linspace(-3, 1, 2 * weight.numel(), dtype=torch.float32, device="cpu").view(1, 2, -1).to(weight)
     with torch.no_grad():
         expected = module.forward(rows)  # not by calling it: hooks on it wait for the model's own inputs
         if not isinstance(expected, torch.Tensor) or (expected.shape, expected.dtype) != (rows.shape, rows.dtype):
@@ -111,7 +111,7 @@ def _norm(module: Any, form: _Form, x: torch.Tensor) -> torch.Tensor:
 
         return rms_norm(x, weight, epsilon=_epsilon(module), offset=form.offset, rounds_first=form.rounds_first)
     weight = weight + form.offset if form.offset else weight
-    out = torch.empty(x.shape)
+    out = torch.empty(x.shape, dtype=torch.float32, device="cpu")
     rows, outs = (tensor.detach().reshape(-1, len(weight)).numpy() for tensor in (x, out))
     _rust.rms_norm(rows, weight.numpy(), outs, epsilon=_epsilon(module), threads=torch.get_num_threads())
     return out

@@ -176,7 +176,7 @@ def _has_gate(module: Any) -> bool:
 
 def _does_no_more(block: Any) -> bool:
     """Whether a block does no more than its parts suggest, tried on two rows; its class may have other ideas."""
-    rows = torch.linspace(-1, 1, 2 * block.gate_proj.in_features).view(1, 2, -1)
+    rows = torch.linspace(-1, 1, 2 * block.gate_proj.in_features, dtype=torch.float32, device="cpu").view(1, 2, -1)
     with torch.no_grad():
         expected = block.forward(rows)  # not by calling it: hooks on it wait for the model's own inputs
         if not isinstance(expected, torch.Tensor):

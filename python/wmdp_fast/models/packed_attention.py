@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models.cpu_attention import attend_on_cpu
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel
 
     _KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -138,16 +137,27 @@ _batch: ContextVar[PackedMask | None] = ContextVar("packed_batch", default=None)
 @contextmanager
 def packed_attention(model: PreTrainedModel) -> Iterator[None]:
     """Lets a model attend by trie; inside, it can only be called within `packed_batch`."""
-    previous: str | dict[str, str] = model.config._attn_implementation
-    if model.config.sub_configs:
-        configs = {name: getattr(model.config, name) for name in model.config.sub_configs}
-        parts = {name: config._attn_implementation for name, config in configs.items() if config is not None}
-        previous = {"": model.config._attn_implementation, **parts}
-    model.set_attn_implementation(ATTENTION_NAME)
+    before = [(config, config._attn_implementation) for config in _configs(model)]
     try:
+        model.set_attn_implementation(ATTENTION_NAME)
         yield
     finally:
-        model.set_attn_implementation(previous)
+        # Not by `set_attn_implementation`: of what a class does not take it would raise, though it was so before.
+        for config, name in before:
+            config._attn_implementation_internal = name
+
+
+def _configs(model: PreTrainedModel) -> list[Any]:
+    """All configurations that say how parts of a model attend, each once."""
+    found: dict[int, Any] = {}
+    waiting: list[Any] = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    waiting.append(model.config)
+    while waiting:
+        config = waiting.pop()
+        if config is not None and id(config) not in found and hasattr(config, "_attn_implementation"):
+            found[id(config)] = config
+            waiting += [getattr(config, name, None) for name in getattr(config, "sub_configs", None) or ()]
+    return list(found.values())
 
 
 @contextmanager

@@ -20,8 +20,9 @@ import torch
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.journal import Plan
 from wmdp_fast.models.load import evaluation_mode
-from wmdp_fast.models.row_length import cuts_for, fresh_rotary, length_rules
+from wmdp_fast.models.row_length import cuts_for, length_rules
 from wmdp_fast.models.scores import NAN_ADVICE, PartialScores, score_targets
+from wmdp_fast.models.threads import computing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from wmdp_fast._rust import PaddedBatch, Requests
     from wmdp_fast.models.load import LoadedModel
+    from wmdp_fast.models.row_length import LengthRule
     from wmdp_fast.models.scores import ScoreMode, Scores
 
 CPU_TOKEN_BUDGET = 1024
@@ -82,18 +84,10 @@ def score_padded(
         partial = PartialScores.empty(requests.num_choices)
     longest = longest_row(requests)
     rules = length_rules(model, longest)
-    cuts = cuts_for(rules, longest)
-    # Rows beyond this length leave something behind for those after them, so they are run even if they are finished.
-    remembered = min((rule.trained for rule in rules if rule.kind == "dynamic"), default=longest)
-    if remembered < longest:
-        warnings.warn(
-            f"{loaded.name}: rotary angles (dynamic) of rows beyond {remembered} tokens depend on the longest rows of"
-            f" the run (of {longest} tokens), as they do in lm-eval: compare only runs of the very same questions",
-            WmdpFastWarning,
-            stacklevel=3,
-        )
-    with evaluation_mode(model), fresh_rotary(model):
-        every_logit = not can_select(model, device) if every_logit is None else every_logit
+    cuts, remembered = cuts_for(rules, longest), _remembered(loaded, rules, longest)
+    with evaluation_mode(model):
+        with computing():
+            every_logit = not can_select(model, device) if every_logit is None else every_logit
         readout_logits = all_logits if every_logit else selected_logits
         if (resumed := partial.resumed_plan("padded", token_budget)) is not None:
             budget, partial.next_row = resumed.token_budget, 0 if remembered < longest else resumed.start
@@ -105,9 +99,10 @@ def score_padded(
         while (batch := _next_batch(requests, partial, budget, cuts, remembered)) is not None:
             begin = time.perf_counter()
             try:
-                input_ids = torch.from_numpy(batch.input_ids).to(device)
-                logits = readout_logits(model, input_ids, batch.readouts)
-                targets = score_targets(logits, batch.target_readouts, batch.target_tokens, score_mode)
+                with computing():
+                    input_ids = torch.from_numpy(batch.input_ids).to(device)
+                    logits = readout_logits(model, input_ids, batch.readouts)
+                    targets = score_targets(logits, batch.target_readouts, batch.target_tokens, score_mode)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -125,6 +120,19 @@ def score_padded(
             if progress is not None:
                 progress(partial.next_row, requests.num_rows)
     return partial.scores(tokens_useful=requests.num_tokens, token_budget=budget, engine="padded")
+
+
+def _remembered(loaded: LoadedModel, rules: Sequence[LengthRule], longest: int) -> int:
+    """Longer rows leave something behind for those after them, so they are run even if they are finished."""
+    length = min((rule.trained for rule in rules if rule.kind == "dynamic"), default=longest)
+    if length < longest:
+        warnings.warn(
+            f"{loaded.name}: rotary angles (dynamic) of rows beyond {length} tokens depend on the longest rows of the"
+            f" run (of {longest} tokens), as they do in lm-eval: compare only runs of the very same questions",
+            WmdpFastWarning,
+            stacklevel=4,
+        )
+    return length
 
 
 def longest_row(requests: Requests) -> int:
@@ -159,7 +167,7 @@ def selected_logits(model: torch.nn.Module, input_ids: torch.Tensor, readouts: N
     """
     # A mask gives one row for each readout. Positions for each row, the other form that transformers takes, would give
     # as many to each row as the row with the most has.
-    wanted = torch.zeros(input_ids.shape, dtype=torch.bool)
+    wanted = torch.zeros(input_ids.shape, dtype=torch.bool, device="cpu")
     wanted[readouts[:, 0], readouts[:, 1]] = True
     logits: torch.Tensor = model(input_ids, logits_to_keep=wanted.to(input_ids.device), **_no_cache(model)).logits
     return logits

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wmdp_fast.exceptions import ModelError, WmdpFastError, WmdpFastWarning
+from wmdp_fast.models.threads import loading
 from wmdp_fast.models.weight_files import CONFIG, read_json, shown
 
 if TYPE_CHECKING:
@@ -56,9 +57,10 @@ def read_pretrained(
     lines: list[str] = []
     with failures_as(ModelError, f"{where} cannot be loaded"), _without_report(lines):
         try:
-            model, info = auto_class.from_pretrained(
-                where, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **arguments
-            )
+            with loading():
+                model, info = auto_class.from_pretrained(
+                    where, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **arguments
+                )
         except torch.OutOfMemoryError as error:
             raise ModelError(f"{where} does not fit into memory: try dtype bfloat16, or device cpu") from error
         except RuntimeError as error:

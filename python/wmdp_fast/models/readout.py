@@ -87,12 +87,13 @@ def _is_untouched(module: Any) -> bool:
 def _returns_its_projection(model: PreTrainedModel, base: nn.Module, head: nn.Linear) -> bool:
     """Whether a model returns its projection of the hidden states as it is; some cap or scale it."""
     # Large, as a cap is seen with large logits only.
-    states = torch.linspace(-50, 50, 2 * head.in_features).view(1, 2, -1).to(head.weight.dtype)
+    states = torch.linspace(-50, 50, 2 * head.in_features, dtype=torch.float32, device="cpu").view(1, 2, -1)
+    states = states.to(head.weight.dtype)
     outputs: Any = MoeModelOutputWithPast(last_hidden_state=cast("Any", states))
     outputs.cross_attentions = None  # which older classes pass on
     with torch.no_grad(), replaced_forwards({base: lambda *_, **__: outputs}):
         try:
-            logits = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False).logits
+            logits = model(input_ids=torch.zeros(1, 2, dtype=torch.long, device="cpu"), use_cache=False).logits
         except (AttributeError, TypeError, KeyError, IndexError):
             # It wants more of its base than hidden states, and so does more with it than projecting them.
             return False

@@ -123,7 +123,7 @@ def _rotated(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
         return rotate(rows, cos, sin).unsqueeze(0)
     heads, tokens, size = rows.shape
-    out = torch.empty(tokens, heads, size, dtype=rows.dtype)
+    out = torch.empty(tokens, heads, size, dtype=rows.dtype, device="cpu")
     tensors = [rows, cos, sin, out]
     if rows.dtype == torch.float32:
         arrays = [tensor.numpy() for tensor in tensors]
@@ -136,9 +136,10 @@ def _rotated(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
 def _only_rotates(function: Callable[..., Any], device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a function does to queries and keys what `_rotated` does, to the last bit, tried on three tokens."""
-    q = torch.linspace(-3, 2, 48).view(1, 2, 3, 8).to(device, dtype)
-    k = torch.linspace(1, -2, 24).view(1, 1, 3, 8).to(device, dtype)
-    angles = torch.linspace(0, 4, 24).view(1, 3, 8)
+    plain: Any = {"dtype": torch.float32, "device": "cpu"}
+    q = torch.linspace(-3, 2, 48, **plain).view(1, 2, 3, 8).to(device, dtype)
+    k = torch.linspace(1, -2, 24, **plain).view(1, 1, 3, 8).to(device, dtype)
+    angles = torch.linspace(0, 4, 24, **plain).view(1, 3, 8)
     cos, sin = angles.cos().to(device, dtype), angles.sin().to(device, dtype)
     try:
         found = function(q, k, cos, sin)

@@ -32,8 +32,9 @@ from wmdp_fast.models.padded import (
     score_padded,
 )
 from wmdp_fast.models.readout import Readout
-from wmdp_fast.models.row_length import fresh_rotary, length_rules
+from wmdp_fast.models.row_length import length_rules
 from wmdp_fast.models.scores import NAN_ADVICE, PartialScores, Scores, TargetScores, look_up
+from wmdp_fast.models.threads import computing, only_user
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -79,7 +80,20 @@ def score(
     Raises:
         ModelError: `engine` is `"trie"` and the model cannot be scored by trie, or what `score_padded` raises.
     """
-    options: dict[str, Any] = {"token_budget": token_budget, "score_mode": score_mode, "progress": progress}
+    with only_user(loaded.model):
+        options: dict[str, Any] = {"token_budget": token_budget, "score_mode": score_mode, "progress": progress}
+        return _score_by(engine, loaded, requests, partial, compiled=compiled, **options)
+
+
+def _score_by(
+    engine: Engine,
+    loaded: LoadedModel,
+    requests: Requests,
+    partial: PartialScores | None,
+    *,
+    compiled: bool,
+    **options: Any,
+) -> Scores:
     why_not_trie = None
     if engine != "padded":
         try:
@@ -91,7 +105,7 @@ def score(
                 ) from error
             why_not_trie = str(error)
             reason = f"scoring {loaded.name} on padded rows, which is slower: {why_not_trie}"
-            warnings.warn(reason, WmdpFastWarning, stacklevel=2)
+            warnings.warn(reason, WmdpFastWarning, stacklevel=3)
     return replace(score_padded(loaded, requests, partial=partial, **options), why_not_trie=why_not_trie)
 
 
@@ -186,7 +200,13 @@ def _why_not_rotary(model: torch.nn.Module, longest: int) -> str | None:
 
 
 def _why_not_proven(loaded: LoadedModel, requests: Requests) -> str | None:
-    """Scores excerpts both ways; the difference in a log-probability, if it is more than rounding explains."""
+    """Scores excerpts both ways; the difference in a log-probability, if it is more than rounding explains.
+
+    Or what was raised by trie: the model's own code may look at what stands in for its mask, or do anything else.
+
+    Raises:
+        ModelError: The model cannot be scored on padded rows either, or memory ran out.
+    """
     excerpts = _excerpts(requests, whole=_smallest_window(loaded.model) < longest_row(requests))
     # All logits are few here, and whether the model can do without is tried by whoever needs to know.
     expected = score_padded(loaded, excerpts, every_logit=True).loglikelihood
@@ -194,9 +214,20 @@ def _why_not_proven(loaded: LoadedModel, requests: Requests) -> str | None:
     trie = Trie(excerpts, min_saving=None)
     budget = -(-trie.num_tokens // 2)
     empty = PartialScores.empty(excerpts.num_choices)
-    found = _score(loaded, excerpts, trie, budget, "float32", empty).loglikelihood
+    try:
+        found = _score(loaded, excerpts, trie, budget, "float32", empty).loglikelihood
+    except NotPackableError as error:
+        return str(error)
+    except Exception as error:
+        if is_out_of_memory(error) or (isinstance(error, ModelError) and str(error) != NAN_ADVICE):
+            raise
+        return f"tried by trie, {what_was_raised(error)}"
+    return _difference(expected, found, loaded.dtype)
+
+
+def _difference(expected: NDArray[np.float64], found: NDArray[np.float64], dtype: torch.dtype) -> str | None:
     # Half the digits of the model's dtype: batches of another shape round differently.
-    allowed = torch.finfo(loaded.dtype).eps ** 0.5 * np.maximum(1.0, np.abs(expected))
+    allowed = torch.finfo(dtype).eps ** 0.5 * np.maximum(1.0, np.abs(expected))
     difference = np.abs(found - expected)
     if (difference <= allowed).all():
         return None
@@ -205,6 +236,12 @@ def _why_not_proven(loaded: LoadedModel, requests: Requests) -> str | None:
         f"tried on excerpts of the requests, a log-likelihood of {expected[worst]:.6g} on padded rows was"
         f" {found[worst]:.6g} by trie, more than {allowed[worst]:.1g} apart"
     )
+
+
+def what_was_raised(error: Exception) -> str:
+    """An error of others' code in at most a line."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return f"it raised {type(error).__name__}: {line if len(line) <= 200 else f'{line[:197]}...'}"
 
 
 def _excerpts(requests: Requests, *, whole: bool) -> Requests:
@@ -239,14 +276,15 @@ def _score(
 ) -> Scores:
     """Scores by trie; `faster` is what the model's parts are made faster by meanwhile."""
     tokens = _TokenScores(requests)
-    readout = Readout.of(loaded.model, score_mode)
+    with only_user(loaded.model), computing():
+        readout = Readout.of(loaded.model, score_mode)
     resumed = partial.resumed_plan("trie", token_budget)
     if resumed is not None:
         budget = resumed.token_budget
     else:
         budget = _auto_budget(loaded, requests) if token_budget == "auto" else token_budget
     model: Any = loaded.model
-    with evaluation_mode(model), fresh_rotary(model), packed_attention(model), faster(model):
+    with evaluation_mode(model), packed_attention(model), faster(model):
         done = False
         while not done:
             begin = time.perf_counter()
@@ -320,6 +358,14 @@ class _Pipeline:
         """Asks for one forward pass after the previous one has ended; None if memory ran out."""
         layout = Layout(batch.position_ids, batch.num_carried, batch.segments, batch.keep)
         try:
+            return self._pass(layout, batch, carried, previous)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _pass(self, layout: Layout, batch: TrieBatch, carried: Carried, previous: torch.cuda.Event | None) -> _Pending:
+        with computing():
             on_device = _OnDevice(batch, self.loaded.device, previous)
             inputs: dict[str, Any] = {
                 "input_ids": on_device["input_ids"].unsqueeze(0),
@@ -336,10 +382,6 @@ class _Pipeline:
             with packed_batch(layout, carried):
                 logits = self.loaded.model(**inputs, logits_to_keep=on_device["readouts"]).logits[0]
             return _Pending(batch, on_device, look_up(logits, *targets, self.score_mode), logits.dtype)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return None
 
     def _finish(self, pending: _Pending) -> None:
         """Waits for a batch and enters its scores."""
@@ -393,7 +435,8 @@ class _Pending:
         self.ended = _recorded_event(found.device)
         self._found = found
         if self.ended is not None:
-            self._found = torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
+            pinned = torch.empty(found.shape, dtype=found.dtype, device="cpu", pin_memory=True)
+            self._found = pinned.copy_(found, non_blocking=True)
         self._copied = _recorded_event(found.device)
 
     def fetch(self) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from wmdp_fast.models.packed_attention import Layout
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator
 
     from torch import Tensor
 
@@ -82,6 +82,12 @@ def packed_documents(
         "position_ids": torch.from_numpy(layout.positions).unsqueeze(0).to(device),
     }
     return Batch(inputs, (id(corpus), index, batch_size, max_length), layout)
+
+
+def lengths_by_batch(corpus: CorpusTokens, *, batch_size: int, max_length: int) -> Iterator[list[int]]:
+    """Tokens of the documents of each batch that the corpus makes; empty ones are left out."""
+    for index in range(num_batches(corpus, batch_size)):
+        yield [len(row) for row in _documents(corpus, index, batch_size, max_length) if len(row)]
 
 
 def _documents(corpus: CorpusTokens, index: int, batch_size: int, max_length: int) -> list[np.ndarray]:

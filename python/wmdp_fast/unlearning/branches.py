@@ -30,6 +30,8 @@ from wmdp_fast.models.packed_attention import (
     packed_attention,
     packed_batch,
 )
+from wmdp_fast.models.padded import is_out_of_memory
+from wmdp_fast.models.trie import what_was_raised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -222,14 +224,21 @@ class Branches:
 
     def why_not_packed(self, padded: Batch, packed: Batch) -> str | None:
         """Why documents cannot be packed, tried on some of them with the original parameters; None if they can."""
-        try:
+
+        def activations(batch: Batch) -> Tensor:
             with torch.no_grad(), self.original_parameters():
-                expected, found = (
-                    self._run(Trunk(batch, *self._up_to_first(batch)), share=False)[batch.attention_mask.bool()].float()
-                    for batch in (padded, packed)
-                )
+                output = self._run(Trunk(batch, *self._up_to_first(batch)), share=False)
+            return output[batch.attention_mask.bool()].float()
+
+        expected = activations(padded)
+        try:
+            found = activations(packed)
         except NotPackableError as error:
             return str(error)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return f"tried without padding, {what_was_raised(error)}"
         # Half the digits of the dtype: batches of another shape round differently.
         differences = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
         worst = float(differences.max())

@@ -16,6 +16,8 @@ import torch
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models.load import LoadedModel, evaluation_mode, load_model
 from wmdp_fast.models.partial import decoder_of
+from wmdp_fast.models.row_length import cuts_for, length_rules
+from wmdp_fast.models.threads import computing
 from wmdp_fast.unlearning.config import AUTO_FACTOR
 from wmdp_fast.unlearning.corpora import CorpusTokens, load_corpus
 
@@ -289,8 +291,9 @@ def _measure(
     directions: list[Tensor | None] = [None] * len(decoder.layers)
     for half in (0, 1):
         for corpus, documents in enumerate(halves):
-            for input_ids, mask in _batches(documents[half], token_budget, device):
-                with _outputs(decoder.layers) as outputs:
+            cuts = _cuts(decoder.model, documents[half])
+            for input_ids, mask in _batches(documents[half], token_budget, cuts, device):
+                with computing(), _outputs(decoder.layers) as outputs:
                     decoder.model(input_ids=input_ids, attention_mask=mask.long(), use_cache=False)
                 for layer_sums, hidden, direction in zip(sums[corpus], outputs, directions, strict=True):
                     layer_sums.add(hidden, mask, direction)
@@ -301,7 +304,7 @@ def _measure(
 
 
 def _profile(layer: int, forget: _Sums, retain: _Sums) -> LayerProfile:
-    norms = [(one.norms.cpu() / torch.tensor(one.counts)).tolist() for one in (forget, retain)]
+    norms = [(one.norms.cpu() / torch.tensor(one.counts, device="cpu")).tolist() for one in (forget, retain)]
     if not np.isfinite(norms).all():
         raise ModelError(f"the output of layer {layer} is not finite in this dtype; try dtype bfloat16 or float32")
     cosine = torch.nn.functional.cosine_similarity(forget.mean, retain.mean, dim=0)
@@ -317,14 +320,22 @@ def _profile(layer: int, forget: _Sums, retain: _Sums) -> LayerProfile:
     )
 
 
+def _cuts(model: nn.Module, documents: list[NDArray[np.int64]]) -> list[int]:
+    """Lengths at which batches are cut, so that no document changes what the model makes of others."""
+    longest = max(map(len, documents))
+    return cuts_for(length_rules(model, longest), longest)
+
+
 def _batches(
-    documents: list[NDArray[np.int64]], token_budget: int, device: torch.device
+    documents: list[NDArray[np.int64]], token_budget: int, cuts: Sequence[int], device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Documents side by side, the longest first, filled up on the right: ids [B, S] and which of them are real."""
     rest = sorted(documents, key=len, reverse=True)
     while rest:
         width = len(rest[0])
-        rows, rest = rest[: (count := max(1, token_budget // width))], rest[count:]
+        least = max((cut for cut in cuts if cut <= width), default=0)
+        count = min(max(1, token_budget // width), sum(len(row) >= least for row in rest))
+        rows, rest = rest[:count], rest[count:]
         ids = np.zeros((len(rows), width), dtype=np.int64)
         mask = np.zeros((len(rows), width), dtype=np.bool_)
         for at, row in enumerate(rows):

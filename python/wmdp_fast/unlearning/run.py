@@ -15,10 +15,12 @@ from torch import nn
 
 from wmdp_fast import environment
 from wmdp_fast.exceptions import DivergedError, ModelError, WmdpFastWarning
+from wmdp_fast.models.row_length import fresh_rotary, length_rules
+from wmdp_fast.models.threads import computing, only_user
 from wmdp_fast.models.trie import why_not
 from wmdp_fast.progress import Bar, progress_bar
 from wmdp_fast.unlearning import checkpoint, divergence, measuring, reporting, strict_json, tensor_file
-from wmdp_fast.unlearning.batches import Batch, num_batches, packed_documents, padded_documents
+from wmdp_fast.unlearning.batches import Batch, lengths_by_batch, num_batches, packed_documents, padded_documents
 from wmdp_fast.unlearning.branches import Branches
 from wmdp_fast.unlearning.card import model_card
 from wmdp_fast.unlearning.effect import Effect, advice, effect_of
@@ -140,6 +142,7 @@ class Run:
             request.note(f"  {one}")
         _warn_of_dropout(decoder.model)
         self._total = self._count_steps()
+        self._longest = self._longest_document()
         self._evaluations: list[dict[str, Any]] = []
         self._best: tuple[int, dict[str, Tensor]] | None = None
         self._stopped: str | None = None
@@ -155,7 +158,8 @@ class Run:
 
     def result(self, *, resume: bool) -> UnlearnResult:
         """Trains, evaluates, writes, and puts the model's flags back."""
-        with _as_found(self._source.whole or self._source.decoder.model, self._trained):
+        model = self._source.whole or self._source.decoder.model
+        with only_user(model), fresh_rotary(model), _as_found(model, self._trained):
             branches = Branches(self._source.decoder, self._config.layer_id, self._trained, self._cache)
             self._branches = branches
             self._packed = self._can_pack(branches)
@@ -259,6 +263,42 @@ class Run:
             )
         return min(config.max_steps, available)
 
+    def _longest_document(self) -> int:
+        """Most tokens of a document.
+
+        Raises:
+            ModelError: Rotary angles of documents would depend on which others are in their batch, or came before.
+        """
+        config, model = self._config, self._source.decoder.model
+        corpora = [
+            *(
+                (corpus, topic.max_length, "max_length")
+                for corpus, topic in zip(self._corpora.forget, self._topics, strict=True)
+            ),
+            *((corpus, config.retain_max_length, "retain_max_length") for corpus in self._corpora.retain),
+        ]
+        longest = 0
+        for corpus, max_length, option in corpora:
+            batches = [
+                one for one in lengths_by_batch(corpus, batch_size=config.batch_size, max_length=max_length) if one
+            ]
+            longest = max(longest, *map(max, batches))
+            for rule in length_rules(model, longest):
+                beyond = [lengths for lengths in batches if max(lengths) > rule.trained]
+                advice = f"lower {option} to {rule.trained}"
+                if beyond and rule.kind == "dynamic":
+                    raise ModelError(
+                        f"{corpus.name}: rotary angles ({rule.kind}) of documents of more than {rule.trained} tokens"
+                        f" depend on those of earlier batches; {advice}"
+                    )
+                if config.mode == "masked" and any(min(lengths) <= rule.trained for lengths in beyond):
+                    raise ModelError(
+                        f"{corpus.name}: one document of more than {rule.trained} tokens changes the rotary angles"
+                        f" ({rule.kind}) of all in its batch; {advice}, or take mode reference, which does so as the"
+                        " original RMU does"
+                    )
+        return longest
+
     def _controls(self, branches: Branches) -> tuple[list[float], list[Tensor]]:
         """Steering coefficients, and control vectors times these."""
         units = control_vectors(
@@ -273,7 +313,8 @@ class Run:
                 coefficients.append(float(topic.steering_coeff))
                 continue
             batch = self._batch(self._corpora.forget[index], 0, topic.max_length)
-            activations = branches.frozen(branches.trunk(batch))
+            with computing():
+                activations = branches.frozen(branches.trunk(batch))
             coefficients.append(topic.auto_factor * mean_norm(activations, batch.attention_mask))
         return coefficients, [
             (unit * coefficient).to(self._device) for unit, coefficient in zip(units, coefficients, strict=True)
@@ -294,9 +335,10 @@ class Run:
                     self._batch(retain, index, config.retain_max_length),
                 )
             )
-        gradients, measured = step.losses_and_gradients(
-            pairs, controls[topic], self._topics[topic].alpha, noise=self._noise(pairs, done)
-        )
+        with computing():
+            gradients, measured = step.losses_and_gradients(
+                pairs, controls[topic], self._topics[topic].alpha, noise=self._noise(pairs, done)
+            )
         norm = gradient_norm(gradients)
         if config.grad_clip is not None:
             clip_gradients(gradients, norm, config.grad_clip)
@@ -362,13 +404,12 @@ class Run:
         return reason is None
 
     def _why_padded(self, branches: Branches) -> str | None:
-        longest = max(self._config.retain_max_length, *(topic.max_length for topic in self._topics))
-        if reason := why_not(self._source.decoder.model, longest, arguments=("position_ids",)):
+        if reason := why_not(self._source.decoder.model, self._longest, arguments=("position_ids",)):
             return reason
         corpus, length = self._corpora.forget[0], self._topics[0].max_length
-        return branches.why_not_packed(
-            self._batch(corpus, 0, length, packed=False), self._batch(corpus, 0, length, packed=True)
-        )
+        padded, packed = (self._batch(corpus, 0, length, packed=packed) for packed in (False, True))
+        with computing():
+            return branches.why_not_packed(padded, packed)
 
     def _is_time_to_evaluate(self, steps: int) -> bool:
         if not self._request.eval_tasks:

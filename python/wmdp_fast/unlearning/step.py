@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -48,15 +48,17 @@ def control_vectors(count: int, hidden_size: int, *, dtype: torch.dtype, seed: i
 
     Drawn on the CPU, so that a seed means the same on every device.
     """
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [torch.rand(1, 1, hidden_size, dtype=dtype, generator=generator) for _ in range(count)]
+    generator = torch.Generator("cpu").manual_seed(seed)
+    options: Any = {"dtype": dtype, "device": "cpu", "generator": generator}
+    drawn = [torch.rand(1, 1, hidden_size, **options) for _ in range(count)]
     return [vector / torch.norm(vector) for vector in drawn]
 
 
 def retain_noise(shape: torch.Size, *, seed: int, step: int, part: int) -> Tensor:
     """Standard normal noise that depends on its arguments alone, so that a resumed run meets the same: float32."""
     mixed = int(np.random.SeedSequence([seed, step, part]).generate_state(1, np.uint64)[0])
-    return torch.randn(shape, generator=torch.Generator().manual_seed(mixed))
+    generator = torch.Generator("cpu").manual_seed(mixed)
+    return torch.randn(shape, dtype=torch.float32, device="cpu", generator=generator)
 
 
 def mean_norm(activations: Tensor, attention_mask: Tensor) -> float:

@@ -288,7 +288,7 @@ def _read(file: BufferedReader, path: Path, name: str, place: Place) -> Tensor:
     if place.dtype not in _TYPES:
         raise ModelError(f"{path}: {name} has type {place.dtype}, which is not one that this package writes")
     # Into memory that torch has aligned, as it is for a tensor that was computed.
-    tensor = torch.empty(place.shape, dtype=_TYPES[place.dtype])
+    tensor = torch.empty(place.shape, dtype=_TYPES[place.dtype], device="cpu")
     if tensor.numel() * tensor.element_size() != place.length:
         raise ModelError(f"{path} is damaged: {name} has {place.length} bytes, too few or too many for its shape")
     file.seek(place.start)
