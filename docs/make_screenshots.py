@@ -69,7 +69,8 @@ def make_report(after: Path | None) -> Path:
             result = wf.evaluate(str(folder), tasks=questions, template="mmlu", dtype="float32", progress=False)
             result.save(name, log_samples=True)
     run = changed if (changed / "unlearn.json").is_file() else None
-    html = report_html(read_results("after"), read_results("before"), unlearn=run)
+    runs = [read_results(name) for name in ("before", "after")]
+    html = report_html(*runs, forget=[next(iter(runs[0].tasks))], unlearn=run)
     report = Path("report.html")
     report.write_text(html, encoding="utf-8")
     return report

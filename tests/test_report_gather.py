@@ -253,6 +253,15 @@ def test_a_run_becomes_curves_by_topic_and_tables_of_settings(tmp_path):
     assert not any("control_vectors" in part for part in facts.values())
 
 
+def test_what_a_run_said_was_wrong_with_it_is_a_warning(folder, tmp_path):
+    home = write_run(tmp_path / "run", [step(1)])
+    said = "this run unlearnt nothing: cosine 0.01. Raise the learning rate"
+    (home / "unlearn.json").write_text(json.dumps({**RECORD, "verdict": said}), encoding="utf-8")
+    runs = [read_results(folder / name) for name in ("before", "after")]
+    assert gather(runs, unlearning=read_run(home)).warnings[0] == f"unlearning: {said}."
+    assert gather(runs, unlearning=read_run(write_run(tmp_path / "fine", [step(1)]))).warnings == []
+
+
 def test_a_run_in_masked_mode_shows_the_loss_it_was_trained_on(tmp_path):
     home = write_run(tmp_path / "run", [step(1, forget_loss_masked=4.0), step(2, forget_loss_masked=1.0)])
     record = {**RECORD, "settings": {"mode": "masked"}}

@@ -200,10 +200,17 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Unlearning:
-    """An unlearning run: its curves, and everything that was recorded about it."""
+    """An unlearning run: its curves, and everything that was recorded about it.
+
+    Attributes:
+        plots: The curves.
+        records: What was recorded.
+        verdict: What the run said was wrong with it; empty if nothing was.
+    """
 
     plots: list[Plot]
     records: list[Facts]
+    verdict: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,7 +118,10 @@ def gather(
             for task in latest.tasks.values()
             if _detailed(task)
         ],
-        warnings=list(_warnings(runs, called, contrasts)),
+        warnings=[
+            *([f"unlearning: {unlearning.verdict}."] if unlearning is not None and unlearning.verdict else []),
+            *_warnings(runs, called, contrasts),
+        ],
         unlearning=unlearning,
         statistics=STATISTICS,
     )

@@ -69,7 +69,11 @@ def read_run(folder: str | os.PathLike[str], *, forget: Sequence[str] = ()) -> U
         for number, line in enumerate(metrics_file.read_text(encoding="utf-8").splitlines(), start=1)
     ]
     plots = _accuracies(record_file, record, set(forget)) or _evaluations(rows)
-    return Unlearning(plots=plots + _plots(metrics_file, rows, record), records=_records(record))
+    return Unlearning(
+        plots=plots + _plots(metrics_file, rows, record),
+        records=_records(record),
+        verdict=str(record.get("verdict") or ""),
+    )
 
 
 def _parsed(file: Path, text: str, row: int | None) -> dict[str, Any]:
