@@ -244,6 +244,8 @@ def test_on_paper_it_is_light_without_controls_and_a_few_pages(browser, files):
     assert one.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not one.page.locator("#questions-form").is_visible()
     assert not one.page.locator("nav").is_visible()
+    one.page.set_viewport_size({"width": 680, "height": 1000})  # A4 within its margins
+    assert one.page.evaluate("document.documentElement.scrollWidth") == 680
     pdf = one.page.pdf(format="A4", prefer_css_page_size=True)
     assert pdf.startswith(b"%PDF-")
     assert 4 <= pdf.count(b"/Type /Page\n") <= 14
