@@ -3,7 +3,8 @@
 Usage: python docs/make_screenshots.py [--after MODEL] [--keep DIR]
 
 Without --after, noise in one layer stands in for unlearning. MODEL is a folder; if `wmdp-fast unlearn` wrote it, the
-report shows the run too. Needs the extras `plots` and `browser`, and Chromium on the PATH.
+report shows the run too, and its own evaluations if it has any (`--eval-tasks` with both question files, the one to
+forget first, and `--template mmlu`). Needs the extras `plots` and `browser`, and Chromium on the PATH.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import wmdp_fast as wf
 from wmdp_fast import demo
 from wmdp_fast.report import report_html
+from wmdp_fast.report.sources import find
 from wmdp_fast.saved import read_results
 
 IMAGES = Path(__file__).parent / "images"
@@ -64,12 +66,15 @@ def make_report(after: Path | None) -> Path:
             damage(changed)
         else:
             shutil.copytree(after, changed)
-    for name, folder in (("before", model), ("after", changed)):
-        if not Path(name).is_dir():
-            result = wf.evaluate(str(folder), tasks=questions, template="mmlu", dtype="float32", progress=False)
-            result.save(name, log_samples=True)
     run = changed if (changed / "unlearn.json").is_file() else None
-    runs = [read_results(name) for name in ("before", "after")]
+    if run is not None and (run / "evaluations").is_dir():
+        runs = find([run]).results
+    else:
+        for name, folder in (("before", model), ("after", changed)):
+            if not Path(name).is_dir():
+                result = wf.evaluate(str(folder), tasks=questions, template="mmlu", dtype="float32", progress=False)
+                result.save(name, log_samples=True)
+        runs = [read_results(name) for name in ("before", "after")]
     html = report_html(*runs, forget=[next(iter(runs[0].tasks))], unlearn=run)
     report = Path("report.html")
     report.write_text(html, encoding="utf-8")

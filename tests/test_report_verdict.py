@@ -93,7 +93,7 @@ def test_a_cost_is_named_only_where_it_is_significant_and_the_worst_subject_is_n
     lost = report(row("wmdp", "forget", 0.6, 0.3), row("mmlu", "retain", 0.58, 0.50))
     assert answer(lost, "At what cost?") == "\N{MINUS SIGN}8.0 points"
     kept = report(row("wmdp", "forget", 0.6, 0.3), row("mmlu", "retain", 0.58, 0.57, p=0.3))
-    assert answer(kept, "At what cost?") == "No loss shown"
+    assert answer(kept, "At what cost?") == "No significant loss"
     subjects = [row(f"s{i}", "retain", 0.6, 0.6, p=1.0, depth=1) for i in range(5)]
     group = row("mmlu", "retain", 0.58, 0.57, p=0.3, is_group=True)
     hidden = report(row("wmdp", "forget", 0.6, 0.3), group, *subjects, row("virology", "near", 0.6, 0.4, depth=1))

@@ -152,7 +152,7 @@ def _lost(rows: Sequence[Row], place: int) -> str:
         return f"{points(worst.value)} points"
     if any(_is_loss(row.changes[place - 1]) for row in rows):
         return "Some subjects lost"
-    return "No loss shown"
+    return "No significant loss"
 
 
 def _worst(rows: Sequence[Row], place: int) -> Iterator[str]:
