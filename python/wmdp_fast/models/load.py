@@ -18,9 +18,9 @@ from wmdp_fast.models.adapters import with_adapter
 from wmdp_fast.models.reading import (
     about_missing,
     about_unexpected,
+    check_config,
     failures_as,
     read_pretrained,
-    refuse_impossible,
     warnings_as_ours,
 )
 from wmdp_fast.models.row_length import fresh_rotary
@@ -123,7 +123,7 @@ def load_model(
     # From the hub everything is taken at one commit, even if the branch moves on meanwhile.
     source: dict[str, Any] = {"revision": files.commit or revision, "trust_remote_code": trust_remote_code}
     where = str(files.folder) if files.commit is None else name_or_path
-    refuse_impossible(files.folder)
+    check_config(files.folder, where, source)
     loaded_tokenizer = load_tokenizer(
         tokenizer or where, {"trust_remote_code": trust_remote_code} if isinstance(tokenizer, str) else source
     )

@@ -13,7 +13,7 @@ from torch import nn
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models import hub
 from wmdp_fast.models.load import parse_device, parse_dtype
-from wmdp_fast.models.reading import failures_as, read_pretrained, refuse_impossible
+from wmdp_fast.models.reading import check_config, failures_as, read_pretrained
 from wmdp_fast.models.weight_files import CONFIG, shown
 
 if TYPE_CHECKING:
@@ -84,11 +84,11 @@ def load_first_layers(
 
     torch_dtype, torch_device = parse_dtype(dtype), parse_device(device)
     files, where, source, config, available = _configuration(name_or_path, count, revision, trust_remote_code)
+    with failures_as(ModelError, f"{where} cannot be loaded"):
+        cut = _cut(config, count)
     with _without_progress():
         # What is above the first layers has no place, so that nothing is said of tensors that are not read.
-        model, _, _ = read_pretrained(
-            AutoModel, where, part=True, config=_cut(config, count), dtype=torch_dtype or "auto", **source
-        )
+        model, _, _ = read_pretrained(AutoModel, where, part=True, config=cut, dtype=torch_dtype or "auto", **source)
     try:
         moved: Any = model
         model = moved.to(torch_device)
@@ -124,14 +124,10 @@ def _configuration(
     name_or_path: str, count: int, revision: str | None, trust_remote_code: bool
 ) -> tuple[hub.Files, str, dict[str, Any], PretrainedConfig, int]:
     """Where a checkpoint is, what to tell transformers of it, its configuration, and how many layers it has."""
-    from transformers import AutoConfig
-
     files = hub.locate_model(name_or_path, revision=revision)
     source: dict[str, Any] = {"revision": files.commit or revision, "trust_remote_code": trust_remote_code}
     where = str(files.folder) if files.commit is None else name_or_path
-    refuse_impossible(files.folder)
-    with failures_as(ModelError, f"{where} cannot be loaded"):
-        config = AutoConfig.from_pretrained(where, **source)
+    config = check_config(files.folder, where, source)
     available = getattr(config, "num_hidden_layers", None)
     if available is None:
         raise ModelError(

@@ -21,10 +21,10 @@ from wmdp_fast.models.threads import loading
 from wmdp_fast.models.weight_files import CONFIG, read_json, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _MOST_NAMED = 4
 
@@ -101,10 +101,21 @@ def about_unexpected(unexpected: Sequence[str]) -> list[str]:
     return [f"{what}: {named(unexpected)}"] if unexpected else []
 
 
-def refuse_impossible(folder: Path) -> None:
-    """Raises ModelError if a configuration asks for no layers, or for so many that building them would not end."""
-    config = read_json(folder / CONFIG)
-    for part in (config, config.get("text_config")):
+def check_config(folder: Path, where: str, source: Mapping[str, Any]) -> PretrainedConfig:
+    """The configuration of a model, read before its tokenizer, which would be blamed for what is wrong with it.
+
+    Args:
+        folder: Where its file is.
+        where: Folder, or name on the hub.
+        source: More for transformers, such as the `revision`.
+
+    Raises:
+        ModelError: It cannot be read, or asks for no layers, or for so many that building them would not end.
+    """
+    from transformers import AutoConfig
+
+    content = read_json(folder / CONFIG)
+    for part in (content, content.get("text_config")):
         if not isinstance(part, dict):
             continue
         for name, value in part.items():
@@ -112,6 +123,9 @@ def refuse_impossible(folder: Path) -> None:
                 continue
             if (name in _LAYERS and value < 1) or (_PARTS.search(name) and value > _MOST_PARTS):
                 raise ModelError(f"{folder / CONFIG}: {name} is {shown(value)}, which no model has")
+    with failures_as(ModelError, f"{folder / CONFIG} cannot be used"):
+        config: PretrainedConfig = AutoConfig.from_pretrained(where, **source)
+    return config
 
 
 @contextmanager
