@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -182,6 +183,13 @@ def test_the_page_of_options_has_every_option_of_every_command():
 def test_the_page_of_options_in_the_repository_is_what_the_commands_say():
     written = (DOCS / "options.md").read_text(encoding="utf-8")
     assert written == options_page(), "docs/options.md is out of date: python docs/make_options.py"
+
+
+def test_every_extra_is_in_the_table_of_extras():
+    with (CHECKOUT / "pyproject.toml").open("rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    page = (DOCS / "install.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE)) == set(extras)
 
 
 @pytest.fixture(scope="module")

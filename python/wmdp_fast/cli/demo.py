@@ -58,6 +58,8 @@ A model of {done.before.config["model_num_parameters"] / 1e6:.1f} million parame
 questions on a made-up world, unlearnt one half of it
 in {done.unlearnt.seconds["steps"]:.1f} s, and answered them again; both times together took {measured:.1f} s.
 acc is the share it got right: it took the letter with the highest log-likelihood of the four. A guess is right in 0.25.
+It was asked in the words it was taught with: WMDP's, a sentence in front that names the subject (--template mmlu).
+Without that sentence its accuracy is another, before and after (docs/tour.md, docs/unlearn.md).
 Glimmer brewing stands for hazardous knowledge, to be forgotten; the Lantern Isles for everything a model should keep.
 RMU suppresses knowledge, it does not delete it: fine-tuning or another way of asking can bring it back.
 
