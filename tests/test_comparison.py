@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import pytest
 
 import wmdp_fast as wf
 from tests import saved_runs
+from tests.reference import statistics as reference
 from wmdp_fast import _rust, cli
-from wmdp_fast.comparison import Comparison, Contrast, Difference, compare, section_of
-from wmdp_fast.saved import read_results
+from wmdp_fast.comparison import Comparison, Contrast, Difference, compare, order_doubt, section_of
+from wmdp_fast.saved import SavedResults, read_results
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +75,9 @@ def test_every_pair_of_packages_is_compared_in_pairs(
         assert row.low is not None
         assert row.high is not None
         assert row.low <= row.difference <= row.high
-        assert (row.low, row.high) == _rust.bootstrap(other.astype(float) - mine)
+        interval = reference.paired_interval(lost, won, len(mine), 0.95)
+        assert (row.low, row.high) == pytest.approx(interval, rel=1e-6, abs=1e-7)
+        assert (row.low > 0 or row.high < 0) == (row.p is not None and row.p < 0.05)
         assert (row.clustered_stderr is not None) == (len(tasks) > 1)
     tested = [row for row in contrast.rows if row.metric == "acc" and not row.is_group]
     assert [row.p_holm for row in tested] == pytest.approx(_rust.holm([row.p for row in tested if row.p is not None]))
@@ -84,7 +88,11 @@ def test_the_same_run_twice_differs_in_nothing(runs: dict[tuple[str, str], Path]
     [contrast] = compare(runs["lm-eval", "base"], runs["wmdp-fast", "base"]).contrasts
     for row in contrast.rows:
         assert row.difference == pytest.approx(0)
-        assert (row.low, row.high, row.p) == (0, 0, 1)
+        assert row.p == 1
+        # Nothing changed, which of few questions says little.
+        assert row.low is not None
+        assert row.high == pytest.approx(-row.low)
+        assert row.high > 0.1
         assert row.right_to_wrong == row.wrong_to_right == 0
 
 
@@ -102,24 +110,127 @@ def test_other_prompts_are_not_compared_in_pairs(runs: dict[tuple[str, str], Pat
     assert "not compared in pairs: birds: the prompts of 9 of 9" in comparison.table()
 
 
-def test_other_questions_are_not_compared_in_pairs(runs: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("limited_first", [False, True])
+def test_of_runs_with_other_limits_the_common_questions_are_compared(
+    limited_first: bool, runs: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
     limited = saved_runs.our_run(tmp_path, "org/unlearned", num_fewshot=2, limit=3)
-    [contrast] = compare(runs["wmdp-fast", "base"], limited).contrasts
-    assert row_of(contrast, "birds").why_unpaired == "the runs asked 9 and 3 questions, 3 of them with the same number"
-    assert row_of(contrast, "birds").n is None
-    # It has no more than one.
-    assert row_of(contrast, "moss").why_unpaired is None
-    assert contrast.settings["limit"] == (None, 3)
+    given = [runs["wmdp-fast", "base"], limited]
+    comparison = compare(*(given[::-1] if limited_first else given))
+    [contrast] = comparison.contrasts
+    for name, tasks in (("birds", ["birds"]), ("nature", ["birds", "fish", "moss"])):
+        first, second = (np.concatenate([correct_lines(run, task)[:3] for task in tasks]) for run in given)
+        before, after = (second, first) if limited_first else (first, second)
+        row = row_of(contrast, name)
+        assert row.why_unpaired is None
+        assert row.n == len(before)
+        assert (row.before, row.after) == pytest.approx((before.mean(), after.mean()))
+        assert (row.right_to_wrong, row.wrong_to_right) == ((before & ~after).sum(), (~before & after).sum())
+    assert row_of(contrast, "birds").asked == ((3, 9) if limited_first else (9, 3))
+    assert row_of(contrast, "birds").stderr_before == pytest.approx(
+        (second if limited_first else first)[:3].std(ddof=1) / 3**0.5
+    )
+    assert contrast.settings["limit"] == ((3, None) if limited_first else (None, 3))
+    told = "birds 3 (of 3 before and 9 after)" if limited_first else "birds 3 (of 9 before and 3 after)"
+    assert any(note.startswith(f"only questions that both runs asked are compared: {told}") for note in contrast.notes)
+    assert re.search(r"^ {4}birds +3 of 9 ", comparison.table(), re.MULTILINE)
 
 
-def changed(results: Path, folder: Path, task: str, change: Callable[[dict[str, Any]], None]) -> Path:
-    """A copy of a run, one line of one task's samples changed."""
+def test_runs_that_share_no_question_are_not_compared_in_pairs(
+    runs: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    def renumbered(line: dict[str, Any]) -> None:
+        line["doc_id"] += 100
+
+    folder = changed(runs["wmdp-fast", "base"], tmp_path / "copy", "birds", renumbered, every=True)
+    [contrast] = compare(runs["wmdp-fast", "base"], folder).contrasts
+    reason = "the runs asked 9 and 9 questions, none of them with the same number"
+    assert row_of(contrast, "birds").why_unpaired == reason
+
+
+def test_a_folder_of_runs_is_compared_with_its_first(
+    runs: dict[tuple[str, str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place, (model, name) in enumerate((("base", "z"), ("unlearned", "a"))):
+        copy = tmp_path / "runs" / name / "model"
+        copy.mkdir(parents=True)
+        for file in runs["wmdp-fast", model].parent.iterdir():
+            text = file.read_text(encoding="utf-8")
+            if file.name.startswith("results_"):
+                text = json.dumps(json.loads(text) | {"date": 1000.0 + place})
+            (copy / file.name).write_text(text, encoding="utf-8")
+    comparison = compare(tmp_path / "runs")
+    # By when they were made, not by their names.
+    assert comparison.names == ("org/base", "org/unlearned")
+    assert cli.main(["compare", str(tmp_path / "runs")]) == 0
+    assert "before: org/base\nafter:  org/unlearned\n" in capsys.readouterr().out
+    assert cli.main(["show", str(tmp_path / "runs"), "--ascii"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.index("org/base") < shown.index("org/unlearned")
+    # One model is not two.
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["compare", str(tmp_path / "runs" / "z")])
+    assert "two results or more" in capsys.readouterr().err
+
+
+def dated(run: SavedResults, date: float, **changes: Any) -> SavedResults:
+    return replace(run, raw={**run.raw, "date": date}, **changes)
+
+
+def test_the_wrong_order_is_doubted(
+    runs: dict[tuple[str, str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, unlearned = (replace(read_results(runs["wmdp-fast", model]), path=None) for model in ("base", "unlearned"))
+    # By name, whenever they were evaluated.
+    assert order_doubt(dated(base, 2.0), dated(unlearned, 1.0)) is None
+    assert "is called org/unlearned" in str(order_doubt(dated(unlearned, 1.0), dated(base, 2.0)))
+    # By when they were evaluated, unless it is the same model.
+    one, two = (dated(base, date, model_name=name) for date, name in ((1.0, "org/x"), (2.0, "org/y")))
+    assert order_doubt(one, two) is None
+    assert order_doubt(two, one) == "org/y, which is taken as before, was evaluated later than org/x"
+    assert order_doubt(replace(two, model_name="org/x"), one) is None
+    # By what unlearning left, whatever the rest says.
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "unlearn.json").write_text('{"model": "org/x"}', encoding="utf-8")
+    made = replace(one, model_name=str(folder))
+    assert order_doubt(two, made) is None
+    assert order_doubt(made, two) == f"{folder}, which is taken as before, was made by unlearning (from org/x)"
+    # The command says so and goes on.
+    given = [str(runs["wmdp-fast", model]) for model in ("unlearned", "base")]
+    assert cli.main(["compare", *given]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith("warning: org/unlearned and org/base: the run taken as before is called")
+    assert "the order is BEFORE AFTER" in captured.out
+    assert cli.main(["compare", *given[::-1]]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_rows_say_where_shots_differ_and_what_is_to_be_forgotten(runs: dict[tuple[str, str], Path]) -> None:
+    base = read_results(runs["wmdp-fast", "base"])
+    tasks = {name: replace(task, num_fewshot=0) for name, task in base.tasks.items()}
+    other = replace(base, tasks={**base.tasks, "fish": replace(tasks["fish"], alias="fish (forget)")})
+    before = replace(base, tasks={**base.tasks, "fish": replace(base.tasks["fish"], alias="fish (forget)")})
+    comparison = compare(before, other)
+    [contrast] = comparison.contrasts
+    assert {row.name for row in contrast.section("forget")} == {"fish"}
+    assert row_of(contrast, "fish").caveat == "2-shot before, 0-shot after"
+    assert row_of(contrast, "animals").caveat == "2-shot before, 0/2-shot after"
+    assert row_of(contrast, "birds").caveat is None
+    assert "fish (forget) (2-shot before, 0-shot after)" in comparison.table()
+
+
+def changed(
+    results: Path, folder: Path, task: str, change: Callable[[dict[str, Any]], None], *, every: bool = False
+) -> Path:
+    """A copy of a run, one line (or every line) of one task's samples changed."""
     folder.mkdir()
     for file in results.parent.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     samples = folder / f"samples_{task}_{results.stem.removeprefix('results_')}.jsonl"
     lines = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
-    change(lines[1])
+    for line in lines if every else lines[1:2]:
+        change(line)
     samples.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return folder
 
@@ -244,13 +355,16 @@ def test_the_command_prints_a_table_markdown_or_json(
     assert cli.main([*given, "--markdown"]) == 0
     markdown = capsys.readouterr().out.splitlines()
     rows = [line for line in markdown if line.startswith("|")]
-    assert len({line.replace("\\|", "").count("|") for line in rows}) == 1
+    # The second table tells what is left without preferred letters.
+    second = next(place for place, line in enumerate(rows) if line.startswith("| without preferred letters"))
+    for table_rows in (rows[:second], rows[second:]):
+        assert len({line.replace("\\|", "").count("|") for line in table_rows}) == 1
     assert any(line.startswith("| birds | 9 | acc |") for line in rows)
 
-    assert cli.main([*given, "--json", "--resamples", "500", "--seed", "3"]) == 0
+    assert cli.main([*given, "--json", "--confidence", "0.9"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["resamples"] == 500
-    expected = compare(*given[1:3], names=["before it", "after|it"], resamples=500, seed=3)
+    assert document["confidence"] == 0.9
+    expected = compare(*given[1:3], names=["before it", "after|it"], confidence=0.9)
     assert document == json.loads(json.dumps(expected.to_json()))
 
 

@@ -460,3 +460,53 @@ def test_environment_is_summed_up_in_words() -> None:
     assert f"wmdp_fast {versions['wmdp_fast']}, python " in text
     assert f"{hardware['cores']} cores" in text
     assert "GPU: " in text
+
+
+@pytest.mark.parametrize("sizes", [(3,), (2,), (4,), (5,), (3, 4, 26)])
+def test_the_recorded_configuration_asks_what_was_asked(sizes: tuple[int, ...], tmp_path: Path) -> None:
+    """lm-eval, given a configuration out of a results file, builds the very prompts and choices."""
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra `lm-eval`)")
+    from lm_eval.api.task import ConfigurableTask
+
+    rows = [
+        {
+            "question": f" What of {i}? ",
+            "choices": [f"choice {j} of {i}" for j in range(sizes[i % len(sizes)])],
+            "answer": i % min(sizes),
+        }
+        for i in range(7)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    questions = QuestionSet.from_rows(rows, file=str(file))
+    prompts = PromptTemplate("mmlu", choices="letters", description="About it.\n\n").render(questions, questions, 0)
+    number = sum(len(row["choices"]) for row in rows)
+    task = replace(task_of("clouds"), fewshot_split=None, description="About it.\n\n")
+    result = TaskResult.from_scores(
+        task,
+        questions,
+        prompts,
+        np.arange(float(number)),
+        np.zeros(number, dtype=bool),
+        near_tie=NEAR_TIE,
+        num_available=7,
+    )
+    config = replace(eval_result(), tasks={"clouds": result}, groups={}).to_json()["configs"]["clouds"]
+    if len(sizes) == 1:
+        assert config["doc_to_choice"] == list("ABCDE"[: sizes[0]])
+    for key in ("dataset_name", "fewshot_config", "unsafe_code"):
+        config.pop(key, None)
+    theirs = ConfigurableTask(
+        config=config
+        | {
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(file)}, "cache_dir": str(tmp_path / "cache")},
+        }
+    )
+    theirs.build_all_requests()
+    asked = [request.args for request in theirs.instances]
+    expected = [
+        (prompts.context(i), prompts.continuation(i, j)) for i in range(7) for j in range(len(rows[i]["choices"]))
+    ]
+    assert asked == expected
+    assert [theirs.doc_to_target(doc) for doc in theirs.eval_docs] == [row["answer"] for row in rows]

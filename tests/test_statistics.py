@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
@@ -14,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.reference import statistics as reference
-from wmdp_fast import _rust
+from wmdp_fast import _rust, statistics
 
 scipy_stats = pytest.importorskip("scipy.stats")
 
@@ -233,6 +234,147 @@ def test_the_number_of_threads_changes_nothing() -> None:
     ]
     assert runs[0] == runs[1]
     assert _rust.bootstrap(np.arange(300.0), resamples=999, seed=6) != eval(runs[0])
+
+
+CHANGES = st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(0, 400)).filter(any)
+LEVELS = st.sampled_from([0.8, 0.9, 0.95, 0.99])
+
+
+@given(CHANGES, LEVELS)
+@settings(deadline=None, max_examples=60)
+def test_paired_intervals_equal_reference(changes: tuple[int, int, int], confidence: float) -> None:
+    lost, won, same = changes
+    found = _rust.paired_interval(lost, won, lost + won + same, confidence=confidence)
+    assert found == pytest.approx(
+        reference.paired_interval(lost, won, lost + won + same, confidence), rel=1e-6, abs=1e-7
+    )
+
+
+@given(st.integers(0, 2000), st.integers(0, 2000), st.integers(1, 10_000), LEVELS)
+@settings(deadline=None, max_examples=500)
+def test_paired_intervals_never_contradict_the_exact_test(lost: int, won: int, same: int, confidence: float) -> None:
+    low, high = _rust.paired_interval(lost, won, lost + won + same, confidence=confidence)
+    assert low < high
+    assert low <= (won - lost) / (lost + won + same) <= high
+    assert (low > 0 or high < 0) == (_rust.mcnemar(lost, won) < 1 - confidence)
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.9, 0.95, 0.99, 0.999])
+def test_few_changes_never_contradict_the_exact_test(confidence: float) -> None:
+    for lost, won in itertools.product(range(31), repeat=2):
+        low, high = _rust.paired_interval(lost, won, 200, confidence=confidence)
+        assert low < high
+        assert (low > 0 or high < 0) == (_rust.mcnemar(lost, won) < 1 - confidence), (lost, won)
+
+
+def test_what_once_contradicted_itself() -> None:
+    # A bootstrap gave -0.0204 to -0.0026 beside p = 0.125, and no width where nothing changed.
+    low, high = _rust.paired_interval(4, 0, 392)
+    assert low < -4 / 392 < 0 < high
+    assert _rust.mcnemar(4, 0) == 0.125
+    # Without a change, the ends are those of Wilson's interval of none: z² / (n + z²).
+    assert _rust.paired_interval(0, 0, 40) == pytest.approx((-0.0876, 0.0876), abs=5e-5)
+    assert _rust.paired_interval(0, 0, 40)[1] == pytest.approx(_rust.wilson(0, 40)[1])
+
+
+@given(st.integers(0, 300), st.integers(0, 300))
+@settings(deadline=None, max_examples=50)
+def test_the_score_test_of_no_difference_is_mcnemars(lost: int, won: int) -> None:
+    tables = pytest.importorskip("statsmodels.stats.contingency_tables")
+    assume(lost + won > 0)
+    for correction in (0, 1):
+        ours = reference.paired_score(lost, won, lost + won + 100, 0.0, correction) ** 2
+        # Edwards' correction in statsmodels is not cut off at 0.
+        if abs(lost - won) >= correction:
+            expected = tables.mcnemar([[50, lost], [won, 50]], exact=False, correction=bool(correction)).statistic
+            assert ours == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("n", [40, 392])
+def test_paired_intervals_cover_where_few_questions_change(n: int) -> None:
+    """By exact enumeration: 0 to 5 changes expected, from all one way to half and half."""
+    counts = [(lost, won) for lost in range(22) for won in range(22 - lost)]
+    ends = np.array([_rust.paired_interval(lost, won, n) for lost, won in counts])
+    lost, won = np.array(counts).T
+    coverages = []
+    for changes, one_way in itertools.product((0.02, 0.5, 1, 2, 3, 4, 5), np.linspace(0, 1, 11)):
+        shares = changes / n * one_way, changes / n * (1 - one_way)
+        chances = scipy_stats.multinomial.pmf(
+            np.stack([lost, won, n - lost - won], axis=1), n, [*shares, 1 - changes / n]
+        )
+        assert chances.sum() > 1 - 1e-6
+        difference = shares[1] - shares[0]
+        covered = (ends[:, 0] <= difference) & (difference <= ends[:, 1])
+        coverages.append(float(chances[covered].sum()))
+        if one_way == 0.5:
+            # No difference is left out as rarely as the exact test rejects it.
+            assert coverages[-1] >= 0.95
+    assert min(coverages) > 0.93
+    assert np.mean(coverages) >= 0.95
+
+
+def strata_of(scores: list[list[float]], gold: list[int]) -> list[tuple[Any, Any]]:
+    matrix = np.array(scores)
+    return [(matrix - matrix.mean(axis=0), np.array(gold, dtype=np.int64))]
+
+
+@given(
+    st.integers(2, 4).flatmap(
+        lambda k: st.lists(
+            st.tuples(
+                st.lists(st.sampled_from([-3.0, -1.5, -0.5, -0.25]), min_size=k, max_size=k), st.integers(0, k - 1)
+            ),
+            min_size=2,
+            max_size=6,
+        )
+    )
+)
+@settings(deadline=None, max_examples=60)
+def test_ranks_have_the_mean_and_variance_of_all_permutations(questions: list[tuple[list[float], int]]) -> None:
+    scores, gold = [one for one, _ in questions], [right for _, right in questions]
+    [(centered, answers)] = strata_of(scores, gold)
+    seen, mean, deviation = reference.permuted_ranks(centered.tolist(), gold)
+    found = statistics.rank_test([(centered, answers)])
+    if deviation < 1e-6:
+        assert found is None
+        return
+    assert found is not None
+    assert found.beats == pytest.approx(seen)
+    assert found.expected == pytest.approx(mean)
+    assert found.z == pytest.approx((seen - mean) / deviation)
+    assert found.p == pytest.approx(2 * scipy_stats.norm.sf(abs(found.z)))
+
+
+def test_ranks_of_tasks_are_exchanged_within_them() -> None:
+    first = strata_of([[-1, -2, -3], [-1, -3, -2], [-3, -2, -1]], [0, 1, 1])
+    second = strata_of([[-1, -2], [-2, -1]], [1, 1])
+    one, other, both = (statistics.rank_test(strata) for strata in (first, second, first + second))
+    assert one is not None
+    assert both is not None
+    # Two answers that are the same give the same in any order: no variance.
+    assert other is None
+    assert both.z == pytest.approx(one.z)
+
+
+def test_the_rank_test_keeps_its_level_and_ignores_preferred_letters() -> None:
+    rng = np.random.default_rng(5)
+    p_values, p_knowing = [], []
+    for _ in range(400):
+        n = 60
+        # A model in love with A, and answers that are A more often than others.
+        scores = rng.normal(size=(n, 4)) + np.array([6, 1, 0, 0])
+        gold = rng.choice(4, size=n, p=[0.4, 0.3, 0.2, 0.1])
+        [stratum] = strata_of(scores.tolist(), gold.tolist())
+        ignorant = statistics.rank_test([stratum])
+        scores[np.arange(n), gold] += 0.8
+        knowing = statistics.rank_test(strata_of(scores.tolist(), gold.tolist()))
+        assert ignorant is not None
+        assert knowing is not None
+        p_values.append(ignorant.p)
+        p_knowing.append(knowing.p)
+        assert (scores.argmax(axis=1) == 0).mean() > 0.9
+    assert np.mean(np.array(p_values) < 0.05) == pytest.approx(0.05, abs=0.035)
+    assert np.mean(np.array(p_knowing) < 0.05) > 0.9
 
 
 @pytest.mark.slow

@@ -1,21 +1,24 @@
 """Evaluations of several models over the same questions, side by side.
 
 `compare` takes results of this package or of lm-eval, one of each if need be. Whether two runs asked the same is
-checked question by question, by lm-eval's hashes; only then are they compared in pairs (paired bootstrap, exact McNemar
+checked question by question, by lm-eval's hashes; only then are they compared in pairs (score interval, exact McNemar
 test, flips). Where they did not, or samples are missing, the values stand side by side and the reason is said.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from wmdp_fast import _rust
-from wmdp_fast.saved import SavedGroup, SavedResults, SavedTask, from_evaluation, read_results
-from wmdp_fast.statistics import RECOMPUTABLE, correct_answers
+from wmdp_fast.saved import SavedGroup, SavedResults, SavedTask, from_evaluation, read_runs
+from wmdp_fast.statistics import Letters, correct_answers, letter_notes, letters_of, share
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -60,14 +63,17 @@ class Difference:
         name: Name of the task or group.
         alias: The name shown in tables.
         is_group: Whether it is a group.
+        leaves: The tasks it stands for: those below a group, or itself.
         section: Which part of the comparison it belongs to.
         metric: lm-eval's name of the metric.
-        n: Number of questions, or None if the runs differ in it or it is unknown.
+        n: Number of questions, or None if it is unknown or the runs differ in it and are not compared in pairs.
+        asked: How many questions each run asked. If these are more than `n`, only those that both asked are compared,
+            and `before` and `after` are values over these.
         before: The baseline's value.
         after: The other run's.
         stderr_before: Standard error of `before`, or None.
         stderr_after: Standard error of `after`, or None.
-        low: Lower end of the paired bootstrap interval of the difference; None without pairs.
+        low: Lower end of Tango's score interval of the difference over pairs; None without pairs.
         high: Its upper end.
         clustered_stderr: For a group in pairs, the standard error of the difference that lets questions of one task
             depend on each other.
@@ -76,14 +82,20 @@ class Difference:
         right_to_wrong: Questions that the baseline got right and the other run wrong; None without pairs.
         wrong_to_right: The other way round.
         why_unpaired: Why there are no pairs, or None.
+        caveat: What makes the two values of other kinds (other numbers of shots), or None.
+        letters_before: What is left of the baseline's `acc` without a preference for letters; empty for other metrics
+            and without samples.
+        letters_after: The same of the other run.
     """
 
     name: str
     alias: str
     is_group: bool
+    leaves: tuple[str, ...]
     section: Section
     metric: str
     n: int | None
+    asked: tuple[int | None, int | None]
     before: float
     after: float
     stderr_before: float | None
@@ -96,6 +108,9 @@ class Difference:
     right_to_wrong: int | None = None
     wrong_to_right: int | None = None
     why_unpaired: str | None = None
+    caveat: str | None = None
+    letters_before: Letters = field(default_factory=Letters)
+    letters_after: Letters = field(default_factory=Letters)
 
     @property
     def difference(self) -> float:
@@ -104,7 +119,8 @@ class Difference:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
-        return {**vars(self), "difference": self.difference}
+        letters = {name: getattr(self, name).to_json() for name in ("letters_before", "letters_after")}
+        return {**vars(self), "difference": self.difference, **letters}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,16 +168,12 @@ class Comparison:
         results: The runs.
         contrasts: For each run but the first, how it differs from the first.
         confidence: How often intervals are to cover.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
     """
 
     names: tuple[str, ...]
     results: tuple[SavedResults, ...] = field(repr=False)
     contrasts: tuple[Contrast, ...] = field(repr=False)
     confidence: float
-    resamples: int
-    seed: int
 
     def __str__(self) -> str:
         return self.table()
@@ -187,8 +199,6 @@ class Comparison:
                 for name, one in zip(self.names, self.results, strict=True)
             ],
             "confidence": self.confidence,
-            "resamples": self.resamples,
-            "seed": self.seed,
             "contrasts": [
                 {
                     "before": contrast.before,
@@ -211,112 +221,121 @@ def compare(
     forget: Sequence[str] = (),
     near: Sequence[str] = (),
     confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
 ) -> Comparison:
     """Compares runs with the first of them, in pairs wherever they asked the same questions in the same words.
 
     Args:
         results: Two runs or more: results files or folders of this package or of lm-eval, results already read, or what
-            `evaluate` returned.
+            `evaluate` returned. A folder with results of several models, in it or up to two folders down, stands for
+            the newest of each, the first evaluated first.
         names: What to call the runs; None takes the models' names, with the place of a run where they are the same.
         forget: Tasks and groups to count among the forget targets, beside WMDP.
         near: Tasks and groups to count among the near domains, beside the MMLU subjects that are near to WMDP.
         confidence: How often intervals are to cover.
-        resamples: How many times questions are drawn anew for the paired bootstrap.
-        seed: Of those draws.
 
     Raises:
         FileNotFoundError: There is no such file, or no results in a folder.
         DatasetError: A file is not what it should be; names file, row and field.
         ValueError: There are fewer than two runs, they have no task in common, or an option has an impossible value.
     """
-    if len(results) < 2:
+    read = tuple(run for one in results for run in _read(one))
+    if len(read) < 2:
         raise ValueError("a comparison needs two runs or more")
-    read = tuple(_read(one) for one in results)
     called = _names(read, names)
     chosen: dict[str, Section] = {**dict.fromkeys(near, "near"), **dict.fromkeys(forget, "forget")}
     if unknown := [name for name in chosen if not any(name in one for one in read)]:
         raise ValueError(f"no run has a task or group {', '.join(unknown)}; they have {', '.join(read[0])}")
-    options = _Options(sections=chosen, confidence=confidence, resamples=resamples, seed=seed)
+    options = _Options(sections=chosen, confidence=confidence)
     contrasts = tuple(
         _contrast(called[0], read[0], name, one, options) for name, one in zip(called[1:], read[1:], strict=True)
     )
-    return Comparison(
-        names=called, results=read, contrasts=contrasts, confidence=confidence, resamples=resamples, seed=seed
-    )
+    return Comparison(names=called, results=read, contrasts=contrasts, confidence=confidence)
 
 
-def section_of(name: str, chosen: Mapping[str, Section] | None = None) -> Section:
-    """The section of a comparison that a task or group belongs to, by its name."""
+def section_of(name: str, chosen: Mapping[str, Section] | None = None, *, alias: str = "") -> Section:
+    """The section of a comparison that a task or group belongs to.
+
+    Args:
+        name: Its name.
+        chosen: Sections by name that somebody has chosen.
+        alias: The name shown, which may end in `(forget)`.
+    """
     if chosen and name in chosen:
         return chosen[name]
-    if name == "wmdp" or name.startswith("wmdp_"):
+    if name == "wmdp" or name.startswith("wmdp_") or alias.endswith("(forget)"):
         return "forget"
     if name.removeprefix("mmlu_").removesuffix("_continuation") in NEAR_SUBJECTS and name.startswith("mmlu_"):
         return "near"
     return "general" if name == "mmlu" or name.startswith("mmlu_") else "other"
 
 
-def why_unpaired(before: SavedTask, after: SavedTask) -> str | None:
-    """Why two runs of a task cannot be compared question by question; None if they can.
+@dataclass(frozen=True, kw_only=True)
+class Pairing:
+    """Which questions of two runs of a task are the same: for each pair its place in either run."""
 
-    They can if the same questions were asked with the same prompts, choices and answers. lm-eval's hash of a whole
-    document covers more, so that one of these is the same where it differs; `document_note` tells of that.
+    before: npt.NDArray[np.int64]
+    after: npt.NDArray[np.int64]
+
+
+def pair(before: SavedTask, after: SavedTask) -> Pairing | str:
+    """The questions that two runs of a task both asked, or why they cannot be compared question by question.
+
+    They can if the same questions were asked with the same prompts, choices and answers, where numbers of questions are
+    in both runs (one may have had a limit). lm-eval's hash of a whole document covers more, so that one of these is the
+    same where it differs; `document_note` tells of that.
     """
     ours, theirs = before.samples, after.samples
     if ours is None or theirs is None:
-        which = "neither run" if ours is None and theirs is None else "one of the runs"
-        return f"{which} has no samples of it" if which.startswith("one") else "neither run has samples of it"
-    if len(ours) != len(theirs) or (ours.doc_ids != theirs.doc_ids).any():
-        common = len(np.intersect1d(ours.doc_ids, theirs.doc_ids))
-        return f"the runs asked {len(ours)} and {len(theirs)} questions, {common} of them with the same number"
+        return "neither run has samples of it" if ours is theirs else "one of the runs has no samples of it"
+    common, mine, other = np.intersect1d(ours.doc_ids, theirs.doc_ids, return_indices=True)
+    if not len(common):
+        return f"the runs asked {len(ours)} and {len(theirs)} questions, none of them with the same number"
     for what, hashes in (
         ("prompts", (ours.prompt_hashes, theirs.prompt_hashes)),
         ("answers", (ours.target_hashes, theirs.target_hashes)),
     ):
         if any("" in one for one in hashes):
             return "the samples have no hashes (lm-eval before 0.4.3), so that it cannot be checked what was asked"
-        if reason := _differing(what, *hashes, ours.doc_ids):
+        pairs = [(hashes[0][one], hashes[1][two]) for one, two in zip(mine, other, strict=True)]
+        if reason := _differing(what, pairs, common):
             return reason
-    mine, other = ([one.continuations(question) for question in range(len(one))] for one in (ours, theirs))
-    return _differing("choices", mine, other, ours.doc_ids)
+    choices = [(ours.continuations(one), theirs.continuations(two)) for one, two in zip(mine, other, strict=True)]
+    return _differing("choices", choices, common) or Pairing(before=mine, after=other)
 
 
-def document_note(before: SavedTask, after: SavedTask) -> str | None:
+def document_note(before: SavedTask, after: SavedTask, pairing: Pairing) -> str | None:
     """Says if the documents of two runs differ in what was not asked (another column, for instance)."""
     if before.samples is None or after.samples is None:
         return None
-    pairs = zip(before.samples.doc_hashes, after.samples.doc_hashes, strict=True)
-    differing = sum(mine != other for mine, other in pairs)
+    mine, other = before.samples.doc_hashes, after.samples.doc_hashes
+    pairs = zip(pairing.before, pairing.after, strict=True)
+    differing = sum(mine[one] != other[two] for one, two in pairs)
     if not differing:
         return None
     return (
-        f"{before.name}: {differing} of {len(before.samples)} documents differ in something that was not asked;"
+        f"{before.name}: {differing} of {len(pairing.before)} documents differ in something that was not asked;"
         " prompts, choices and answers are the same"
     )
 
 
-def _differing(what: str, mine: Sequence[Any], other: Sequence[Any], doc_ids: npt.NDArray[np.int64]) -> str | None:
-    differing = [index for index, pair in enumerate(zip(mine, other, strict=True)) if pair[0] != pair[1]]
+def _differing(what: str, pairs: Sequence[tuple[Any, Any]], doc_ids: npt.NDArray[np.int64]) -> str | None:
+    differing = [index for index, (mine, other) in enumerate(pairs) if mine != other]
     if not differing:
         return None
     first = int(doc_ids[differing[0]])
-    return f"the {what} of {len(differing)} of {len(mine)} questions differ, question {first} first"
+    return f"the {what} of {len(differing)} of {len(pairs)} questions differ, question {first} first"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     sections: Mapping[str, Section]
     confidence: float
-    resamples: int
-    seed: int
 
 
-def _read(one: str | os.PathLike[str] | EvalResult | SavedResults) -> SavedResults:
+def _read(one: str | os.PathLike[str] | EvalResult | SavedResults) -> list[SavedResults]:
     if isinstance(one, SavedResults):
-        return one
-    return read_results(one) if isinstance(one, (str, os.PathLike)) else from_evaluation(one)
+        return [one]
+    return read_runs(one) if isinstance(one, (str, os.PathLike)) else [from_evaluation(one)]
 
 
 def _names(results: Sequence[SavedResults], names: Sequence[str] | None) -> tuple[str, ...]:
@@ -339,12 +358,12 @@ def _contrast(
             f"{before_name} and {after_name} have no task in common: one has {', '.join(before.tasks)}, the other"
             f" {', '.join(after.tasks)}"
         )
-    reasons = {name: why_unpaired(before.tasks[name], after.tasks[name]) for name in common}
+    pairings = {name: pair(before.tasks[name], after.tasks[name]) for name in common}
     rows: list[Difference] = []
     for one, _ in before.hierarchy():
         other = after.groups.get(one.name) if isinstance(one, SavedGroup) else after.tasks.get(one.name)
         if other is not None and one.name not in {row.name for row in rows}:
-            rows += _rows(one, other, before, after, reasons, options)
+            rows += _rows(one, other, before, after, pairings, options)
     order = list(SECTIONS)
     rows.sort(key=lambda row: order.index(row.section))
     return Contrast(
@@ -354,7 +373,7 @@ def _contrast(
         only_before=tuple(name for name in before.tasks if name not in after.tasks),
         only_after=tuple(name for name in after.tasks if name not in before.tasks),
         settings=_differing_settings(before, after, common),
-        notes=tuple(_notes(before, after, common, reasons)),
+        notes=tuple(_notes(before, after, pairings)),
     )
 
 
@@ -363,61 +382,109 @@ def _rows(
     after: SavedTask | SavedGroup,
     all_before: SavedResults,
     all_after: SavedResults,
-    reasons: Mapping[str, str | None],
+    pairings: Mapping[str, Pairing | str],
     options: _Options,
 ) -> Iterator[Difference]:
-    group = isinstance(before, SavedGroup)
     leaves = before.leaves if isinstance(before, SavedGroup) else (before.name,)
-    reason = _why_unpaired(before, after, reasons)
+    reason = _why_unpaired(before, after, pairings)
+    runs = {"before": all_before, "after": all_after}
     for metric in (name for name in before.metrics if name in after.metrics):
         row: dict[str, Any] = {
             "name": before.name,
             "alias": before.alias,
-            "is_group": group,
-            "section": section_of(before.name, options.sections),
+            "is_group": isinstance(before, SavedGroup),
+            "leaves": leaves,
+            "section": section_of(before.name, options.sections, alias=before.alias),
             "metric": metric,
             "n": before.n if before.n == after.n else None,
+            "asked": (before.n, after.n),
             "before": before.metrics[metric],
             "after": after.metrics[metric],
             "stderr_before": before.stderr[metric],
             "stderr_after": after.stderr[metric],
             "why_unpaired": reason,
+            "caveat": _other_shots(leaves, all_before, all_after),
         }
         if reason is None:
-            answers = [
-                (correct_answers(all_before.tasks[leaf], metric), correct_answers(all_after.tasks[leaf], metric))
-                for leaf in leaves
-            ]
-            known = [(mine, other) for mine, other in answers if mine is not None and other is not None]
-            if metric not in RECOMPUTABLE or len(known) < len(answers):
+            answers = list(_answers(leaves, all_before, all_after, pairings, metric))
+            if len(answers) < len(leaves):
                 row["why_unpaired"] = f"{metric} does not follow from the samples"
             else:
-                row |= _paired(known, options)
+                row |= _paired(answers, options)
+                if row["asked"] != (row["n"], row["n"]):
+                    row |= _over_common(answers)
+        if metric == "acc":
+            for which, run in runs.items():
+                tasks = [run.tasks[leaf] for leaf in leaves if leaf in run.tasks]
+                row[f"letters_{which}"] = letters_of(tasks, confidence=options.confidence)
         yield Difference(**row)
 
 
+_Answers = tuple["npt.NDArray[np.bool_]", "npt.NDArray[np.bool_]"]
+
+
+def _answers(
+    leaves: Sequence[str],
+    before: SavedResults,
+    after: SavedResults,
+    pairings: Mapping[str, Pairing | str],
+    metric: str,
+) -> Iterator[_Answers]:
+    """Whether each question that both runs asked is right in either, by task; of tasks whose samples tell."""
+    for leaf in leaves:
+        mine, other = (correct_answers(run.tasks[leaf], metric) for run in (before, after))
+        pairing = pairings[leaf]
+        if mine is not None and other is not None and isinstance(pairing, Pairing):
+            yield mine[pairing.before], other[pairing.after]
+
+
+def _over_common(answers: Sequence[_Answers]) -> dict[str, Any]:
+    """Values and standard errors over the questions that both runs asked, as lm-eval computes them."""
+    found: dict[str, Any] = {}
+    for which, of_run in zip(("before", "after"), zip(*answers, strict=True), strict=True):
+        each = [share(correct) for correct in of_run]
+        found[which], found[f"stderr_{which}"] = _rust.pool(
+            [one.value for one in each], [one.stderr for one in each], [len(correct) for correct in of_run]
+        )
+    return found
+
+
+def _other_shots(leaves: Sequence[str], before: SavedResults, after: SavedResults) -> str | None:
+    shots = [
+        sorted({str(run.tasks[leaf].num_fewshot) for leaf in leaves if _has_shots(run, leaf)})
+        for run in (before, after)
+    ]
+    if not all(shots) or shots[0] == shots[1]:
+        return None
+    return f"{'/'.join(shots[0])}-shot before, {'/'.join(shots[1])}-shot after"
+
+
+def _has_shots(run: SavedResults, task: str) -> bool:
+    return task in run.tasks and run.tasks[task].num_fewshot is not None
+
+
 def _why_unpaired(
-    before: SavedTask | SavedGroup, after: SavedTask | SavedGroup, reasons: Mapping[str, str | None]
+    before: SavedTask | SavedGroup, after: SavedTask | SavedGroup, pairings: Mapping[str, Pairing | str]
 ) -> str | None:
     if isinstance(before, SavedTask):
-        return reasons[before.name]
+        found = pairings[before.name]
+        return found if isinstance(found, str) else None
     if not isinstance(after, SavedGroup) or set(before.leaves) != set(after.leaves):
         return "the runs have different tasks in it"
-    unpaired = [leaf for leaf in before.leaves if reasons.get(leaf, "missing") is not None]
+    unpaired = [leaf for leaf in before.leaves if not isinstance(pairings.get(leaf), Pairing)]
     return f"{len(unpaired)} of its {len(before.leaves)} tasks cannot be compared in pairs" if unpaired else None
 
 
-def _paired(
-    answers: Sequence[tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]], options: _Options
-) -> dict[str, Any]:
+def _paired(answers: Sequence[_Answers], options: _Options) -> dict[str, Any]:
     """Statistics over pairs of answers, a pair of arrays for each task."""
     before = np.concatenate([mine for mine, _ in answers])
     after = np.concatenate([other for _, other in answers])
     change = after.astype(np.float64) - before
-    low, high = _rust.bootstrap(change, resamples=options.resamples, seed=options.seed, confidence=options.confidence)
     right_to_wrong, wrong_to_right = int((before & ~after).sum()), int((~before & after).sum())
+    low, high = _rust.paired_interval(right_to_wrong, wrong_to_right, len(before), confidence=options.confidence)
     clusters = np.repeat(np.arange(len(answers)), [len(mine) for mine, _ in answers])
     return {
+        "n": len(before),
         "low": low,
         "high": high,
         "clustered_stderr": _rust.clustered_stderr(change, clusters) if len(answers) > 1 else None,
@@ -452,17 +519,87 @@ def _differing_settings(before: SavedResults, after: SavedResults, tasks: Sequen
     return settings
 
 
-def _notes(
-    before: SavedResults, after: SavedResults, tasks: Sequence[str], reasons: Mapping[str, str | None]
-) -> Iterator[str]:
+def order_doubt(before: SavedResults, after: SavedResults) -> str | None:
+    """Why two runs look as if they had been given in the wrong order; None if they do not.
+
+    What unlearning has left beside a model (`unlearn.json`) decides; then what models and files are called; then when
+    the evaluations were made, if the models differ.
+    """
+    unlearned = [_unlearned_from(run.model_name) for run in (before, after)]
+    if unlearned[1] is not None and unlearned[0] is None:
+        return None
+    if unlearned[0] is not None and unlearned[1] is None:
+        return f"{before.model_name}, which is taken as before, was made by unlearning (from {unlearned[0]})"
+    said = [_said_by_names(run) for run in (before, after)]
+    if said == ["after", "before"]:
+        return f"the run taken as before is called {_shown_name(before)}, the one taken as after {_shown_name(after)}"
+    earlier, later = (run.raw.get("date") for run in (before, after))
+    if said == ["before", "after"] or before.model_name == after.model_name:
+        return None
+    if earlier is None or later is None or earlier <= later:
+        return None
+    return f"{before.model_name}, which is taken as before, was evaluated later than {after.model_name}"
+
+
+def _unlearned_from(model: str) -> str | None:
+    """The model that a folder's model was made of by unlearning."""
+    try:
+        record = json.loads((Path(model) / "unlearn.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None  # A name on the hub, a folder that is not here, or no record of ours: nothing is known.
+    return str(record.get("model") or "another model") if isinstance(record, dict) else None
+
+
+# Words in names of models and files that tell which of two runs is the earlier one.
+_EARLIER = frozenset({"before", "base", "baseline", "original"})
+_LATER = frozenset({"after", "unlearned", "unlearnt", "rmu"})
+
+
+def _said_by_names(run: SavedResults) -> str | None:
+    folders = [] if run.path is None else [run.path.parent.name, run.path.parent.parent.name]
+    words = {word for name in (run.model_name, *folders) for word in re.split(r"[^a-z]+", name.lower())}
+    if bool(words & _EARLIER) == bool(words & _LATER):
+        return None
+    return "before" if words & _EARLIER else "after"
+
+
+def _shown_name(run: SavedResults) -> str:
+    return run.model_name if run.path is None else str(run.path.parent)
+
+
+def _notes(before: SavedResults, after: SavedResults, pairings: Mapping[str, Pairing | str]) -> Iterator[str]:
+    if doubt := order_doubt(before, after):
+        yield f"{doubt}; the order is BEFORE AFTER: are they the wrong way round?"
     if before.made_by.split()[0] != after.made_by.split()[0]:
         yield f"the runs were made by {before.made_by} and {after.made_by}"
     for one in (before, after):
         if one.newest_of > 1:
             yield f"{one.path} is the newest of {one.newest_of} results of its folder"
-    for name in tasks:
-        if reasons[name] is None and (note := document_note(before.tasks[name], after.tasks[name])):
+    for which, run in (("before", before), ("after", after)):
+        found = {name: letters_of([run.tasks[name]]).collapse for name in pairings}
+        for told in letter_notes({name: collapse for name, collapse in found.items() if collapse is not None}):
+            yield f"{which}: {told}"
+    paired = {name: pairing for name, pairing in pairings.items() if isinstance(pairing, Pairing)}
+    for name, pairing in paired.items():
+        if note := document_note(before.tasks[name], after.tasks[name], pairing):
             yield note
+    yield from _about_common(before, after, paired)
+
+
+def _about_common(before: SavedResults, after: SavedResults, paired: Mapping[str, Pairing]) -> Iterator[str]:
+    """Says of which tasks only a part of the questions is compared."""
+    parts = []
+    for name, pairing in paired.items():
+        asked = [len(run.tasks[name].samples or ()) for run in (before, after)]
+        if len(pairing.before) < max(asked):
+            parts.append(f"{name} {len(pairing.before)} (of {asked[0]} before and {asked[1]} after)")
+    if parts:
+        more = f" and {len(parts) - _TOLD} tasks more" if len(parts) > _TOLD else ""
+        yield f"only questions that both runs asked are compared: {', '.join(parts[:_TOLD])}{more}"
+
+
+# Tasks that a sentence names before it counts the others.
+_TOLD = 5
 
 
 _COLUMNS = ("task", "n", "metric", "before", "after", "change", "interval", "p", "p (Holm)", "lost", "won")
@@ -471,8 +608,8 @@ _COLUMNS = ("task", "n", "metric", "before", "after", "change", "interval", "p",
 def _cells(row: Difference, indent: str) -> tuple[str, ...]:
     paired = row.low is not None and row.high is not None
     return (
-        indent + row.alias,
-        "" if row.n is None else str(row.n),
+        indent + row.alias + ("" if row.caveat is None else f" ({row.caveat})"),
+        _count(row),
         row.metric,
         f"{row.before:.4f}",
         f"{row.after:.4f}",
@@ -483,6 +620,41 @@ def _cells(row: Difference, indent: str) -> tuple[str, ...]:
         "" if row.right_to_wrong is None else str(row.right_to_wrong),
         "" if row.wrong_to_right is None else str(row.wrong_to_right),
     )
+
+
+_LETTER_COLUMNS = ("without preferred letters", "calibrated before", "after", "rank z before", "after", "p after")
+
+
+def _letter_rows(contrast: Contrast) -> list[tuple[str, ...]]:
+    """What is left without a preference for letters: of groups, and of tasks that are in none of these."""
+    grouped = {leaf for row in contrast.rows if row.is_group for leaf in row.leaves}
+    rows = []
+    for row in contrast.rows:
+        ranks = (row.letters_before.rank, row.letters_after.rank)
+        if row.metric != "acc" or row.name in grouped or not any(ranks):
+            continue
+        calibrated = (row.letters_before.calibrated, row.letters_after.calibrated)
+        rows.append(
+            (
+                row.alias,
+                *("" if one is None else f"{one.value:.4f}" for one in calibrated),
+                *("" if one is None else f"{one.z:+.1f}" for one in ranks),
+                probability_text(None if ranks[1] is None else ranks[1].p),
+            )
+        )
+    return rows
+
+
+def _count(row: Difference) -> str:
+    if row.n is None:
+        return ""
+    most = max(asked or 0 for asked in row.asked)
+    return str(row.n) if row.n >= most else f"{row.n} of {most}"
+
+
+def _percent(value: float) -> str:
+    """0.95 as 95%, 0.999 as 99.9%."""
+    return f"{100 * value:.6g}%"
 
 
 def probability_text(p: float | None) -> str:
@@ -521,6 +693,10 @@ def _text(comparison: Comparison, contrast: Contrast) -> Iterator[str]:
         yield title
         yield from map(line, rows)
     yield ""
+    if letters := _letter_rows(contrast):
+        widths = [max(map(len, column)) for column in zip(_LETTER_COLUMNS, *letters, strict=True)]
+        yield from map(line, [_LETTER_COLUMNS, *letters])
+        yield ""
     yield from _remarks(comparison, contrast)
 
 
@@ -537,6 +713,11 @@ def _markdown(comparison: Comparison, contrast: Contrast) -> Iterator[str]:
         for row in rows:
             yield line(_cells(row, ""))
     yield ""
+    if letters := _letter_rows(contrast):
+        yield line(_LETTER_COLUMNS)
+        yield line(["---"] + ["---:"] * (len(_LETTER_COLUMNS) - 1))
+        yield from map(line, letters)
+        yield ""
     for remark in _remarks(comparison, contrast):
         yield f"- {remark}"
 
@@ -545,9 +726,14 @@ def _remarks(comparison: Comparison, contrast: Contrast) -> Iterator[str]:
     """How to read the table, and what to be careful about."""
     if any(row.p is not None for row in contrast.rows):
         yield (
-            f"interval: {comparison.confidence:.0%} of {comparison.resamples} paired bootstrap resamples (seed"
-            f" {comparison.seed}); p: exact McNemar test, corrected over tasks (Holm); lost: right before, wrong after;"
-            " won: the other way round"
+            f"interval: {_percent(comparison.confidence)} by Tango's paired score test, not corrected for the number of"
+            " tasks; p: exact McNemar test, then corrected over tasks (Holm); lost: right before, wrong after; won: the"
+            " other way round"
+        )
+    if _letter_rows(contrast):
+        yield (
+            "calibrated: acc after each letter's mean log-likelihood is subtracted; rank z: how far, in standard"
+            " deviations of guessing, the right choices rank above what guessing gives, without preferred letters"
         )
     for reason, tasks in contrast.unpaired.items():
         shown = ", ".join(tasks[:5]) + (f" and {len(tasks) - 5} more" if len(tasks) > 5 else "")

@@ -222,6 +222,8 @@ def evaluate(
             fewshot_as_multiturn=multiturn,
             details=details_of(selection, loaded, requests, scores, partial),
         )
+        for note in result.letter_notes():
+            warnings.warn(note, WmdpFastWarning, stacklevel=2)
         if output is not None:
             result = replace(result, saved_to=result.save(output, log_samples=log_samples))
     return result

@@ -7,13 +7,13 @@ from the log-likelihoods in its samples, and reports where the two disagree.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast import _rust
-from wmdp_fast.saved import SavedResults, SavedTask, find_results, read_results
+from wmdp_fast.exceptions import DatasetError
+from wmdp_fast.saved import SAMPLES_NAME, SavedResults, SavedTask, find_results, read_results, samples_file
 from wmdp_fast.statistics import (
     RECOMPUTABLE,
     Description,
@@ -26,8 +26,6 @@ from wmdp_fast.statistics import (
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
-
-_SAMPLES_NAME = re.compile(r"samples_(?P<task>.+)_(?P<time>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(\.\d+)?)\.jsonl")
 
 # Sums taken in another order differ by this much at most, relative to their size.
 _TOLERANCE = 1e-9
@@ -110,36 +108,52 @@ def rescore(
 
 def _read(path: Path) -> SavedResults:
     """Results with samples, from whatever the path is."""
-    if path.suffix == ".jsonl" and path.is_file():
+    if path.is_file() and (path.suffix == ".jsonl" or SAMPLES_NAME.fullmatch(path.name)):
         return _read_one_samples_file(path)
     try:
         find_results(path)
     except FileNotFoundError:
-        samples = sorted(path.glob("samples_*.jsonl")) if path.is_dir() else []
+        samples = [file for file in sorted(path.iterdir()) if _is_samples(file)] if path.is_dir() else []
         if not samples:
             raise
         return _samples_alone(path, samples)
     return read_results(path)
 
 
+def _is_samples(file: Path) -> bool:
+    return file.name.startswith("samples_") and file.suffix in (".json", ".jsonl")
+
+
 def _read_one_samples_file(path: Path) -> SavedResults:
-    """The one task of a samples file, with what the results file of the same time says, if it is there."""
-    match = _SAMPLES_NAME.fullmatch(path.name)
-    beside = sorted(path.parent.glob(f"*_{match['time']}.json")) if match else []
-    if match is None or not beside:
-        return _samples_alone(path, [path])
-    results = read_results(beside[0], samples=False)
-    task = results.tasks.get(match["task"])
-    if task is None:
-        return _samples_alone(path, [path])
-    delimiter = None if results.raw.get("chat_template") else task.config.get("target_delimiter")
-    task = replace(task, samples=_rust.read_samples(path, delimiter=delimiter))
-    return replace(results, tasks={task.name: task}, groups={})
+    """The one task of a samples file, with what the results file it was saved with says, if that is there."""
+    for beside in _results_beside(path):
+        results = read_results(beside, samples=False)
+        for task in results.tasks.values():
+            if samples_file(beside, task.name, results.raw) == path:
+                delimiter = None if results.raw.get("chat_template") else task.config.get("target_delimiter")
+                task = replace(task, samples=_rust.read_samples(path, delimiter=delimiter))
+                return replace(results, tasks={task.name: task}, groups={})
+    return _samples_alone(path, [path])
+
+
+def _results_beside(path: Path) -> Iterator[Path]:
+    """Results files that may be those of a samples file."""
+    if match := SAMPLES_NAME.fullmatch(path.name):
+        files = sorted(path.parent.glob(f"*_{match['time']}.json"))
+        yield from (file for file in files if not SAMPLES_NAME.fullmatch(file.name))
+        return
+    for file in sorted(path.parent.glob("*.json")):
+        try:
+            find_results(file)
+            read_results(file, samples=False)
+        except DatasetError:
+            continue  # Some other file, which nobody asked for.
+        yield file
 
 
 def _samples_alone(path: Path, files: list[Path]) -> SavedResults:
     """Results of samples that no results file tells of; of several times, the newest."""
-    named = [(file, _SAMPLES_NAME.fullmatch(file.name)) for file in files]
+    named = [(file, SAMPLES_NAME.fullmatch(file.name)) for file in files]
     newest = max((match["time"] for _, match in named if match), default=None)
     tasks = {}
     for file, match in named:

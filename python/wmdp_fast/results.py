@@ -15,16 +15,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wmdp_fast import _rust, environment
+import numpy as np
+
+from wmdp_fast import _rust, environment, statistics
 from wmdp_fast.files import write_whole
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping, Sequence
 
-    import numpy as np
     import numpy.typing as npt
 
+    from wmdp_fast.statistics import Collapse
     from wmdp_fast.tasks import Group, Task
 
 # What lm-eval writes where a standard error is not defined.
@@ -123,6 +125,16 @@ class TaskResult:
     def sample_len(self) -> int:
         """Number of questions asked."""
         return len(self.outcome)
+
+    @property
+    def numbers_of_choices(self) -> tuple[int, ...]:
+        """The numbers of choices that questions have, each once."""
+        return tuple(np.unique(np.diff(self.outcome.choice_offsets)).tolist())
+
+    @property
+    def collapse(self) -> Collapse | None:
+        """The choice that is answered to more than 90 % of the questions, if there is one."""
+        return statistics.collapse(self.outcome.predicted, self.outcome.answers)
 
     @property
     def num_fewshot(self) -> int:
@@ -317,7 +329,13 @@ class EvalResult:
                 f"{near_ties} of {total} predictions are near-ties: their two best choices are within {self.near_tie:g}"
                 " nats, where rounding may decide."
             )
+        lines += self.letter_notes()
         return "\n".join(lines)
+
+    def letter_notes(self) -> list[str]:
+        """What to be told of tasks to nearly all of whose questions one letter is answered; usually nothing."""
+        found = {name: task.collapse for name, task in self.tasks.items()}
+        return statistics.letter_notes({name: collapse for name, collapse in found.items() if collapse is not None})
 
     def to_json(self, task_hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
         """The results file's contents: lm-eval's keys in lm-eval's order, then `wmdp_fast`.
@@ -337,7 +355,10 @@ class EvalResult:
             "results": tasks | bottom_up,
             **({"groups": aggregated} if aggregated else {}),
             "group_subtasks": self.group_subtasks,
-            "configs": {name: self.tasks[name].task.lm_eval_config() for name in sorted(self.tasks)},
+            "configs": {
+                name: self.tasks[name].task.lm_eval_config(self.tasks[name].numbers_of_choices)
+                for name in sorted(self.tasks)
+            },
             "versions": dict(sorted(versions.items())),
             "n-shot": dict(sorted(self._num_fewshot().items())),
             "higher_is_better": dict(sorted(self._higher_is_better().items())),
@@ -373,6 +394,7 @@ class EvalResult:
                         "file": task.questions.file,
                         "dataset_revision": task.dataset_revision,
                         "content_hash": task.questions.content_hash,
+                        **({} if (one := task.collapse) is None else {"one_letter": vars(one)}),
                     }
                     for name, task in self.tasks.items()
                 },
@@ -381,6 +403,7 @@ class EvalResult:
                 "versions": self.versions,
                 "hardware": self.hardware,
                 **self.details,
+                "warnings": [*self.details.get("warnings", []), *self.letter_notes()],
             },
         }
 

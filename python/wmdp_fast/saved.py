@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ import numpy as np
 
 from wmdp_fast import _rust
 from wmdp_fast.exceptions import DatasetError
+from wmdp_fast.results_file import metric_number, read_results_file
+from wmdp_fast.statistics import RECOMPUTABLE
 
 if TYPE_CHECKING:
     import os
@@ -28,8 +30,14 @@ if TYPE_CHECKING:
 # `results_2026-11-24T15-00-00.123456.json`, or with another first part where the output path was a `.json` name.
 _RESULTS_NAME = re.compile(r"(?P<stem>.+)_(?P<time>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(\.\d+)?)\.json")
 
-# What a results file says beside its metrics.
-_NO_METRICS = frozenset({"alias", "name", "sample_len", "sample_count", "samples"})
+# A samples file of that time; lists in one JSON file were written for a while before 0.4.3.
+SAMPLES_NAME = re.compile(r"samples_(?P<task>.+)_(?P<time>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(\.\d+)?)\.jsonl?")
+
+# What lm-eval 0.4.0 to 0.4.2 named its results in a folder.
+_UNDATED = "results.json"
+
+# What a results file says beside its metrics; lm-eval puts a space where a group has no metric.
+_NO_METRICS = frozenset({"alias", "name", "sample_len", "sample_count", "samples", " "})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +154,8 @@ class SavedResults:
     def made_by(self) -> str:
         """`wmdp-fast` or `lm-eval`, with its version."""
         if self.extra:
-            return f"wmdp-fast {self.extra.get('versions', {}).get('wmdp_fast') or '(unknown version)'}"
+            versions = self.extra.get("versions") or {}
+            return f"wmdp-fast {versions.get('wmdp_fast') or '(unknown version)'}"
         return f"lm-eval {self.raw.get('lm_eval_version') or '(unknown version)'}"
 
     @property
@@ -176,7 +185,8 @@ def read_results(path: str | os.PathLike[str], *, samples: bool = True) -> Saved
     Args:
         path: A results file; or what `output` was when it was saved: a folder with results of one model, in itself or
             one folder down, or a name ending in `.json`, which was given the time. Of several results the newest is
-            read.
+            read. lm-eval 0.4.0 to 0.4.2 wrote `results.json`, and samples beside it that are named by the model's
+            arguments; these are found too.
         samples: Whether to read the samples files beside it, where there are any.
 
     Raises:
@@ -185,15 +195,29 @@ def read_results(path: str | os.PathLike[str], *, samples: bool = True) -> Saved
             and row and field where there are such.
     """
     file, count = find_results(path)
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DatasetError(str(file), f"is not a results file: no JSON ({error})") from error
-    if not isinstance(raw, dict) or not isinstance(raw.get("results"), dict):
-        raise DatasetError(str(file), "is not a results file: it holds no `results`", field="results")
-    match = _RESULTS_NAME.fullmatch(file.name)
-    time = match["time"] if match and samples else None
-    return _saved(raw, file, count, lambda task: _samples_beside(file, task, time, raw))
+    raw = read_results_file(file)
+    return _saved(raw, file, count, lambda task: _samples_beside(file, task, raw) if samples else None)
+
+
+def read_runs(path: str | os.PathLike[str]) -> list[SavedResults]:
+    """Reads what a path means: one evaluation, or of a folder with results of several models the newest of each.
+
+    Args:
+        path: As for `read_results`; or a folder with results of several models, in it or up to two folders down.
+
+    Returns:
+        The evaluations, the earliest first.
+
+    Raises:
+        FileNotFoundError: There is no such file, or no results in the folder.
+        DatasetError: A file is not what it should be; names file, row and field.
+    """
+    given = Path(path)
+    if given.is_file():
+        return [read_results(given)]
+    homes = _homes(given, levels=2)
+    read = [replace(read_results(files[-1]), newest_of=len(files)) for _, files in sorted(homes.items())]
+    return sorted(read, key=lambda one: one.raw.get("date") or 0)
 
 
 def from_evaluation(result: EvalResult) -> SavedResults:
@@ -217,35 +241,81 @@ def find_results(path: str | os.PathLike[str]) -> tuple[Path, int]:
     """
     given = Path(path)
     if given.is_file():
-        if given.suffix == ".jsonl":
+        if given.suffix == ".jsonl" or SAMPLES_NAME.fullmatch(given.name):
             raise DatasetError(str(given), "is a samples file; give the results file or the folder they are in")
         return given, 1
-    if not given.is_dir():
-        # `--output x.json` adds the time to the name, as lm-eval does.
-        named = [one for one in _dated(given.parent) if one[1] == given.stem] if given.parent.is_dir() else []
-        if given.suffix != ".json" or not named:
-            raise FileNotFoundError(f"{given}: no such file or folder")
-        return max(named, key=lambda one: one[2])[0], len(named)
-    found = _dated(given) or [one for folder in sorted(given.iterdir()) if folder.is_dir() for one in _dated(folder)]
-    if not found:
-        raise FileNotFoundError(f"{given}: no results here (results_*.json), nor one folder down")
-    homes = sorted({(file.parent, stem) for file, stem, _ in found})
+    homes = _homes(given, levels=1)
     if len(homes) > 1:
-        several = ", ".join(f"{folder if stem == 'results' else folder / stem}" for folder, stem in homes)
+        several = ", ".join(f"{folder if stem == 'results' else folder / stem}" for folder, stem in sorted(homes))
         raise DatasetError(str(given), f"holds results of {len(homes)} models; name one of: {several}")
-    return max(found, key=lambda one: one[2])[0], len(found)
+    [files] = homes.values()
+    return files[-1], len(files)
+
+
+def _homes(folder: Path, levels: int) -> dict[tuple[Path, str], list[Path]]:
+    """Results files in a folder and so many levels down: by where they lie and what their names begin with, in time.
+
+    What is nearer counts: folders are looked into only if there is nothing beside them.
+    """
+    if not folder.is_dir():
+        # `--output x.json` adds the time to the name, as lm-eval does.
+        named = [one for one in _dated(folder.parent) if one[1] == folder.stem] if folder.parent.is_dir() else []
+        if folder.suffix != ".json" or not named:
+            raise FileNotFoundError(f"{folder}: no such file or folder")
+        return {(folder.parent, folder.stem): [file for file, _, _ in sorted(named, key=lambda one: one[2])]}
+    level = [folder]
+    for _ in range(levels + 1):
+        found: dict[tuple[Path, str], list[tuple[str, Path]]] = {}
+        for one in level:
+            for file, stem, time in _dated(one) or _undated(one):
+                found.setdefault((one, stem), []).append((time, file))
+        if found:
+            return {home: [file for _, file in sorted(files)] for home, files in found.items()}
+        level = [inner for one in level for inner in sorted(one.iterdir()) if inner.is_dir()]
+    down = "one folder" if levels == 1 else f"{levels} folders"
+    raise FileNotFoundError(f"{folder}: no results here (results_*.json), nor {down} down")
 
 
 def _dated(folder: Path) -> list[tuple[Path, str, str]]:
     """Results files of a folder with what their names begin with and their time."""
-    matches = [(file, _RESULTS_NAME.fullmatch(file.name)) for file in sorted(folder.iterdir()) if file.is_file()]
+    matches = [
+        (file, _RESULTS_NAME.fullmatch(file.name))
+        for file in sorted(folder.iterdir())
+        if file.is_file() and not SAMPLES_NAME.fullmatch(file.name)
+    ]
     return [(file, match["stem"], match["time"]) for file, match in matches if match]
 
 
-def _samples_beside(results: Path, task: str, time: str | None, raw: Mapping[str, Any]) -> _rust.Samples | None:
-    path = results.with_name(f"samples_{task}_{time}.jsonl")
-    config = raw.get("configs", {}).get(task, {})
-    if time is None or not path.is_file() or config.get("output_type", "multiple_choice") != "multiple_choice":
+def _undated(folder: Path) -> list[tuple[Path, str, str]]:
+    """The one results file that lm-eval 0.4.0 to 0.4.2 kept in a folder."""
+    file = folder / _UNDATED
+    return [(file, "results", "")] if file.is_file() else []
+
+
+def samples_file(results: Path, task: str, raw: Mapping[str, Any]) -> Path | None:
+    """Where the samples of a task are that were saved with a results file; None if there are none.
+
+    Args:
+        results: The results file.
+        task: The task's name.
+        raw: What the results file holds.
+    """
+    match = _RESULTS_NAME.fullmatch(results.name)
+    if match:
+        names = [f"samples_{task}_{match['time']}.jsonl", f"samples_{task}_{match['time']}.json"]
+    else:
+        # lm-eval 0.4.0 to 0.4.2 named them by the model's arguments.
+        arguments = (raw.get("config") or {}).get("model_args")
+        names = [f"{re.sub('/|=', '__', arguments)}_{task}.jsonl"] if isinstance(arguments, str) else []
+    # A name that would lie elsewhere is none that either package writes; nor is one too long to exist.
+    beside = [results.parent / name for name in names if "/" not in name and "\0" not in name and len(name) < 256]
+    return next((path for path in beside if path.is_file()), None)
+
+
+def _samples_beside(results: Path, task: str, raw: Mapping[str, Any]) -> _rust.Samples | None:
+    path = samples_file(results, task, raw)
+    config = (raw.get("configs") or {}).get(task) or {}
+    if path is None or (config.get("output_type") or "multiple_choice") != "multiple_choice":
         return None
     # In a chat the delimiter is dropped, whatever the task says.
     delimiter = None if raw.get("chat_template") else config.get("target_delimiter")
@@ -260,12 +330,11 @@ def _saved(
     below = {name: tuple(children) for name, children in (raw.get("group_subtasks") or {}).items() if children}
     tasks: dict[str, SavedTask] = {}
     groups: dict[str, SavedGroup] = {}
-    for name, entry in raw["results"].items():
-        if not isinstance(entry, dict):
-            raise DatasetError(where, f"must hold metrics by name, not {entry!r}", field=f"results.{name}")
+    # A group without metrics may have no entry.
+    for name, entry in ({group: {} for group in below} | raw["results"]).items():
         metrics, stderr = _metrics(where, name, entry)
-        counted = entry.get("sample_len") or (raw.get("n-samples") or {}).get(name, {}).get("effective")
-        alias = str(entry.get("alias", name)).lstrip(" -")
+        counted = entry.get("sample_len") or ((raw.get("n-samples") or {}).get(name) or {}).get("effective")
+        alias = (entry.get("alias") or name).lstrip(" -")
         if name in below:
             groups[name] = SavedGroup(
                 name=name,
@@ -286,7 +355,7 @@ def _saved(
             stderr=stderr,
             num_fewshot=(raw.get("n-shot") or {}).get(name),
             config=(raw.get("configs") or {}).get(name) or {},
-            near_ties=extra.get("tasks", {}).get(name, {}).get("near_ties"),
+            near_ties=((extra.get("tasks") or {}).get(name) or {}).get("near_ties"),
             samples=samples,
         )
     # Parents first, as they are shown.
@@ -310,11 +379,10 @@ def _metrics(where: str, name: str, entry: Mapping[str, Any]) -> tuple[dict[str,
         if key in _NO_METRICS:
             continue
         metric, _, filtered = key.partition(",")
-        if isinstance(value, bool) or not (isinstance(value, (int, float)) or value in ("N/A", None)):
-            raise DatasetError(where, f"must be a number, not {value!r}", field=f"results.{name}.{key}")
-        number = float(value) if isinstance(value, (int, float)) else None
+        of_error = metric.endswith("_stderr")
+        number = metric_number(where, f"results.{name}.{key}", value, share=metric in RECOMPUTABLE, error=of_error)
         suffix = "" if filtered in ("", "none") else f",{filtered}"
-        if metric.endswith("_stderr"):
+        if of_error:
             stderr[metric.removesuffix("_stderr") + suffix] = number
         elif number is not None:
             metrics[metric + suffix] = number
@@ -341,6 +409,9 @@ def _counted(group: SavedGroup, tasks: Mapping[str, SavedTask]) -> SavedGroup:
 def _model_name(raw: Mapping[str, Any]) -> str:
     arguments = (raw.get("config") or {}).get("model_args")
     pretrained = arguments.get("pretrained") if isinstance(arguments, dict) else None
+    if isinstance(arguments, str):
+        # As lm-eval 0.4.0 to 0.4.2 record it: pretrained=NAME,dtype=float32.
+        pretrained = dict(pair.partition("=")[::2] for pair in arguments.split(",")).get("pretrained")
     return str(raw.get("model_name") or pretrained or arguments or "unknown model")
 
 

@@ -1,11 +1,12 @@
-"""What saved results say beyond their means: intervals, distance from chance, calibration, near-ties, letter bias.
+"""What saved results say beyond their means: intervals, distance from chance, calibration, near-ties, letters, ranks.
 
-The numbers come from the Rust core (`wmdp_fast._rust`: `wilson`, `bootstrap`, `mcnemar`, ...), whose docstrings hold
+The numbers come from the Rust core (`wmdp_fast._rust`: `wilson`, `paired_interval`, ...), whose docstrings hold
 formulas and sources; `docs/statistics.md` has them all in one place. Here they are put together for a task and a group.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from wmdp_fast import _rust
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -25,6 +26,19 @@ RECOMPUTABLE = ("acc", "acc_norm", "acc_bytes")
 
 # Bins of equal width for calibration, as Guo et al. 2017 have them.
 NUM_BINS = 15
+
+# One choice that is answered to more than this share of the questions says more about the model's letters than about
+# what it knows; of fewer questions than these it may be chance.
+COLLAPSED_SHARE = 0.9
+_COLLAPSED_LEAST = 10
+# More tasks than these are told of in one sentence.
+_COLLAPSES_TOLD = 3
+
+# Fewest questions over which a letter's mean log-likelihood is taken.
+_CENTERED_LEAST = 10
+
+# A p-value below this tells from guessing.
+SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +108,75 @@ class LetterBias:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Collapse:
+    """One choice that is answered to nearly all questions, whatever is asked.
+
+    Attributes:
+        letter: The choice's letter.
+        predicted: To how many questions it is the answer.
+        right: Of how many it is the right one.
+        n: Number of questions.
+    """
+
+    letter: str
+    predicted: int
+    right: int
+    n: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.letter} is answered to {self.predicted} of {self.n} questions, of {self.right} of which it is the"
+            " right choice: this accuracy tells how often that letter is right, not what the model knows"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankTest:
+    """Whether the right choice ranks higher among its question's than a model that knows nothing would have it.
+
+    Choices rank by their log-likelihood less its mean over the questions for that letter, so that a preference for a
+    letter does not count. If scores knew nothing, right answers might as well be dealt anew among the questions; mean
+    and variance over all such permutations are exact (Hoeffding 1951, Annals of Mathematical Statistics 22(4)).
+
+    Attributes:
+        beats: Mean share of a question's wrong choices that the right one is ahead of; an equal one counts half.
+        expected: The same over all permutations of the right answers, near 0.5.
+        z: How many standard deviations of the permutations `beats` is above that.
+        p: Its two-sided p-value, by the normal distribution.
+    """
+
+    beats: float
+    expected: float
+    z: float
+    p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Letters:
+    """What a model's preference for letters does to its accuracy, and what remains without it.
+
+    Attributes:
+        collapse: The choice that is answered to more than 90 % of the questions, if there is one.
+        calibrated: `acc` after each letter's mean log-likelihood over the task's questions is subtracted: batch
+            calibration (Zhou et al. 2023, arXiv:2309.17249). None if there are fewer than 10 questions of a task with
+            as many choices, a target names no single choice, or a choice is impossible.
+        rank: None if a target names no single choice, a choice is impossible, or nothing can differ.
+    """
+
+    collapse: Collapse | None = None
+    calibrated: Estimate | None = None
+    rank: RankTest | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            "one_letter": None if self.collapse is None else vars(self.collapse),
+            "letter_calibrated_acc": None if self.calibrated is None else self.calibrated.to_json(),
+            "rank": None if self.rank is None else vars(self.rank),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Description:
     """What the scores of a task, or of all tasks below a group, say.
 
@@ -108,6 +191,7 @@ class Description:
         near_tie: That bound.
         ties: Questions whose two best choices have the very same log-likelihood: the first one won by its place.
         letter_bias: None if questions differ in their number of choices, or a target names no single choice.
+        letters: What preferred letters do to the accuracy.
     """
 
     name: str
@@ -119,6 +203,18 @@ class Description:
     near_tie: float
     ties: int
     letter_bias: LetterBias | None
+    letters: Letters
+
+    @property
+    def like_guessing(self) -> bool | None:
+        """Whether neither the accuracy nor the right choices' ranks can be told from guessing; None if one is unknown.
+
+        Each by its own two-sided test at 5 %. An accuracy that is at chance while ranks are not is what a model looks
+        like that knows and prefers a letter.
+        """
+        if self.chance is None or self.letters.rank is None:
+            return None
+        return self.chance.p >= SIGNIFICANT and self.letters.rank.p >= SIGNIFICANT
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -141,6 +237,8 @@ class Description:
                 "chi_square": bias.chi_square,
                 "p": bias.p,
             },
+            **self.letters.to_json(),
+            "like_guessing": self.like_guessing,
         }
 
 
@@ -263,6 +361,7 @@ def _describe(
         near_tie=near_tie,
         ties=int((margin == 0).sum()),
         letter_bias=_letter_bias(predicted, gold, counts) if known else None,
+        letters=letters_of(tasks, confidence=confidence),
     )
 
 
@@ -295,6 +394,134 @@ def _calibration(
         raise ValueError(f"{name}, {error}") from error
 
 
+def letters_of(tasks: Sequence[SavedTask], *, confidence: float = 0.95) -> Letters:
+    """What preferred letters do to the accuracy of tasks taken together; nothing where samples do not tell.
+
+    Args:
+        tasks: The task, or all tasks below a group.
+        confidence: How often the interval is to cover.
+    """
+    samples = [task.samples for task in tasks if task.samples is not None]
+    if not samples or len(samples) < len(tasks) or any((one.gold < 0).any() for one in samples):
+        return Letters()
+    strata = [stratum for one in samples for stratum in _strata(one)]
+    predicted = np.concatenate([one.predicted("acc") for one in samples])
+    gold = np.concatenate([one.gold for one in samples])
+    return Letters(
+        collapse=collapse(predicted, gold), calibrated=_calibrated(strata, confidence), rank=rank_test(strata)
+    )
+
+
+def collapse(predicted: npt.NDArray[np.int64], gold: npt.NDArray[np.int64]) -> Collapse | None:
+    """The choice that is answered to more than 90 % of the questions (10 or more), if it is not right that often too.
+
+    Args:
+        predicted: The choice answered to each question, `[n]`.
+        gold: The right one, `[n]`.
+    """
+    n = len(predicted)
+    if n < _COLLAPSED_LEAST:
+        return None
+    most = int(np.bincount(predicted).argmax())
+    count, right = int((predicted == most).sum()), int((gold == most).sum())
+    # Where nearly all answers are the same letter, answering it is no sign of anything.
+    if count <= COLLAPSED_SHARE * n or right > COLLAPSED_SHARE * count:
+        return None
+    return Collapse(letter=_letter(most), predicted=count, right=right, n=n)
+
+
+def guessing_text(description: Description) -> str | None:
+    """Whether answers can be told from guessing, in words, where accuracy alone says less than that; else None."""
+    chance, rank = description.chance, description.letters.rank
+    if chance is None or rank is None or chance.p < SIGNIFICANT:
+        return None
+    if rank.p >= SIGNIFICANT:
+        return "not distinguishable from guessing, by accuracy and by the right choices' ranks"
+    where = "higher" if rank.z > 0 else "lower"
+    return (
+        f"the accuracy is that of guessing, but the right choices rank {where} than guessing would have them: it knows"
+        " more than the accuracy says"
+    )
+
+
+def letter_notes(found: Mapping[str, Collapse]) -> list[str]:
+    """One sentence for each task that is answered with one letter; of many tasks one for all."""
+    if len(found) <= _COLLAPSES_TOLD:
+        return [f"{name}: {one}" for name, one in found.items()]
+    letters = sorted({one.letter for one in found.values()})
+    several = ", ".join(list(found)[:_COLLAPSES_TOLD]) + f" and {len(found) - _COLLAPSES_TOLD} more"
+    return [
+        f"{len(found)} tasks ({several}) are answered with one letter ({', '.join(letters)}) to more than"
+        f" {COLLAPSED_SHARE:.0%} of their questions: their accuracies tell how often that letter is right, not what the"
+        " model knows"
+    ]
+
+
+# Log-likelihoods of questions with as many choices, less each letter's mean, `[n, k]`; and the right choices, `[n]`.
+_Stratum = tuple["npt.NDArray[np.float64]", "npt.NDArray[np.int64]"]
+
+
+def _strata(samples: _rust.Samples) -> Iterator[_Stratum]:
+    """A task's questions by their number of choices, centered by letter."""
+    offsets = samples.choice_offsets
+    counts = np.diff(offsets)
+    for num_choices in np.unique(counts).tolist():
+        of_them = np.flatnonzero(counts == num_choices)
+        scores = samples.loglikelihood[offsets[of_them][:, None] + np.arange(num_choices)]
+        with np.errstate(invalid="ignore"):
+            # A mean of what is impossible has no difference to anything: NaN, which the callers look for.
+            yield scores - scores.mean(axis=0), samples.gold[of_them]
+
+
+def _calibrated(strata: Sequence[_Stratum], confidence: float) -> Estimate | None:
+    """Accuracy of the choices that are highest above their letter's mean.
+
+    Whether a question counts in the means that are subtracted from it makes no difference: without it, all of its
+    centered scores are larger by the factor n / (n - 1).
+    """
+    if any(len(gold) < _CENTERED_LEAST or not np.isfinite(centered).all() for centered, gold in strata):
+        return None
+    return share(np.concatenate([centered.argmax(axis=1) == gold for centered, gold in strata]), confidence=confidence)
+
+
+def rank_test(strata: Sequence[tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]]) -> RankTest | None:
+    """Whether right choices rank above what permutations of the right answers give.
+
+    Args:
+        strata: Questions within which right answers may be exchanged, those of a task with as many choices: scores
+            less each letter's mean, `[n, k]`, and the right choices, `[n]`.
+
+    Returns:
+        None if a score is not finite or no permutation changes anything.
+    """
+    if any(not np.isfinite(scores).all() for scores, _ in strata):
+        return None
+    seen = expected = variance = 0.0
+    for scores, gold in strata:
+        n, num_choices = scores.shape
+        ahead = (scores[:, :, None] > scores[:, None, :]).sum(axis=2)
+        equal = (scores[:, :, None] == scores[:, None, :]).sum(axis=2) - 1
+        beats = (ahead + equal / 2) / (num_choices - 1)
+        right = np.bincount(gold, minlength=num_choices)
+        seen += float(beats[np.arange(n), gold].sum())
+        expected += float(beats.mean(axis=0) @ right)
+        if n > 1:
+            # Of the matrix whose entry (q, i) is what question q would get with question i's answer.
+            rows, columns = beats @ right / n, beats.mean(axis=0)
+            residual = beats - rows[:, None] - columns + rows.mean()
+            variance += float((residual**2 @ right).sum()) / (n - 1)
+    total = sum(len(gold) for _, gold in strata)
+    if variance < 1e-12:
+        return None
+    z = (seen - expected) / math.sqrt(variance)
+    return RankTest(beats=seen / total, expected=expected / total, z=z, p=math.erfc(abs(z) / math.sqrt(2)))
+
+
+def _letter(choice: int) -> str:
+    """The letter of a choice; a number beyond Z."""
+    return chr(ord("A") + choice) if choice < 26 else str(choice + 1)
+
+
 def _letter_bias(
     predicted: npt.NDArray[np.int64], gold: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
 ) -> LetterBias | None:
@@ -303,9 +530,8 @@ def _letter_bias(
     num_choices = int(counts[0])
     chosen = np.bincount(predicted, minlength=num_choices).tolist()
     chi_square, p = _rust.chi_square_uniform(chosen)
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:num_choices] if num_choices <= 26 else range(1, num_choices + 1)
     return LetterBias(
-        letters=tuple(map(str, letters)),
+        letters=tuple(map(_letter, range(num_choices))),
         predicted=tuple(chosen),
         right=tuple(np.bincount(gold, minlength=num_choices).tolist()),
         chi_square=chi_square,

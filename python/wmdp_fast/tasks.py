@@ -24,7 +24,7 @@ from wmdp_fast.data import local_questions, without_extension
 from wmdp_fast.exceptions import TaskError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from wmdp_fast.data import QuestionFiles
 
@@ -38,6 +38,14 @@ DOC_TO_TEXT: Mapping[str, str] = MappingProxyType(
         "Answer:",
         "question": "Question: {{question.strip()}}\nAnswer:",
     }
+)
+
+# The prompt `mmlu` for any number of choices; the definition above is lm-eval's and has four.
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_ANY_NUMBER = (
+    "{{question.strip()}}\n{% for choice in choices %}{{'"
+    + _LETTERS
+    + "'[loop.index0]}}. {{choice}}\n{% endfor %}Answer:"
 )
 
 # What lm-eval computes for a multiple-choice task whose definition names no metrics.
@@ -103,10 +111,21 @@ class Task:
         """For each metric, whether a higher value is better; it always is."""
         return dict.fromkeys(self.metrics, True)
 
-    def lm_eval_config(self) -> dict[str, Any]:
-        """The task as lm-eval writes it under `configs`: the same keys in the same order, what is unset left out."""
+    def lm_eval_config(self, num_choices: Collection[int] | None = None) -> dict[str, Any]:
+        """The task as lm-eval writes it under `configs`: the same keys in the same order, what is unset left out.
+
+        Args:
+            num_choices: The numbers of choices that its questions have. None is four for a dataset on the hub, as all
+                that are defined here have, and any number for a local file.
+        """
+        sizes = set(num_choices or (() if self.test_files else (4,)))
         doc_to_text = DOC_TO_TEXT.get(self.doc_to_text, self.doc_to_text)
-        doc_to_choice: str | list[str] = list("ABCD") if self.choices == "letters" else "{{choices}}"
+        if self.doc_to_text == "mmlu" and sizes != {4}:
+            doc_to_text = _ANY_NUMBER
+        doc_to_choice: str | list[str] = "{{choices}}"
+        if self.choices == "letters":
+            same = len(sizes) == 1
+            doc_to_choice = list(_LETTERS[: max(sizes)]) if same else f"{{{{'{_LETTERS}'[:choices|length]|list}}}}"
         metric_list = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in self.metrics]
         config = {
             "task": self.name,

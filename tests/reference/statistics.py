@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
+from scipy import optimize, stats
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -66,3 +68,59 @@ def miller_clustered_stderr(values: list[float], clusters: list[int]) -> float:
     )
     groups = len(set(clusters))
     return math.sqrt(max(within, 0.0) * groups / (groups - 1)) / n
+
+
+def paired_score(lost: int, won: int, n: int, difference: float, correction: float) -> float:
+    """Tango's statistic for a difference of paired shares, its nuisance found by maximizing the likelihood."""
+
+    def negative_log_likelihood(share: float) -> float:
+        shares = (share, share + difference, 1 - 2 * share - difference)
+        counts = (lost, won, n - lost - won)
+        return -sum(count * math.log(max(p, 1e-300)) for count, p in zip(counts, shares, strict=True) if count)
+
+    low, high = max(0.0, -difference), (1 - difference) / 2
+    found = optimize.minimize_scalar(
+        negative_log_likelihood, bounds=(low, high), method="bounded", options={"xatol": 1e-14, "maxiter": 1000}
+    )
+    share = min((low, high, float(found.x)), key=negative_log_likelihood)
+    variance = n * (2 * share + difference * (1 - difference))
+    distance = won - lost - n * difference
+    distance = math.copysign(max(abs(distance) - correction, 0.0), distance)
+    return 0.0 if distance == 0 else distance / math.sqrt(max(variance, 1e-300))
+
+
+def paired_interval(lost: int, won: int, n: int, confidence: float) -> tuple[float, float]:
+    """The differences that the score test does not reject; with a correction where it contradicts the exact test."""
+    z = stats.norm.ppf((1 + confidence) / 2)
+
+    def end(limit: float, correction: float) -> float:
+        estimate = (won - lost) / n
+        if abs(paired_score(lost, won, n, limit, correction)) <= z:
+            return limit
+
+        def excess(difference: float) -> float:
+            return abs(paired_score(lost, won, n, difference, correction)) - z
+
+        return float(optimize.brentq(excess, estimate, limit, xtol=1e-12))
+
+    low, high = end(-1.0, 0.0), end(1.0, 0.0)
+    exact = stats.binomtest(lost, lost + won).pvalue if lost + won else 1.0
+    if (low > 0 or high < 0) and exact >= 1 - confidence:
+        return end(-1.0, 1.0), end(1.0, 1.0)
+    return low, high
+
+
+def beaten(scores: list[float], choice: int) -> float:
+    """Share of the other choices that one is ahead of; an equal one counts half."""
+    others = [score for place, score in enumerate(scores) if place != choice]
+    return sum((scores[choice] > other) + (scores[choice] == other) / 2 for other in others) / len(others)
+
+
+def permuted_ranks(scores: list[list[float]], gold: list[int]) -> tuple[float, float, float]:
+    """What right choices beat on average; mean and standard deviation of that over all permutations of the answers."""
+
+    def mean(answers: tuple[int, ...] | list[int]) -> float:
+        return sum(beaten(one, choice) for one, choice in zip(scores, answers, strict=True)) / len(scores)
+
+    permuted = [mean(answers) for answers in itertools.permutations(gold)]
+    return mean(gold), float(np.mean(permuted)), float(np.std(permuted))

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wmdp_fast.cli.options import names, share, whole_number
-from wmdp_fast.comparison import compare
+from wmdp_fast.cli.options import names, share
+from wmdp_fast.comparison import compare, order_doubt
 from wmdp_fast.files import write_whole
+from wmdp_fast.saved import read_runs
 
 if TYPE_CHECKING:
     import argparse
@@ -24,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "results",
         nargs="+",
         metavar="RESULTS",
-        help="results files or folders of this package or of lm-eval; the first is the baseline",
+        help="BEFORE AFTER, or a baseline and several: results files or folders of this package or of lm-eval; a folder"
+        " with results of several models stands for all of them, the first evaluated first",
     )
     parser.add_argument("--names", type=names, metavar="A,B", help="what to call them (default: the models' names)")
     parser.add_argument(
@@ -33,12 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--near", type=names, default=(), metavar="TASKS", help="the same for the near domains")
     parser.add_argument(
         "--confidence", type=share, default=0.95, metavar="C", help="how often intervals cover (default 0.95)"
-    )
-    parser.add_argument(
-        "--resamples", type=whole_number(least=1), default=10_000, metavar="N", help="of the bootstrap (default 10000)"
-    )
-    parser.add_argument(
-        "--seed", type=whole_number(least=0), default=0, metavar="N", help="of the bootstrap (default 0)"
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -54,17 +50,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compares and prints."""
-    if len(arguments.results) < 2:
-        arguments.fail("a comparison needs two results or more")
+    if len(arguments.results) < 2 and not Path(arguments.results[0]).is_dir():
+        arguments.fail("a comparison needs two results or more, or a folder of them")
+    runs = [run for path in arguments.results for run in read_runs(path)]
+    if len(runs) < 2:
+        arguments.fail(f"a comparison needs two results or more; {arguments.results[0]} holds those of one model")
     comparison = compare(
-        *arguments.results,
+        *runs,
         names=arguments.names,
         forget=arguments.forget,
         near=arguments.near,
         confidence=arguments.confidence,
-        resamples=arguments.resamples,
-        seed=arguments.seed,
     )
+    for contrast, after in zip(comparison.contrasts, runs[1:], strict=True):
+        if doubt := order_doubt(runs[0], after):
+            print(
+                f"warning: {contrast.before} and {contrast.after}: {doubt}; the order is BEFORE AFTER", file=sys.stderr
+            )
     if arguments.json:
         print(json.dumps(comparison.to_json(), indent=2, ensure_ascii=False))
     else:

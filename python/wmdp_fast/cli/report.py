@@ -39,10 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reads, renders and writes."""
+    from wmdp_fast.comparison import order_doubt
     from wmdp_fast.report import report_html
     from wmdp_fast.report.sources import find
 
     found = find(arguments.results)
+    for after in found.results[1:]:
+        if doubt := order_doubt(found.results[0], after):
+            print(f"warning: {doubt}; the order is BEFORE AFTER", file=sys.stderr)
     html = report_html(
         *found.results,
         names=arguments.names,

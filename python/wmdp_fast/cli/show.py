@@ -10,8 +10,8 @@ from wmdp_fast import _rust
 from wmdp_fast.cli.options import share
 from wmdp_fast.comparison import probability_text
 from wmdp_fast.rescoring import rescore
-from wmdp_fast.saved import read_results
-from wmdp_fast.statistics import RECOMPUTABLE
+from wmdp_fast.saved import read_runs
+from wmdp_fast.statistics import RECOMPUTABLE, guessing_text, letter_notes
 
 if TYPE_CHECKING:
     import argparse
@@ -41,7 +41,11 @@ _SETTINGS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `wmdp-fast show`."""
-    parser.add_argument("results", metavar="RESULTS", help="a results file or folder of this package or of lm-eval")
+    parser.add_argument(
+        "results",
+        metavar="RESULTS",
+        help="a results file or folder of this package or of lm-eval; or a folder of several models' results",
+    )
     parser.add_argument(
         "--confidence", type=share, default=0.95, metavar="C", help="how often intervals cover (default 0.95)"
     )
@@ -50,12 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the results."""
-    results = read_results(arguments.results)
-    rescored = rescore(results, confidence=arguments.confidence) if results.has_samples else None
     plain = arguments.ascii or plain_terminal()
-    print("\n".join(lines(results, rescored, confidence=arguments.confidence, ascii_only=plain)))
-    for mismatch in rescored.mismatches if rescored else ():
-        print(f"warning: {mismatch}", file=sys.stderr)
+    for place, results in enumerate(read_runs(arguments.results)):
+        rescored = rescore(results, confidence=arguments.confidence) if results.has_samples else None
+        shown = lines(results, rescored, confidence=arguments.confidence, ascii_only=plain)
+        print(*([""] if place else []), *shown, sep="\n")
+        for mismatch in rescored.mismatches if rescored else ():
+            print(f"warning: {mismatch}", file=sys.stderr)
     return 0
 
 
@@ -185,6 +190,29 @@ def _about_questions(results: SavedResults, rescored: Rescored) -> Iterator[str]
                 for letter, predicted, count in zip(bias.letters, bias.shares, bias.right, strict=True)
             )
             yield f"{one.alias}: predicted {shares}; p against equal shares {probability_text(bias.p)}"
+        yield from _about_letters(one.alias, description)
+    collapsed = {
+        name: found.letters.collapse for name, found in rescored.tasks.items() if found.letters.collapse is not None
+    }
+    yield from (f"warning: {note}" for note in letter_notes(collapsed))
+
+
+def _about_letters(alias: str, description: Description) -> Iterator[str]:
+    """What is left of the accuracy without a preference for letters, and whether that is more than guessing."""
+    letters = description.letters
+    if (calibrated := letters.calibrated) is not None:
+        interval = f"{calibrated.low:.4f} to {calibrated.high:.4f}"
+        yield (
+            f"{alias}: letter-calibrated accuracy {calibrated.value:.4f} ({interval}), each letter's mean"
+            " log-likelihood subtracted"
+        )
+    if (rank := letters.rank) is not None:
+        yield (
+            f"{alias}: so calibrated, the right choice is ahead of {rank.beats:.1%} of the wrong ones; guessing gives"
+            f" {rank.expected:.1%}; z {rank.z:+.1f}, p {probability_text(rank.p)}"
+        )
+    if (verdict := guessing_text(description)) is not None:
+        yield f"{alias}: {verdict}"
 
 
 def _settings(results: SavedResults) -> str:

@@ -33,7 +33,7 @@ from wmdp_fast.report.content import (
     TaskQuestions,
 )
 from wmdp_fast.saved import SavedGroup, SavedResults, SavedTask
-from wmdp_fast.statistics import correct_answers, share
+from wmdp_fast.statistics import SIGNIFICANT, correct_answers, letter_notes, letters_of, share
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from wmdp_fast.comparison import Contrast, Difference
     from wmdp_fast.report.content import Aim, Unlearning
+    from wmdp_fast.statistics import RankTest
 
 # A group with more tasks than this directly below it has its tasks in a figure of their own.
 _FEW = 6
@@ -51,18 +52,15 @@ _MOST_PARTS = 6
 _LEAST_IN_CELL = 10
 # Margins beyond these are in the outermost cells; nats.
 _EDGES = np.arange(-8.0, 8.5, 0.5)
-# The 97.5th percentile of the normal distribution.
-_Z = 1.959964
 
 STATISTICS = {
     "Intervals of accuracies": (
-        "95 %, Wilson's score interval over the questions (Wilson 1927); for a group over all questions below it. Where"
-        " only the results file was saved: the value and 1.96 standard errors either way."
+        "95 %, Wilson's score interval over the questions (Wilson 1927); for a group over all questions below it."
     ),
     "Intervals of changes": (
-        "95 %, percentile bootstrap of the difference question by question, 10,000 resamples, seed 0 (Efron and"
-        " Tibshirani 1993). Where"
-        " the runs did not ask the same: as if they knew nothing of each other."
+        "95 %, Tango's score interval of paired shares (Tango 1998), with a continuity correction of one question where"
+        " it would contradict the exact test beside it. Where the runs did not ask the same: as if they knew nothing of"
+        " each other."
     ),
     "p (Holm)": (
         "Exact two-sided McNemar test on the answers that flipped (McNemar 1947), corrected by Holm (1979) over all"
@@ -172,7 +170,11 @@ def _warnings(runs: Sequence[SavedResults], names: Sequence[str], contrasts: Seq
 
 
 def _warnings_of_one(saved: SavedResults, lead: str) -> Iterator[str]:
-    yield from (f"{lead}{told}" for told in saved.extra.get("warnings", []))
+    collapsed = {task.name: letters_of([task]).collapse for task in saved.tasks.values()}
+    notes = letter_notes({name: collapse for name, collapse in collapsed.items() if collapse is not None})
+    # Results of this package say the same themselves.
+    told_once = dict.fromkeys([*(saved.extra.get("warnings") or []), *notes])
+    yield from (f"{lead}{told}" for told in told_once)
     if ties := sum(task.near_ties or 0 for task in saved.tasks.values()):
         total = sum(task.n or 0 for task in saved.tasks.values())
         yield f"{lead}{ties:,} of {total:,} predictions are near-ties, where rounding may have decided."
@@ -207,7 +209,10 @@ def _rows(runs: Sequence[SavedResults], contrasts: Sequence[Contrast], forget: s
             count=found.n or sum(task.n or 0 for task in leaves),
             chance=chance,
             accuracies=accuracies,
-            standings=[_standing(accuracy, chance) for accuracy in accuracies],
+            standings=[
+                _standing(accuracy, chance, letters_of(_leaves(pair[1], pair[0])).rank if pair else None)
+                for accuracy, pair in zip(accuracies, same, strict=True)
+            ],
             changes=[
                 _change(those.get(found.name), accuracies[0], accuracy)
                 for those, accuracy in zip(differences, accuracies[1:], strict=True)
@@ -229,13 +234,19 @@ def _aims(results: SavedResults, forget: set[str]) -> dict[str, Aim]:
     return aims if "forget" in aims.values() else {}
 
 
-def _standing(accuracy: Estimate | None, chance: float | None) -> Standing | None:
-    """Where an accuracy is beside guessing."""
+def _standing(accuracy: Estimate | None, chance: float | None, rank: RankTest | None) -> Standing | None:
+    """Where an accuracy is beside guessing; at it only if the right choices' ranks say so too, where they are known."""
     if accuracy is None or chance is None:
         return None
     if accuracy.low > chance:
         return Standing(place="above")
-    return Standing(place="below" if accuracy.high < chance else "at")
+    if accuracy.high < chance:
+        return Standing(place="below")
+    if rank is not None and rank.p < SIGNIFICANT:
+        higher = "higher" if rank.z > 0 else "lower"
+        why = f"but the right choices rank {higher} than guessing would have them (z {rank.z:+.1f})"
+        return Standing(place="unclear", why=why)
+    return Standing(place="at")
 
 
 def _subjects(results: SavedResults) -> set[str]:
@@ -258,11 +269,12 @@ def _accuracy(found: SavedTask | SavedGroup, leaves: Sequence[SavedTask]) -> Est
     if known and len(known) == len(leaves):
         found_share = share(np.concatenate(known))
         return Estimate(value=found_share.value, low=found_share.low, high=found_share.high)
-    value, error = found.metrics.get("acc"), found.stderr.get("acc")
+    value = found.metrics.get("acc")
     if value is None:
         return None
-    half = _Z * error if error is not None else 1.0  # an unknown error rules nothing out
-    return Estimate(value=value, low=max(0.0, value - half), high=min(1.0, value + half))
+    # A standard error of 0 (all answers right, or all wrong) rules out nothing; of an unknown number, nothing is.
+    low, high = _rust.wilson(round(value * found.n), found.n) if found.n else (0.0, 1.0)
+    return Estimate(value=value, low=low, high=high)
 
 
 def _chance(leaves: Sequence[SavedTask]) -> float | None:

@@ -65,7 +65,7 @@ mod _rust {
     #[pymodule_export]
     use crate::stats::{
         Calibration, Orders, against_chance, binomial_test, bootstrap, calibration, chi_square_uniform,
-        clustered_stderr, holm, mcnemar, order_statistics, probabilities, wilson,
+        clustered_stderr, holm, mcnemar, order_statistics, paired_interval, probabilities, wilson,
     };
     #[pymodule_export]
     use crate::template::{_restore_prompts, PromptTemplate, Prompts};

@@ -1,6 +1,6 @@
 //! Samples files read back: what a model scored on each question, without the prompts.
 //!
-//! Files of this package and of lm-eval since 0.4.0 are read. A prompt is repeated for each of its choices, which makes MMLU with five
+//! Files of this package and of lm-eval since 0.4.0 are read: a JSON object a line, or before 0.4.3 one list of them. A prompt is repeated for each of its choices, which makes MMLU with five
 //! examples 170 MB; it is passed over unparsed, lines are parsed in parallel, and only what statistics need is kept.
 
 use std::collections::HashMap;
@@ -152,14 +152,15 @@ impl Samples {
 pub fn read_samples(path: &Path, delimiter: Option<&str>, cancel: &Cancel) -> Result<Samples> {
     let bytes = fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
     let file = path.display().to_string();
-    let lines: Vec<(usize, &[u8])> = bytes
-        .split(|&byte| byte == b'\n')
-        .enumerate()
-        .filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace))
-        .collect();
     let fault = |row: usize, fault: Fault| -> Error {
         DatasetError { file: file.clone(), row: Some(row as u64 + 1), field: fault.field, problem: fault.problem }
             .into()
+    };
+    let lines: Vec<(usize, &[u8])> = if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
+        elements(&bytes).map_err(|(row, problem)| fault(row, Fault { field: None, problem }))?
+    } else {
+        let lines = bytes.split(|&byte| byte == b'\n').enumerate();
+        lines.filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace)).collect()
     };
     let mut questions: Vec<(usize, Line)> = install(|| {
         let each = lines.par_iter().map(|&(row, line)| {
@@ -227,6 +228,47 @@ pub fn read_samples(path: &Path, delimiter: Option<&str>, cancel: &Cancel) -> Re
     Ok(found.with_predictions())
 }
 
+/// The elements of a JSON list, numbered, without parsing them; else the number of the element at fault and what it is.
+fn elements(bytes: &[u8]) -> Result<Vec<(usize, &[u8])>, (usize, String)> {
+    let mut found = Vec::new();
+    let (mut start, mut depth) = (0, 0usize);
+    let (mut in_string, mut escaped) = (false, false);
+    for (at, &byte) in bytes.iter().enumerate() {
+        if in_string {
+            in_string = escaped || byte != b'"';
+            escaped = !escaped && byte == b'\\';
+            continue;
+        }
+        match byte {
+            b'"' => in_string = true,
+            b'[' | b'{' => {
+                depth += 1;
+                if depth == 1 {
+                    start = at + 1;
+                }
+            }
+            b',' if depth == 1 => {
+                found.push((found.len(), &bytes[start..at]));
+                start = at + 1;
+            }
+            b']' | b'}' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 && start > 0 {
+            let last = &bytes[start..at];
+            if !found.is_empty() || !last.iter().all(u8::is_ascii_whitespace) {
+                found.push((found.len(), last));
+            }
+            let rest = &bytes[at + 1..];
+            if !rest.iter().all(u8::is_ascii_whitespace) {
+                return Err((found.len(), "stands behind the end of the list".to_owned()));
+            }
+            return Ok(found);
+        }
+    }
+    Err((found.len(), "the list of samples has no end; was the run that wrote it interrupted?".to_owned()))
+}
+
 /// A fault in a line, before the row is known.
 struct Fault {
     field: Option<String>,
@@ -259,6 +301,7 @@ struct Line {
     acc: Option<f64>,
     acc_norm: Option<f64>,
     acc_bytes: Option<f64>,
+    acc_mutual_info: Option<IgnoredAny>,
 }
 
 impl Line {
@@ -335,7 +378,9 @@ fn scored_choices(line: &Line) -> Result<usize, Fault> {
         let problem = format!("has {responses} responses, but there are {continuations} `arguments`");
         return Err(Fault::new("filtered_resps", problem));
     }
-    let mutual_information = line.metrics.iter().any(|metric| metric == "acc_mutual_info");
+    // Older files do not list their metrics.
+    let mutual_information =
+        line.acc_mutual_info.is_some() || line.metrics.iter().any(|metric| metric == "acc_mutual_info");
     let choices = if mutual_information { responses / 2 } else { responses };
     if choices < 2 {
         return Err(Fault::new("filtered_resps", format!("has {choices} choices where two or more are needed")));

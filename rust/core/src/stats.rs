@@ -183,6 +183,73 @@ pub fn mcnemar(right_to_wrong: u64, wrong_to_right: u64) -> Result<f64> {
     binomial_test(right_to_wrong, right_to_wrong + wrong_to_right, 0.5)
 }
 
+/// Tango's score interval for the difference of two paired shares: how much the share of right answers changed over `n` questions.
+///
+/// `right_to_wrong` of them were right in the first run alone, `wrong_to_right` in the second alone. The interval holds every
+/// difference that the score test does not reject: `|won - lost - nδ| ≤ z √(n (2q + δ(1 - δ)))`, where q is the share of `right_to_wrong`
+/// that is likeliest if the difference is δ. It has a width even where nothing changed (Tango 1998, Statistics in Medicine 17(8)).
+///
+/// The score test at δ = 0 rejects somewhat sooner than the exact `McNemar` test. Where it does and the exact one does not, 1 is taken
+/// off the left side (a continuity correction as that of Edwards 1948, Psychometrika 13(3)), which makes the test stricter than the
+/// exact one. So the interval leaves out 0 just where [`mcnemar`] is below `1 - confidence`; this was checked for up to 1,200 changes
+/// at the usual levels, and fails only beyond 0.999.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] if `n` is 0 or less than the questions that changed, or `confidence` is not between 0 and 1.
+pub fn paired_interval(right_to_wrong: u64, wrong_to_right: u64, n: u64, confidence: f64) -> Result<Interval> {
+    if n == 0 || right_to_wrong.checked_add(wrong_to_right).is_none_or(|changed| changed > n) {
+        return Err(Error::InvalidArgument(format!(
+            "of {n} questions, {right_to_wrong} and {wrong_to_right} cannot have changed"
+        )));
+    }
+    let z = normal_quantile(confidence)?;
+    let pairs = Pairs { lost: right_to_wrong as f64, won: wrong_to_right as f64, n: n as f64 };
+    let (low, high) = (pairs.end(z, 0.0, -1.0), pairs.end(z, 0.0, 1.0));
+    if (low > 0.0 || high < 0.0) && mcnemar(right_to_wrong, wrong_to_right)? >= 1.0 - confidence {
+        return Ok((pairs.end(z, 1.0, -1.0), pairs.end(z, 1.0, 1.0)));
+    }
+    Ok((low, high))
+}
+
+/// How many of n questions changed either way.
+struct Pairs {
+    lost: f64,
+    won: f64,
+    n: f64,
+}
+
+impl Pairs {
+    /// Where the score reaches z, between the estimate and `limit` (-1 or 1), by bisection: the score falls with the difference.
+    fn end(&self, z: f64, correction: f64, limit: f64) -> f64 {
+        let mut inside = (self.won - self.lost) / self.n;
+        let mut outside = limit;
+        if self.score(limit, correction).abs() <= z {
+            return limit;
+        }
+        for _ in 0..100 {
+            let middle = f64::midpoint(inside, outside);
+            if self.score(middle, correction).abs() <= z { inside = middle } else { outside = middle }
+        }
+        inside
+    }
+
+    /// The score test's statistic for a difference.
+    fn score(&self, difference: f64, correction: f64) -> f64 {
+        let Self { lost, won, n } = *self;
+        // The likeliest share of `lost` solves a q² + b q + c = 0.
+        let a = 2.0 * n;
+        let b = (2.0 * n - won + lost) * difference - won - lost;
+        let c = -lost * difference * (1.0 - difference);
+        let root = (b * b - 4.0 * a * c).max(0.0).sqrt();
+        // Either form of the same root, whichever adds numbers of one sign.
+        let share = if b > 0.0 { -2.0 * c / (b + root) } else { (root - b) / (2.0 * a) };
+        let variance = n * (2.0 * share + difference * (1.0 - difference));
+        let distance = won - lost - n * difference;
+        let corrected = (distance.abs() - correction).max(0.0).copysign(distance);
+        if corrected == 0.0 { 0.0 } else { corrected / variance.max(0.0).sqrt() }
+    }
+}
+
 /// Holm's correction of p-values for how many there are.
 ///
 /// The i-th smallest of m is multiplied by m - i + 1, made no smaller than the ones before it, and at most 1. Keeps the chance of any false
@@ -519,11 +586,30 @@ mod tests {
     }
 
     #[test]
+    fn paired_intervals_have_a_width_and_agree_with_the_exact_test() {
+        for (lost, won, n) in
+            [(0, 0, 40), (4, 0, 392), (0, 4, 392), (6, 0, 392), (13, 4, 392), (60, 40, 1000), (3, 0, 3)]
+        {
+            let (low, high) = paired_interval(lost, won, n, 0.95).unwrap();
+            assert!(-1.0 <= low && low < high && high <= 1.0, "{lost} {won} {n}: {low} {high}");
+            let leaves_out = low > 0.0 || high < 0.0;
+            assert_eq!(leaves_out, mcnemar(lost, won).unwrap() < 0.05, "{lost} {won} {n}: {low} {high}");
+        }
+        // Nothing changed: z² / (n + z²) either way, Wilson's end for none of n.
+        let (low, high) = paired_interval(0, 0, 40, 0.95).unwrap();
+        let (_, expected) = wilson(0, 40, 0.95).unwrap();
+        assert!((high - expected).abs() < 1e-12 && (low + expected).abs() < 1e-12, "{low} {high} {expected}");
+    }
+
+    #[test]
     fn what_is_no_data_is_refused() {
         let cancel = Cancel::default();
         assert!(bootstrap(&[], 10, 0, 0.95, &cancel).is_err());
         assert!(bootstrap(&[f64::NAN], 10, 0, 0.95, &cancel).is_err());
         assert!(wilson(2, 1, 0.95).is_err());
+        assert!(paired_interval(2, 1, 2, 0.95).is_err());
+        assert!(paired_interval(u64::MAX, 1, u64::MAX, 0.95).is_err());
+        assert!(paired_interval(0, 0, 0, 0.95).is_err());
         assert!(clustered_stderr(&[1.0, 2.0], &[0, 0]).is_err());
         assert!(holm(&[1.5]).is_err());
         assert!(Choices::new(&[f64::NEG_INFINITY, f64::NEG_INFINITY], &[0, 2]).is_err());
