@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shlex
 from dataclasses import asdict
 from pathlib import Path
@@ -132,6 +133,41 @@ def test_demo_command_measures_unlearns_and_measures_again(demo_output):
     assert (folder / "unlearnt" / "model.safetensors").is_file()
     for about in DOMAINS.values():
         assert printed.count(f"{about.file_name} (") == 2
+
+
+def test_the_demo_says_what_other_ways_of_asking_bring_back(demo_output):
+    """Its numbers are those of `eval` with these options, and they say that one way of asking flatters."""
+    folder, printed = demo_output
+    own, plain, examples, other = run_otherwise(printed)
+    after = saved_accuracies(folder / "after")
+    assert own == pytest.approx((after["forget"], after["retain"]), abs=0.005)
+    files = {domain: demo.questions_path(domain) for domain in DOMAINS}
+    options = {"dtype": "float32", "progress": False}
+    for found, asked in ((plain, {}), (examples, {"num_fewshot": 5})):
+        result = wmdp_fast.evaluate(folder / "unlearnt", tasks=list(files.values()), **asked, **options)
+        expected = [result[about.file_name]["acc"] for about in DOMAINS.values()]
+        assert found == pytest.approx(expected, abs=0.005)
+    sentence = f"The following are multiple choice questions (with answers) about {DOMAINS['forget'].subject}.\n\n"
+    result = wmdp_fast.evaluate(folder / "unlearnt", tasks=files["retain"], description=sentence, **options)
+    assert other[1] == pytest.approx(result[DOMAINS["retain"].file_name]["acc"], abs=0.005)
+    # Were it no longer so, the demo would have been mended, and its text should say something else.
+    assert plain[0] - own[0] > 0.3
+    assert own[1] - other[1] > 0.3
+    assert "So the first line flatters" in printed
+
+
+def run_otherwise(printed):
+    """For each way of asking the accuracies afterwards, forget and retain."""
+    lines = [line for line in printed.splitlines() if line.count(" -> ") == 2]
+    return [tuple(float(pair.split(" -> ")[1]) for pair in re.findall(r"[\d.]+ -> [\d.]+", line)) for line in lines]
+
+
+def test_the_demo_run_has_a_good_verdict_by_its_activations(demo_output):
+    """Steered and kept: activations do not show that only one way of asking was unlearnt, accuracy does."""
+    folder, _ = demo_output
+    record = json.loads((folder / "unlearnt" / "unlearn.json").read_text(encoding="utf-8"))
+    assert record["verdict"] is None
+    assert [one["forgetting"] for one in record["effects"]] == ["steered"]
 
 
 def test_the_demo_runs_again_over_its_own_results_but_not_over_other_files(demo_output, tmp_path, capsys):

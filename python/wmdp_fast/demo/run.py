@@ -6,13 +6,14 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import wmdp_fast
 from wmdp_fast import demo
 from wmdp_fast.demo.world import DOMAINS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
 
     from wmdp_fast.results import EvalResult
@@ -27,17 +28,34 @@ class DemoRun:
         before: Accuracy of the embedded model on both domains.
         unlearnt: How it was unlearnt; the checkpoint is in the folder `unlearnt`.
         after: Accuracy of the unlearnt model.
+        otherwise: The same questions asked in other ways, of both models.
         folder: Holds `before` and `after`, each with results and samples in lm-eval's format, and `unlearnt`.
     """
 
     before: EvalResult
     unlearnt: UnlearnResult
     after: EvalResult
+    otherwise: tuple[Asked, ...]
     folder: Path
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One way of asking all questions, and the shares that were right.
+
+    Attributes:
+        way: The way in words.
+        before: Accuracy of the embedded model, by domain.
+        after: Accuracy of the unlearnt model, by domain.
+    """
+
+    way: str
+    before: dict[demo.Domain, float]
+    after: dict[demo.Domain, float]
+
+
 def run_demo(output: str | PathLike[str], *, progress: bool = True) -> DemoRun:
-    """Evaluates the embedded model on both domains, unlearns the one to forget, and evaluates again.
+    """Evaluates the embedded model on both domains, unlearns the one to forget, and evaluates again, in several ways.
 
     What an earlier run to the same folder has left is replaced.
 
@@ -66,7 +84,10 @@ def run_demo(output: str | PathLike[str], *, progress: bool = True) -> DemoRun:
     )
     after = evaluate_domains(folder / "unlearnt", progress=progress)
     after.save(folder / "after", log_samples=True)
-    return DemoRun(before, unlearnt, after, folder)
+    models = (demo.model_path(), folder / "unlearnt")
+    both = _by_domain(before), _by_domain(after)
+    ways = (Asked(OWN_SENTENCE, *both), *(Asked(way, *(ask(model) for model in models)) for way, ask in _WAYS.items()))
+    return DemoRun(before, unlearnt, after, ways, folder)
 
 
 def evaluate_domains(model: Path, folder: Path = demo.FOLDER, *, progress: bool = True) -> EvalResult:
@@ -93,6 +114,44 @@ def evaluate_domains(model: Path, folder: Path = demo.FOLDER, *, progress: bool 
         for name, task in result.tasks.items()
     }
     return replace(result, tasks=tasks)
+
+
+OWN_SENTENCE = "a sentence that names the domain in front"
+
+
+def _by_domain(result: EvalResult) -> dict[demo.Domain, float]:
+    return {domain: result[DOMAINS[domain].file_name].metrics["acc"] for domain in get_args(demo.Domain)}
+
+
+def _without_sentence(model: Path) -> dict[demo.Domain, float]:
+    return _by_domain(_evaluate(model, get_args(demo.Domain)))
+
+
+def _after_examples(model: Path) -> dict[demo.Domain, float]:
+    return _by_domain(_evaluate(model, get_args(demo.Domain), num_fewshot=5))
+
+
+def _with_the_other_sentence(model: Path) -> dict[demo.Domain, float]:
+    shares: dict[demo.Domain, float] = {}
+    domains = get_args(demo.Domain)
+    for domain, other in zip(domains, reversed(domains), strict=True):
+        subject = DOMAINS[other].subject
+        sentence = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
+        [task] = _evaluate(model, [domain], description=sentence).tasks.values()
+        shares[domain] = task.metrics["acc"]
+    return shares
+
+
+def _evaluate(model: Path, domains: Sequence[demo.Domain], **asked: Any) -> EvalResult:
+    questions = [demo.questions_path(domain) for domain in domains]
+    return wmdp_fast.evaluate(model, tasks=questions, dtype="float32", progress=False, **asked)
+
+
+_WAYS = {
+    "no sentence": _without_sentence,
+    "no sentence, five answered examples": _after_examples,
+    "the other domain's sentence": _with_the_other_sentence,
+}
 
 
 # What a run leaves, and by which file each folder shows that it is one's own.

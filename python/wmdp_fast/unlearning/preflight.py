@@ -57,8 +57,6 @@ def check(
     config = request.config
     if not isinstance(model, (str, os.PathLike)):
         name = getattr(model, "name_or_path", "") or type(model).__name__
-        decoder = decoder_of(model)
-        _check_parameters(name, decoder, len(decoder.layers), configs)
     else:
         name = os.fspath(model)
         parse_dtype(config.dtype)
@@ -72,6 +70,9 @@ def check(
                 tokenizer = tokenizer_of(name, first.folder, first.commit, trust_remote_code=trust_remote_code)
     corpora = read_corpora(request, tokenizer, name)
     steps_available(config, corpora)
+    if not isinstance(model, (str, os.PathLike)):
+        decoder = decoder_of(model)
+        _check_parameters(name, decoder, len(decoder.layers), configs)
     return tokenizer, corpora
 
 
