@@ -23,6 +23,7 @@ from tests import sweep_examples, tokenizers_zoo
 from tests import unlearning_runs as runs
 from tests.reference import pareto as plain
 from wmdp_fast import cli, demo
+from wmdp_fast.cli import sweep as cli_sweep
 from wmdp_fast.cli.rmu_options import settings
 from wmdp_fast.exceptions import JournalError, ModelError, WmdpFastError
 from wmdp_fast.unlearning import pareto
@@ -61,6 +62,27 @@ def test_what_is_no_better_than_the_model_before_is_not_worth_having():
     assert module._worth_having(before, [run_of(0.20, 0.5), run_of(0.25, 0.55), run_of(0.22, 0.55)]) == ([1, 2], 1)
     failed = SweepRun(settings={}, steps=1, forget=None, retain=None, failed="NaN")
     assert module._worth_having(before, [failed, run_of(0.4, 0.5)]) == ([1], 1)
+
+
+@pytest.mark.parametrize(("bound", "best"), [(None, 2), (50, 2), (10, 1), (5, 0), (4.9, None), (0, None)])
+def test_the_best_loses_no_more_than_it_may(bound, best):
+    before = run_of(0.9, 0.6)
+    others = [run_of(0.80, 0.55), run_of(0.6, 0.50), run_of(0.25, 0.20), run_of(0.5, 0.05)]
+    front, found = module._worth_having(before, others, bound)
+    assert (set(front), found) == ({0, 1, 2}, best)
+
+
+def test_a_run_that_loses_as_much_as_it_gains_is_not_the_best():
+    assert module._worth_having(run_of(0.9, 0.6), [run_of(0.7, 0.4)], 50) == ([0], None)
+
+
+def test_that_no_setting_meets_the_bound_is_said_plainly():
+    result = dataclasses.replace(sweep_examples.result(), best=None, max_loss=1.0)
+    said = "every run on the front loses more than 1 points on the retain tasks (max_loss); all runs lose 1.0 to 18.0"
+    assert said in result.why_no_best
+    assert said in cli_sweep._report(result)
+    assert "best" not in [line.split()[-1] for line in str(result).splitlines()]
+    assert sweep_examples.result().why_no_best is None
 
 
 # The space
@@ -401,7 +423,7 @@ def test_the_command_prints_the_front_and_how_to_make_it_again(tmp_path, capsys)
     pytest.importorskip("matplotlib", reason="needs the extra `plots`")
     page, best = tmp_path / "pages" / "sweep.html", tmp_path / "best"
     more = ["--steering-coeff", "auto:5", "--alpha", "30,300", "--max-steps", "20"]
-    arguments = demo_arguments(tmp_path, *more, "--html", str(page), "--keep-best", str(best))
+    arguments = demo_arguments(tmp_path, *more, "--html", str(page), "--keep-best", str(best), "--max-loss", "50")
     assert cli.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "chance: forget 0.2500, retain 0.2500; forget is 12 questions, retain 12" in printed

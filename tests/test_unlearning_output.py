@@ -151,9 +151,27 @@ def test_record_and_card_say_what_was_done(base, tmp_path):
     assert "has not been deleted" in card
     assert "fine-tuning" in card
     assert "the base's card" not in card
+    # A folder has no name on the hub, and its path is nobody's business.
+    assert "base_model" not in card
+    assert str(base) not in card
+    assert "`base` after 4 steps" in card
+    assert card.index("unlearnt nothing") < card.index("has not been deleted") < card.index("## Changed tensors")
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows == result.metrics
+
+
+@pytest.mark.parametrize(("named", "expected"), [("owner/model", "owner/model"), ("/home/me/model", None), ("x", None)])
+def test_the_base_is_named_as_the_hub_knows_it(base, tmp_path, named, expected):
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "_name_or_path": named}))
+    run(base, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert [line for line in card.splitlines() if line.startswith("base_model")] == (
+        [f"base_model: {expected}"] if expected else []
+    )
+    assert "/home/me" not in card
+    assert "## Results" in card
 
 
 def test_something_at_the_output_is_left_alone(base, tmp_path):

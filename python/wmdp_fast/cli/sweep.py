@@ -26,7 +26,7 @@ SUMMARY = "Unlearn with many settings of RMU, measure each, and show the Pareto 
 _AXES = ("layer_id", "steering_coeff", "alpha", "learning_rate", "max_steps")
 _PASSED = (
     "trials", "resume", "revision", "device", "trust_remote_code", "data", "cache_trunk", "cache_limit", "keep_best",
-    "log_samples",
+    "log_samples", "max_loss",
 )  # fmt: skip
 
 
@@ -74,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--output", required=True, metavar="DIR", help="folder for the results; no weights")
     output.add_argument("--resume", action="store_true", help="go on with the sweep in DIR; values may have been added")
     output.add_argument("--keep-best", metavar="DIR", help="write the checkpoint of the best run there")
+    output.add_argument(
+        "--max-loss",
+        type=float,
+        metavar="POINTS",
+        help="most points of accuracy that the best run may lose on the retain tasks (default 5)",
+    )
     output.add_argument("--html", type=Path, metavar="FILE", help="write plot and table as one HTML file too")
     output.add_argument("--json", action="store_true", help="print JSON instead of the table")
     output.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
@@ -117,8 +123,8 @@ def _report(result: SweepResult) -> str:
     if result.front:
         lines += ["", "on the front, no other is better in one accuracy and as good in the other; to make one again:"]
         lines += [str(result.command(index)) for index in result.front]
-    else:
-        lines += ["", "no run is worth having: the model before is at least as good as each in both accuracies"]
+    if result.why_no_best is not None:
+        lines += ["", result.why_no_best]
     if result.kept is not None:
         lines += ["", f"best run: {result.kept}"]
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,20 +37,23 @@ def model_card(record: Mapping[str, Any]) -> str:
     """
     settings = record["settings"]
     base = record["base"]["name"]
+    base_id = record["base"]["id"]
+    note = "" if base_id else " It was a folder whose configuration names no model on the hub."
     lines = [
         "---",
-        f"base_model: {base}",
+        *([f"base_model: {base_id}"] if base_id else []),
         "library_name: transformers",
         "tags: [unlearning, rmu, wmdp-fast]",
         "---",
         "",
         f"# {record['name']}",
         "",
-        f"[{base}]({_link(base)}) after {record['best_step']} steps of RMU (Li et al. 2024, arXiv:2403.03218),"
+        f"{_linked(base, base_id)} after {record['best_step']} steps of RMU (Li et al. 2024, arXiv:2403.03218),"
         f" made with wmdp-fast {record['versions']['wmdp_fast']}. On the forget corpora, the output of layer"
         f" {settings['layer_id']} was steered towards a fixed random vector; on the retain corpora it was held where it"
-        " was.",
+        f" was.{note}",
         "",
+        *_warnings(record),
         "## Results",
         "",
         *_results(record["evaluations"]),
@@ -69,14 +73,16 @@ def model_card(record: Mapping[str, Any]) -> str:
             for corpus in record["corpora"][kind]
         ),
         "",
-        "Changed tensors, all others are the base's:",
+        "`unlearn.json` has everything about the run; `delta.safetensors` has the changed tensors and the control"
+        " vectors (`wmdp-fast apply-delta BASE delta.safetensors OUT` makes this checkpoint from it).",
+        "",
+        _UNDONE,
+        "## Changed tensors",
+        "",
+        "All others are the base's.",
         "",
         *(f"- `{tensor}`" for tensor in record["changed"]),
         "",
-        "`unlearn.json` has everything about the run, with the control vectors; `delta.safetensors` has the changed"
-        " tensors alone (`wmdp-fast apply-delta BASE delta.safetensors OUT` makes this checkpoint from it).",
-        "",
-        _UNDONE,
     ]
     return "\n".join(lines)
 
@@ -115,5 +121,17 @@ def _value(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _link(base: str) -> str:
-    return f"https://huggingface.co/{base}" if base.count("/") == 1 and not base.startswith((".", "/", "~")) else base
+def _warnings(record: Mapping[str, Any]) -> list[str]:
+    """What the run says of itself that should not be overlooked."""
+    saved = record["saved"]
+    found = [] if record["verdict"] is None else [record["verdict"]]
+    if saved["reason"] is not None:
+        found.append(saved["reason"])
+    return [f"> **{text[0].upper()}{text[1:]}.**\n" for text in found]
+
+
+def _linked(base: str, base_id: str | None) -> str:
+    """The base as a link, if it is on the hub; of a folder only its name, for its place is nobody's business."""
+    if base_id is not None:
+        return f"[{base_id}](https://huggingface.co/{base_id})"
+    return f"`{PurePath(base).name or base}`"

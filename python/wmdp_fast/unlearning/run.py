@@ -28,7 +28,7 @@ from wmdp_fast.unlearning.optim import AdamW
 from wmdp_fast.unlearning.parameters import pick
 from wmdp_fast.unlearning.preflight import check_depth
 from wmdp_fast.unlearning.saving import Saving, choose
-from wmdp_fast.unlearning.source import steps_available
+from wmdp_fast.unlearning.source import base_id, steps_available
 from wmdp_fast.unlearning.state import State, load_state, save_state
 from wmdp_fast.unlearning.step import (
     MEASURES,
@@ -593,7 +593,7 @@ class Run:
         return {
             "name": self._target.name if self._target else self._source.name,
             "method": "rmu",
-            "base": {"name": self._source.name, "commit": self._source.commit},
+            "base": {"name": self._source.name, "id": base_id(self._source), "commit": self._source.commit},
             "settings": self._config.to_json(),
             "steps": steps,
             "best_step": best_step,

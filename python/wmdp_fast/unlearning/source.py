@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -174,6 +176,25 @@ def read_corpora(request: Request, tokenizer: PreTrainedTokenizerBase | None, na
     ]
     retain = [tokens(corpus, config.retain_max_length, raw_lines=False) for corpus in request.retain]
     return Corpora(forget, retain * len(topics) if len(retain) == 1 else retain)
+
+
+def base_id(source: Source) -> str | None:
+    """The model's name on the hub: the one given, or the one that its configuration has; None if there is none.
+
+    A card's `base_model` may be nothing else: the path of a folder means nothing to others, and may say more than it
+    should.
+    """
+    if source.commit is not None:
+        return source.name
+    candidates = [getattr(source.decoder.model.config, "_name_or_path", "")]
+    if source.base is not None and (source.base.folder / "config.json").is_file():
+        # Transformers puts the folder in its place when it loads.
+        config = json.loads((source.base.folder / "config.json").read_text(encoding="utf-8"))
+        candidates.insert(0, config.get("_name_or_path", ""))
+    for name in candidates:
+        if isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not os.path.exists(name):  # noqa: PTH110
+            return name
+    return None
 
 
 def steps_available(config: RMUConfig, corpora: Corpora) -> int:

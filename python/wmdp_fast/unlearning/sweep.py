@@ -37,7 +37,7 @@ from wmdp_fast.unlearning.search_space import AXES, Drawing, Range, Space, check
 from wmdp_fast.unlearning.source import open_source
 from wmdp_fast.unlearning.sweep_file import RunsFile
 from wmdp_fast.unlearning.sweep_identity import Extent
-from wmdp_fast.unlearning.sweep_result import Accuracy, SweepResult, SweepRun, cell
+from wmdp_fast.unlearning.sweep_result import MAX_LOSS, Accuracy, SweepResult, SweepRun, cell, check_max_loss
 from wmdp_fast.unlearning.trunk_cache import TrunkCache
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def sweep(
     cache_trunk: str | PathLike[str] | None = None,
     cache_limit: float | None = None,
     keep_best: str | PathLike[str] | None = None,
+    max_loss: float = MAX_LOSS,
     progress: bool = True,
     note: Callable[[str], None] | None = None,
 ) -> SweepResult:
@@ -102,7 +103,8 @@ def sweep(
         cache_trunk: Folder for activations that training does not change; None is one in `output` that is removed when
             the sweep is done.
         cache_limit: Most gigabytes that it may hold; None for no limit.
-        keep_best: Folder for the checkpoint of the best run.
+        keep_best: Folder for the checkpoint of the best run, if there is one.
+        max_loss: Most points of accuracy that the best run may lose on the retain tasks.
         progress: Whether to show progress bars on stderr.
         note: Takes lines meant for the user.
 
@@ -118,6 +120,7 @@ def sweep(
     """
     if trials is not None and trials < 1:
         raise ValueError(f"trials must be at least 1, not {trials}")
+    check_max_loss(max_loss)
     space = check_space(over, drawn=trials is not None)
     base = dataclasses.replace(config or RMUConfig(), save_every=0)
     drawing = None if trials is None else Drawing(space, base.seed)
@@ -172,7 +175,7 @@ def sweep(
         work = _Sweep(base, request, source, corpora, cache, tasks, leaves, file, folder, say)
         before = work.before()
         runs = work.grid(list(grid(space))) if drawing is None else work.drawn(drawing, trials or 0)
-        front, best = _worth_having(before, runs)
+        front, best = _worth_having(before, runs, max_loss)
         kept = None
         if keep_best is not None and best is not None:
             kept = work.keep(dataclasses.replace(base, **runs[best].settings), Path(keep_best), resume=resume)
@@ -199,6 +202,7 @@ def sweep(
         swept=tuple(space),
         output=folder,
         kept=kept,
+        max_loss=max_loss,
         inputs=inputs,
     )
 
@@ -411,8 +415,16 @@ class _Sweep:
         return {name: point.get(name, getattr(self._base, name)) for name in AXES}
 
 
-def _worth_having(before: SweepRun, runs: Sequence[SweepRun]) -> tuple[list[int], int | None]:
-    """The Pareto front and the best on it; see `SweepResult`."""
+def _worth_having(
+    before: SweepRun, runs: Sequence[SweepRun], max_loss: float | None = None
+) -> tuple[list[int], int | None]:
+    """The Pareto front and the best on it; see `SweepResult`.
+
+    Args:
+        before: The model before unlearning.
+        runs: The runs.
+        max_loss: Most points of retain accuracy that the best may lose; None for any number.
+    """
     aims = {index: run.aims for index, run in enumerate(runs)}
     known = [(index, aim) for index, aim in aims.items() if aim is not None]
     start = before.aims
@@ -426,7 +438,13 @@ def _worth_having(before: SweepRun, runs: Sequence[SweepRun]) -> tuple[list[int]
         forget, retain = aims[index] or start
         return (start[0] - forget) - (start[1] - retain)
 
-    return front, max(front, key=gain, default=None)
+    def loss(index: int) -> float:
+        return 100 * (start[1] - (aims[index] or start)[1])
+
+    # A hair is allowed, for differences of decimal numbers are not exact.
+    meeting = [index for index in front if max_loss is None or loss(index) <= max_loss + 1e-9]
+    best = max(meeting, key=gain, default=None)
+    return front, best if best is not None and gain(best) > 1e-9 else None
 
 
 def _pooled(tasks: Sequence[TaskResult]) -> Accuracy:

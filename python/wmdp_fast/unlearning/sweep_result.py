@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+# Most points that the best run may lose on the retain tasks: the published runs lost 1 to 2 on MMLU, and the rest is
+# for the chance of samples of some hundred questions.
+MAX_LOSS = 5.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
     """Share of right answers over all questions of some tasks.
@@ -91,11 +96,12 @@ class SweepResult:
         front: Indices of those on the Pareto front, by ascending forget accuracy: no other run is at least as good
             in both accuracies and better in one, and the model before is not as good in both.
         best: Index of the run that loses most accuracy on the forget tasks minus what it loses on the retain tasks,
-            among those on the front; None if the front is empty.
+            among those on the front that lose at most `max_loss`; None if there is none that gains more than it loses.
         config: The settings that were not swept.
         swept: The names of those that were.
         output: The folder.
         kept: Folder of the best run's checkpoint, or None.
+        max_loss: Most points of accuracy that the best run may lose on the retain tasks.
     """
 
     base: SweepRun
@@ -106,10 +112,28 @@ class SweepResult:
     swept: tuple[str, ...]
     output: Path
     kept: Path | None
+    max_loss: float = MAX_LOSS
     inputs: dict[str, Any] = field(repr=False)
 
     def __str__(self) -> str:
         return self.table()
+
+    @property
+    def why_no_best(self) -> str | None:
+        """Why no run is called the best, or None if one is."""
+        retain = self.base.retain
+        if self.best is not None or retain is None:
+            return None
+        if not self.front:
+            return "no run is worth having: the model before is at least as good as each in both accuracies"
+        losses = [100 * (retain.value - run.retain.value) for run in self.runs if run.retain is not None]
+        on_front = [100 * (retain.value - aims[1]) for aims in (self.runs[index].aims for index in self.front) if aims]
+        if min(on_front) > self.max_loss:
+            return (
+                f"no setting meets it: every run on the front loses more than {self.max_loss:g} points on the retain"
+                f" tasks (max_loss); all runs lose {min(losses):.1f} to {max(losses):.1f}"
+            )
+        return "no run is called the best: each within max_loss loses as much on the retain as on the forget tasks"
 
     def config_of(self, index: int) -> RMUConfig:
         """All settings of a run, for `wmdp_fast.unlearn`."""
@@ -173,6 +197,8 @@ class SweepResult:
             "swept": list(self.swept),
             "settings": self.config.to_json(),
             "inputs": self.inputs,
+            "max_loss": self.max_loss,
+            "why_no_best": self.why_no_best,
             "kept": None if self.kept is None else str(self.kept),
         }
 
@@ -188,6 +214,12 @@ class SweepResult:
             f"{retain.low:.3f}-{retain.high:.3f}",
             lost,
         )
+
+
+def check_max_loss(max_loss: float) -> None:
+    """Raises ValueError if it is no number of points from 0 to 100."""
+    if not 0 <= max_loss <= 100:
+        raise ValueError(f"max_loss must be a number of points of accuracy from 0 to 100, not {max_loss}")
 
 
 def cell(value: Any) -> str:
