@@ -12,15 +12,16 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import wmdp_fast as wf
-from tests import tiny_models, tokenizers_zoo
+from tests import tiny_models, tokenizers_zoo, unlearning_runs
 from wmdp_fast import Requests
-from wmdp_fast.exceptions import WmdpFastWarning
+from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.journal import Journal
 from wmdp_fast.models.load import wrap_model
 from wmdp_fast.models.padded import score_padded
 from wmdp_fast.models.row_length import LengthRule, length_rules
 from wmdp_fast.models.scores import PartialScores
 from wmdp_fast.models.trie import score, score_trie
+from wmdp_fast.unlearning.config import RMUConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +41,8 @@ _SIZES = {
     "num_key_value_heads": 2,
     "initializer_range": 0.3,
     "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 _LONGROPE = {
     "rope_type": "longrope",
@@ -238,3 +241,43 @@ def test_rules_are_those_that_a_run_meets() -> None:
     ]
     assert list(longrope.cuts(500)) == [201]
     assert list(dynamic.cuts(99)) == [96, 97, 98, 99]
+
+
+def _unlearn(mode: str, forget: list[int], retain: list[int], name: str = "longrope", **settings: Any) -> Any:
+    """RMU on a model trained with rows of 12 tokens, on documents of the lengths given, two in a batch."""
+    rng = np.random.default_rng(0)
+    corpora = [
+        unlearning_runs.corpus([rng.integers(3, 100, length).tolist() for length in lengths], kind)
+        for kind, lengths in (("forget", forget), ("retain", retain))
+    ]
+    model = short(name)
+    config = RMUConfig(
+        layer_id=2,
+        update_layer_ids=(1, 2),
+        steering_coeff=2.0,
+        batch_size=2,
+        max_steps=len(forget) // 2,
+        mode=mode,
+        **settings,
+    )
+    return wf.unlearn(model, forget=corpora[0], retain=corpora[1], config=config, progress=False), model
+
+
+@pytest.mark.filterwarnings("ignore::wmdp_fast.exceptions.WmdpFastWarning")
+def test_masked_unlearning_lets_no_document_change_another() -> None:
+    unlearnt, _ = _unlearn("masked", [9, 12, 5, 7], [12, 3, 4, 5])
+    assert unlearnt.steps == 2
+    _unlearn("masked", [19, 13, 5, 7], [22, 23, 4, 5])
+    with pytest.raises(ModelError, match=r"forget: one document of more than 12 tokens .* lower max_length to 12"):
+        _unlearn("masked", [9, 13, 5, 7], [12, 3, 4, 5])
+    with pytest.raises(ModelError, match=r"retain: one document of more than 12 .* lower retain_max_length to 12"):
+        _unlearn("masked", [9, 12, 5, 7], [12, 3, 13, 5])
+    _unlearn("masked", [9, 13, 5, 7], [12, 3, 4, 50], max_length=12, retain_max_length=12)
+
+
+@pytest.mark.filterwarnings("ignore::wmdp_fast.exceptions.WmdpFastWarning")
+@pytest.mark.parametrize("mode", ["reference", "masked"])
+def test_unlearning_refuses_angles_that_depend_on_earlier_batches(mode: str) -> None:
+    _unlearn(mode, [9, 12, 5, 7], [12, 3, 4, 5], "dynamic")
+    with pytest.raises(ModelError, match=r"rotary angles \(dynamic\) of documents of more than 12 tokens"):
+        _unlearn(mode, [9, 13, 5, 7], [12, 3, 4, 5], "dynamic")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -24,6 +25,9 @@ from wmdp_fast.models.packed_attention import NotPackableError
 from wmdp_fast.models.padded import score_padded
 from wmdp_fast.models.scores import PartialScores
 from wmdp_fast.models.trie import score, score_trie, why_not
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOKENS = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 STEM = list(range(1, 20))
@@ -83,6 +87,73 @@ def test_a_model_inside_packed_attention_cannot_be_called_without_a_batch() -> N
     model = tiny_models.build("llama")
     with packed_attention.packed_attention(model), pytest.raises(RuntimeError, match="packed_batch"):
         model(torch.tensor([[1, 2, 3]]))
+
+
+def doge() -> PreTrainedModel:
+    """A model whose own attention looks at its mask."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("doge", **{**tiny_models._SIZES, "hidden_size": 32})
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
+    return model
+
+
+def test_a_model_that_looks_at_its_mask_is_scored_on_padded_rows() -> None:
+    loaded, drawn = wrap_model(doge(), tiny_models.tokenizer(), name="doge"), some_requests()
+    before = loaded.model.config._attn_implementation
+    with pytest.warns(WmdpFastWarning, match="tried by trie, it raised AttributeError: 'PackedMask'"):
+        found = score(loaded, drawn)
+    assert loaded.model.config._attn_implementation == before
+    np.testing.assert_array_equal(found.loglikelihood, score_padded(loaded, drawn).loglikelihood)
+    with pytest.raises(NotPackableError, match=r"doge cannot be scored by trie: .* it raised AttributeError"):
+        score(loaded, drawn, engine="trie")
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (KeyError("made up"), None),
+        (ZeroDivisionError(), None),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (torch.OutOfMemoryError("made up"), ModelError),
+        (MemoryError(), ModelError),
+    ],
+)
+def test_what_a_model_raises_in_the_trial(
+    raised: BaseException, expected: type[BaseException] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, drawn = wrap_model(tiny_models.build("llama"), tiny_models.tokenizer()), some_requests()
+
+    def forward(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(packed_attention, "attend", forward)
+    before = loaded.model.config._attn_implementation
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if expected is None:
+            reason = score(loaded, drawn).why_not_trie
+            assert reason is not None
+            assert f"it raised {type(raised).__name__}" in reason
+        else:
+            with pytest.raises(expected):
+                score(loaded, drawn)
+    assert loaded.model.config._attn_implementation == before
+
+
+def test_an_attention_that_its_class_would_not_take_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_models.build("llama")
+    own = type(model).set_attn_implementation
+
+    def picky(self: PreTrainedModel, name: str) -> None:
+        if name == before:
+            raise ValueError(f"{name} is not supported")
+        own(self, name)
+
+    before = model.config._attn_implementation
+    monkeypatch.setattr(type(model), "set_attn_implementation", picky)
+    with packed_attention.packed_attention(model):
+        assert model.config._attn_implementation == packed_attention.ATTENTION_NAME
+    assert model.config._attn_implementation == before
 
 
 def test_out_of_memory_halves_the_budget_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

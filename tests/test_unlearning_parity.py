@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests import unlearning_runs as runs
 from tests.reference import rmu as plain
@@ -175,3 +176,23 @@ def test_a_real_model_is_bit_identical(smollm2_dir, tmp_path, dtype, topics):
         folder, topics=topics, layer_id=7, update=(5, 6, 7), lr=5e-5, forget=short[:topics], retain=short[2]
     )
     assert_same(record, ours, folder)
+
+
+def test_long_documents_beside_short_ones_as_in_the_original(tmp_path):
+    """`longrope` takes its long factors for a whole batch if one document is beyond the trained length."""
+    folder = tmp_path / "model"
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0, 1.0, 1.0, 1.0],
+        "long_factor": [3.0, 5.0, 7.0, 9.0],
+        "original_max_position_embeddings": 15,
+    }
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "phi3", **runs._SIZES, initializer_range=0.2, rope_parameters=rope, original_max_position_embeddings=15
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    for topics in (1, 2):
+        record, ours = both(folder, topics=topics)
+        assert_same(record, ours, folder)
