@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from wmdp_fast.cli.options import whole_number
 from wmdp_fast.unlearning.strict_json import finite
@@ -39,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--token-budget", type=whole_number(least=1), metavar="N", help="most tokens at once (default 4096)"
     )
     parser.add_argument("--factor", type=float, metavar="X", help="coefficient in mean norms (default 5)")
+    parser.add_argument(
+        "--pilot", action="store_true", help="find learning rate and alpha with runs of 40 steps on the suggested layer"
+    )
     parser.add_argument("--json", action="store_true", default=False, help="print JSON instead of a table")
 
 
@@ -47,6 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
     from wmdp_fast.unlearning.layers import profile_layers
 
     options = {name: value for name, value in vars(arguments).items() if name not in _OWN}
-    profile = profile_layers(arguments.model, arguments.forget, arguments.retain, **options)
+    profile = profile_layers(arguments.model, arguments.forget, arguments.retain, note=_note, **options)
     print(json.dumps(finite(profile.to_json()), indent=2, ensure_ascii=False) if arguments.json else profile.table())
     return 0
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr)

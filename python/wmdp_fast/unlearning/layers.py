@@ -6,8 +6,10 @@ anything is trained is measured here, in one pass without gradients.
 
 from __future__ import annotations
 
+import os
+import shlex
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,11 +20,13 @@ from wmdp_fast.models.load import LoadedModel, evaluation_mode, load_model
 from wmdp_fast.models.partial import decoder_of
 from wmdp_fast.models.row_length import cuts_for, length_rules
 from wmdp_fast.models.threads import computing
-from wmdp_fast.unlearning.config import AUTO_FACTOR
+from wmdp_fast.unlearning.config import AUTO_FACTOR, RMUConfig
 from wmdp_fast.unlearning.corpora import CorpusTokens, load_corpus
+from wmdp_fast.unlearning.pilot import STEPS, Trial
+from wmdp_fast.unlearning.pilot import pilot as run_pilots
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from os import PathLike
 
     from numpy.typing import NDArray
@@ -83,6 +87,8 @@ class ModelProfile:
         layer_id: The suggested layer.
         update_layer_ids: The layers to train with it.
         steering_coeff: The suggested steering coefficient.
+        trials: Short runs with these settings, if they were asked for.
+        options: Options of `wmdp-fast unlearn` that go with how the corpora and the model were read.
     """
 
     model: str
@@ -95,6 +101,45 @@ class ModelProfile:
     layer_id: int
     update_layer_ids: tuple[int, ...]
     steering_coeff: float
+    trials: tuple[Trial, ...] = ()
+    options: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> RMUConfig:
+        """Suggested settings: those of the pilot that worked, else the defaults for what was not measured."""
+        config = RMUConfig(
+            layer_id=self.layer_id,
+            update_layer_ids=self.update_layer_ids,
+            steering_coeff=float(f"{self.steering_coeff:.3g}"),
+        )
+        if self.trials and self.trials[-1].works:
+            last = self.trials[-1]
+            config = replace(config, learning_rate=last.learning_rate, alpha=last.alpha, max_steps=last.steps)
+        return config
+
+    def command(self, output: str = "OUTPUT") -> str:
+        """The whole `wmdp-fast unlearn` command with the suggested settings."""
+        config = self.config
+        words = ["wmdp-fast", "unlearn", self.model, "--forget", self.forget, "--retain", self.retain, *self.options]
+        words += ["--layer-id", str(config.layer_id), "--update-layer-ids", ",".join(map(str, self.update_layer_ids))]
+        for name in ("steering_coeff", "alpha", "learning_rate", "max_steps"):
+            words += [f"--{name.replace('_', '-')}", f"{getattr(config, name):g}"]
+        return shlex.join([*words, "--output", output])
+
+    @property
+    def advice(self) -> str:
+        """What is known of the learning rate, alpha and steps of `command`."""
+        if not self.trials:
+            return (
+                "Learning rate, alpha and steps are the defaults, which were not tried on this model and may do"
+                " nothing: --pilot tries some."
+            )
+        if self.trials[-1].works:
+            return "Learning rate, alpha and steps are those of the pilot that steered forget and kept retain data."
+        return (
+            "No pilot steered forget data and kept retain data, so learning rate, alpha and steps are the defaults and"
+            " will not do: steer another layer, give more retain text, or look further with `wmdp-fast sweep`."
+        )
 
     @property
     def rule(self) -> str:
@@ -109,7 +154,7 @@ class ModelProfile:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain objects."""
-        return {**asdict(self), "rule": self.rule}
+        return {**asdict(self), "rule": self.rule, "command": self.command(), "advice": self.advice}
 
     def table(self) -> str:
         """The profile as text, with the suggestion below."""
@@ -141,6 +186,11 @@ class ModelProfile:
                 f"suggested: --layer-id {self.layer_id} --update-layer-ids {updated}"
                 f" --steering-coeff {self.steering_coeff:.3g}",
                 self.rule,
+                "",
+                *map(str, self.trials),
+                *([""] if self.trials else []),
+                self.command(),
+                self.advice,
             ]
         )
 
@@ -162,6 +212,8 @@ def profile_layers(
     trust_remote_code: bool = False,
     token_budget: int = _TOKEN_BUDGET,
     factor: float = AUTO_FACTOR,
+    pilot: bool = False,
+    note: Callable[[str], None] | None = None,
 ) -> ModelProfile:
     """Measures every layer of a model on forget and retain data.
 
@@ -181,6 +233,8 @@ def profile_layers(
         trust_remote_code: Whether to run code that comes with the model.
         token_budget: Most tokens in a forward pass, padding included.
         factor: The suggested coefficient is so many times the mean norm.
+        pilot: Whether to try learning rates on the suggested layer with short runs; the model is as before afterwards.
+        note: Takes a line for each of these.
 
     Raises:
         DataUnavailableError: The model or a corpus is missing or out of reach.
@@ -195,7 +249,7 @@ def profile_layers(
     )
     options: dict[str, Any] = {
         "max_length": min(max_length, loaded.max_length),
-        "num_documents": num_documents,
+        "num_documents": max(num_documents, STEPS * RMUConfig.batch_size) if pilot else num_documents,
         "min_chars": min_chars,
         "field": field,
         "data": data,
@@ -210,7 +264,7 @@ def profile_layers(
         layers = _measure(decoder, halves, loaded.device, token_budget)
     layer_id, update_layer_ids, coefficient = suggest(layers, factor)
     forget_tokens, retain_tokens = (sum(len(row) for half in corpus for row in half) for corpus in halves)
-    return ModelProfile(
+    found = ModelProfile(
         loaded.name,
         forget.name,
         retain.name,
@@ -221,7 +275,51 @@ def profile_layers(
         layer_id,
         update_layer_ids,
         coefficient,
+        options=_unlearn_options(
+            data=data,
+            field=field,
+            min_chars=min_chars,
+            raw_lines=raw_lines,
+            max_length=max_length,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        ),
     )
+    if not pilot:
+        return found
+    epochs = -(-STEPS * RMUConfig.batch_size // min(len(forget), len(retain)))
+    config = replace(
+        found.config,
+        max_steps=STEPS,
+        max_length=options["max_length"],
+        retain_max_length=options["max_length"],
+        epochs=epochs,
+    )
+    trials = tuple(run_pilots(loaded, forget, retain, config, note=note or (lambda _line: None)))
+    more = ("--epochs", str(epochs)) if epochs > 1 else ()
+    return replace(found, trials=trials, options=(*found.options, *more))
+
+
+def _unlearn_options(**given: Any) -> tuple[str, ...]:
+    """How `wmdp-fast unlearn` is told to read the same: what is not its default."""
+    defaults = {"field": "text", "min_chars": 0, "raw_lines": False, "max_length": 512, "dtype": "auto"}
+    defaults |= {"device": "auto", "trust_remote_code": False, "data": None, "revision": None}
+    words: list[str] = []
+    for name, value in given.items():
+        if value == defaults[name]:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if name == "trust_remote_code":
+            words.append(option)
+        elif name == "raw_lines":
+            words += [option, "yes"]
+        else:
+            words += [option, os.fspath(value) if isinstance(value, os.PathLike) else str(value)]
+        if name == "max_length":
+            words += ["--retain-max-length", str(value)]
+    return tuple(words)
 
 
 def suggest(layers: Sequence[LayerProfile], factor: float) -> tuple[int, tuple[int, ...], float]:
