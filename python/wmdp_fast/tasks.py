@@ -51,6 +51,9 @@ _ANY_NUMBER = (
 # What lm-eval computes for a multiple-choice task whose definition names no metrics.
 _DEFAULT_METRICS = ("acc", "acc_norm")
 
+# More examples than any prompt has room for.
+_MOST_FEWSHOT = 1_000_000
+
 _WMDP_REVISION = "7125571f22f032c56415e7980f48d877dd830ff8"
 _MMLU_REVISION = "c30699e8356da336a370243923dbaf21066bb9fe"
 
@@ -440,6 +443,7 @@ def resolve(
     template: str | None = None,
     choices: Choices | None = None,
     description: str | None = None,
+    fewshot_file: str | os.PathLike[str] | None = None,
     compat: str | Compat = "current",
 ) -> Selection:
     r"""Turns task names and paths into tasks and groups.
@@ -460,6 +464,8 @@ def resolve(
         choices: `letters` or `texts` continue the prompts of local files. The default follows `template`; with a Jinja
             template it is `letters` if the template mentions `choices`, else `texts`.
         description: Text before the prompts of local files, instead of the template's.
+        fewshot_file: A question file whose first questions are the few-shot examples of local files. Without it those
+            of `x.jsonl` are in `x_dev.jsonl` beside it.
         compat: The lm-eval version to follow: `0.4.2`, `0.4.9` or `current`.
 
     Returns:
@@ -474,8 +480,8 @@ def resolve(
     requested = list(_split(names))
     if not requested:
         raise TaskError("no task was named; `wmdp-fast tasks` lists them, and a path of a question file is one too")
-    if num_fewshot is not None and num_fewshot < 0:
-        raise TaskError(f"num_fewshot is {num_fewshot}; it cannot be negative")
+    if num_fewshot is not None and not 0 <= num_fewshot <= _MOST_FEWSHOT:
+        raise TaskError(f"num_fewshot is {num_fewshot}; it must be from 0 to {_MOST_FEWSHOT}")
     if isinstance(compat, str):
         if compat not in COMPATS:
             raise TaskError(f"unknown lm-eval version {compat!r} to be compatible with; known: {', '.join(COMPATS)}")
@@ -487,13 +493,16 @@ def resolve(
         for item in _expand(request, template, choices, description):
             _add(item, tasks, groups)
     groups = _parents_first(groups)
-    for option, value in (("template", template), ("choices", choices), ("description", description)):
+    of_files = {"template": template, "choices": choices, "description": description, "fewshot_file": fewshot_file}
+    for option, value in of_files.items():
         if value is not None and not any(task.test_files for task in tasks.values()):
             raise TaskError(
                 f"{option} is for question files given by path; {', '.join(requested)} are defined with theirs"
             )
 
     tasks, groups = _keep_subjects(tasks, groups, subjects)
+    if fewshot_file is not None:
+        tasks = _with_fewshot_file(tasks, Path(fewshot_file), num_fewshot)
     tasks, warnings = _set_fewshot(tasks, num_fewshot)
     return Selection(
         tasks=tuple(compat.task(task) for task in tasks.values()),
@@ -564,12 +573,40 @@ def _exists(name: str) -> bool:
 def _add(item: Task | Group, tasks: dict[str, Task], groups: dict[str, Group]) -> None:
     known: Task | Group | None = tasks.get(item.name) or groups.get(item.name)
     if known is not None and known != item:
+        if isinstance(known, Task) and isinstance(item, Task) and _asks_the_same(known, item):
+            return  # the same file by two spellings of its path
         sources = " and ".join(_source(one) for one in (known, item))
-        raise TaskError(f"{sources} would both be called {item.name!r} in the results; rename one of them")
+        raise TaskError(
+            f"{sources} would both be called {item.name!r} in the results; rename one of them, or run them one by one"
+        )
     if isinstance(item, Task):
         tasks[item.name] = item
     else:
         groups[item.name] = item
+
+
+def _asks_the_same(one: Task, other: Task) -> bool:
+    """Whether two tasks are the same but for how the paths of their files are written."""
+
+    def resolved(task: Task) -> Task:
+        test, fewshot = (tuple(file.resolve() for file in files) for files in (task.test_files, task.fewshot_files))
+        return replace(task, dataset="", test_files=test, fewshot_files=fewshot)
+
+    return bool(one.test_files) and resolved(one) == resolved(other)
+
+
+def _with_fewshot_file(tasks: dict[str, Task], file: Path, num_fewshot: int | None) -> dict[str, Task]:
+    """The tasks, those of local files with their few-shot examples in this file."""
+    if not file.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such file with few-shot examples", str(file))
+    if without_extension(file.name) is None:
+        raise TaskError(f"{file}: few-shot examples are in a question file, whose name ends in {Task.extensions}")
+    if not num_fewshot:
+        raise TaskError("fewshot_file names examples, but none are asked for; say how many with num_fewshot")
+    return {
+        name: replace(task, fewshot_split="dev", fewshot_files=(file,)) if task.test_files else task
+        for name, task in tasks.items()
+    }
 
 
 def _parents_first(groups: dict[str, Group]) -> dict[str, Group]:
@@ -592,7 +629,8 @@ def _parents_first(groups: dict[str, Group]) -> dict[str, Group]:
 def _source(item: Task | Group) -> str:
     if isinstance(item, Group):
         return f"the group {item.name!r}"
-    return str(item.test_files[0]) if item.test_files else f"the task {item.name!r}"
+    # As it was given: two spellings of a path may look the same once they are parsed.
+    return item.dataset if item.test_files else f"the task {item.name!r}"
 
 
 def _local_task(
@@ -680,8 +718,9 @@ def _set_fewshot(tasks: dict[str, Task], num_fewshot: int | None) -> tuple[dict[
         if task.num_fewshot and task.fewshot_split is None:
             stem = task.test_files[0].name
             raise TaskError(
-                f"{task.dataset} has no few-shot examples for num_fewshot={shots}; put them into a file"
-                f" {without_extension(stem)}_dev beside {stem}, with the same extension, or ask for 0"
+                f"{task.dataset} has no few-shot examples for num_fewshot={shots}; name a file that holds them with"
+                f" fewshot_file (--few-shot-file), put them into a file {without_extension(stem)}_dev beside {stem},"
+                " with the same extension, or ask for 0"
             )
     if not (shots and fixed):
         return settled, ()

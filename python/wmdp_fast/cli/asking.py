@@ -12,8 +12,8 @@ from wmdp_fast.cli.options import limit, whole_number
 
 # The parameters of `wmdp_fast.evaluate` that these options set.
 _ASKING = (
-    "dataset_revision", "subjects", "limit", "num_fewshot", "template", "choices", "description", "lm_eval_compat",
-    "apply_chat_template", "system_instruction", "fewshot_as_multiturn",
+    "dataset_revision", "subjects", "limit", "num_fewshot", "fewshot_file", "template", "choices", "description",
+    "lm_eval_compat", "apply_chat_template", "system_instruction", "fewshot_as_multiturn",
 )  # fmt: skip
 
 
@@ -28,6 +28,12 @@ def add_selection(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--limit", type=limit, metavar="N", help="only the first N questions of a task; below 1 a share")
     group.add_argument(
         "--num-fewshot", type=whole_number(least=0), metavar="N", help="examples before each question (default 0)"
+    )
+    group.add_argument(
+        "--few-shot-file",
+        dest="fewshot_file",
+        metavar="FILE",
+        help="for question files: the file with the examples, in place of NAME_dev beside each",
     )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from wmdp_fast.unlearning.stopping import Condition
 
 # The parameters of `evaluate` that say what is asked, by the function of this package that they are for.
-_OF_RESOLVE = ("subjects", "num_fewshot", "template", "choices", "description")
+_OF_RESOLVE = ("subjects", "num_fewshot", "template", "choices", "description", "fewshot_file")
 _OF_READING = ("data", "dataset_revision", "limit")
 
 
