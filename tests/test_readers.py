@@ -9,12 +9,16 @@ import json
 import os
 import pickle
 import random
+import re
 import string
 import struct
+import subprocess
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,9 +27,31 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.damage import cut, delete, flip
+from tests.hostile_parquet import (
+    DELTA_BYTE_ARRAY,
+    DELTA_LENGTH_BYTE_ARRAY,
+    RLE_DICTIONARY,
+    data_page,
+    dictionary_page,
+    levels,
+    nested_schema,
+    parquet,
+    plain_texts,
+    varint,
+)
 from tests.reference import readers as reference
-from wmdp_fast._rust import Question, QuestionSet, read_many, read_questions
-from wmdp_fast.exceptions import DatasetError
+from wmdp_fast._rust import (
+    PromptTemplate,
+    Question,
+    QuestionSet,
+    aggregate,
+    read_documents,
+    read_many,
+    read_questions,
+    read_samples,
+    write_samples,
+)
+from wmdp_fast.exceptions import DatasetError, TemplateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +116,11 @@ def as_lines(rows: list[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
+LABELLED_ROWS = [
+    {"id": "1", "question": "q", "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "answerKey": "3"},
+    {"id": "2", "question": "r", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "A"},
+    {"id": None, "question": "s", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"},
+]
 PLAIN = [{name: row[name] for name in ("question", "choices", "answer")} for row in FOUR]
 WITH_SUBJECT = [{**row, "subject": "birds"} for row in PLAIN]
 FILES: dict[str, bytes] = {
@@ -102,6 +133,20 @@ FILES: dict[str, bytes] = {
     "original.csv": as_csv(PLAIN, None, letters=True),
     # Without Arrow's own schema, which other readers do not look at: damage to it would only stop pyarrow.
     "snappy.parquet": as_parquet(WITH_SUBJECT, store_schema=False),
+    "lz4.parquet": as_parquet(WITH_SUBJECT, compression="lz4", use_dictionary=False, store_schema=False),
+    "brotli.parquet": as_parquet(LABELLED_ROWS, compression="brotli", store_schema=False),
+    "delta.parquet": as_parquet(
+        WITH_SUBJECT,
+        use_dictionary=False,
+        column_encoding={
+            "answer": "DELTA_BINARY_PACKED",
+            "question": "DELTA_BYTE_ARRAY",
+            "subject": "DELTA_LENGTH_BYTE_ARRAY",
+        },
+        store_schema=False,
+    ),
+    "labelled.jsonl": as_lines(LABELLED_ROWS),
+    "semicolons.csv": as_csv(PLAIN, ["question", "A", "B", "C", "D", "answer"], letters=True).replace(b",", b";"),
     "zstd.parquet": as_parquet(
         BIRDS[:2] + BIRDS[4:], compression="zstd", data_page_version="2.0", row_group_size=2, store_schema=False
     ),
@@ -215,6 +260,8 @@ def test_parquet_columns_of_every_type_become_json(tmp_path: Path) -> None:
         "bytes": pa.array([b"text", None]),
         "date": pa.array([date(2024, 2, 29), None]),
         "decimal": pa.array([Decimal("1.50"), None]),
+        "picture": pa.array([{"bytes": b"\xff", "path": "a.png"}, None]),
+        "infinite": pa.array([[1.0, float("-inf")], [2.0]]),
         "lists": pa.array([[[1], [], None], None], pa.list_(pa.list_(pa.int8()))),
     }
     path = tmp_path / "a.parquet"
@@ -227,12 +274,19 @@ def test_parquet_columns_of_every_type_become_json(tmp_path: Path) -> None:
         "wide": 2**64 - 1,
         "half": 0.5,
         "single": struct.unpack("f", struct.pack("f", 0.1))[0],
-        "bytes": "text",
         "date": "2024-02-29",
         "decimal": "1.50",
+        "infinite": [1.0, None],
         "lists": [[1], [], None],
     }
-    assert list(first.extra) == list(columns)[3:]
+    assert read_questions(path).foreign_columns == {
+        "bytes": "binary data",
+        "date": "dates",
+        "decimal": "decimals",
+        "infinite": "-inf (in row 1)",
+        "map": "maps",
+        "picture": "binary data",
+    }
     assert second.extra["lists"] is None
     assert second.extra["map"] == []
 
@@ -246,7 +300,7 @@ def test_page_checksums_are_checked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"compression": c} for c in ("none", "gzip", "zstd", "snappy")]
+    [{"compression": c} for c in ("none", "gzip", "zstd", "snappy", "lz4", "brotli")]
     + [
         {"data_page_version": "2.0"},
         {"use_dictionary": False, "data_page_size": 64},
@@ -425,7 +479,7 @@ def insert(content: bytes, rng: random.Random) -> bytes:
 
 
 # Damaged copies of each file.
-DAMAGED = 1000
+DAMAGED = int(os.environ.get("WMDP_FAST_MUTATIONS", "1000"))
 DAMAGES: list[Callable[[bytes, random.Random], bytes]] = [cut, flip, splice, delete, insert]
 
 
@@ -437,8 +491,18 @@ def test_damaged_text_is_read_or_refused_as_the_slow_reader_does(tmp_path: Path,
         assert_same(write(tmp_path, name, damaged))
 
 
+# A flipped letter goes unnoticed by both readers; where only pyarrow refuses, there is nothing to compare with.
+WITHOUT_CHECK = {"delta.parquet", "lz4.parquet", "brotli.parquet"}
+
+
 @pytest.mark.parametrize(
-    "name", ["snappy.parquet", "zstd.parquet", "lines.jsonl.gz", "lines.jsonl.zst", "snappy.parquet.gz"]
+    "name",
+    [
+        *(name for name in FILES if name.endswith(".parquet")),
+        "lines.jsonl.gz",
+        "lines.jsonl.zst",
+        "snappy.parquet.gz",
+    ],
 )
 def test_damaged_binaries_are_refused_or_read_rightly(tmp_path: Path, name: str) -> None:
     """One reader may refuse what the other lets pass, statistics for instance, but neither may read anything else."""
@@ -457,6 +521,8 @@ def test_damaged_binaries_are_refused_or_read_rightly(tmp_path: Path, name: str)
         try:
             expected = exactly(reference.read(path))
         except reference.Unreadable:
+            if name in WITHOUT_CHECK:
+                continue
             expected = intact
         assert exactly(rows_of(questions)) == expected
     assert DAMAGED / 2 < refused < DAMAGED
@@ -537,9 +603,6 @@ def test_parquet_with_wrong_columns_is_refused_by_field(tmp_path: Path) -> None:
         ("answer", pa.array([0, 2**32 - 1], pa.uint32()), 2),
         ("answer", pa.array([0, 1], pa.timestamp("s")), None),
         ("answer", pa.array(["A", "C"]), 2),
-        ("subject", pa.array([1, 2]), None),
-        ("extra", pa.array([0.0, float("nan")]), 2),
-        ("extra", pa.array([b"x", b"\xff"]), 2),
     ]
     for field, column, row in cases:
         columns = {name: value for name, value in {**good, field: column}.items() if value is not None}
@@ -554,6 +617,402 @@ def test_parquet_with_wrong_columns_is_refused_by_field(tmp_path: Path) -> None:
     pq.write_table(pa.table(good)[:0], path)
     with pytest.raises(DatasetError, match="there are no questions"):
         read_questions(path)
+
+
+def test_a_subject_that_is_no_text_is_a_column_like_others(tmp_path: Path) -> None:
+    good = {"question": ["q", "r"], "choices": [["a", "b"]] * 2, "answer": [0, 1]}
+    for subject in (pa.nulls(2), pa.array([3, None]), pa.array([b"x", b"y"])):
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.table({**good, "subject": subject}), path)
+        assert_same(path)
+        questions = read_questions(path)
+        assert [question.subject for question in questions] == (
+            [None, None] if subject.type != pa.binary() else ["x", "y"]
+        )
+    pq.write_table(pa.table({**good, "subject": pa.array([3, None])}), path)
+    assert [question.extra for question in read_questions(path)] == [{"subject": 3}, {}]
+    assert_same(write(tmp_path, "a.jsonl", as_lines([{**BIRDS[0], "subject": 3}, {**BIRDS[1], "subject": ["x"]}])))
+
+
+# The well-known datasets' own layouts: ARC and CommonsenseQA, OpenBookQA, and a list of structures.
+LABELLED: dict[str, list[dict[str, Any]]] = {
+    "arc": [
+        {"id": "a", "question": "q", "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "answerKey": "3"},
+        {"id": "b", "question": "r", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "A"},
+    ],
+    "openbookqa": [
+        {"id": "c", "question_stem": "q", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"}
+    ],
+    "structures": [
+        {"question": "q", "choices": [{"label": "B", "text": "x"}, {"label": "A", "text": "y"}], "answerKey": "A"}
+    ],
+    "capitals": [{"Question": "q", "CHOICES": ["x", "y"], "Answer": 1, "Subject": "s"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "answers"), [("arc", [2, 0]), ("openbookqa", [1]), ("structures", [1]), ("capitals", [1])]
+)
+def test_well_known_layouts_are_read(tmp_path: Path, name: str, answers: list[int]) -> None:
+    rows = LABELLED[name]
+    for path in (
+        write(tmp_path, "a.jsonl", as_lines(rows)),
+        write(tmp_path, "a.json", json.dumps(rows).encode()),
+        write(tmp_path, "a.parquet", as_parquet(rows)),
+    ):
+        assert_same(path)
+        questions = read_questions(path)
+        assert [question.answer for question in questions] == answers
+        assert questions[0].choices[:2] == ["x", "y"]
+        assert questions.columns == list(rows[0])
+    assert [question.answer for question in QuestionSet.from_rows(rows)] == answers
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "problem"),
+    [
+        ({"answerKey": "C"}, "answer", '"C" is none of the choices\' labels "A, B"'),
+        ({"answerKey": "x"}, "answer", "is none of the choices' labels"),
+        (
+            {"choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": 1},
+            "answer",
+            "may be an index or the label",
+        ),
+        ({"choices": {"text": ["x", "y"], "label": ["A", "A"]}}, "choices", "2 choices have 1 different labels"),
+        ({"choices": {"text": ["x", "y"], "label": ["A"]}}, "choices", "2 choices have 1 different labels"),
+        ({"choices": {"A": "x", "B": "y"}}, "choices", 'lists `text` and `label`, not one with "A", "B"'),
+        ({"answer_key": "A"}, "answer", 'could be "answerKey" or "answer_key"; rename one'),
+    ],
+)
+def test_labels_that_make_no_sense_are_refused(change: dict[str, Any], field: str, problem: str) -> None:
+    row = {"question": "q", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"}
+    assert QuestionSet.from_rows([row])[0].answer == 1
+    with pytest.raises(reference.Unreadable):
+        reference.questions([row | change])
+    with pytest.raises(DatasetError, match=re.escape(problem)) as caught:
+        QuestionSet.from_rows([row | change])
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize(
+    "header", ["question X A X B X answer", "id X Prompt X A X B X C X ANSWER", '"question" X "A" X "B" X answerKey']
+)
+def test_a_header_says_what_stands_between_fields(tmp_path: Path, delimiter: str, header: str) -> None:
+    names = [name.strip() for name in header.split("X")]
+    row = {"id": "7", "question": '"a,b;c\t?"', "Prompt": "p,q;r", "A": "x", "B": '"y;z,\tw"', "C": "u"}
+    cells = [row.get(name.strip('"'), "B") for name in names]
+    quote = [cell if delimiter not in cell or cell.startswith('"') else f'"{cell}"' for cell in cells]
+    path = write(tmp_path, "a.csv", f"{delimiter.join(names)}\n{delimiter.join(quote)}\n".encode())
+    assert_same(path)
+    [question] = read_questions(path)
+    assert (question.answer, question.choices[:2]) == (1, ["x", "y;z,\tw"])
+
+
+# Values that JSON has no form for.
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "what"),
+    [
+        ("NaN", None, "NaN"),
+        ("[1, -Infinity]", [1, None], "-Infinity"),
+        ('{"a": Infinity}', {"a": None}, "Infinity"),
+        ("1e999", None, "a number beyond a float's range"),
+        (str(2**70), None, "an integer of more than 64 bits"),
+    ],
+)
+def test_a_number_that_json_has_no_form_for_is_null_unless_a_template_names_it(
+    tmp_path: Path, text: str, value: Any, what: str
+) -> None:
+    line = f'{{"question": "q", "choices": ["a", "b"], "answer": 0, "big": -1e20, "x": {text}}}'
+    for name, content in (("a.jsonl", line), ("a.json", f'{{"other": {text}, "data": [{line}]}}')):
+        path = write(tmp_path, name, content.encode())
+        assert_same(path)
+        questions = read_questions(path)
+        assert questions[0].extra == {"big": -1e20, "x": value}
+        assert questions.foreign_columns == {"x": f"{what} (in row 1)"}
+        assert pickle.loads(pickle.dumps(questions)).foreign_columns == questions.foreign_columns
+        assert PromptTemplate("{{question}} {{big > 1}}").render(questions).context(0) == "q False"
+        with pytest.raises(TemplateError, match=f"names the column `x`, which holds {re.escape(what)}"):
+            PromptTemplate("{{question}} {{x}}").render(questions)
+    for field in ("question", "choices", "answer"):
+        row = {"question": '"q"', "choices": '["a", "b"]', "answer": "0", field: "NaN"}
+        content = "{" + ", ".join(f'"{name}": {one}' for name, one in row.items()) + "}"
+        with pytest.raises(DatasetError, match="not null") as caught:
+            read_questions(write(tmp_path, "a.jsonl", content.encode()))
+        assert caught.value.field == field
+
+
+def test_rows_in_memory_may_hold_what_json_has_no_form_for() -> None:
+    row = {
+        "question": "q",
+        "choices": ["a", "b"],
+        "answer": 0,
+        "x": [float("nan")],
+        "y": 2**64,
+        "z": {"n": float("inf")},
+    }
+    questions = QuestionSet.from_rows([row])
+    assert questions[0].extra == {"x": [None], "y": None, "z": {"n": None}}
+    assert sorted(questions.foreign_columns) == ["x", "y", "z"]
+
+
+def every_type(rows: int) -> dict[str, pa.Array]:
+    """A column of every type that pyarrow can write to parquet."""
+    from datetime import UTC, date, datetime, time
+    from decimal import Decimal
+
+    moment = datetime(1969, 12, 31, 23, 59, 59, 123456)
+    values: dict[str, tuple[pa.DataType, list[Any]]] = {
+        "small": (pa.int8(), [-128, 127]),
+        "unsigned": (pa.uint32(), [2**32 - 1, 0]),
+        "long": (pa.uint64(), [2**64 - 1, 0]),
+        "double": (pa.float64(), [0.1, -1e300]),
+        "truth": (pa.bool_(), [True, False]),
+        "nothing": (pa.null(), [None, None]),
+        "words": (pa.dictionary(pa.int32(), pa.string()), ["a", "b"]),
+        "date": (pa.date32(), [date(1, 1, 1), date(9999, 12, 31)]),
+        "seconds": (pa.time32("ms"), [time(1, 2, 3), time(4, 5, 6, 7000)]),
+        "micros": (pa.time64("us"), [time(1, 2, 3), time(4, 5, 6, 7)]),
+        "naive": (pa.timestamp("us"), [moment, datetime(2024, 2, 29)]),
+        "millis": (pa.timestamp("ms"), [datetime(1900, 3, 1), datetime(2000, 2, 29, 1)]),
+        "utc": (pa.timestamp("us", "UTC"), [moment.replace(tzinfo=UTC), datetime(2024, 2, 29, tzinfo=UTC)]),
+        "decimal": (pa.decimal128(38, 9), [Decimal("-12345678901234567890.123456789"), Decimal("0.000000001")]),
+        "cents": (pa.decimal128(5, 2), [Decimal("0.00"), Decimal("-0.05")]),
+        "wide": (pa.decimal256(50, 0), [Decimal(10) ** 49, Decimal(-7)]),
+        "lists": (pa.list_(pa.list_(pa.date32())), [[[date(2024, 2, 29)], None], []]),
+        "struct": (
+            pa.struct([("a", pa.decimal128(4, 1)), ("b", pa.string())]),
+            [{"a": Decimal("1.5"), "b": "x"}, None],
+        ),
+        "map": (pa.map_(pa.string(), pa.date32()), [[("k", date(2024, 2, 29))], []]),
+        "nanos": (pa.timestamp("ns"), [1, 2]),
+        "binary": (pa.large_binary(), [b"\xff", b"text"]),
+        "fixed": (pa.binary(3), [b"abc", b"\xff\xff\xff"]),
+        "picture": (
+            pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+            [{"bytes": b"\x89PNG", "path": None}] * 2,
+        ),
+    }
+    return {name: pa.array((given * rows)[:rows], kind) for name, (kind, given) in values.items()}
+
+
+# Left out: a samples file shows null, where lm-eval's shows Python's text for an object.
+LEFT_OUT = {"binary", "fixed", "picture", "nanos", "nanotime", "int96"}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"use_deprecated_int96_timestamps": True}, {"version": "1.0"}, {"use_dictionary": False}]
+)
+def test_documents_with_every_type_have_lm_evals_hash(tmp_path: Path, options: dict[str, Any]) -> None:
+    """What lm-eval writes: `json.dumps` of the objects that `datasets` makes, `str` of what JSON has no form for."""
+    datasets = pytest.importorskip("datasets")
+    utils = pytest.importorskip("lm_eval.utils")
+    own = {"question": ["q", "r"] * 2, "choices": [["a", "b"]] * 4, "answer": [0, 1] * 2}
+    for name, column in every_type(4).items():
+        path = tmp_path / "a.parquet"
+        try:
+            pq.write_table(pa.table({**own, name: column}), path, **options)
+        except pa.ArrowException:
+            continue
+        if name == "map":
+            continue  # `datasets` refuses it
+        rows = datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache"))
+        questions = read_questions(path)
+        stamped = name in ("naive", "millis", "utc") and "use_deprecated_int96_timestamps" in options
+        if name in LEFT_OUT or stamped:
+            assert questions.foreign_columns[name]
+            assert all(question.extra.get(name) is None for question in questions)
+            continue
+        dumped = [
+            json.dumps(dict(row), indent=2, default=utils.handle_non_serializable, ensure_ascii=False) for row in rows
+        ]
+        assert hashes_of(questions, tmp_path) == [utils.hash_string(one) for one in dumped], name
+
+
+def hashes_of(questions: QuestionSet, folder: Path) -> list[str]:
+    prompts = PromptTemplate("mmlu").render(questions)
+    outcome = aggregate(prompts, np.zeros(prompts.num_choices), np.zeros(prompts.num_choices, bool), near_tie=0.0)
+    write_samples(folder / "samples.jsonl", questions, prompts, outcome, ["acc"])
+    return [json.loads(line)["doc_hash"] for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+
+def test_a_column_of_any_type_that_nobody_asks_for_is_no_obstacle(tmp_path: Path) -> None:
+    own = {"question": ["q", "r"], "choices": [["a", "b"]] * 2, "answer": [0, 1]}
+    columns = every_type(2)
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({**own, **columns}), path)
+    questions = read_questions(path)
+    assert [question.answer for question in questions] == [0, 1]
+    assert questions.columns == [*own, *columns]
+    plain = {"small", "unsigned", "long", "double", "truth", "nothing", "words"}
+    assert set(questions.foreign_columns) == set(columns) - plain
+    for name in columns:
+        template = PromptTemplate(f"{{{{question}}}} {{{{{name}}}}}")
+        if name in plain:
+            template.render(questions)
+        else:
+            with pytest.raises(TemplateError, match=f"names the column `{name}`"):
+                template.render(questions)
+
+
+def test_lzo_is_named_as_what_is_not_read(tmp_path: Path) -> None:
+    columns = small_columns()
+    assert len(read_questions(write(tmp_path, "a.parquet", parquet(columns, rows=2)))) == 2
+    with pytest.raises(
+        DatasetError, match=r"field `question`: is compressed with LZO, which is not read; write the file"
+    ):
+        read_questions(write(tmp_path, "a.parquet", parquet(columns, rows=2, codec="lzo")))
+
+
+# Files that claim more than they hold.
+
+
+def small_columns() -> dict[str, tuple[bytes, int]]:
+    choices = levels((0, 1), (1, 1), (0, 1), (1, 1)) + levels((1, 4)) + plain_texts("a", "b", "c", "d")
+    return {
+        "question": (data_page(plain_texts("q", "r"), values=2), 2),
+        "choices": (data_page(choices, values=4), 4),
+        "answer": (data_page(struct.pack("<2q", 0, 1), values=2), 2),
+    }
+
+
+def bombs() -> dict[str, tuple[bytes, str]]:
+    """Files of at most some kilobytes, and what is said of each."""
+    good = small_columns()
+    many, huge = 2**31 - 1, 1 << 40
+
+    def with_question(page: bytes, values: int = 2, **options: Any) -> bytes:
+        return parquet({**good, "question": (page, values)}, rows=options.pop("rows", 2), **options)
+
+    dictionary = dictionary_page(plain_texts("q"), values=1)
+    used = dictionary + data_page(bytes([1]) + varint(many << 1) + bytes([0]), values=many, encoding=RLE_DICTIONARY)
+    many_dictionary = dictionary_page(plain_texts("q"), values=many)
+    zeros = zlib.compress(bytes(200 << 20), 9)
+    wide = levels((0, 1), (1, many - 1)) + levels((1, many))
+    deltas = varint(128) + varint(4) + varint(huge) + varint(0)
+    big = gzip.compress(bytes(256 << 20), 9)
+    zstd = compress(bytes(1 << 28), ".zst")
+    return {
+        "rows": (
+            with_question(used, many, rows=huge, dictionaries={"question": len(dictionary)}),
+            "claims 1099511627776 rows",
+        ),
+        "values": (with_question(data_page(plain_texts("q", "r"), values=many)), "more values in a page than"),
+        "page": (with_question(data_page(plain_texts("q"), values=2, uncompressed=many), codec="snappy"), "page"),
+        "gzip": (with_question(data_page(big, values=2, uncompressed=256 << 20), codec="gzip"), ""),
+        "brotli": (with_question(data_page(zeros, values=2, uncompressed=many), codec="brotli"), ""),
+        "lz4": (with_question(data_page(b"\x1f\x00" + b"\xff" * 99, values=2, uncompressed=many), codec="lz4_raw"), ""),
+        "zstd": (with_question(data_page(zstd, values=2, uncompressed=many), codec="zstd"), ""),
+        "dictionary": (
+            with_question(many_dictionary + data_page(b"", values=2), dictionaries={"question": len(many_dictionary)}),
+            "more values in a dictionary than it has room for",
+        ),
+        "choices": (
+            parquet({**good, "choices": (data_page(wide, values=many), many)}, rows=2),
+            f"there are {many} in 2 rows, more than 26 a question",
+        ),
+        "delta lengths": (
+            with_question(data_page(deltas, values=2, encoding=DELTA_LENGTH_BYTE_ARRAY)), "more lengths in a page than"
+        ),
+        "delta texts": (
+            with_question(data_page(deltas, values=2, encoding=DELTA_BYTE_ARRAY)), "more lengths in a page than"
+        ),
+        "second deltas": (
+            with_question(
+                data_page(varint(128) + varint(4) + varint(1) + varint(0) + deltas, values=2, encoding=DELTA_BYTE_ARRAY)
+            ),
+            "more lengths in a page than",
+        ),
+        "schema": (nested_schema(200_000), "its schema is nested more than 100 deep"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", bombs())
+def test_a_parquet_bomb_ends_in_one_line_within_bounded_memory(tmp_path: Path, name: str) -> None:
+    content, message = bombs()[name]
+    path = write(tmp_path, "a.parquet", content)
+    for read in ("read_questions(path)", "read_documents([path], field='question')"):
+        error, memory, seconds = read_apart(read, path, WMDP_FAST_MEMORY_GIB="0.5")
+        assert "\n" not in error
+        if "read_questions" in read:
+            assert error.startswith("DatasetError")
+            assert message in error
+        elif name != "choices":  # another column than the one that is read
+            assert error.startswith(("DatasetError", "ValueError"))
+        assert memory < 1000, "MiB"
+        assert seconds < 60
+
+
+def read_apart(read: str, path: Path, **environment: str) -> tuple[str, float, float]:
+    """What reading a file in a process of its own raises, and its memory in MiB and seconds."""
+    # Not `ru_maxrss`, which counts the process that this one was forked from.
+    code = (
+        "import re, sys, time; from wmdp_fast._rust import *; path = sys.argv[1]; begun = time.monotonic()\n"
+        f"try: {read}; said = 'nothing'\n"
+        "except Exception as error: said = f'{type(error).__name__}: {error}'\n"
+        "most = int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1024\n"
+        "print(most, time.monotonic() - begun, said)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    memory, seconds, said = run.stdout.rstrip("\n").split(" ", 2)
+    return said, float(memory), float(seconds)
+
+
+def test_files_share_one_bound_of_memory_that_can_be_raised(tmp_path: Path) -> None:
+    """Each of the files fits, all of them do not: they are read at the same time and held together."""
+    line = json.dumps({"question": "q", "choices": ["a", "b"], "answer": 0}) + "\n"
+    content = gzip.compress(line.encode() * 50_000, 1)
+    for number in range(6):
+        write(tmp_path, f"{number}.jsonl.gz", content)
+    read = "read_many([path + f'/{n}.jsonl.gz' for n in range(6)])"
+    error, memory, _ = read_apart(read, tmp_path, WMDP_FAST_MEMORY_GIB="0.1")
+    assert re.match(
+        r"DatasetError: .*\d\.jsonl\.gz, row \d+: what is read takes more than 0\.1 GiB of memory; .*GIB=1$", error
+    )
+    assert memory < 400
+    assert read_apart(read, tmp_path, WMDP_FAST_MEMORY_GIB="0.5")[0] == "nothing"
+    one = "read_questions(path + '/0.jsonl.gz')"
+    assert read_apart(one, tmp_path, WMDP_FAST_MEMORY_GIB="0.1")[0] == "nothing"
+    assert "must be a number of GiB, not 'many'" in read_apart(one, tmp_path, WMDP_FAST_MEMORY_GIB="many")[0].replace(
+        '"', "'"
+    )
+
+
+def test_a_dictionary_does_not_hide_how_much_questions_take(tmp_path: Path) -> None:
+    rows = [{"question": "x" * 20_000, "choices": ["a", "b"], "answer": 0}] * 20_000
+    content = as_parquet(rows)
+    assert len(content) < 100_000
+    error, memory, _ = read_apart(
+        "read_questions(path)", write(tmp_path, "a.parquet", content), WMDP_FAST_MEMORY_GIB="0.1"
+    )
+    assert "what is read takes more than 0.1 GiB of memory" in error
+    assert memory < 400
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":', "[[", '[{"a":'])
+def test_endless_nesting_is_one_line(tmp_path: Path, opening: str) -> None:
+    deep = opening * 200_000
+    for name in ("a.json", "a.jsonl", "a.csv"):
+        content = {"a.csv": f'question,choices,answer\nq,"{deep.replace(chr(34), chr(34) * 2)}",0\n'}.get(name, deep)
+        with pytest.raises(DatasetError):
+            read_questions(write(tmp_path, name, content.encode()))
+        with pytest.raises(DatasetError):
+            read_questions(write(tmp_path, name, f'{{"data": [{{"x": {content}'.encode()))
+    for content in (deep, f'{{"text": {deep}', f'{{"x": {deep}'):
+        with pytest.raises(DatasetError, match="row 1"):
+            read_documents([write(tmp_path, "a.jsonl", content.encode())])
+        with pytest.raises(ValueError, match=r"samples|JSON|line"):
+            read_samples(write(tmp_path, "samples_x.jsonl", content.encode()))
+    nested: Any = 0
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(DatasetError, match="nested more than 128 deep"):
+        QuestionSet.from_rows([{**BIRDS[0], "x": nested}])
 
 
 def row(choices: str, answer: str) -> bytes:
@@ -575,8 +1034,11 @@ def row(choices: str, answer: str) -> bytes:
         ("a.json", row('["a","b"]', "0"), "", "name it .jsonl"),
         ("a.csv", b"", "", "the file is empty"),
         ("a.csv", b"question,A,B,answer\n", "", "there are no questions"),
-        ("a.csv", b"a,b,c\n", ", row 1", "found 3 fields"),
-        ("a.csv", b"question;A;B;answer\nq;a;b;A\n", ", row 1", "found 1 field;"),
+        ("a.csv", b"a,b,c\n", ", row 1", 'it has 3 fields with commas between: "a", "b", "c"; give it a header'),
+        ("a.csv", b"a\n", ", row 1", 'it has 1 field: "a"; give it a header'),
+        ("a.csv", b"Frage;A;B;Antwort\nq;a;b;A\n", ", row 1", '4 fields with semicolons between: "Frage", "A", "B"'),
+        ("a.csv", b"id,text,A,B,C,right\n1,q,a,b,c,A\n", ", row 1", '6 fields with commas between: "id", "text", "A"'),
+        ("a.csv", b"question,x,answer\nq,y,A\n", ", field `choices`", 'header, which has "question", "x", "answer"'),
         ("a.csv", b"question,answer\nq,A\n", ", field `choices`", "are missing in the header"),
         ("a.csv", b"question,choice1,choice2,answer\n", ", field `choice0`", "is missing in the header"),
         ("a.csv", b"question,A,B,choices,answer\n", ", field `choices`", "more than one form"),
@@ -723,8 +1185,7 @@ def test_extra_columns_are_a_fresh_dict() -> None:
     [
         ({"question": "\ud800"}, "question", "lone surrogate"),
         ({"question": "q", "choices": ["a", "b"], "answer": 0, "x": object()}, "x", "not object"),
-        ({"question": "q", "choices": ["a", "b"], "answer": 0, "x": float("inf")}, "x", "no number"),
-        ({"question": "q", "choices": ["a", "b"], "answer": 0, "x": 2**64}, "x", "more than 64 bits"),
+        ({"question": "q", "choices": ["a", "b"], "answer": float("inf")}, "answer", "not null"),
         ({1: 2}, None, "a key must be text, not int"),
     ],
 )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from tests import saved_runs
+from tests.damage import cut, delete, flip
 from tests.test_results import SIZES, eval_result
 from wmdp_fast._rust import read_samples
 from wmdp_fast.exceptions import DatasetError
@@ -17,6 +20,10 @@ from wmdp_fast.saved import SavedGroup, SavedTask, from_evaluation, read_results
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+# Damaged copies of a samples file.
+DAMAGED = int(os.environ.get("WMDP_FAST_MUTATIONS", "500"))
 
 
 @pytest.fixture(scope="module", params=["lm-eval", "wmdp-fast"])
@@ -57,6 +64,59 @@ def test_both_packages_files_are_read_alike(saved_file: Path) -> None:
     assert [(one.name, depth) for one, depth in saved.hierarchy()] == [
         *[("nature", 0), ("animals", 1), ("birds", 2), ("fish", 2), ("plants", 1), ("moss", 2), ("clouds", 0)]
     ]
+
+
+TOKENS = [
+    b'"',
+    b",",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b":",
+    b"null",
+    b"-",
+    b"1e999",
+    b"NaN",
+    b"9" * 30,
+    rb"\ud800",
+    b"\n",
+    b"\xff",
+]
+TOKENS += [b"[" * 200, b'{"a":' * 200, b'"filtered_resps": []']
+
+
+def insert(content: bytes, rng: random.Random) -> bytes:
+    at = rng.randrange(len(content) + 1)
+    return content[:at] + rng.choice(TOKENS) + content[at:]
+
+
+def test_damaged_samples_are_refused_or_read_rightly(saved_file: Path, tmp_path: Path) -> None:
+    """Whatever is read is what Python's own parser reads in the damaged file."""
+    rng = random.Random(0)
+    [intact] = saved_file.parent.glob("samples_birds_*.jsonl")
+    content, path = intact.read_bytes(), tmp_path / "samples_birds_x.jsonl"
+    refused = 0
+    for _ in range(DAMAGED):
+        path.write_bytes(rng.choice([cut, flip, delete, insert])(content, rng))
+        try:
+            samples = read_samples(path)
+        except DatasetError as error:
+            refused += error.file == str(path)
+            continue
+        try:
+            # Prompts are passed over, whatever is in them.
+            text = path.read_bytes().decode(errors="replace")
+            lines = [json.loads(line, strict=False) for line in text.split("\n") if line.strip()]
+        except ValueError:
+            continue
+        lines.sort(key=lambda line: line["doc_id"])
+        assert samples.doc_ids.tolist() == [line["doc_id"] for line in lines]
+        pairs = [pair for line in lines for pair in line["filtered_resps"]]
+        assert samples.loglikelihood.tolist() == [float(score) for score, _ in pairs]
+        assert samples.is_greedy.tolist() == [str(greedy) == "True" for _, greedy in pairs]
+        assert samples.doc_hashes == [line.get("doc_hash", "") for line in lines]
+    assert DAMAGED / 4 < refused < DAMAGED
 
 
 def test_samples_hold_what_the_lines_say(saved_file: Path) -> None:

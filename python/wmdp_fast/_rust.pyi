@@ -557,6 +557,12 @@ class QuestionSet:
         """
         Path of the file as it was given.
         """
+    @property
+    def foreign_columns(self, /) -> dict[str, str]:
+        """
+        Columns with values that JSON has no form for, each with what those are: binary data, `NaN`, dates. They are None in
+        `Question.extra` (dates, times and decimals are Python's text for them), and a template that names such a column is refused.
+        """
     @staticmethod
     def from_rows(rows: Iterable[Mapping[str, object]], file: str = "<memory>") -> QuestionSet:
         """
@@ -593,6 +599,11 @@ class QuestionSet:
 
         Raises:
             ValueError: If there is no such question.
+        """
+    def shared_with(self, /, others: QuestionSet) -> list[int]:
+        """
+        Places of the questions that are among others too: the same but for white space around question and choices, with the choices
+        in any order.
         """
     @property
     def subjects(self, /) -> list[str]:
@@ -641,6 +652,11 @@ class Requests:
         """
         The crate that made the tokens: `"fastokens"` or `"tokenizers"`; None if they were given.
         """
+    @property
+    def first_joined(self, /) -> str | None:
+        """
+        File and row of the first question with such a choice, or None.
+        """
     @staticmethod
     def from_tokens(
         contexts: SupportsGetItem[int, SupportsGetItem[int, SupportsIndex]],
@@ -657,6 +673,11 @@ class Requests:
 
         Raises:
             ValueError: If a context or continuation is empty, or a continuation longer than `max_length`.
+        """
+    @property
+    def joined_choices(self, /) -> int:
+        """
+        Choices whose first characters became one token with the end of their context. What is scored of them is the rest, as in lm-eval.
         """
     @property
     def max_length(self, /) -> int:
@@ -698,6 +719,14 @@ class Requests:
 
         Raises:
             ValueError: If `token_budget` is 0.
+        """
+    def truncation(self, /) -> tuple[int, int, int, int]:
+        """
+        How much of the prompts the model cannot read, since they are longer than `max_length`; they lose it on the left.
+
+        Returns:
+            Four numbers: questions that lose tokens, choices that do, the most tokens that one loses, and the question that loses those
+            (-1 if there is none).
         """
     @property
     def why_no_cuts(self, /) -> str | None:

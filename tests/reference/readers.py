@@ -13,6 +13,8 @@ import math
 import re
 import string
 import struct
+from datetime import date, datetime, time
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -95,12 +97,41 @@ def as_text(answer: str, choices: list[str]) -> int | None:
     return choices.index(answer) if answer and choices.count(answer) == 1 else None
 
 
+OWN = ("question", "choices", "answer", "subject")
+OTHER_NAMES = {"question_stem": "question", "answerkey": "answer", "answer_key": "answer"}
+
+
+class Foreign:
+    """Stands for a value that JSON has no form for."""
+
+
+FOREIGN = Foreign()
+
+
+def without_foreign(value: Any) -> Any:
+    """The value with None in the place of what JSON has no form for."""
+    if isinstance(value, list):
+        return [without_foreign(item) for item in value]
+    if isinstance(value, dict):
+        return {name: without_foreign(item) for name, item in value.items()}
+    return None if value is FOREIGN else value
+
+
+def own_name(name: str) -> str | None:
+    """What a column under this name can mean."""
+    folded = name.strip(SPACE).translate(ASCII_LOWER)
+    return folded if folded in OWN else OTHER_NAMES.get(folded)
+
+
 def check(record: Any) -> Row:
     """A record as a row whose answer may still be text."""
     if not isinstance(record, dict) or depth(record) > DEEPEST_RECORD:
         raise Unreadable("not an object, or too deep")
-    row = {name: record.get(name) for name in ("question", "choices", "answer", "subject")}
-    row["extra"] = {name: value for name, value in record.items() if name not in row}
+    row = named(without_foreign(record))
+    if row["subject"] is not None and not isinstance(row["subject"], str):
+        # A subject that is no text is a column like any other.
+        row["extra"]["subject"], row["subject"] = row["subject"], None
+    take_labels(row)
     choices, answer = row["choices"], row["answer"]
     if not isinstance(row["question"], str):
         raise Unreadable("question")
@@ -112,9 +143,58 @@ def check(record: Any) -> Row:
         raise Unreadable("answer out of range")
     if isinstance(answer, str) and all(reading(answer, choices) is None for reading in (as_letter, as_index, as_text)):
         raise Unreadable("answer without meaning")
-    if not isinstance(row["subject"], str | None):
-        raise Unreadable("subject")
     return row
+
+
+def named(record: dict[str, Any]) -> Row:
+    """A record with our own columns, under whatever names, and the others."""
+    row: Row = {name: record.get(name) for name in OWN}
+    row["extra"] = {name: value for name, value in record.items() if name not in OWN}
+    for name in OWN:
+        meant = [other for other in row["extra"] if own_name(other) == name]
+        if name in record or not meant:
+            continue
+        if len(meant) > 1 and name != "subject":
+            raise Unreadable(f"two columns for {name}")
+        value = row["extra"][meant[0]]
+        if len(meant) == 1 and (name != "subject" or isinstance(value, str)):
+            row[name] = value
+    return row
+
+
+def take_labels(row: Row) -> None:
+    """Choices with labels as a list of texts, and the label that is the answer as an index."""
+    choices = row["choices"]
+    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
+        if not all(isinstance(choice, dict) for choice in choices):
+            raise Unreadable("choices of two kinds")
+        texts, labels = [c.get("text") for c in choices], [c["label"] for c in choices if "label" in c] or None
+    elif isinstance(choices, dict) and "text" in choices:
+        texts, labels = choices["text"], choices.get("label")
+        if "label" in choices and labels is None:
+            raise Unreadable("labels")
+    else:
+        return
+    if not any(value == choices for value in row["extra"].values()):
+        row["extra"]["choices"] = choices
+    row["choices"] = texts
+    if labels is not None:
+        row["answer"] = labelled(row["answer"], texts, labels)
+
+
+def labelled(answer: Any, texts: Any, labels: Any) -> Any:
+    """The answer as an index, if it is a label."""
+    if not (isinstance(texts, list) and isinstance(labels, list) and all(isinstance(x, str) for x in texts + labels)):
+        raise Unreadable("labels")
+    if len(labels) != len(texts) or len(set(labels)) < len(labels):
+        raise Unreadable("labels")
+    if isinstance(answer, str):
+        if answer not in labels:
+            raise Unreadable("no label")
+        return labels.index(answer)
+    if any(re.fullmatch("[+-]?[0-9]+", label) for label in labels):
+        raise Unreadable("an index or a label")
+    return answer
 
 
 # JSON.
@@ -128,23 +208,20 @@ def parse_json(text: str) -> Any:
             raise Unreadable("a key twice")
         return dict(pairs)
 
-    def refuse(constant: str) -> Any:
-        raise Unreadable(constant)
+    def constant(_name: str) -> Foreign:
+        return FOREIGN
 
-    def number(text: str) -> float:
+    def number(text: str) -> float | Foreign:
         value = float(text)
-        if math.isinf(value):
-            raise Unreadable("number out of range")
-        return value
+        return FOREIGN if math.isinf(value) else value
 
-    def integer(text: str) -> int | float:
-        # Beyond 64 bits an integer is a float, as in most parsers; "-0" is one as well.
-        if len(text) > 25 or not -(2**63) <= int(text) < 2**64 or text == "-0":
-            return number(text)
-        return int(text)
+    def integer(text: str) -> int | Foreign:
+        return FOREIGN if len(text) > 25 or not -(2**63) <= int(text) < 2**64 else int(text)
 
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_float=number, parse_int=integer)
+        value = json.loads(
+            text, object_pairs_hook=unique, parse_constant=constant, parse_float=number, parse_int=integer
+        )
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"not JSON: {error}") from error
     if has_surrogate(value):
@@ -179,25 +256,52 @@ def json_records(text: str) -> list[Any]:
 
 def csv_records(text: str) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)
+    first_line = re.split("[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
+    delimiter = next((d for d in ",;\t" if is_header(first_line, d)), None)
     try:
         # csv ends a line where its input does, and knows all three line ends itself.
-        lines = [line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if line]
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter or ",")
+        lines = [line for line in reader if line]
     except csv.Error as error:
         raise Unreadable(f"not CSV: {error}") from error
     if not lines:
         raise Unreadable("empty")
     names = [name.strip(SPACE).translate(ASCII_LOWER) for name in lines[0]]
-    if "question" in names and "answer" in names:
+    if delimiter:
+        for own in ("question", "answer"):
+            others = [place for place, name in enumerate(names) if csv_meaning(name) == own]
+            if own not in names and others:
+                names[others[0]] = own
         columns = header_columns(lines[0], names)
         lines = lines[1:]
     elif len(names) < 4:
         raise Unreadable("too few fields")
+    elif names and all(reading(lines[0][-1], lines[0][1:-1]) is None for reading in (as_letter, as_index, as_text)):
+        raise Unreadable("neither a header nor a question")
     else:
         columns = ["question", *range(len(names) - 2), "answer"]
     for line in lines:
         if len(line) != len(columns):
             raise Unreadable("number of fields")
         yield csv_record(dict(zip(columns, line, strict=True)))
+
+
+def is_header(line: str, delimiter: str) -> bool:
+    """Whether a line names a question and an answer with this delimiter between."""
+    # A delimiter inside quotes is none: pieces between an odd and an even quote stay together.
+    names, quoted = [""], False
+    for character in line:
+        quoted ^= character == '"'
+        if character == delimiter and not quoted:
+            names.append("")
+        else:
+            names[-1] += character
+    meanings = {csv_meaning(name.strip().strip('"').strip()) for name in names}
+    return {"question", "answer"} <= meanings
+
+
+def csv_meaning(name: str) -> str | None:
+    return "question" if name.strip(SPACE).translate(ASCII_LOWER) == "prompt" else own_name(name)
 
 
 ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
@@ -256,24 +360,32 @@ def parquet_records(content: bytes) -> list[Row]:
         raise Unreadable(f"not parquet: {error}") from error
     if len(set(table.column_names)) < len(table.column_names):
         raise Unreadable("a column twice")
-    for name in ("question", "choices", "answer"):
-        if name not in table.column_names:
-            raise Unreadable(f"{name} is missing")
     try:
-        return [{name: plain(value) for name, value in row.items()} for row in table.to_pylist()]
+        return [
+            {name: own_text(value) if name in OWN else plain(value) for name, value in row.items()}
+            for row in table.to_pylist()
+        ]
     except (UnicodeDecodeError, ValueError) as error:
         raise Unreadable(f"not UTF-8: {error}") from error
 
 
-def plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode()
+def own_text(value: Any) -> Any:
+    """A value of a column of our own, where bytes without annotation are text."""
     if isinstance(value, list):
+        return [own_text(item) for item in value]
+    return value.decode() if isinstance(value, bytes) else plain(value)
+
+
+def plain(value: Any) -> Any:
+    """A value as a samples file shows it: null for what JSON has no form for, text for Python's other objects."""
+    if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        raise Unreadable("a number without JSON form")
+    if isinstance(value, bytes) or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    if isinstance(value, date | datetime | time | Decimal):
+        return str(value)
     return value
 
 

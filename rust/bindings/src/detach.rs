@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 use wmdp_core::ahead::{Ahead, Waited};
-use wmdp_core::parallel::{Cancel, panic_message};
+use wmdp_core::parallel::{Cancel, error_of_panic};
 use wmdp_core::{Error, Result};
 
 use crate::error::to_py;
@@ -30,7 +30,7 @@ pub(crate) fn run<T: Send>(py: Python<'_>, work: impl FnOnce(&Cancel) -> Result<
             let cancel = &cancel;
             scope.spawn(move || {
                 let outcome = catch_unwind(AssertUnwindSafe(|| work(cancel)))
-                    .unwrap_or_else(|payload| Err(Error::Internal(panic_message(payload.as_ref()))));
+                    .unwrap_or_else(|payload| Err(error_of_panic(payload.as_ref())));
                 // The receiver outlives this thread: it waits below until the message is there.
                 let _ = sender.send(outcome);
             });
@@ -62,7 +62,7 @@ pub(crate) fn run<T: Send>(py: Python<'_>, work: impl FnOnce(&Cancel) -> Result<
 pub(crate) fn briefly<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T> + Send) -> PyResult<T> {
     py.detach(|| {
         catch_unwind(AssertUnwindSafe(work))
-            .unwrap_or_else(|payload| Err(Error::Internal(panic_message(payload.as_ref()))))
+            .unwrap_or_else(|payload| Err(error_of_panic(payload.as_ref())))
             .map_err(to_py)
     })
 }

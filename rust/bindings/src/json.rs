@@ -3,7 +3,8 @@
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyMapping, PyString, PyTuple};
-use serde_json::{Map, Number, Value};
+use serde_json::{Number, Value};
+use wmdp_core::dataset::Row;
 use wmdp_core::{DatasetError, Error};
 
 use crate::error::to_py;
@@ -43,7 +44,7 @@ pub(crate) fn to_python<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'
 ///
 /// # Errors
 /// `DatasetError` with row and field for a value that JSON has no form for, `TypeError` if `rows` are not mappings.
-pub(crate) fn rows_from_python(rows: &Bound<'_, PyAny>, file: &str) -> PyResult<Vec<Map<String, Value>>> {
+pub(crate) fn rows_from_python(rows: &Bound<'_, PyAny>, file: &str) -> PyResult<Vec<Row>> {
     let fault = |row: usize, field: Option<String>, problem| {
         to_py(Error::from(DatasetError { file: file.to_owned(), row: Some(row as u64 + 1), field, problem }))
     };
@@ -53,20 +54,23 @@ pub(crate) fn rows_from_python(rows: &Bound<'_, PyAny>, file: &str) -> PyResult<
         let fields = fields
             .cast::<PyMapping>()
             .map_err(|_| PyTypeError::new_err(format!("row {} must be a dict, not {}", row + 1, kind(&fields))))?;
-        let mut record = Map::new();
+        let mut record = Row::default();
         for item in fields.items()?.iter() {
             let (key, value): (Bound<'_, PyAny>, Bound<'_, PyAny>) = item.extract()?;
             let name = text(&key).map_err(|problem| fault(row, None, format!("a key {problem}")))?;
-            let value = from_python(&value, DEEPEST).map_err(|problem| fault(row, Some(name.clone()), problem))?;
-            record.insert(name, value);
+            let mut lost = None;
+            let value =
+                from_python(&value, DEEPEST, &mut lost).map_err(|problem| fault(row, Some(name.clone()), problem))?;
+            record.foreign.extend(lost.map(|what| (name.clone(), what)));
+            record.fields.insert(name, value);
         }
         read.push(record);
     }
     Ok(read)
 }
 
-/// A Python value as JSON, or what is wrong with it.
-fn from_python(value: &Bound<'_, PyAny>, depth: usize) -> Result<Value, String> {
+/// A Python value as JSON, or what is wrong with it. A number that JSON has no form for becomes null, and `lost` says what it was.
+fn from_python(value: &Bound<'_, PyAny>, depth: usize, lost: &mut Option<String>) -> Result<Value, String> {
     if depth == 0 {
         return Err(format!("is nested more than {DEEPEST} deep"));
     }
@@ -81,23 +85,27 @@ fn from_python(value: &Bound<'_, PyAny>, depth: usize) -> Result<Value, String> 
     }
     if value.is_instance_of::<PyInt>() {
         let integer = value.extract::<i64>().map(Number::from).or_else(|_| value.extract::<u64>().map(Number::from));
-        return integer.map(Value::Number).map_err(|_| "is an integer of more than 64 bits".to_owned());
+        return Ok(integer.map_or_else(|_| lose(lost, "an integer of more than 64 bits"), Value::Number));
     }
     if let Ok(float) = value.cast::<PyFloat>() {
-        return Number::from_f64(float.value())
-            .map(Value::Number)
-            .ok_or_else(|| format!("is {}, which JSON has no number for", float.value()));
+        let number = Number::from_f64(float.value());
+        return Ok(number.map_or_else(|| lose(lost, &float.value().to_string()), Value::Number));
     }
     if value.is_instance_of::<PyList>() || value.is_instance_of::<PyTuple>() {
         let items = value.try_iter().map_err(|error| error.to_string())?;
-        let items = items.map(|item| from_python(&item.map_err(|error| error.to_string())?, depth - 1));
+        let items = items.map(|item| from_python(&item.map_err(|error| error.to_string())?, depth - 1, lost));
         return items.collect::<Result<_, _>>().map(Value::Array);
     }
     if let Ok(dict) = value.cast::<PyDict>() {
-        let fields = dict.iter().map(|(key, value)| Ok((text(&key)?, from_python(&value, depth - 1)?)));
+        let fields = dict.iter().map(|(key, value)| Ok((text(&key)?, from_python(&value, depth - 1, lost)?)));
         return fields.collect::<Result<_, String>>().map(Value::Object);
     }
     Err(format!("must be text, a number, a boolean, None, a list or a dict, not {}", kind(value)))
+}
+
+fn lose(lost: &mut Option<String>, what: &str) -> Value {
+    lost.get_or_insert_with(|| what.to_owned());
+    Value::Null
 }
 
 fn text(value: &Bound<'_, PyAny>) -> Result<String, String> {

@@ -1,5 +1,6 @@
 //! Question sets, and what Python's dicts have to do with them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pyo3::exceptions::PyIndexError;
@@ -42,7 +43,7 @@ impl QuestionSet {
     #[pyo3(signature = (rows, file = "<memory>"))]
     fn from_rows(py: Python<'_>, rows: Rows<'_, '_>, file: &str) -> PyResult<Self> {
         let rows = rows_from_python(&rows.0, file)?;
-        detach::run(py, |_| dataset::from_rows(rows, file)).map(Self::from)
+        detach::run(py, |cancel| dataset::from_rows(rows, file, cancel)).map(Self::from)
     }
 
     /// The questions of several sets one after another: the shards of one split, for instance.
@@ -70,13 +71,20 @@ impl QuestionSet {
         self.inner.columns.iter().map(String::as_str).collect()
     }
 
+    /// Columns with values that JSON has no form for, each with what those are: binary data, `NaN`, dates. They are None in
+    /// `Question.extra` (dates, times and decimals are Python's text for them), and a template that names such a column is refused.
+    #[getter]
+    fn foreign_columns(&self) -> BTreeMap<String, String> {
+        self.inner.foreign.clone()
+    }
+
     /// SHA-256 of questions, choices and answers as 64 hexadecimal digits: the same for the same questions in any file format.
     ///
     /// Hashed are the bytes `wmdp-fast questions 1\n`, then for each question: the question, the number of choices, each
     /// choice, the answer's index. A text is its length in bytes, then its bytes in UTF-8; numbers are 64 bits, little-endian.
     #[getter]
-    fn content_hash(&self, py: Python<'_>) -> String {
-        py.detach(|| self.inner.content_hash())
+    fn content_hash(&self, py: Python<'_>) -> PyResult<String> {
+        detach::run(py, |cancel| self.inner.content_hash_until(cancel))
     }
 
     /// The distinct subjects, sorted.
@@ -94,6 +102,13 @@ impl QuestionSet {
     ///     ValueError: If there is no such question.
     fn select(&self, indices: Vec<usize>) -> PyResult<Self> {
         self.inner.select(&indices).map(Self::from).map_err(to_py)
+    }
+
+    /// Places of the questions that are among others too: the same but for white space around question and choices, with the choices
+    /// in any order.
+    fn shared_with(&self, py: Python<'_>, others: PyRef<'_, Self>) -> PyResult<Vec<usize>> {
+        let others = Arc::clone(&others.inner);
+        detach::run(py, |_| Ok(self.inner.shared_with(&others)))
     }
 
     /// The first `n` questions, or all if there are fewer.

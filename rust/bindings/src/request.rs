@@ -40,9 +40,9 @@ impl Requests {
         continuations: Vec<Vec<Vec<u32>>>,
         max_length: usize,
     ) -> PyResult<Self> {
-        detach::run(py, |_| {
+        detach::run(py, |cancel| {
             let inner = Arc::new(request::Requests::from_tokens(&contexts, &continuations, max_length)?);
-            let plan = PaddedPlan::new(&inner)?;
+            let plan = PaddedPlan::new(&inner, cancel)?;
             Ok(Self { inner, plan })
         })
     }
@@ -77,6 +77,28 @@ impl Requests {
         self.inner.max_length
     }
 
+    /// How much of the prompts the model cannot read, since they are longer than `max_length`; they lose it on the left.
+    ///
+    /// Returns:
+    ///     Four numbers: questions that lose tokens, choices that do, the most tokens that one loses, and the question that loses those
+    ///     (-1 if there is none).
+    fn truncation(&self, py: Python<'_>) -> PyResult<(usize, usize, usize, isize)> {
+        let cut = detach::run(py, |_| Ok(self.inner.truncation()))?;
+        Ok((cut.questions, cut.choices, cut.most, cut.worst.map_or(-1, |question| question as isize)))
+    }
+
+    /// Choices whose first characters became one token with the end of their context. What is scored of them is the rest, as in lm-eval.
+    #[getter]
+    fn joined_choices(&self) -> usize {
+        self.inner.joined
+    }
+
+    /// File and row of the first question with such a choice, or None.
+    #[getter]
+    fn first_joined(&self) -> Option<&str> {
+        self.inner.first_joined.as_deref()
+    }
+
     /// For each question its first choice, then the number of choices: int64 `[num_questions + 1]`.
     #[getter]
     fn choice_offsets(&self, py: Python<'_>) -> Array1<i64> {
@@ -95,8 +117,8 @@ impl Requests {
     /// choices, and each continuation's tokens. Tokens are their number, then 32 bits each; all other numbers are 64 bits,
     /// little-endian.
     #[getter]
-    fn content_hash(&self, py: Python<'_>) -> String {
-        py.detach(|| self.inner.content_hash())
+    fn content_hash(&self, py: Python<'_>) -> PyResult<String> {
+        detach::run(py, |cancel| self.inner.content_hash_until(cancel))
     }
 
     /// The crate that made the tokens: `"fastokens"` or `"tokenizers"`; None if they were given.
@@ -170,9 +192,9 @@ impl Requests {
 /// What pickle calls to make `Requests` again.
 #[pyfunction]
 pub(crate) fn _restore_requests(py: Python<'_>, state: Vec<u8>) -> PyResult<Requests> {
-    detach::run(py, |_| {
+    detach::run(py, |cancel| {
         let inner = Arc::new(request::Requests::from_bytes(&state)?);
-        let plan = PaddedPlan::new(&inner)?;
+        let plan = PaddedPlan::new(&inner, cancel)?;
         Ok(Requests { inner, plan })
     })
 }

@@ -88,6 +88,7 @@ impl PromptTemplate {
     ///     TemplateError: If a question cannot be rendered.
     fn question_texts(&self, py: Python<'_>, questions: &QuestionSet) -> PyResult<Vec<String>> {
         detach::run(py, |_| {
+            self.inner.check_columns(&questions.inner)?;
             questions.inner.questions.iter().map(|question| self.inner.question_text(question)).collect()
         })
     }

@@ -79,7 +79,7 @@ impl Tokenizer {
         detach::run(py, |cancel| {
             let tasks: Vec<_> = tasks.iter().map(Arc::as_ref).collect();
             let inner = request::Requests::encode(&self.inner, &tasks, max_length, cancel)?;
-            let plan = PaddedPlan::new(&inner)?;
+            let plan = PaddedPlan::new(&inner, cancel)?;
             Ok(Requests { inner: Arc::new(inner), plan })
         })
     }

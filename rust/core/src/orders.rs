@@ -84,7 +84,7 @@ impl QuestionSet {
             }
             questions.extend(orders.of(n)[1..].iter().map(|order| reordered(question, order)));
         }
-        Ok(Self { file: self.file.clone(), columns: self.columns.clone(), questions })
+        Ok(self.with_questions(questions))
     }
 }
 
@@ -288,7 +288,12 @@ mod tests {
             subject: None,
             extra: Map::new(),
         };
-        QuestionSet { file: "birds".to_owned(), columns: vec![], questions: choices.iter().map(question).collect() }
+        QuestionSet {
+            file: "birds".to_owned(),
+            columns: vec![],
+            questions: choices.iter().map(question).collect(),
+            foreign: std::collections::BTreeMap::new(),
+        }
     }
 
     /// A model that always answers with the first letter.

@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use crate::error::Result;
-use crate::parallel;
+use crate::parallel::{self, Cancel};
 use crate::request::Requests;
 
 /// Token id that fills up short rows (lm-eval pads with 0 and passes no mask: causal attention never looks right).
@@ -51,10 +51,17 @@ pub struct PaddedBatch {
 
 impl PaddedPlan {
     /// Makes the rows of all requests and sorts them.
-    pub fn new(requests: &Requests) -> Result<Self> {
+    ///
+    /// # Errors
+    /// [`crate::Error::Cancelled`] if asked to stop before the sorting; during it, the work unwinds.
+    pub fn new(requests: &Requests, cancel: &Cancel) -> Result<Self> {
         parallel::install(|| {
-            let mut rows = all_rows(requests);
-            rows.par_sort_by_key(|row| std::cmp::Reverse(row.length));
+            let mut rows = all_rows(requests, cancel);
+            cancel.check()?;
+            rows.par_sort_by(|a, b| {
+                cancel.unwind_if_set();
+                b.length.cmp(&a.length)
+            });
             Ok(Self { rows })
         })
     }
@@ -93,8 +100,12 @@ impl PaddedPlan {
 }
 
 /// The rows of all questions, in order.
-pub(crate) fn all_rows(requests: &Requests) -> Vec<Row> {
-    (0..requests.num_questions()).into_par_iter().flat_map_iter(|question| rows(requests, question)).collect()
+pub(crate) fn all_rows(requests: &Requests, cancel: &Cancel) -> Vec<Row> {
+    let each = (0..requests.num_questions()).into_par_iter().flat_map_iter(|question| {
+        cancel.unwind_if_set();
+        rows(requests, question)
+    });
+    each.collect()
 }
 
 /// The distinct rows of one question, each with the choices that are read from it.
@@ -169,13 +180,15 @@ mod tests {
             continuation_tokens: vec![10, 11, 20, 21, 22],
             max_length,
             encoding: None,
+            joined: 0,
+            first_joined: None,
         }
     }
 
     #[test]
     fn letters_share_a_row_and_texts_do_not() {
         let requests = requests(100);
-        let plan = PaddedPlan::new(&requests).unwrap();
+        let plan = PaddedPlan::new(&requests, &Cancel::default()).unwrap();
         assert_eq!((plan.num_rows(), plan.num_tokens()), (3, 6 + 5 + 3));
         let batch = plan.batch(&requests, 0, 100, &[]).unwrap();
         assert_eq!(batch.input_ids, [1, 2, 4, 5, 6, 20, 1, 2, 4, 5, 6, 0, 1, 2, 3, 0, 0, 0]);
@@ -191,7 +204,7 @@ mod tests {
     #[test]
     fn a_budget_holds_at_least_one_row() {
         let requests = requests(100);
-        let plan = PaddedPlan::new(&requests).unwrap();
+        let plan = PaddedPlan::new(&requests, &Cancel::default()).unwrap();
         assert_eq!(plan.batch(&requests, 0, 1, &[]).unwrap().stop, 1);
         assert_eq!(plan.batch(&requests, 0, 12, &[]).unwrap().stop, 2);
     }
@@ -199,7 +212,7 @@ mod tests {
     #[test]
     fn a_cut_parts_shorter_rows_from_those_as_long() {
         let requests = requests(100);
-        let plan = PaddedPlan::new(&requests).unwrap();
+        let plan = PaddedPlan::new(&requests, &Cancel::default()).unwrap();
         let stops = |cuts: &[usize]| [0, 1, 2].map(|start| plan.batch(&requests, start, 100, cuts).unwrap().stop);
         assert_eq!(stops(&[7]), [3, 3, 3]);
         assert_eq!(stops(&[6]), [1, 3, 3]);
@@ -211,7 +224,7 @@ mod tests {
     #[test]
     fn long_rows_lose_tokens_on_the_left() {
         let requests = requests(4);
-        let batch = PaddedPlan::new(&requests).unwrap().batch(&requests, 0, 4, &[]).unwrap();
+        let batch = PaddedPlan::new(&requests, &Cancel::default()).unwrap().batch(&requests, 0, 4, &[]).unwrap();
         assert_eq!(batch.input_ids, [4, 5, 6, 20]);
         assert_eq!(batch.readouts, [0, 2, 0, 3]);
     }

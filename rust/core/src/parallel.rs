@@ -23,6 +23,23 @@ impl Cancel {
     pub fn check(&self) -> Result<()> {
         if self.0.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
     }
+
+    /// Unwinds once [`Cancel::set`] was called: for places that cannot return an error, such as the comparisons of a sort. Whoever
+    /// started the work makes [`Error::Cancelled`] of it with [`error_of_panic`].
+    pub fn unwind_if_set(&self) {
+        if self.0.load(Ordering::Relaxed) {
+            std::panic::resume_unwind(Box::new(Stopped));
+        }
+    }
+}
+
+/// What [`Cancel::unwind_if_set`] unwinds with.
+struct Stopped;
+
+/// The error for a panic: that work was stopped, or a fault of ours.
+#[must_use]
+pub fn error_of_panic(payload: &(dyn std::any::Any + Send)) -> Error {
+    if payload.is::<Stopped>() { Error::Cancelled } else { Error::Internal(panic_message(payload)) }
 }
 
 /// Environment variable that bounds the number of threads.

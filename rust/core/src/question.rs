@@ -1,12 +1,13 @@
 //! A multiple-choice question and a file's worth of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::parallel::Cancel;
 
 /// Fewest and most choices a question can have; the upper bound is the number of letters to answer with.
 pub const CHOICES: std::ops::RangeInclusive<usize> = 2..=26;
@@ -48,6 +49,10 @@ pub struct QuestionSet {
     pub columns: Vec<String>,
     /// The questions; never empty as they are read, but a selection may be.
     pub questions: Vec<Question>,
+    /// Columns with values that JSON has no form for, and what those are. They stand as null among the others, dates and decimals as
+    /// Python's text for them.
+    #[serde(default)]
+    pub foreign: BTreeMap<String, String>,
 }
 
 impl QuestionSet {
@@ -68,14 +73,48 @@ impl QuestionSet {
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(Self { file: self.file.clone(), columns: self.columns.clone(), questions })
+        Ok(self.with_questions(questions))
+    }
+
+    /// Other questions with the same file and columns.
+    pub(crate) fn with_questions(&self, questions: Vec<Question>) -> Self {
+        Self { file: self.file.clone(), columns: self.columns.clone(), questions, foreign: self.foreign.clone() }
+    }
+
+    /// Refuses names that a template looks up if one is a column whose values are not what lm-eval's templates see.
+    ///
+    /// # Errors
+    /// [`Error::Template`] naming file, column and what it holds.
+    pub fn check_names(&self, names: &HashSet<String>) -> Result<()> {
+        match self.foreign.iter().find(|(column, _)| names.contains(*column)) {
+            None => Ok(()),
+            Some((column, what)) => Err(Error::Template(format!(
+                "{}: the template names the column `{column}`, which holds {what}: a template could not show it as lm-eval's would; write \
+                 the column as text or plain numbers",
+                self.file
+            ))),
+        }
+    }
+
+    /// Places of the questions that are in `others` too: the same but for white space around question and choices, in any order of
+    /// the choices.
+    #[must_use]
+    pub fn shared_with(&self, others: &Self) -> Vec<usize> {
+        let mut known: HashMap<&str, Vec<Vec<&str>>> = HashMap::new();
+        for other in &others.questions {
+            known.entry(other.question.trim()).or_default().push(sorted_choices(other));
+        }
+        let is_known = |question: &Question| {
+            known.get(question.question.trim()).is_some_and(|found| found.contains(&sorted_choices(question)))
+        };
+        self.questions.iter().enumerate().filter(|(_, question)| is_known(question)).map(|(place, _)| place).collect()
     }
 
     /// The first `n` questions, or all if there are fewer.
     #[must_use]
     pub fn head(&self, n: usize) -> Self {
         let questions = self.questions.iter().take(n).cloned().collect();
-        Self { file: self.file.clone(), columns: self.columns.clone(), questions }
+        self.with_questions(questions)
     }
 
     /// The questions of several sets one after another: the shards of one split, for instance.
@@ -96,6 +135,9 @@ impl QuestionSet {
                 }
             }
             whole.questions.extend_from_slice(&set.questions);
+            for (column, what) in &set.foreign {
+                whole.foreign.entry(column.clone()).or_insert_with(|| what.clone());
+            }
         }
         Ok(whole)
     }
@@ -135,12 +177,21 @@ impl QuestionSet {
     /// the answer's index. A text is its length in bytes, then its bytes in UTF-8; numbers are 64 bits, little-endian.
     #[must_use]
     pub fn content_hash(&self) -> String {
+        self.content_hash_until(&Cancel::default()).unwrap_or_default()
+    }
+
+    /// The same, unless asked to stop.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub fn content_hash_until(&self, cancel: &Cancel) -> Result<String> {
         let mut hasher = Sha256::new_with_prefix(HASH_HEADER);
         let text = |hasher: &mut Sha256, text: &str| {
             hasher.update((text.len() as u64).to_le_bytes());
             hasher.update(text);
         };
         for question in &self.questions {
+            cancel.check()?;
             text(&mut hasher, &question.question);
             hasher.update((question.choices.len() as u64).to_le_bytes());
             for choice in &question.choices {
@@ -148,8 +199,14 @@ impl QuestionSet {
             }
             hasher.update((question.answer as u64).to_le_bytes());
         }
-        format!("{:x}", hasher.finalize())
+        Ok(format!("{:x}", hasher.finalize()))
     }
+}
+
+fn sorted_choices(question: &Question) -> Vec<&str> {
+    let mut choices: Vec<&str> = question.choices.iter().map(|choice| choice.trim()).collect();
+    choices.sort_unstable();
+    choices
 }
 
 #[cfg(test)]
@@ -171,6 +228,7 @@ mod tests {
             file: "birds.jsonl".to_owned(),
             columns: columns.iter().map(|&c| c.to_owned()).collect(),
             questions,
+            foreign: BTreeMap::new(),
         }
     }
 

@@ -60,6 +60,26 @@ pub struct Requests {
     pub max_length: usize,
     /// How the tokens were made; None if they were given.
     pub encoding: Option<Encoding>,
+    /// Choices whose first characters became one token with the end of their context. As in lm-eval, what is scored then is the rest
+    /// of the choice.
+    #[serde(default)]
+    pub joined: usize,
+    /// File and row of the first question with such a choice.
+    #[serde(default)]
+    pub first_joined: Option<String>,
+}
+
+/// How much of the prompts does not fit into the model.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Truncation {
+    /// Questions of which a request loses tokens.
+    pub questions: usize,
+    /// Requests, a choice each, that lose tokens.
+    pub choices: usize,
+    /// The most tokens that one loses.
+    pub most: usize,
+    /// The question that loses them, over the whole run.
+    pub worst: Option<usize>,
 }
 
 impl Requests {
@@ -102,6 +122,8 @@ impl Requests {
             continuation_tokens: continuations.iter().flatten().flatten().copied().collect(),
             max_length,
             encoding: None,
+            joined: 0,
+            first_joined: None,
         };
         for (question, (context, continuations)) in contexts.iter().zip(continuations).enumerate() {
             let refuse = |problem: String| Err(Error::InvalidArgument(format!("question {}: {problem}", question + 1)));
@@ -153,12 +175,21 @@ impl Requests {
     /// little-endian.
     #[must_use]
     pub fn content_hash(&self) -> String {
+        self.content_hash_until(&Cancel::default()).unwrap_or_default()
+    }
+
+    /// The same, unless asked to stop.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub fn content_hash_until(&self, cancel: &Cancel) -> Result<String> {
         let bytes = |tokens: &[u32]| tokens.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<u8>>();
         // A prefix is turned into bytes once, not for each of its questions.
         let prefixes: Vec<Vec<u8>> = self.prefixes.iter().map(|prefix| bytes(prefix)).collect();
         let mut hasher = Sha256::new_with_prefix(HASH_HEADER);
         hasher.update((self.max_length as u64).to_le_bytes());
         for question in 0..self.num_questions() {
+            cancel.check()?;
             let (prefix, own) = self.context(question);
             hasher.update(((prefix.len() + own.len()) as u64).to_le_bytes());
             hasher.update(&prefixes[self.context_prefixes[question] as usize]);
@@ -171,7 +202,29 @@ impl Requests {
                 hasher.update(bytes(tokens));
             }
         }
-        format!("{:x}", hasher.finalize())
+        Ok(format!("{:x}", hasher.finalize()))
+    }
+
+    /// How much of the requests is cut off on the left because the model cannot read it (lm-eval warns of each).
+    #[must_use]
+    pub fn truncation(&self) -> Truncation {
+        let mut cut = Truncation::default();
+        for question in 0..self.num_questions() {
+            let (prefix, own) = self.context(question);
+            let context = prefix.len() + own.len();
+            // The last token of a continuation is scored, not read.
+            let lost = |choice: usize| {
+                (context + self.continuation(choice).len()).saturating_sub(self.max_length.saturating_add(1))
+            };
+            let choices = self.choices(question).map(lost).filter(|&lost| lost > 0);
+            let (count, most) = choices.fold((0, 0), |(count, most), lost| (count + 1, lost.max(most)));
+            cut.choices += count;
+            cut.questions += usize::from(count > 0);
+            if most > cut.most {
+                (cut.most, cut.worst) = (most, Some(question));
+            }
+        }
+        cut
     }
 
     /// Number of questions.
@@ -233,6 +286,8 @@ struct EncodedQuestion {
     after_head: bool,
     context: Vec<u32>,
     continuations: Vec<Vec<u32>>,
+    /// For each choice, whether it begins inside a token of its context.
+    joined: Vec<bool>,
 }
 
 impl<'a> Encoder<'a> {
@@ -321,6 +376,7 @@ impl<'a> Encoder<'a> {
         context.extend_from_slice(&end_tokens);
         context.extend_from_slice(trail);
         let mut text = String::new();
+        let mut joined = Vec::with_capacity(prompts.choices[question].len());
         let continuations = prompts.choices[question]
             .iter()
             .map(|choice| {
@@ -329,11 +385,12 @@ impl<'a> Encoder<'a> {
                     text.push_str(part);
                 }
                 let mut whole = self.encode_common(before_end, &text, memo)?;
+                joined.push(!whole.starts_with(&end_tokens));
                 whole.extend_from_slice(trail);
                 Ok(whole.split_off(whole.len().min(end_tokens.len() + trail.len())))
             })
             .collect::<Result<_>>()?;
-        Ok(EncodedQuestion { after_head, context, continuations })
+        Ok(EncodedQuestion { after_head, context, continuations, joined })
     }
 
     /// An empty context: the prefix token stands for it, unless the continuation begins with that token itself.
@@ -348,7 +405,8 @@ impl<'a> Encoder<'a> {
                 Ok(tokens)
             })
             .collect::<Result<_>>()?;
-        Ok(EncodedQuestion { after_head: false, context: vec![prefix], continuations })
+        let joined = vec![false; prompts.choices[question].len()];
+        Ok(EncodedQuestion { after_head: false, context: vec![prefix], continuations, joined })
     }
 
     /// A context too short to tell whether it begins with the prefix token's text: no cuts, each text decides for itself.
@@ -360,13 +418,15 @@ impl<'a> Encoder<'a> {
             Ok([lead, &self.tokenizer.encode_bare(self.engine, text)?, trail].concat())
         };
         let context = encode(own)?;
+        let mut joined = Vec::with_capacity(prompts.choices[question].len());
         let continuations = (0..prompts.choices[question].len())
             .map(|choice| {
                 let mut whole = encode(&[&untrimmed, prompts.continuation(question, choice).as_str()].concat())?;
+                joined.push(!whole.starts_with(&context));
                 Ok(whole.split_off(whole.len().min(context.len())))
             })
             .collect::<Result<_>>()?;
-        Ok(EncodedQuestion { after_head: false, context, continuations })
+        Ok(EncodedQuestion { after_head: false, context, continuations, joined })
     }
 }
 
@@ -461,6 +521,8 @@ fn encode_with(
         continuation_tokens: Vec::new(),
         max_length,
         encoding: Some(encoding),
+        joined: 0,
+        first_joined: None,
     };
     // All tasks at once, so that 57 small ones keep every thread busy to the end.
     let heads: Vec<Head<'_>> = tasks.par_iter().map(|prompts| encoder.head(&prompts.prefix)).collect::<Result<_>>()?;
@@ -474,7 +536,7 @@ fn encode_with(
         .map_init(Memo::new, |memo, &(task, question)| {
             cancel.check()?;
             let asked = encoder.encode_question(tasks[task], question, &heads[task], memo)?;
-            check(&asked, &heads[task], max_length).map_err(|problem| {
+            check(&asked, &heads[task], tasks[task], question, max_length).map_err(|problem| {
                 Error::Tokenizer(format!("{}, row {}: {problem}", tasks[task].source, question + 1))
             })?;
             Ok(asked)
@@ -484,7 +546,13 @@ fn encode_with(
     requests.prefixes.extend(heads.into_iter().map(|head| head.tokens));
     let no_prefix = requests.prefixes.len() as u32;
     requests.prefixes.push(Vec::new());
-    for (&(task, _), question) in questions.iter().zip(&asked) {
+    for (&(task, row), question) in questions.iter().zip(&asked) {
+        cancel.check()?;
+        let joined = question.joined.iter().filter(|&&joined| joined).count();
+        if joined > 0 && requests.joined == 0 {
+            requests.first_joined = Some(format!("{}, row {}", tasks[task].source, row + 1));
+        }
+        requests.joined += joined;
         requests.context_prefixes.push(if question.after_head { task as u32 } else { no_prefix });
         requests.context_tokens.extend_from_slice(&question.context);
         requests.context_offsets.push(requests.context_tokens.len());
@@ -498,13 +566,19 @@ fn encode_with(
 }
 
 /// lm-eval's assertions on a request.
-fn check(encoded: &EncodedQuestion, head: &Head<'_>, max_length: usize) -> Result<(), String> {
+fn check(
+    encoded: &EncodedQuestion,
+    head: &Head<'_>,
+    prompts: &Prompts,
+    question: usize,
+    max_length: usize,
+) -> Result<(), String> {
     if encoded.context.is_empty() && (!encoded.after_head || head.tokens.is_empty()) {
         return Err("its context has no tokens (only white space?)".to_owned());
     }
     for (choice, tokens) in encoded.continuations.iter().enumerate() {
         if tokens.is_empty() {
-            return Err(format!("choice {} has no tokens of its own (is it empty?)", choice + 1));
+            return Err(no_tokens(encoded, prompts, question, choice));
         }
         if tokens.len() > max_length {
             return Err(format!(
@@ -515,4 +589,26 @@ fn check(encoded: &EncodedQuestion, head: &Head<'_>, max_length: usize) -> Resul
         }
     }
     Ok(())
+}
+
+/// Why a choice has no tokens. lm-eval stops there too, at an assertion.
+fn no_tokens(encoded: &EncodedQuestion, prompts: &Prompts, question: usize, choice: usize) -> String {
+    const SHOWN: usize = 20;
+    let text = prompts.continuation(question, choice);
+    let number = choice + 1;
+    if encoded.joined[choice] {
+        let context = prompts.context(question);
+        let start = context.char_indices().rev().nth(SHOWN - 1).map_or(0, |(start, _)| start);
+        return format!(
+            "choice {number} has no tokens of its own: the tokenizer makes one token of its text {text:?} and the prompt's end {:?}, so \
+             that nothing is left to score; end the prompt in another way, or put another delimiter between them",
+            &context[start..]
+        );
+    }
+    if text.trim().is_empty() {
+        return format!("choice {number} has no tokens, since it is empty; give every choice a text");
+    }
+    format!(
+        "choice {number} has no tokens: the tokenizer drops its text {text:?}; write it in characters that it knows"
+    )
 }

@@ -237,9 +237,10 @@ fn push_list(line: &mut String, items: impl Iterator<Item = impl AsRef<str>>) {
 fn document(columns: &[String], question: &Question) -> Value {
     let cell = |column: &str| match column {
         "question" => Value::from(question.question.as_str()),
-        "choices" => Value::from(question.choices.as_slice()),
+        // With labels they stand as the file has them.
+        "choices" => question.extra.get(column).cloned().unwrap_or_else(|| Value::from(question.choices.as_slice())),
         "answer" => Value::from(question.answer),
-        "subject" => question.subject.as_deref().map_or(Value::Null, Value::from),
+        "subject" if question.subject.is_some() => question.subject.as_deref().map_or(Value::Null, Value::from),
         other => question.extra.get(other).cloned().unwrap_or(Value::Null),
     };
     Value::Object(columns.iter().map(|column| (column.clone(), cell(column))).collect::<Map<_, _>>())
@@ -291,7 +292,12 @@ mod tests {
         let prompts = Prompts::from_contexts(&contexts, choices, vec![1; questions], " ", "test").unwrap();
         let scores: Vec<f64> = (0..questions).flat_map(|_| [-0.00001, -0.5]).collect();
         let outcome = aggregate(&prompts, &scores, &vec![true; 2 * questions], 0.1).unwrap();
-        let set = QuestionSet { file: "f".to_owned(), columns, questions: vec![question; questions] };
+        let set = QuestionSet {
+            file: "f".to_owned(),
+            columns,
+            questions: vec![question; questions],
+            foreign: std::collections::BTreeMap::new(),
+        };
         (set, prompts, outcome)
     }
 

@@ -174,6 +174,7 @@ pub fn read_samples(path: &Path, delimiter: Option<&str>, cancel: &Cancel) -> Re
         let problem = "the file is empty; was the run that wrote it interrupted?".to_owned();
         return Err(DatasetError { file, row: None, field: None, problem }.into());
     };
+    check_filters(&questions, &filter).map_err(|(row, problem)| fault(row, Fault::new("filter", problem)))?;
     questions.retain(|(_, line)| line.filter == filter);
     let mut seen = HashMap::with_capacity(questions.len());
     for (row, line) in &questions {
@@ -228,8 +229,11 @@ pub fn read_samples(path: &Path, delimiter: Option<&str>, cancel: &Cancel) -> Re
     Ok(found.with_predictions())
 }
 
+/// Number and bytes of an element of a list.
+type Element<'a> = (usize, &'a [u8]);
+
 /// The elements of a JSON list, numbered, without parsing them; else the number of the element at fault and what it is.
-fn elements(bytes: &[u8]) -> Result<Vec<(usize, &[u8])>, (usize, String)> {
+fn elements(bytes: &[u8]) -> Result<Vec<Element<'_>>, (usize, String)> {
     let mut found = Vec::new();
     let (mut start, mut depth) = (0, 0usize);
     let (mut in_string, mut escaped) = (false, false);
@@ -386,6 +390,24 @@ fn scored_choices(line: &Line) -> Result<usize, Fault> {
         return Err(Fault::new("filtered_resps", format!("has {choices} choices where two or more are needed")));
     }
     Ok(choices)
+}
+
+/// Refuses a file in which filters do not all have as many lines: one damaged name would drop its question in silence.
+fn check_filters(questions: &[(usize, Line)], first: &str) -> Result<(), (usize, String)> {
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    for (_, line) in questions {
+        *counts.entry(line.filter.as_str()).or_default() += 1;
+    }
+    let expected = counts.get(first).copied().unwrap_or_default();
+    let odd = questions.iter().find(|(_, line)| counts.get(line.filter.as_str()) != Some(&expected));
+    odd.map_or(Ok(()), |(row, line)| {
+        let count = counts.get(line.filter.as_str()).copied().unwrap_or_default();
+        let problem = format!(
+            "there are {count} lines of the filter {:?}, but {expected} of {first:?}; the file is damaged or not whole",
+            line.filter
+        );
+        Err((*row, problem))
+    })
 }
 
 /// The choice that a target names, by its index or its text, as lm-eval reads it.

@@ -141,6 +141,8 @@ impl PromptTemplate {
         num_fewshot: usize,
         cancel: &Cancel,
     ) -> Result<Prompts> {
+        self.check_columns(questions)?;
+        fewshot.filter(|_| num_fewshot > 0).map_or(Ok(()), |examples| self.check_columns(examples))?;
         let prefix = self.prefix(fewshot, num_fewshot)?;
         let bodies = parallel::install(|| {
             questions
@@ -161,6 +163,19 @@ impl PromptTemplate {
             delimiter: self.target_delimiter.clone(),
             answers: questions.questions.iter().map(|question| question.answer).collect(),
         })
+    }
+
+    /// Refuses a template that names a column whose values are not what lm-eval's templates see.
+    ///
+    /// # Errors
+    /// [`Error::Template`] naming file, column and what it holds.
+    pub fn check_columns(&self, questions: &QuestionSet) -> Result<()> {
+        let DocToText::Jinja(environment) = &self.doc_to_text else { return Ok(()) };
+        if questions.foreign.is_empty() {
+            return Ok(());
+        }
+        let template = environment.get_template(TEMPLATE).map_err(|error| Error::Template(describe(&error)))?;
+        questions.check_names(&template.undeclared_variables(false))
     }
 
     fn prefix(&self, fewshot: Option<&QuestionSet>, num_fewshot: usize) -> Result<String> {
@@ -338,7 +353,12 @@ mod tests {
     }
 
     fn set(questions: Vec<Question>) -> QuestionSet {
-        QuestionSet { file: "birds.jsonl".to_owned(), columns: vec![], questions }
+        QuestionSet {
+            file: "birds.jsonl".to_owned(),
+            columns: vec![],
+            questions,
+            foreign: std::collections::BTreeMap::new(),
+        }
     }
 
     fn template(doc_to_text: &str, choices: ChoiceStyle) -> PromptTemplate {

@@ -85,12 +85,18 @@ impl Trie {
             ));
         }
         parallel::install(|| {
-            let mut rows = padded::all_rows(requests);
+            let mut rows = padded::all_rows(requests, cancel);
             cancel.check()?;
-            rows.par_sort_by(|a, b| tokens(requests, a).compare(tokens(requests, b)));
+            rows.par_sort_by(|a, b| {
+                cancel.unwind_if_set();
+                tokens(requests, a).compare(tokens(requests, b))
+            });
             cancel.check()?;
-            let shared: Vec<usize> =
-                rows.par_windows(2).map(|pair| tokens(requests, &pair[0]).shared(tokens(requests, &pair[1]))).collect();
+            let shared = rows.par_windows(2).map(|pair| {
+                cancel.unwind_if_set();
+                tokens(requests, &pair[0]).shared(tokens(requests, &pair[1]))
+            });
+            let shared: Vec<usize> = shared.collect();
             let mut trie =
                 Self { paths: Vec::new(), segments: Vec::new(), targets: Vec::new(), num_distinct_tokens: 0 };
             // A row is the beginning of another one only if it is that of the next; it lies on the path of the next that is not.
@@ -108,9 +114,8 @@ impl Trie {
             }
             trie.num_distinct_tokens =
                 trie.paths.iter().map(|path| path.length).sum::<usize>() - shared_with_last.iter().sum::<usize>();
-            trie.grow(&shared_with_last, branches);
-            cancel.check()?;
-            trie.place_targets(requests, &rows, &path_of_row);
+            trie.grow(&shared_with_last, branches, cancel)?;
+            trie.place_targets(requests, &rows, &path_of_row, cancel);
             Ok(trie)
         })
     }
@@ -175,7 +180,7 @@ impl Trie {
     }
 
     /// Makes the segments. `shared[i]` is how many tokens path i shares with the path before it.
-    fn grow(&mut self, shared: &[usize], wanted: Branches) {
+    fn grow(&mut self, shared: &[usize], wanted: Branches, cancel: &Cancel) -> Result<()> {
         let mut lengths_up_to = vec![0];
         let mut shared_up_to = vec![0];
         for (path, shared) in self.paths.iter().zip(shared) {
@@ -188,6 +193,7 @@ impl Trie {
             groups.clear();
         }
         while let Some((first, last, parent)) = groups.pop() {
+            cancel.check()?;
             let begin = parent.map_or(0, |parent: usize| self.segments[parent].end);
             if last - first == 1 {
                 let end = self.paths[first].length;
@@ -212,10 +218,11 @@ impl Trie {
             }
             groups.push((first, stop, above));
         }
+        Ok(())
     }
 
     /// Finds the segment of every target.
-    fn place_targets(&mut self, requests: &Requests, rows: &[Row], path_of_row: &[usize]) {
+    fn place_targets(&mut self, requests: &Requests, rows: &[Row], path_of_row: &[usize], cancel: &Cancel) {
         let mut leaves = vec![0; self.paths.len()];
         for (index, segment) in self.segments.iter().enumerate() {
             if self.is_leaf(segment) {
@@ -227,6 +234,7 @@ impl Trie {
             .par_iter()
             .zip(path_of_row)
             .flat_map_iter(|(row, &path)| {
+                cancel.unwind_if_set();
                 let leaf = leaves[path];
                 row.choices.iter().flat_map(move |&choice| {
                     let first = requests.continuation_offsets[choice];
@@ -242,7 +250,10 @@ impl Trie {
                 })
             })
             .collect();
-        self.targets.par_sort_unstable();
+        self.targets.par_sort_unstable_by(|a, b| {
+            cancel.unwind_if_set();
+            a.cmp(b)
+        });
     }
 }
 

@@ -10,15 +10,17 @@ pub mod tokens;
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::dataset::source::{Compression, Scan, Source};
-use crate::dataset::{Limits, extension_of, json, parquet, unknown_format};
+use crate::dataset::{
+    Budget, Limits, MEMORY_VARIABLE, extension_of, in_gib, json, memory_limit, parquet, unknown_format,
+};
 use crate::error::{DatasetError, Error, Result};
 use crate::parallel::Cancel;
 
-const LIMITS: Limits = Limits { record: 64 << 20, decompressed: u64::MAX, memory: 4 << 30 };
-/// Of a compressed parquet file, which must be unpacked whole: its index is at its end.
-const WHOLE: Limits = Limits { record: 64 << 20, decompressed: 4 << 30, memory: 4 << 30 };
+/// Bytes of one document.
+const RECORD: usize = 64 << 20;
 
 /// Names that a corpus file can have, for error messages.
 const EXTENSIONS: &str = ".jsonl, .parquet or .txt";
@@ -60,7 +62,10 @@ pub fn for_each_document(
     cancel: &Cancel,
     mut take: impl FnMut(String) -> Result<()>,
 ) -> Result<usize> {
-    read_within(paths, options, &LIMITS, &WHOLE, cancel, &mut take)
+    let memory = memory_limit()?;
+    let limits = |decompressed| Limits { record: RECORD, decompressed, budget: Arc::new(Budget::new(memory)) };
+    // A compressed parquet file must be unpacked whole: its index is at its end.
+    read_within(paths, options, &limits(u64::MAX), &limits(memory), cancel, &mut take)
 }
 
 /// Reads documents into memory.
@@ -70,7 +75,8 @@ pub fn for_each_document(
 pub fn read_documents(paths: &[impl AsRef<Path>], options: &ReadOptions, cancel: &Cancel) -> Result<Vec<String>> {
     let (mut documents, mut held) = (Vec::new(), 0);
     for_each_document(paths, options, cancel, |text| {
-        held += (text.len() + size_of::<String>()) as u64;
+        // The list grows by doubling, and an allocation is never smaller than this.
+        held += (text.len().next_multiple_of(16) + 16 + 2 * size_of::<String>()) as u64;
         documents.push(text);
         require_memory(held)
     })?;
@@ -78,11 +84,14 @@ pub fn read_documents(paths: &[impl AsRef<Path>], options: &ReadOptions, cancel:
 }
 
 fn require_memory(held: u64) -> Result<()> {
-    let limit = LIMITS.memory;
+    let limit = memory_limit()?;
     if held <= limit {
         return Ok(());
     }
-    Err(Error::InvalidArgument(format!("the corpus takes more than {limit} bytes of memory; ask for fewer documents")))
+    let limit = in_gib(limit);
+    Err(Error::InvalidArgument(format!(
+        "the corpus takes more than {limit} of memory; ask for fewer documents, or raise the limit with {MEMORY_VARIABLE}"
+    )))
 }
 
 fn read_within(

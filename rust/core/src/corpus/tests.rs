@@ -7,7 +7,9 @@ use proptest::prelude::*;
 
 use super::*;
 
-const SMALL: Limits = Limits { record: 100, decompressed: 1000, memory: 10_000 };
+fn small() -> Limits {
+    Limits { record: 100, decompressed: 1000, budget: Arc::new(Budget::new(10_000)) }
+}
 const TINY: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
     "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
     "model": {"type": "WordLevel", "vocab": {"u": 0, "a": 1}, "unk_token": "u"}}"#;
@@ -46,7 +48,7 @@ fn a_record_is_bounded() {
         ("a.jsonl", format!("a\n{long}\n"), &raw, ", row 2: the record is longer than 100 bytes"),
         ("a.txt", long.clone(), &default, ": the document is longer than is read"),
     ] {
-        let problem = problem(read_bytes(name, content.as_bytes(), options, &SMALL));
+        let problem = problem(read_bytes(name, content.as_bytes(), options, &small()));
         assert!(problem.contains(place), "{problem}");
     }
 }
@@ -101,7 +103,7 @@ proptest! {
         min_chars in 0_usize..5,
     ) {
         let options = ReadOptions { raw_lines, min_chars, ..ReadOptions::default() };
-        match read_bytes(name, &content, &options, &SMALL) {
+        match read_bytes(name, &content, &options, &small()) {
             Ok(texts) => prop_assert!(texts.iter().all(|text| text.chars().count() > min_chars)),
             Err(Error::Dataset(_)) => {}
             Err(other) => prop_assert!(false, "{other:?}"),

@@ -87,6 +87,11 @@ impl TextAnswers {
     }
 }
 
+/// Whether a text can be the answer to a question with these choices.
+pub(super) fn has_meaning(text: &str, choices: &[String]) -> bool {
+    readings(text, choices) != [None; 3]
+}
+
 /// What a textual answer may mean. White space around letters and digits does not count; a text must match exactly.
 fn readings(text: &str, choices: &[String]) -> Readings {
     let trimmed = text.trim_ascii().as_bytes();

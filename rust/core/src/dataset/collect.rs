@@ -1,12 +1,20 @@
 //! Where the readers of all formats meet: records are checked here and become questions.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::Budget;
 use super::answer::TextAnswers;
 use crate::error::{DatasetError, Error, Result};
-use crate::question::{CHOICES, Question, QuestionSet};
+use crate::question::{CHOICES, COLUMNS, Question, QuestionSet};
+
+/// The place of `subject` among [`COLUMNS`].
+const SUBJECT: usize = 3;
+
+/// Names that an error message lists.
+const NAMES_SHOWN: usize = 20;
 
 /// What is wrong with a record, before it is said which record.
 #[derive(Debug)]
@@ -44,22 +52,21 @@ pub(super) struct Collector {
     known_columns: HashSet<String>,
     questions: Vec<Question>,
     text_answers: TextAnswers,
-    /// Bytes of memory that the questions take, and may take.
-    held: u64,
-    limit: u64,
+    foreign: BTreeMap<String, String>,
+    budget: Arc<Budget>,
 }
 
 impl Collector {
-    /// For questions that take up to `limit` bytes of memory: a small file can be written that unfolds into billions.
-    pub(super) fn new(file: String, limit: u64) -> Self {
+    /// For questions that take memory from `budget`: a small file can be written that unfolds into billions.
+    pub(super) fn new(file: String, budget: Arc<Budget>) -> Self {
         Self {
             file,
             columns: Vec::new(),
             known_columns: HashSet::new(),
             questions: Vec::new(),
             text_answers: TextAnswers::default(),
-            held: 0,
-            limit,
+            foreign: BTreeMap::new(),
+            budget,
         }
     }
 
@@ -105,34 +112,77 @@ impl Collector {
         &self.columns
     }
 
+    /// Notes that a column has a value without JSON form, which therefore stands as null (or as text) among the others: in the
+    /// record being read, or `in_every_row`.
+    pub(super) fn add_foreign(&mut self, column: &str, what: &str, in_every_row: bool) {
+        if !self.foreign.contains_key(column) {
+            let place = if in_every_row { String::new() } else { format!(" (in row {})", self.questions.len() + 1) };
+            self.foreign.insert(column.to_owned(), format!("{what}{place}"));
+        }
+    }
+
     /// Adds a record given as named values.
+    ///
+    /// A column that is not called as it should be, but in another case or as in a well-known dataset, is kept among the others too:
+    /// documents are written as they stand in the file.
     pub(super) fn add_fields(&mut self, fields: Map<String, Value>) -> Result<()> {
-        let (mut question, mut choices, mut answer, mut subject) = (None, None, None, None);
+        let mut own: [Option<Value>; 4] = [const { None }; 4];
         let mut extra = Map::new();
         for (name, value) in fields {
             self.add_column(&name);
-            match name.as_str() {
-                "question" => question = Some(value),
-                "choices" => choices = Some(value),
-                "answer" => answer = Some(value),
-                "subject" => subject = Some(value),
-                _ => {
+            match COLUMNS.iter().position(|column| *column == name) {
+                // A subject that is a number, for instance, is a column like others.
+                Some(SUBJECT) if !matches!(value, Value::Null | Value::String(_)) => {
+                    extra.insert(name, value);
+                }
+                Some(place) => own[place] = Some(value),
+                None => {
                     extra.insert(name, value);
                 }
             }
         }
-        let question = self.present("question", question).and_then(|value| self.text("question", value))?;
-        let choices = self.present("choices", choices).and_then(|value| self.choices(value))?;
-        let answer = self.present("answer", answer).and_then(|value| self.answer(value))?;
+        for (place, value) in own.iter_mut().enumerate() {
+            if value.is_none() && !extra.contains_key(COLUMNS[place]) {
+                *value = self.under_another_name(place, &extra)?;
+            }
+        }
+        let [question, choices, answer, subject] = own;
+        let missing = |place: usize| {
+            let names: Vec<String> = extra.keys().take(NAMES_SHOWN).map(|name| quote(name)).collect();
+            let others =
+                if names.is_empty() { String::new() } else { format!("; other columns are {}", names.join(", ")) };
+            self.error(Fault::in_field(COLUMNS[place], format!("is missing{others}")))
+        };
+        let question = self.text(COLUMNS[0], question.ok_or_else(|| missing(0))?)?;
+        let choices = choices.ok_or_else(|| missing(1))?;
+        let written = (!is_plain(&choices)).then(|| choices.clone());
+        let (choices, labels) = self.choices(choices)?;
+        let answer = self.answer(answer.ok_or_else(|| missing(2))?, labels.as_deref())?;
+        if let Some(written) = written
+            && !extra.values().any(|value| *value == written)
+        {
+            extra.insert(COLUMNS[1].to_owned(), written);
+        }
         let subject = match subject {
-            None | Some(Value::Null) => None,
-            Some(value) => Some(self.text("subject", value)?),
+            Some(Value::String(text)) => Some(text),
+            _ => None,
         };
         self.add(question, choices, answer, subject, extra)
     }
 
-    fn present(&self, field: &'static str, value: Option<Value>) -> Result<Value> {
-        value.ok_or_else(|| self.error(Fault::in_field(field, "is missing")))
+    /// The value of the one column that can be meant by a name of our own.
+    fn under_another_name(&self, place: usize, extra: &Map<String, Value>) -> Result<Option<Value>> {
+        let mut meant = extra.iter().filter(|(name, _)| own_column(name) == Some(place));
+        match (meant.next(), meant.next()) {
+            (Some((one, _)), Some((other, _))) if place != SUBJECT => {
+                let problem = format!("could be {} or {}; rename one of them", quote(one), quote(other));
+                Err(self.error(Fault::in_field(COLUMNS[place], problem)))
+            }
+            (Some((_, value)), None) if place != SUBJECT || matches!(value, Value::Null | Value::String(_)) => {
+                Ok(Some(value.clone()))
+            }
+            _ => Ok(None),
+        }
     }
 
     fn text(&self, field: &'static str, value: Value) -> Result<String> {
@@ -142,31 +192,73 @@ impl Collector {
         }
     }
 
-    /// The choices in a value that should be a list of texts.
-    pub(super) fn choices(&self, value: Value) -> Result<Vec<String>> {
+    /// The choices in a value: a list of texts, or with labels `{"text": [...], "label": [...]}` or `[{"text": ..., "label": ...}]`.
+    pub(super) fn choices(&self, value: Value) -> Result<(Vec<String>, Option<Vec<String>>)> {
         let wrong = |problem| self.error(Fault::in_field("choices", problem));
-        let Value::Array(choices) = value else {
-            return Err(wrong(format!("must be a list of texts, not {}", kind(&value))));
+        let (texts, labels) = match value {
+            Value::Array(items) if items.first().is_some_and(Value::is_object) => {
+                let mut texts = Vec::with_capacity(items.len());
+                let mut labels = Vec::with_capacity(items.len());
+                for mut item in items {
+                    let mut take = |name: &str| item.get_mut(name).map(Value::take);
+                    texts.push(take("text").unwrap_or_default());
+                    labels.extend(take("label"));
+                }
+                (Value::Array(texts), (!labels.is_empty()).then_some(Value::Array(labels)))
+            }
+            Value::Object(mut fields) if fields.contains_key("text") => {
+                (fields.remove("text").unwrap_or_default(), fields.remove("label"))
+            }
+            Value::Object(fields) => {
+                let names: Vec<String> = fields.keys().take(NAMES_SHOWN).map(|name| quote(name)).collect();
+                return Err(wrong(format!(
+                    "must be a list of texts, or an object with the lists `text` and `label`, not one with {}",
+                    names.join(", ")
+                )));
+            }
+            other => (other, None),
         };
-        choices
-            .into_iter()
-            .enumerate()
-            .map(|(index, choice)| match choice {
-                Value::String(text) => Ok(text),
-                other => Err(wrong(format!("choice {index} must be text, not {}", kind(&other)))),
-            })
-            .collect()
+        let texts = self.texts(texts, "choice")?;
+        let Some(labels) = labels else { return Ok((texts, None)) };
+        let labels = self.texts(labels, "the label of choice")?;
+        let distinct: HashSet<&String> = labels.iter().collect();
+        if labels.len() != texts.len() || distinct.len() < labels.len() {
+            return Err(wrong(format!("{} choices have {} different labels", texts.len(), distinct.len())));
+        }
+        Ok((texts, Some(labels)))
     }
 
-    fn answer(&self, value: Value) -> Result<Answer> {
-        match value {
-            Value::String(text) => Ok(Answer::Text(text)),
+    /// The texts in a value that should be a list of them.
+    pub(super) fn texts(&self, value: Value, what: &str) -> Result<Vec<String>> {
+        let wrong = |problem| self.error(Fault::in_field("choices", problem));
+        let Value::Array(items) = value else {
+            return Err(wrong(format!("must be a list of texts, not {}", kind(&value))));
+        };
+        let texts = items.into_iter().enumerate().map(|(index, item)| match item {
+            Value::String(text) => Ok(text),
+            other => Err(wrong(format!("{what} {index} must be text, not {}", kind(&other)))),
+        });
+        texts.collect()
+    }
+
+    /// What the answer is; the label of one of the choices where they have labels.
+    fn answer(&self, value: Value, labels: Option<&[String]>) -> Result<Answer> {
+        let wrong = |problem| Err(self.error(Fault::in_field("answer", problem)));
+        match (value, labels) {
+            (Value::String(text), None) => Ok(Answer::Text(text)),
+            (Value::String(text), Some(labels)) => match labels.iter().position(|label| *label == text) {
+                Some(index) => Ok(Answer::Index(index as i64)),
+                None => wrong(format!("{} is none of the choices' labels {}", quote(&text), quote(&labels.join(", ")))),
+            },
+            (Value::Number(number), Some(labels)) if labels.iter().any(|label| label.parse::<i64>().is_ok()) => {
+                wrong(format!(
+                    "{number} may be an index or the label of a choice, which are {}; write the label as text",
+                    quote(&labels.join(", "))
+                ))
+            }
             // Above i64 is above any index all the same.
-            Value::Number(number) if !number.is_f64() => Ok(Answer::Index(number.as_i64().unwrap_or(i64::MAX))),
-            other => Err(self.error(Fault::in_field(
-                "answer",
-                format!("must be an index, a letter or a choice's text, not {}", kind(&other)),
-            ))),
+            (Value::Number(number), _) if !number.is_f64() => Ok(Answer::Index(number.as_i64().unwrap_or(i64::MAX))),
+            (other, _) => wrong(format!("must be an index, a letter or a choice's text, not {}", kind(&other))),
         }
     }
 
@@ -189,12 +281,9 @@ impl Collector {
             Err(Fault::in_field("choices", format!("there must be {low} to {high} of them, not {n}")))
         };
         let answer = checked.map_err(|fault| self.error_at(Some(place), fault))?;
-        let texts = choices.iter().map(|choice| choice.len() + size_of::<String>()).sum::<usize>() + question.len();
-        self.held += (texts + size_of::<Question>()) as u64;
-        if self.held > self.limit {
-            return Err(self.error(Fault::new(format!("the questions take more than {} bytes of memory", self.limit))));
-        }
-        self.questions.push(Question { question, choices, answer, subject, extra });
+        let question = Question { question, choices, answer, subject, extra };
+        self.budget.charge(memory_of(&question)).map_err(|problem| self.error(Fault::new(problem)))?;
+        self.questions.push(question);
         Ok(())
     }
 
@@ -215,7 +304,7 @@ impl Collector {
 
     /// The questions, once all records were added.
     pub(super) fn finish(self) -> Result<QuestionSet> {
-        let Self { file, columns, mut questions, text_answers, .. } = self;
+        let Self { file, columns, mut questions, text_answers, foreign, .. } = self;
         let error = |place: Option<usize>, Fault { field, problem }| {
             let row = place.map(|place| place as u64 + 1);
             DatasetError { file: file.clone(), row, field, problem }
@@ -224,8 +313,55 @@ impl Collector {
             return Err(error(None, Fault::new("there are no questions")).into());
         }
         text_answers.resolve(&mut questions).map_err(|(place, fault)| error(Some(place), fault))?;
-        Ok(QuestionSet { file, columns, questions })
+        Ok(QuestionSet { file, columns, questions, foreign })
     }
+}
+
+/// The place in [`COLUMNS`] of the column that another name can mean: the same in another case, or that of a well-known dataset (ARC,
+/// `CommonsenseQA` and `OpenBookQA` have `answerKey`, the last one `question_stem`).
+pub(super) fn own_column(name: &str) -> Option<usize> {
+    let name = name.trim_ascii();
+    let is = |other: &str| name.eq_ignore_ascii_case(other);
+    COLUMNS
+        .iter()
+        .position(|column| is(column))
+        .or_else(|| if is("question_stem") { Some(0) } else { (is("answerKey") || is("answer_key")).then_some(2) })
+}
+
+/// Whether choices are nothing but texts.
+fn is_plain(choices: &Value) -> bool {
+    choices.as_array().is_some_and(|items| !items.first().is_some_and(Value::is_object))
+}
+
+/// Bytes of memory that a question takes, what the allocator adds included.
+fn memory_of(question: &Question) -> u64 {
+    let texts = question.choices.iter().chain(&question.subject).map(|text| heap(text.len()));
+    let extra: u64 = question.extra.iter().map(|(name, value)| entry_of(name, value)).sum();
+    // The list of questions grows by doubling, and their answers may be noted as text until the end.
+    let itself = 3 * size_of::<Question>() + heap(question.choices.len() * size_of::<String>());
+    (texts.sum::<usize>() + itself + heap(question.question.len())) as u64 + extra
+}
+
+fn entry_of(name: &str, value: &Value) -> u64 {
+    const ENTRY: usize = size_of::<String>() + size_of::<Value>() + 4 * size_of::<usize>();
+    (ENTRY + heap(name.len())) as u64 + memory_of_value(value)
+}
+
+/// Bytes that a value takes beyond its own size.
+fn memory_of_value(value: &Value) -> u64 {
+    match value {
+        Value::String(text) => heap(text.len()) as u64,
+        Value::Array(items) => {
+            heap(items.len() * size_of::<Value>()) as u64 + items.iter().map(memory_of_value).sum::<u64>()
+        }
+        Value::Object(fields) => fields.iter().map(|(name, value)| entry_of(name, value)).sum(),
+        _ => 0,
+    }
+}
+
+/// Bytes that an allocation takes.
+fn heap(bytes: usize) -> usize {
+    if bytes == 0 { 0 } else { (bytes + 8).next_multiple_of(16).max(32) }
 }
 
 /// What a value is, in the words of error messages.

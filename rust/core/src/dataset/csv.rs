@@ -7,22 +7,31 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
-use super::collect::{Answer, Collector, Fault};
+use super::answer;
+use super::collect::{Answer, Collector, Fault, own_column, quote};
 use super::json;
 use super::source::{Scan, Source};
 use crate::error::Result;
 use crate::question::COLUMNS;
 
+/// What may stand between fields. Which one a file has is never guessed from its rows: a header must name the columns with it.
+const DELIMITERS: [(u8, &str); 3] = [(b',', "commas"), (b';', "semicolons"), (b'\t', "tabs")];
+
 /// Reads a file whose first record is a header if it names the columns `question` and `answer`, in any case. Without a header
-/// the columns are MMLU's original ones: the question, the choices, the answer.
+/// the columns are MMLU's original ones: the question, the choices, the answer, with commas between.
 pub(super) fn read(source: &mut Source<'_>, out: &mut Collector) -> Result<()> {
-    let mut record = Record::default();
+    let first_line = source.peek_line()?.to_vec();
+    let named = |delimiter: u8| {
+        let names: Vec<Option<usize>> = names_in(&first_line, delimiter).iter().map(|name| meaning(name)).collect();
+        names.contains(&Some(QUESTION)) && names.contains(&Some(ANSWER))
+    };
+    let delimiter = DELIMITERS.into_iter().map(|(delimiter, _)| delimiter).find(|&delimiter| named(delimiter));
+    let header = delimiter.is_some();
+    let mut record = Record::new(delimiter.unwrap_or(b','));
     if !record.read(source, out)? {
         return Err(out.error_in_file("the file is empty"));
     }
-    let named = |column: &str| record.fields().any(|name| name.trim_ascii().eq_ignore_ascii_case(column.as_bytes()));
-    let header = named("question") && named("answer");
-    let layout = if header { Layout::of_header(&record) } else { Layout::without_header(record.len()) };
+    let layout = if header { Layout::of_header(&record) } else { Layout::without_header(&record, &first_line) };
     let layout = layout.map_err(|fault| if header { out.error_in_header(fault) } else { out.error(fault) })?;
     for name in &layout.names {
         out.add_column(name);
@@ -36,12 +45,32 @@ pub(super) fn read(source: &mut Source<'_>, out: &mut Collector) -> Result<()> {
     Ok(())
 }
 
+/// Places among [`COLUMNS`].
+const QUESTION: usize = 0;
+const ANSWER: usize = 2;
+
+/// The column of a question that a name in a header means, whatever its case: `prompt` too, beside choices in columns of their own.
+fn meaning(name: &str) -> Option<usize> {
+    own_column(name).or_else(|| name.trim_ascii().eq_ignore_ascii_case("prompt").then_some(QUESTION))
+}
+
+/// The fields of a line, quotes taken off, to see whether it is a header.
+fn names_in(line: &[u8], delimiter: u8) -> Vec<String> {
+    let mut quoted = false;
+    let fields = line.split(|&byte| {
+        quoted ^= byte == b'"';
+        byte == delimiter && !quoted
+    });
+    fields.map(|field| String::from_utf8_lossy(field).trim().trim_matches('"').trim().to_owned()).collect()
+}
+
 /// The fields of a record, without their quotes, one after another.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Record {
     text: Vec<u8>,
     /// Where each field ends.
     ends: Vec<usize>,
+    delimiter: u8,
 }
 
 /// Where in a field the last byte was.
@@ -55,6 +84,10 @@ enum State {
 }
 
 impl Record {
+    fn new(delimiter: u8) -> Self {
+        Self { text: Vec::new(), ends: Vec::new(), delimiter }
+    }
+
     /// Reads the next record that is not an empty line; false at the end of the file.
     fn read(&mut self, source: &mut Source<'_>, out: &Collector) -> Result<bool> {
         loop {
@@ -63,7 +96,7 @@ impl Record {
             let ended = source.scan(&mut self.text, |byte| {
                 let (next, action) = match (state, byte) {
                     (State::FieldStart | State::Bare | State::Quote, b'\n' | b'\r') => (state, Scan::End),
-                    (State::FieldStart | State::Bare | State::Quote, b',') => {
+                    (State::FieldStart | State::Bare | State::Quote, byte) if byte == self.delimiter => {
                         self.ends.push(length);
                         (State::FieldStart, Scan::Skip)
                     }
@@ -85,7 +118,8 @@ impl Record {
             if let Some(byte) = stray {
                 let byte = char::from(byte);
                 let problem = format!(
-                    "expected `,` or a line end behind a closing quote, not {byte:?}; double quotes in a field"
+                    "expected {:?} or a line end behind a closing quote, not {byte:?}; double quotes in a field",
+                    char::from(self.delimiter)
                 );
                 return Err(out.error(Fault::new(problem)));
             }
@@ -138,24 +172,55 @@ enum Choices {
 }
 
 impl Layout {
-    fn without_header(width: usize) -> Result<Self, Fault> {
-        if width < 4 {
-            return Err(Fault::new(format!(
-                "expected a question, two or more choices and an answer with commas between, but found {width} field{}; if the \
-                 first line is a header, it must name `question` and `answer`",
-                if width == 1 { "" } else { "s" }
-            )));
+    /// The layout of MMLU's original files, if the first record can be a question in it and is no header of other names.
+    fn without_header(record: &Record, first_line: &[u8]) -> Result<Self, Fault> {
+        let width = record.len();
+        let texts: Vec<String> = record.fields().map(|field| String::from_utf8_lossy(field).into_owned()).collect();
+        let is_question = width >= 4 && {
+            let choices = &texts[1..width - 1];
+            answer::has_meaning(&texts[width - 1], choices) || record.field(width - 1).is_empty()
+        };
+        if is_question {
+            let names = COLUMNS[..3].iter().map(|&name| name.to_owned()).collect();
+            let choices = Choices::Columns((1..width - 1).collect());
+            return Ok(Self {
+                names,
+                width,
+                question: 0,
+                choices,
+                answer: width - 1,
+                subject: None,
+                extra: Vec::new(),
+            });
         }
-        let names = COLUMNS[..3].iter().map(|&name| name.to_owned()).collect();
-        let choices = Choices::Columns((1..width - 1).collect());
-        Ok(Self { names, width, question: 0, choices, answer: width - 1, subject: None, extra: Vec::new() })
+        let seen = DELIMITERS.into_iter().map(|(delimiter, name)| (names_in(first_line, delimiter), name));
+        let (fields, delimiter) = seen.rev().max_by_key(|(fields, _)| fields.len()).unwrap_or_default();
+        let fields: Vec<String> = fields.iter().take(30).map(|field| quote(field)).collect();
+        Err(Fault::new(format!(
+            "the first line is neither a question, its choices and its answer with commas between, nor a header that names them: it has \
+             {} field{}{}: {}; give it a header with `question`, `answer` and the choices `A`, `B`, ... (or `choice0`, `choice1`, \
+             ...), in English, with commas, semicolons or tabs between",
+            fields.len(),
+            if fields.len() == 1 { "" } else { "s" },
+            if fields.len() == 1 { String::new() } else { format!(" with {delimiter} between") },
+            fields.join(", ")
+        )))
     }
 
     /// The layout that a header gives. Choices are in columns `choice0`, `choice1`, ..., or `A`, `B`, ..., or all in `choices`.
     fn of_header(record: &Record) -> Result<Self, Fault> {
         let header = record.fields().map(std::str::from_utf8).collect::<Result<Vec<&str>, _>>();
         let header = header.map_err(|_| Fault::new("the header is not UTF-8; save the file in UTF-8"))?;
-        let folded: Vec<String> = header.iter().map(|name| name.trim_ascii().to_ascii_lowercase()).collect();
+        let mut folded: Vec<String> = header.iter().map(|name| name.trim_ascii().to_ascii_lowercase()).collect();
+        // Columns under other names stand for ours where ours are not there.
+        for place in [QUESTION, ANSWER] {
+            let ours = COLUMNS[place];
+            if !folded.iter().any(|name| name == ours)
+                && let Some(other) = folded.iter().position(|name| meaning(name) == Some(place))
+            {
+                ours.clone_into(&mut folded[other]);
+            }
+        }
         let mut places = HashMap::new();
         for (index, name) in folded.iter().enumerate() {
             places.entry(name.as_str()).or_insert(index);
@@ -176,9 +241,15 @@ impl Layout {
             // A single column `A` is one of its own kind.
             (None, true, 2..) => Choices::Columns(lettered),
             (None, true, 0 | 1) => {
-                let problem = "are missing in the header: name them choice0, choice1, ..., or A, B, ..., or give one column \
-                               `choices` with a JSON list";
-                return Err(Fault::in_field("choices", problem));
+                let names: Vec<String> = header.iter().take(30).map(|name| quote(name)).collect();
+                return Err(Fault::in_field(
+                    "choices",
+                    format!(
+                        "are missing in the header, which has {}: name them choice0, choice1, ..., or A, B, ..., or give one column \
+                         `choices` with a JSON list",
+                        names.join(", ")
+                    ),
+                ));
             }
             _ => return Err(Fault::in_field("choices", "are in the header in more than one form")),
         };
@@ -236,7 +307,7 @@ impl Layout {
                 .collect::<Result<_>>()?,
             Choices::List(index) => {
                 let list = json::parse_value(record.field(*index));
-                out.choices(list.map_err(|problem| out.error(Fault::in_field("choices", problem)))?)?
+                out.texts(list.map_err(|problem| out.error(Fault::in_field("choices", problem)))?, "choice")?
             }
         };
         let answer = Answer::Text(filled("answer", self.answer)?);

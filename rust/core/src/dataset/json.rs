@@ -9,6 +9,7 @@ use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _, IgnoredA
 use serde_json::{Map, Number, Value};
 
 use super::collect::{Collector, Fault, kind, quote};
+use super::numbers;
 use super::source::{Scan, Source};
 use crate::error::Result;
 
@@ -108,7 +109,7 @@ fn read_object(source: &mut Source<'_>, out: &mut Collector) -> Result<()> {
             read_array(source, out)?;
         } else {
             read_value(source, out, &mut text)?;
-            parse_value(&text).map_err(|problem| out.error_in_file(format!("under {}: {problem}", quote(&key))))?;
+            check_value(&text).map_err(|problem| out.error_in_file(format!("under {}: {problem}", quote(&key))))?;
             if key == "data" {
                 return Err(out.error_in_file("what is under `data` must be an array"));
             }
@@ -153,11 +154,34 @@ fn read_value(source: &mut Source<'_>, out: &Collector, value: &mut Vec<u8>) -> 
 }
 
 fn add_record(text: &[u8], out: &mut Collector) -> Result<()> {
-    let record: Record = parse(text).map_err(|problem| out.error(Fault::new(problem)))?;
+    let record: Record<true> = match parse(text) {
+        Ok(record) => record,
+        Err(problem) => return add_foreign_record(text, problem, out),
+    };
     if let Some(key) = record.duplicate {
         return Err(out.error(Fault::in_field(key, "occurs twice")));
     }
     out.add_fields(record.fields)
+}
+
+/// Adds a record with numbers that JSON has no form for (`NaN`, as Python writes it) or that are larger than numbers are read here:
+/// they become null, and their column is noted.
+fn add_foreign_record(text: &[u8], problem: String, out: &mut Collector) -> Result<()> {
+    let record: Record<false> = match numbers::mark(text) {
+        Some(marked) => parse(&marked).map_err(|_| out.error(Fault::new(problem)))?,
+        // Large numbers that were written as floats are what they are.
+        None => parse(text).map_err(|problem| out.error(Fault::new(problem)))?,
+    };
+    if let Some(key) = record.duplicate {
+        return Err(out.error(Fault::in_field(key, "occurs twice")));
+    }
+    let mut fields = record.fields;
+    for (name, value) in &mut fields {
+        if let Some(what) = numbers::unmark(value) {
+            out.add_foreign(name, &what, false);
+        }
+    }
+    out.add_fields(fields)
 }
 
 /// The text in a line of a corpus: the line if it is a JSON string, else what its object has under `field`.
@@ -171,10 +195,21 @@ pub(crate) fn text_of_line(line: &[u8], field: &str) -> Result<String, (Option<S
         return parse(line).map_err(|problem| (None, problem));
     }
     let text = std::str::from_utf8(line).map_err(|error| (None, not_utf8(&error)))?;
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    let found = TextField(field).deserialize(&mut deserializer);
-    match found.and_then(|found| deserializer.end().map(|()| found)) {
+    let find = |text: &str| {
+        let mut deserializer = serde_json::Deserializer::from_str(text);
+        let found = TextField(field).deserialize(&mut deserializer)?;
+        deserializer.end().map(|()| found)
+    };
+    // Of other fields' values nothing is asked, not even that they are numbers as JSON has them.
+    let found = find(text).or_else(|error| {
+        let marked = numbers::mark(line).and_then(|marked| String::from_utf8(marked).ok());
+        marked.and_then(|marked| find(&marked).ok()).ok_or(error)
+    });
+    match found {
         Ok(Found { more_than_once: true, .. }) => Err((Some(field.to_owned()), "occurs twice".to_owned())),
+        Ok(Found { value: Some(Value::String(text)), .. }) if numbers::is_mark(&text) => {
+            Err((Some(field.to_owned()), "must be text, not a number".to_owned()))
+        }
         Ok(Found { value: Some(Value::String(text)), .. }) => Ok(text),
         Ok(Found { value: Some(other), .. }) => {
             Err((Some(field.to_owned()), format!("must be text, not {}", kind(&other))))
@@ -219,7 +254,7 @@ impl<'de> Visitor<'de> for TextField<'_> {
         let mut found = Found { value: None, more_than_once: false, keys: Vec::new() };
         while let Some(key) = map.next_key::<String>()? {
             if key == self.0 {
-                let Strict(value) = map.next_value()?;
+                let Strict::<false>(value) = map.next_value()?;
                 found.more_than_once |= found.value.replace(value).is_some();
             } else {
                 map.next_value::<IgnoredAny>()?;
@@ -234,7 +269,13 @@ impl<'de> Visitor<'de> for TextField<'_> {
 
 /// Parses one JSON value, or says what is wrong with it.
 pub(super) fn parse_value(text: &[u8]) -> Result<Value, String> {
-    parse(text).map(|Strict(value)| value)
+    parse(text).map(|Strict::<false>(value)| value)
+}
+
+/// Parses a value that nobody asks for, only to see that it is one.
+fn check_value(text: &[u8]) -> Result<(), String> {
+    let Err(problem) = parse::<Strict<false>>(text) else { return Ok(()) };
+    numbers::mark(text).and_then(|marked| parse::<Strict<false>>(&marked).ok()).map(|_| ()).ok_or(problem)
 }
 
 fn parse<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, String> {
@@ -262,30 +303,33 @@ pub(crate) fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
 
+/// From here on a number that was parsed as a float may have been written as an integer.
+const FIRST_INEXACT: f64 = 9_223_372_036_854_775_808.0;
+
 /// One row: an object, and a key that occurs twice in it.
-struct Record {
+struct Record<const EXACT: bool> {
     fields: Map<String, Value>,
     duplicate: Option<String>,
 }
 
-impl<'de> Deserialize<'de> for Record {
+impl<'de, const EXACT: bool> Deserialize<'de> for Record<EXACT> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(RecordVisitor)
+        deserializer.deserialize_map(RecordVisitor::<EXACT>)
     }
 }
 
-struct RecordVisitor;
+struct RecordVisitor<const EXACT: bool>;
 
-impl<'de> Visitor<'de> for RecordVisitor {
-    type Value = Record;
+impl<'de, const EXACT: bool> Visitor<'de> for RecordVisitor<EXACT> {
+    type Value = Record<EXACT>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with the keys `question`, `choices` and `answer`")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Record, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Record<EXACT>, A::Error> {
         let mut record = Record { fields: Map::new(), duplicate: None };
-        while let Some((key, Strict(value))) = map.next_entry::<String, Strict>()? {
+        while let Some((key, Strict(value))) = map.next_entry::<String, Strict<EXACT>>()? {
             if record.fields.contains_key(&key) {
                 record.duplicate.get_or_insert(key);
             } else {
@@ -296,18 +340,19 @@ impl<'de> Visitor<'de> for RecordVisitor {
     }
 }
 
-/// A JSON value in which no object has a key twice; `serde_json` itself keeps the last of them.
-struct Strict(Value);
+/// A JSON value in which no object has a key twice; `serde_json` itself keeps the last of them. If `EXACT`, a number that may not be what
+/// is written (an integer of more than 64 bits) is an error.
+struct Strict<const EXACT: bool>(Value);
 
-impl<'de> Deserialize<'de> for Strict {
+impl<'de, const EXACT: bool> Deserialize<'de> for Strict<EXACT> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(StrictVisitor).map(Self)
+        deserializer.deserialize_any(StrictVisitor::<EXACT>).map(Self)
     }
 }
 
-struct StrictVisitor;
+struct StrictVisitor<const EXACT: bool>;
 
-impl<'de> Visitor<'de> for StrictVisitor {
+impl<'de, const EXACT: bool> Visitor<'de> for StrictVisitor<EXACT> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -331,6 +376,9 @@ impl<'de> Visitor<'de> for StrictVisitor {
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+        if EXACT && (value.abs() >= FIRST_INEXACT || (value == 0.0 && value.is_sign_negative())) {
+            return Err(E::custom("number out of range"));
+        }
         Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
     }
 
@@ -344,7 +392,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut values = Vec::new();
-        while let Some(Strict(value)) = seq.next_element()? {
+        while let Some(Strict::<EXACT>(value)) = seq.next_element()? {
             values.push(value);
         }
         Ok(Value::Array(values))
@@ -352,7 +400,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
-        while let Some((key, Strict(value))) = map.next_entry::<String, Strict>()? {
+        while let Some((key, Strict(value))) = map.next_entry::<String, Strict<EXACT>>()? {
             if object.contains_key(&key) {
                 return Err(A::Error::custom(format!("the key {} occurs twice", quote(&key))));
             }

@@ -9,6 +9,7 @@ mod answer;
 mod collect;
 mod csv;
 pub(crate) mod json;
+mod numbers;
 pub(crate) mod parquet;
 pub(crate) mod source;
 #[cfg(test)]
@@ -16,6 +17,8 @@ mod tests;
 
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 use serde_json::{Map, Value};
@@ -27,17 +30,91 @@ use collect::Collector;
 use source::{Compression, Source};
 
 /// The most that is read. Real question files stay far below; what is above is a mistake or an attack.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Limits {
     /// Bytes of one record.
     pub(crate) record: usize,
     /// Bytes that a compressed file may decompress to.
     pub(crate) decompressed: u64,
-    /// Bytes of memory that the records may take.
-    pub(crate) memory: u64,
+    /// Memory for what is read, all files together.
+    pub(crate) budget: Arc<Budget>,
 }
 
-const LIMITS: Limits = Limits { record: 16 << 20, decompressed: 4 << 30, memory: 4 << 30 };
+impl Limits {
+    /// Those of question files: what [`MEMORY_VARIABLE`] says.
+    fn of_questions() -> Result<Self> {
+        let memory = memory_limit()?;
+        Ok(Self { record: 16 << 20, decompressed: memory, budget: Arc::new(Budget::new(memory)) })
+    }
+}
+
+/// Environment variable that says how many GiB of memory the questions or documents of a run may take, and a compressed file unpacked.
+pub const MEMORY_VARIABLE: &str = "WMDP_FAST_MEMORY_GIB";
+
+const GIB: u64 = 1 << 30;
+
+/// The limit that [`MEMORY_VARIABLE`] sets, or 4 GiB, in bytes.
+pub(crate) fn memory_limit() -> Result<u64> {
+    match std::env::var(MEMORY_VARIABLE) {
+        Ok(text) => match text.trim().parse::<f64>() {
+            Ok(gib) if gib > 0.0 && gib <= 1e6 => Ok(in_bytes(gib)),
+            _ => Err(Error::InvalidArgument(format!("{MEMORY_VARIABLE} must be a number of GiB, not {text:?}"))),
+        },
+        Err(_) => Ok(4 * GIB),
+    }
+}
+
+#[allow(clippy::cast_sign_loss)] // It is positive.
+fn in_bytes(gib: f64) -> u64 {
+    (gib * GIB as f64) as u64
+}
+
+/// A number of bytes in the words of error messages.
+pub(crate) fn in_gib(bytes: u64) -> String {
+    if bytes >= GIB / 10 {
+        format!("{} GiB", (bytes as f64 / GIB as f64 * 10.0).round() / 10.0)
+    } else {
+        format!("{bytes} bytes")
+    }
+}
+
+/// Memory that is shared by whatever is read at a time.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    limit: u64,
+    held: AtomicU64,
+}
+
+impl Budget {
+    pub(crate) fn new(limit: u64) -> Self {
+        Self { limit, held: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// Takes memory, before it is allocated.
+    ///
+    /// # Errors
+    /// What to say if there is not enough of it.
+    pub(crate) fn charge(&self, bytes: u64) -> Result<(), String> {
+        let held = self.held.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        if held <= self.limit {
+            return Ok(());
+        }
+        self.release(bytes);
+        let (limit, more) = (in_gib(self.limit), (held as f64 / GIB as f64 * 2.0).ceil().max(1.0));
+        Err(format!(
+            "what is read takes more than {limit} of memory; read less, or raise the limit with {MEMORY_VARIABLE}={more}"
+        ))
+    }
+
+    /// Gives memory back.
+    pub(crate) fn release(&self, bytes: u64) {
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
@@ -77,7 +154,7 @@ pub(crate) fn extension_of(path: &Path) -> Option<(String, Compression)> {
 /// [`Error::Io`] if the file cannot be opened or read, [`Error::Dataset`] if it holds anything but questions,
 /// [`Error::Cancelled`] if asked to stop.
 pub fn read_questions(path: &Path, cancel: &Cancel) -> Result<QuestionSet> {
-    read_within(path, &LIMITS, cancel)
+    read_within(path, &Limits::of_questions()?, cancel)
 }
 
 /// Reads many files in parallel and keeps their order.
@@ -85,19 +162,33 @@ pub fn read_questions(path: &Path, cancel: &Cancel) -> Result<QuestionSet> {
 /// # Errors
 /// As [`read_questions`]; if several files are faulty, the first of them is reported.
 pub fn read_many(paths: &[impl AsRef<Path> + Sync], cancel: &Cancel) -> Result<Vec<QuestionSet>> {
+    let limits = Limits::of_questions()?;
     let sets: Vec<Result<QuestionSet>> =
-        parallel::install(|| Ok(paths.par_iter().map(|path| read_questions(path.as_ref(), cancel)).collect()))?;
+        parallel::install(|| Ok(paths.par_iter().map(|path| read_within(path.as_ref(), &limits, cancel)).collect()))?;
     sets.into_iter().collect()
+}
+
+/// A row in memory.
+#[derive(Debug, Clone, Default)]
+pub struct Row {
+    /// Its values by name.
+    pub fields: Map<String, Value>,
+    /// Names of those that JSON has no form for, which are null, and what they were.
+    pub foreign: Vec<(String, String)>,
 }
 
 /// Questions from rows in memory, checked as those of a JSON file are.
 ///
 /// # Errors
 /// [`Error::Dataset`] if the rows are not questions; `file` is the name it gives.
-pub fn from_rows(rows: impl IntoIterator<Item = Map<String, Value>>, file: &str) -> Result<QuestionSet> {
-    let mut collector = Collector::new(file.to_owned(), LIMITS.memory);
+pub fn from_rows(rows: impl IntoIterator<Item = Row>, file: &str, cancel: &Cancel) -> Result<QuestionSet> {
+    let mut collector = Collector::new(file.to_owned(), Limits::of_questions()?.budget);
     for row in rows {
-        collector.add_fields(row)?;
+        cancel.check()?;
+        for (column, what) in &row.foreign {
+            collector.add_foreign(column, what, false);
+        }
+        collector.add_fields(row.fields)?;
     }
     collector.finish()
 }
@@ -106,7 +197,7 @@ fn read_within(path: &Path, limits: &Limits, cancel: &Cancel) -> Result<Question
     let Some((format, compression)) = format_of(path) else {
         return Err(unknown_format(path, ".parquet, .json, .jsonl or .csv"));
     };
-    let mut collector = Collector::new(path.display().to_string(), limits.memory);
+    let mut collector = Collector::new(path.display().to_string(), Arc::clone(&limits.budget));
     if format == Format::Parquet {
         parquet::read(path, compression, limits, cancel, &mut collector)?;
         return collector.finish();

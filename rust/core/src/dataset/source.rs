@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use super::Limits;
+use super::{Limits, MEMORY_VARIABLE, in_gib};
 use crate::error::{DatasetError, Error, Result};
 use crate::parallel::Cancel;
 
@@ -87,8 +87,11 @@ impl<'a> Source<'a> {
         self.unused.end += bytes;
         self.total += bytes as u64;
         if self.compression != Compression::None && self.total > self.limits.decompressed {
-            let limit = self.limits.decompressed;
-            return Err(fault(&self.path, format!("decompresses to more than {limit} bytes, the most that is read")));
+            let limit = in_gib(self.limits.decompressed);
+            let problem = format!(
+                "decompresses to more than {limit}, the most that is read; {MEMORY_VARIABLE} can raise the limit"
+            );
+            return Err(fault(&self.path, problem));
         }
         Ok(bytes > 0)
     }
@@ -104,6 +107,22 @@ impl<'a> Source<'a> {
         Ok(Some(self.buffer[self.unused.start]))
     }
 
+    /// The beginning of what is unread, up to a line end that is not the first byte, or as much of it as a buffer holds.
+    pub(crate) fn peek_line(&mut self) -> Result<&[u8]> {
+        if self.unused.is_empty() {
+            self.unused = 0..0;
+        }
+        let is_end = |byte: &u8| matches!(byte, b'\n' | b'\r');
+        while !self.buffer[self.unused.clone()].iter().skip_while(|byte| is_end(byte)).any(is_end)
+            && self.unused.end < self.buffer.len()
+            && self.read_more()?
+        {}
+        let bytes = &self.buffer[self.unused.clone()];
+        let begin = bytes.iter().position(|byte| !is_end(byte)).unwrap_or(bytes.len());
+        let line = &bytes[begin..];
+        Ok(&line[..line.iter().position(is_end).unwrap_or(line.len())])
+    }
+
     /// Passes over the byte that [`Source::peek`] gave.
     pub(crate) fn advance(&mut self) {
         self.unused.start += 1;
@@ -113,6 +132,8 @@ impl<'a> Source<'a> {
     pub(crate) fn read_to_end(mut self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         while self.peek()?.is_some() {
+            let more = self.unused.len() as u64;
+            self.limits.budget.charge(more).map_err(|problem| fault(&self.path, problem))?;
             bytes.extend_from_slice(&self.buffer[self.unused.clone()]);
             self.unused = 0..0;
         }

@@ -2,6 +2,10 @@
 //!
 //! These four are read column by column, which is fast; any other columns through the crate's rows, which know every type.
 
+mod pages;
+mod thrift;
+mod values;
+
 use std::collections::HashSet;
 use std::fs::File;
 use std::ops::ControlFlow;
@@ -10,27 +14,33 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use parquet::basic::{ConvertedType, LogicalType, Type as PhysicalType};
+use parquet::basic::{Compression as Codec, ConvertedType, LogicalType, Type as PhysicalType};
 use parquet::column::reader::{ColumnReaderImpl, get_typed_column_reader};
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::RowGroupMetaData;
-use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
+use parquet::file::reader::{ChunkReader, FileReader, Length, RowGroupReader, SerializedFileReader};
+use parquet::record::Row;
 use parquet::record::reader::RowIter;
-use parquet::record::{Field, Row};
 use parquet::schema::types::{BasicTypeInfo, ColumnDescriptor, SchemaDescriptor, Type};
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 
-use super::Limits;
-use super::collect::{Answer, Collector, Fault};
+use self::pages::{BoundedGroup, Data};
+use self::values::Form;
+use super::collect::{Answer, Collector, Fault, own_column};
 use super::source::{Compression, Source};
+use super::{Limits, MEMORY_VARIABLE, in_gib};
 use crate::error::{DatasetError, Error, Result};
 use crate::parallel::Cancel;
+use crate::question::{CHOICES, COLUMNS, Question};
 
 /// Rows read from every column before the next rows of any.
 const BATCH: usize = 1024;
 /// The same of a column of documents, which are longer.
 const TEXT_BATCH: usize = 64;
+
+/// A column that nobody has asked for may take this part of the memory for all; else it is left out, as pictures and embeddings are.
+const COLUMN_SHARE: u64 = 4;
 
 /// Reads the questions of a parquet file.
 ///
@@ -43,8 +53,8 @@ pub(super) fn read(
     out: &mut Collector,
 ) -> Result<()> {
     let work = AssertUnwindSafe(|| {
-        let file = open(path, compression, limits, cancel)?;
-        Reader { path, limits, cancel, file: file.as_ref() }.read(out)
+        let (data, file) = open(path, compression, limits, cancel)?;
+        Reader { path, limits, cancel, data, file: &file }.read(out)
     });
     catch_unwind(work).unwrap_or_else(|_| Err(contradicting(path)))
 }
@@ -66,16 +76,18 @@ pub(crate) fn read_texts(
         DatasetError { file: path.display().to_string(), row, field: field.map(str::to_owned), problem }.into()
     };
     let work = AssertUnwindSafe(|| {
-        let file = open(path, compression, limits, cancel)?;
-        check_offsets(file.as_ref()).map_err(|problem| fault(None, None, problem))?;
+        let (data, file) = open(path, compression, limits, cancel)?;
+        check_offsets(&file).map_err(|problem| fault(None, None, problem))?;
         let metadata = file.metadata();
         let leaf = text_leaf(metadata.file_metadata().schema_descr(), column)
             .map_err(|problem| fault(None, Some(column), problem))?;
+        check_codec(&file, leaf).map_err(|problem| fault(None, Some(column), problem))?;
         let (mut row, mut expected) = (0, 0);
         for index in 0..metadata.num_row_groups() {
             let group = file.get_row_group(index).map_err(|error| damaged(path, None, &error))?;
-            let mut texts = Column::<ByteArrayType>::new(group.as_ref(), leaf)
-                .map_err(|error| damaged(path, Some(column), &error))?;
+            let group = BoundedGroup { group, data: data.clone(), budget: Arc::clone(&limits.budget) };
+            let mut texts =
+                Column::<ByteArrayType>::new(&group, leaf).map_err(|error| damaged(path, Some(column), &error))?;
             loop {
                 cancel.check()?;
                 let batch = texts.read(TEXT_BATCH).map_err(|error| damaged(path, Some(column), &error))?;
@@ -96,7 +108,7 @@ pub(crate) fn read_texts(
                     }
                 }
             }
-            expected += u64::try_from(group.metadata().num_rows()).unwrap_or_default();
+            expected += u64::try_from(group.group.metadata().num_rows()).unwrap_or_default();
             if row != expected {
                 let problem = format!("{DAMAGED} (the column contradicts the number of rows)");
                 return Err(fault(None, Some(column), problem));
@@ -124,22 +136,50 @@ fn text_leaf(schema: &SchemaDescriptor, column: &str) -> Result<usize, String> {
 }
 
 /// Opens a file and reads its metadata.
-fn open(path: &Path, compression: Compression, limits: &Limits, cancel: &Cancel) -> Result<Box<dyn FileReader>> {
+fn open(
+    path: &Path,
+    compression: Compression,
+    limits: &Limits,
+    cancel: &Cancel,
+) -> Result<(Data, SerializedFileReader<Data>)> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     let damage = |error| damaged(path, None, &error);
-    if compression != Compression::None {
-        let bytes = Bytes::from(Source::open(path, compression, limits, cancel)?.read_to_end()?);
-        return Ok(Box::new(SerializedFileReader::new(bytes).map_err(damage)?));
+    let data = if compression == Compression::None {
+        let file = File::open(path).map_err(io)?;
+        if file.metadata().map_err(io)?.is_dir() {
+            return Err(io(std::io::ErrorKind::IsADirectory.into()));
+        }
+        Data::Disk(Arc::new(file))
+    } else {
+        Data::Memory(Bytes::from(Source::open(path, compression, limits, cancel)?.read_to_end()?))
+    };
+    check_schema(&data).map_err(damage)?;
+    let reader = SerializedFileReader::new(data.clone()).map_err(damage)?;
+    Ok((data, reader))
+}
+
+/// Refuses a schema that is nested deeper than the crate's recursion may go. Other damage is for the crate to find.
+fn check_schema(data: &Data) -> Result<(), ParquetError> {
+    const TAIL: usize = 8;
+    let Some(begin) = data.len().checked_sub(TAIL as u64) else { return Ok(()) };
+    let tail = data.get_bytes(begin, TAIL)?;
+    let length = tail.first_chunk::<4>().map_or(0, |bytes| u64::from(u32::from_le_bytes(*bytes)));
+    let Some(begin) = begin.checked_sub(length) else { return Ok(()) };
+    let metadata = data.get_bytes(begin, length as usize)?;
+    thrift::check_schema(&metadata).map_err(ParquetError::General)
+}
+
+/// Refuses a column that is compressed in a way that cannot be read.
+fn check_codec(file: &SerializedFileReader<Data>, leaf: usize) -> Result<(), String> {
+    let is_lzo = |group: &RowGroupMetaData| group.column(leaf).compression() == Codec::LZO;
+    if file.metadata().row_groups().iter().any(is_lzo) {
+        return Err("is compressed with LZO, which is not read; write the file again with zstd or snappy".to_owned());
     }
-    let file = File::open(path).map_err(io)?;
-    if file.metadata().map_err(io)?.is_dir() {
-        return Err(io(std::io::ErrorKind::IsADirectory.into()));
-    }
-    Ok(Box::new(SerializedFileReader::new(file).map_err(damage)?))
+    Ok(())
 }
 
 /// Refuses negative places in a file, at which the crate panics.
-fn check_offsets(file: &dyn FileReader) -> Result<(), String> {
+fn check_offsets(file: &SerializedFileReader<Data>) -> Result<(), String> {
     let chunks = file.metadata().row_groups().iter().flat_map(RowGroupMetaData::columns);
     let mut offsets = chunks.flat_map(|chunk| {
         [chunk.data_page_offset(), chunk.compressed_size(), chunk.dictionary_page_offset().unwrap_or_default()]
@@ -180,17 +220,24 @@ struct Reader<'a> {
     path: &'a Path,
     limits: &'a Limits,
     cancel: &'a Cancel,
-    file: &'a dyn FileReader,
+    data: Data,
+    file: &'a SerializedFileReader<Data>,
+}
+
+/// How the columns of a file are read.
+struct Layout {
+    /// The columns with a meaning of their own, if they are what the hub's layout has; else they are read with the others.
+    own: Option<Own>,
+    /// The schema of the columns that are read as rows, if there are any, and whether times in each are in UTC.
+    rows: Option<(Type, Vec<bool>)>,
 }
 
 /// Which leaf of the schema is what.
-struct Layout {
+struct Own {
     question: usize,
     choices: usize,
     answer: (usize, AnswerType),
     subject: Option<usize>,
-    /// The schema of the other columns, if there are any.
-    extra: Option<Type>,
 }
 
 #[derive(Clone, Copy)]
@@ -203,60 +250,98 @@ enum AnswerType {
 impl Reader<'_> {
     fn read(&self, out: &mut Collector) -> Result<()> {
         let metadata = self.file.metadata();
-        let layout = Layout::new(metadata.file_metadata().schema_descr(), out);
-        let layout = layout.map_err(|fault| out.error_in_header(fault))?;
         check_offsets(self.file).map_err(|problem| out.error_in_file(problem))?;
+        self.check_rows(out)?;
+        let layout = Layout::new(self.file, self.limits.budget.limit() / COLUMN_SHARE, out)
+            .map_err(|fault| out.error_in_header(fault))?;
         for index in 0..metadata.num_row_groups() {
             let group = self.file.get_row_group(index).map_err(|error| damaged(self.path, None, &error))?;
-            self.read_group(group.as_ref(), &layout, out)?;
+            let group = BoundedGroup { group, data: self.data.clone(), budget: Arc::clone(&self.limits.budget) };
+            self.read_group(&group, &layout, out)?;
         }
         Ok(())
     }
 
-    fn read_group(&self, group: &dyn RowGroupReader, layout: &Layout, out: &mut Collector) -> Result<()> {
+    /// Refuses a file that claims more rows than can be held: a few bytes can stand for billions of them.
+    fn check_rows(&self, out: &Collector) -> Result<()> {
+        let rows =
+            self.file.metadata().row_groups().iter().map(|group| u64::try_from(group.num_rows()).unwrap_or_default());
+        let rows: u64 = rows.fold(0, u64::saturating_add);
+        if rows.saturating_mul(size_of::<Question>() as u64) > self.limits.budget.limit() {
+            let limit = in_gib(self.limits.budget.limit());
+            return Err(out.error_in_file(format!(
+                "it claims {rows} rows, which take more than {limit} of memory; split the file, or raise the limit with {MEMORY_VARIABLE}"
+            )));
+        }
+        Ok(())
+    }
+
+    fn read_group(&self, group: &BoundedGroup<'_>, layout: &Layout, out: &mut Collector) -> Result<()> {
+        let rows =
+            layout.rows.as_ref().map(|(schema, _)| RowIter::from_row_group(Some(schema.clone()), group)).transpose();
+        let mut rows = rows.map_err(|error| damaged(self.path, None, &error))?;
+        let Some(own) = &layout.own else {
+            let count = u64::try_from(group.metadata().num_rows()).map_err(|_| out.error_in_file(DAMAGED))?;
+            for _ in 0..count {
+                self.cancel.check()?;
+                let fields = self.next_row(rows.as_mut(), layout, out)?;
+                out.add_fields(fields)?;
+            }
+            return Ok(());
+        };
         let damage = |(column, error): (&str, ParquetError)| damaged(self.path, Some(column), &error);
-        let mut columns = Columns::new(group, layout).map_err(damage)?;
-        let extra = layout.extra.clone().map(|schema| RowIter::from_row_group(Some(schema), group)).transpose();
-        let mut extra = extra.map_err(|error| damaged(self.path, None, &error))?;
+        let mut columns = Columns::new(group, own).map_err(damage)?;
         let mut left = usize::try_from(group.metadata().num_rows()).map_err(|_| out.error_in_file(DAMAGED))?;
         loop {
             self.cancel.check()?;
             let batch = left.min(BATCH);
             // After the last row one more is asked for: a column that has it contradicts the file's own count.
-            let rows = columns.read(batch.max(1)).map_err(damage)?;
-            if rows.len() != batch {
+            let stored = columns.read(batch.max(1)).map_err(damage)?;
+            if stored.len() != batch {
                 return Err(out.error_in_file(format!("{DAMAGED} (its columns contradict its number of rows)")));
             }
             if batch == 0 {
                 return Ok(());
             }
-            for row in rows {
+            for row in stored {
+                let size = row.size();
+                if size > self.limits.record {
+                    let problem = format!("the record is longer than {} bytes", self.limits.record);
+                    return Err(out.error(Fault::new(problem)));
+                }
                 let question = text("question", row.question).map_err(|fault| out.error(fault))?;
                 let choices = choice_texts(row.choices).map_err(|fault| out.error(fault))?;
                 let answer = row.answer.map_err(|fault| out.error(fault))?;
                 let subject = row.subject.map(|subject| text("subject", Some(subject))).transpose();
                 let subject = subject.map_err(|fault| out.error(fault))?;
-                let extra = extra.as_mut().map_or_else(|| Ok(Map::new()), |rows| self.extra(rows.next(), out))?;
-                let size = question.len() + choices.iter().map(String::len).sum::<usize>();
-                if size > self.limits.record {
-                    let problem = format!("the record is longer than {} bytes", self.limits.record);
-                    return Err(out.error(Fault::new(problem)));
-                }
+                let extra = if rows.is_some() { self.next_row(rows.as_mut(), layout, out)? } else { Map::new() };
                 out.add(question, choices, answer, subject, extra)?;
             }
             left -= batch;
         }
     }
 
-    /// The other columns of a row as JSON.
-    fn extra(&self, row: Option<Result<Row, ParquetError>>, out: &Collector) -> Result<Map<String, Value>> {
+    /// The columns of the next row that are read as rows, as JSON.
+    fn next_row(
+        &self,
+        rows: Option<&mut RowIter<'_>>,
+        layout: &Layout,
+        out: &mut Collector,
+    ) -> Result<Map<String, Value>> {
+        let row: Option<Result<Row, ParquetError>> = rows.and_then(Iterator::next);
         let row = row.unwrap_or_else(|| Err(ParquetError::EOF("a column has too few rows".to_owned())));
         let row = row.map_err(|error| damaged(self.path, None, &error))?;
-        let values = row.into_columns().into_iter().map(|(name, field)| {
-            let value = json(field).map_err(|problem| out.error(Fault::in_field(&name, problem)))?;
-            Ok((name, value))
+        let utc = layout.rows.iter().flat_map(|(_, utc)| utc.iter().copied());
+        let values = row.into_columns().into_iter().zip(utc).map(|((name, field), utc)| {
+            let mut lost = None;
+            let value = values::json(field, utc, &mut lost);
+            if let Some(what) = lost {
+                out.add_foreign(&name, &what, false);
+            }
+            (name, value)
         });
-        values.collect()
+        // A subject that is not there is none, of whatever type its column is.
+        Ok(values.filter(|(name, value)| name != COLUMNS[3] || !value.is_null()).collect())
     }
 }
 
@@ -276,8 +361,17 @@ struct StoredRow {
     subject: Option<ByteArray>,
 }
 
+impl StoredRow {
+    /// Bytes of its texts.
+    fn size(&self) -> usize {
+        let choices = self.choices.iter().flatten().flatten().map(ByteArray::len);
+        let texts = self.question.iter().chain(&self.subject).map(ByteArray::len);
+        choices.chain(texts).sum()
+    }
+}
+
 impl Columns {
-    fn new(group: &dyn RowGroupReader, layout: &Layout) -> Result<Self, (&'static str, ParquetError)> {
+    fn new(group: &dyn RowGroupReader, layout: &Own) -> Result<Self, (&'static str, ParquetError)> {
         let in_column = |name| move |error| (name, error);
         Ok(Self {
             question: Column::new(group, layout.question).map_err(in_column("question"))?,
@@ -313,8 +407,9 @@ impl Columns {
 }
 
 impl Layout {
-    /// Finds the columns by name, and tells their names to `out`.
-    fn new(schema: &SchemaDescriptor, out: &mut Collector) -> Result<Self, Fault> {
+    /// Finds out how to read the columns, and tells their names to `out`.
+    fn new(file: &SerializedFileReader<Data>, largest: u64, out: &mut Collector) -> Result<Self, Fault> {
+        let schema = file.metadata().file_metadata().schema_descr();
         let roots = schema.root_schema().get_fields();
         let mut known = HashSet::new();
         for root in roots {
@@ -323,6 +418,72 @@ impl Layout {
             }
             out.add_column(root.name());
         }
+        let own = if Self::are_of_the_hub(roots) { Some(Own::new(schema, out)?) } else { None };
+        let (mut kept, mut utc) = (Vec::new(), Vec::new());
+        for (place, root) in roots.iter().enumerate() {
+            if own.as_ref().is_some_and(|own| own.holds(schema, place)) {
+                continue;
+            }
+            match values::form(schema, place, file.metadata(), largest) {
+                Form::Json => utc.push(false),
+                Form::Text { what, utc: in_utc } => {
+                    out.add_foreign(root.name(), what, true);
+                    utc.push(in_utc);
+                }
+                Form::Without { what } => {
+                    out.add_foreign(root.name(), what, true);
+                    continue;
+                }
+            }
+            kept.push(Arc::clone(root));
+        }
+        for leaf in 0..schema.num_columns() {
+            let root = roots[schema.get_column_root_idx(leaf)].name();
+            if COLUMNS.contains(&root) || kept.iter().any(|kept| kept.name() == root) {
+                check_codec(file, leaf).map_err(|problem| Fault::in_field(root, problem))?;
+            }
+        }
+        if let Some(own) = &own {
+            own.check_choices(file)?;
+        }
+        if kept.is_empty() {
+            if own.is_none() {
+                return Err(Fault::in_field(COLUMNS[0], "is missing; no column can be read"));
+            }
+            return Ok(Self { own, rows: None });
+        }
+        let schema = Type::group_type_builder(schema.root_schema().name()).with_fields(kept).build();
+        Ok(Self { own, rows: Some((schema.map_err(|error| Fault::new(format!("{DAMAGED} ({error})")))?, utc)) })
+    }
+
+    /// Whether the columns are called as on the hub, with choices that are no structure with labels. What is wrong with one of them
+    /// is said then without reading any; otherwise they are read as JSON would be.
+    fn are_of_the_hub(roots: &[Arc<Type>]) -> bool {
+        let find = |name: &str| roots.iter().find(|root| root.name() == name);
+        let is_missing = |place: usize| {
+            find(COLUMNS[place]).is_none() && roots.iter().any(|root| own_column(root.name()) == Some(place))
+        };
+        let has_labels = find(COLUMNS[1]).is_some_and(|choices| {
+            let names = |group: &Type| group.get_fields().iter().any(|field| field.name() == "text");
+            let mut inner: &Type = choices;
+            loop {
+                if inner.is_primitive() {
+                    break false;
+                }
+                if names(inner) {
+                    break true;
+                }
+                let [only] = inner.get_fields() else { break false };
+                inner = only;
+            }
+        });
+        !has_labels && !(0..3).any(is_missing)
+    }
+}
+
+impl Own {
+    fn new(schema: &SchemaDescriptor, out: &Collector) -> Result<Self, Fault> {
+        let roots = schema.root_schema().get_fields();
         // The only leaf of a column, and the column's place.
         let column = |name: &str| {
             let root = roots.iter().position(|root| root.name() == name)?;
@@ -337,12 +498,13 @@ impl Layout {
                 Err(Fault::in_field(name, format!("is missing; the columns are {}", out.columns().join(", "))))
             })
         };
-        let flat_text = |(leaf, root, descriptor): (usize, &Type, Arc<ColumnDescriptor>), name: &str| {
-            let is_text = root.is_primitive() && descriptor.max_rep_level() == 0 && is_text(&descriptor);
-            if is_text { Ok(leaf) } else { Err(Fault::in_field(name, format!("must be text, not {}", kind(root)))) }
+        let flat_text = |(leaf, root, descriptor): (usize, &Type, Arc<ColumnDescriptor>)| {
+            (root.is_primitive() && descriptor.max_rep_level() == 0 && is_text(&descriptor)).then_some(leaf)
         };
 
-        let question = flat_text(required("question")?, "question")?;
+        let (leaf, root, descriptor) = required("question")?;
+        let question = flat_text((leaf, root, descriptor))
+            .ok_or_else(|| Fault::in_field("question", format!("must be text, not {}", kind(root))))?;
         let (choices, root, descriptor) = required("choices")?;
         let is_list = root.is_primitive() || is_list(root.get_basic_info());
         if !is_list || descriptor.max_rep_level() != 1 || !is_text(&descriptor) {
@@ -352,17 +514,28 @@ impl Layout {
         let Some(answer_type) = answer_type(root, &descriptor) else {
             return Err(Fault::in_field("answer", format!("must be an integer or text, not {}", kind(root))));
         };
-        let subject = column("subject").map(|found| found.and_then(|found| flat_text(found, "subject"))).transpose()?;
+        // A subject that is no text is a column like others.
+        let subject = column("subject").and_then(Result::ok).and_then(flat_text);
+        Ok(Self { question, choices, answer: (answer, answer_type), subject })
+    }
 
-        let others: Vec<_> =
-            roots.iter().filter(|root| !crate::question::COLUMNS.contains(&root.name())).cloned().collect();
-        let extra = if others.is_empty() {
-            None
-        } else {
-            let schema = Type::group_type_builder(schema.root_schema().name()).with_fields(others).build();
-            Some(schema.map_err(|error| Fault::new(format!("{DAMAGED} ({error})")))?)
-        };
-        Ok(Self { question, choices, answer: (answer, answer_type), subject, extra })
+    /// Whether the column at this place is one of these.
+    fn holds(&self, schema: &SchemaDescriptor, root: usize) -> bool {
+        let leaves = [Some(self.question), Some(self.choices), Some(self.answer.0), self.subject];
+        leaves.into_iter().flatten().any(|leaf| schema.get_column_root_idx(leaf) == root)
+    }
+
+    /// Refuses lists without end: no row may have more than so many choices.
+    fn check_choices(&self, file: &SerializedFileReader<Data>) -> Result<(), Fault> {
+        for group in file.metadata().row_groups() {
+            let (values, rows) = (group.column(self.choices).num_values(), group.num_rows());
+            if values > rows.saturating_mul(*CHOICES.end() as i64 + 1) {
+                let most = CHOICES.end();
+                let problem = format!("there are {values} in {rows} rows, more than {most} a question");
+                return Err(Fault::in_field("choices", problem));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -551,50 +724,4 @@ fn choice_texts(list: List<ByteArray>) -> Result<Vec<String>, Fault> {
             choice => text("choices", choice),
         })
         .collect()
-}
-
-/// A value as JSON. Dates, times and decimals become text; a map becomes a list of pairs, as Arrow gives it.
-fn json(field: Field) -> Result<Value, String> {
-    let float = |value: f64| {
-        Number::from_f64(value).map(Value::Number).ok_or_else(|| format!("is {value}, which JSON has no number for"))
-    };
-    match field {
-        Field::Null => Ok(Value::Null),
-        Field::Bool(value) => Ok(value.into()),
-        Field::Byte(value) => Ok(value.into()),
-        Field::Short(value) => Ok(value.into()),
-        Field::Int(value) => Ok(value.into()),
-        Field::Long(value) => Ok(value.into()),
-        Field::UByte(value) => Ok(value.into()),
-        Field::UShort(value) => Ok(value.into()),
-        Field::UInt(value) => Ok(value.into()),
-        Field::ULong(value) => Ok(value.into()),
-        Field::Float16(value) => float(value.to_f64()),
-        Field::Float(value) => float(value.into()),
-        Field::Double(value) => float(value),
-        Field::Str(text) => Ok(text.into()),
-        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
-            Ok(text) => Ok(text.into()),
-            Err(_) => Err("holds bytes that are not UTF-8, which JSON has no form for; drop the column".to_owned()),
-        },
-        Field::Group(row) => row
-            .into_columns()
-            .into_iter()
-            .map(|(name, field)| Ok((name, json(field)?)))
-            .collect::<Result<_, _>>()
-            .map(Value::Object),
-        Field::ListInternal(list) => {
-            list.elements().iter().cloned().map(json).collect::<Result<_, _>>().map(Value::Array)
-        }
-        Field::MapInternal(map) => {
-            let pair = |(key, value): &(Field, Field)| Ok(Value::Array(vec![json(key.clone())?, json(value.clone())?]));
-            map.entries().iter().map(pair).collect::<Result<_, _>>().map(Value::Array)
-        }
-        other @ (Field::Decimal(_)
-        | Field::Date(_)
-        | Field::TimeMillis(_)
-        | Field::TimeMicros(_)
-        | Field::TimestampMillis(_)
-        | Field::TimestampMicros(_)) => Ok(other.to_string().into()),
-    }
 }

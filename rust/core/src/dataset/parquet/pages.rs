@@ -1,0 +1,256 @@
+//! What the pages of a parquet file claim, checked before anything is allocated for them.
+//!
+//! A header of some bytes can claim a page of gigabytes, a dictionary of billions of values, or lists without end, and the crate
+//! allocates what is claimed. So each page's header is read here first, and what its page will take is counted against the
+//! memory that all questions may take.
+
+use std::fs::File;
+use std::io::Read;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parquet::basic::{Compression, Encoding, Type as PhysicalType};
+use parquet::bloom_filter::Sbbf;
+use parquet::column::page::{Page, PageMetadata, PageReader};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::RowGroupMetaData;
+use parquet::file::reader::{ChunkReader, Length, RowGroupReader};
+use parquet::record::reader::RowIter;
+use parquet::schema::types::Type;
+
+use super::thrift::PageHeader;
+use crate::dataset::Budget;
+
+type Result<T> = std::result::Result<T, ParquetError>;
+
+/// The bytes of a parquet file: on disk, or in memory if they were compressed.
+#[derive(Clone)]
+pub(super) enum Data {
+    Disk(Arc<File>),
+    Memory(Bytes),
+}
+
+impl Length for Data {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Disk(file) => file.len(),
+            Self::Memory(bytes) => bytes.len() as u64,
+        }
+    }
+}
+
+impl ChunkReader for Data {
+    type T = Box<dyn Read + Send>;
+
+    fn get_read(&self, start: u64) -> Result<Self::T> {
+        Ok(match self {
+            Self::Disk(file) => Box::new(file.get_read(start)?),
+            Self::Memory(bytes) => Box::new(bytes.get_read(start)?),
+        })
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
+        match self {
+            Self::Disk(file) => file.get_bytes(start, length),
+            Self::Memory(bytes) => bytes.get_bytes(start, length),
+        }
+    }
+}
+
+/// A row group whose pages are checked as they are read.
+pub(super) struct BoundedGroup<'a> {
+    pub(super) group: Box<dyn RowGroupReader + 'a>,
+    pub(super) data: Data,
+    pub(super) budget: Arc<Budget>,
+}
+
+impl RowGroupReader for BoundedGroup<'_> {
+    fn metadata(&self) -> &RowGroupMetaData {
+        self.group.metadata()
+    }
+
+    fn num_columns(&self) -> usize {
+        self.group.num_columns()
+    }
+
+    fn get_column_page_reader(&self, i: usize) -> Result<Box<dyn PageReader>> {
+        let chunk = self.metadata().column(i);
+        let (offset, length) = chunk.byte_range();
+        let descriptor = chunk.column_descr();
+        // The fewest bytes of a value in a dictionary, whose values are written out one behind the other.
+        let least = match descriptor.physical_type() {
+            PhysicalType::BOOLEAN => 1,
+            PhysicalType::INT32 | PhysicalType::FLOAT | PhysicalType::BYTE_ARRAY => 4,
+            PhysicalType::INT64 | PhysicalType::DOUBLE => 8,
+            PhysicalType::INT96 => 12,
+            PhysicalType::FIXED_LEN_BYTE_ARRAY => u64::try_from(descriptor.type_length()).unwrap_or(1).max(1),
+        };
+        Ok(Box::new(BoundedPages {
+            inner: self.group.get_column_page_reader(i)?,
+            data: self.data.clone(),
+            offset,
+            end: offset.saturating_add(length),
+            values_left: u64::try_from(chunk.num_values()).unwrap_or_default(),
+            least,
+            codec: chunk.compression(),
+            levels: [descriptor.max_rep_level() > 0, descriptor.max_def_level() > 0],
+            budget: Arc::clone(&self.budget),
+            held_by_dictionary: 0,
+            held_by_page: 0,
+        }))
+    }
+
+    fn get_column_bloom_filter(&self, i: usize) -> Option<&Sbbf> {
+        self.group.get_column_bloom_filter(i)
+    }
+
+    fn get_row_iter(&self, projection: Option<Type>) -> Result<RowIter<'_>> {
+        RowIter::from_row_group(projection, self)
+    }
+}
+
+/// The pages of a column chunk.
+struct BoundedPages {
+    inner: Box<dyn PageReader>,
+    data: Data,
+    /// Where the next page's header begins, and where the chunk ends.
+    offset: u64,
+    end: u64,
+    /// Values that pages may still claim: the chunk's metadata say how many there are.
+    values_left: u64,
+    least: u64,
+    codec: Compression,
+    /// Whether a page of the old form begins with repetition levels, and with definition levels.
+    levels: [bool; 2],
+    budget: Arc<Budget>,
+    held_by_dictionary: u64,
+    held_by_page: u64,
+}
+
+impl BoundedPages {
+    /// Reads the header of the page that comes next, checks it, and counts its memory.
+    fn check_next(&mut self) -> Result<()> {
+        // Pages of an index are passed over by the reader.
+        while self.offset < self.end {
+            let header = PageHeader::read(&mut self.data.get_read(self.offset)?)?;
+            self.offset = self.offset.saturating_add(header.length).saturating_add(header.compressed);
+            if header.uncompressed > most_unpacked(self.codec, header.compressed) || header.compressed > self.data.len()
+            {
+                return Err(claims("a page of a size that it cannot have"));
+            }
+            match header.kind {
+                PageHeader::DICTIONARY => {
+                    if header.values.saturating_mul(self.least) > header.uncompressed {
+                        return Err(claims("more values in a dictionary than it has room for"));
+                    }
+                    // Values are unpacked beside their page.
+                    let bytes = header.uncompressed + header.values * size_of::<parquet::data_type::ByteArray>() as u64;
+                    self.hold(bytes, true)?;
+                }
+                PageHeader::INDEX => continue,
+                _ => {
+                    self.values_left = self
+                        .values_left
+                        .checked_sub(header.values)
+                        .ok_or_else(|| claims("more values in a page than in all of its column"))?;
+                    self.hold(header.uncompressed, false)?;
+                }
+            }
+            return Ok(());
+        }
+        Ok(())
+    }
+
+    fn hold(&mut self, bytes: u64, by_dictionary: bool) -> Result<()> {
+        let held = if by_dictionary { &mut self.held_by_dictionary } else { &mut self.held_by_page };
+        self.budget.release(std::mem::replace(held, 0));
+        self.budget.charge(bytes).map_err(ParquetError::General)?;
+        *held = bytes;
+        Ok(())
+    }
+
+    /// Delta encodings say their number of values once more, and lengths are allocated by that number.
+    fn check_deltas(&self, page: &Page) -> Result<()> {
+        let (buffer, values, encoding) = match page {
+            Page::DataPage { buf, num_values, encoding, .. } => {
+                let mut rest = buf.as_ref();
+                for _ in self.levels.iter().filter(|&&present| present) {
+                    let length = rest.first_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes) as usize);
+                    rest = rest.get(4 + length..).unwrap_or_default();
+                }
+                (rest, *num_values, *encoding)
+            }
+            Page::DataPageV2 { buf, num_values, encoding, def_levels_byte_len, rep_levels_byte_len, .. } => {
+                let levels = (*def_levels_byte_len as usize).saturating_add(*rep_levels_byte_len as usize);
+                (buf.get(levels..).unwrap_or_default(), *num_values, *encoding)
+            }
+            Page::DictionaryPage { .. } => return Ok(()),
+        };
+        let lists = match encoding {
+            Encoding::DELTA_BINARY_PACKED | Encoding::DELTA_LENGTH_BYTE_ARRAY => 1,
+            Encoding::DELTA_BYTE_ARRAY => 2,
+            _ => 0,
+        };
+        let mut rest = buffer;
+        for _ in 0..lists {
+            rest = super::thrift::after_deltas(rest, u64::from(values))
+                .ok_or_else(|| claims("more lengths in a page than it has values"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for BoundedPages {
+    fn drop(&mut self) {
+        self.budget.release(self.held_by_dictionary + self.held_by_page);
+    }
+}
+
+impl Iterator for BoundedPages {
+    type Item = Result<Page>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.get_next_page().transpose()
+    }
+}
+
+impl PageReader for BoundedPages {
+    fn get_next_page(&mut self) -> Result<Option<Page>> {
+        self.check_next()?;
+        let page = self.inner.get_next_page()?;
+        if let Some(page) = &page {
+            self.check_deltas(page)?;
+        }
+        Ok(page)
+    }
+
+    fn peek_next_page(&mut self) -> Result<Option<PageMetadata>> {
+        self.inner.peek_next_page()
+    }
+
+    fn skip_next_page(&mut self) -> Result<()> {
+        self.check_next()?;
+        self.inner.skip_next_page()
+    }
+}
+
+/// The most bytes that so many compressed ones can stand for.
+fn most_unpacked(codec: Compression, compressed: u64) -> u64 {
+    const LARGEST: u64 = i32::MAX as u64;
+    // Levels of a new page may stand before it uncompressed, and a page of nulls is empty.
+    let ratio = match codec {
+        Compression::UNCOMPRESSED => 1,
+        // A copy of at most 64 bytes takes three.
+        Compression::SNAPPY => 32,
+        // A byte adds at most 255 to a length.
+        Compression::LZ4 | Compression::LZ4_RAW => 256,
+        // A match of 258 bytes takes at least two bits.
+        Compression::GZIP(_) => 1100,
+        _ => LARGEST,
+    };
+    compressed.saturating_mul(ratio).saturating_add(64).min(LARGEST)
+}
+
+fn claims(what: &str) -> ParquetError {
+    ParquetError::General(format!("it claims {what}"))
+}
