@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from wmdp_fast import prepare
+from wmdp_fast import cautions, prepare
 from wmdp_fast._rust import OrderAnswers, aggregate
 from wmdp_fast.chat import chat_contexts, chat_template_source, system_text
 from wmdp_fast.exceptions import TaskError, WmdpFastWarning
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from wmdp_fast._rust import Prompts, Requests, Tokenizer
+    from wmdp_fast._rust import Prompts, QuestionSet, Requests, Tokenizer
     from wmdp_fast.models.load import LoadedModel
     from wmdp_fast.models.scores import PartialScores, ScoreMode, Scores
     from wmdp_fast.models.served import ServedModel
@@ -43,6 +43,9 @@ NEAR_TIE = {"bfloat16": 0.125, "float16": 0.015625, "float32": 1e-4}
 
 # Most tokens of a prompt for a served model that nobody knows the limit of: the server refuses what is too long.
 _NO_LIMIT = 1 << 20
+
+# Numbers of tokens that Rust can count.
+_LARGEST = 1 << 62
 
 
 def evaluate(
@@ -59,6 +62,7 @@ def evaluate(
     template: str | None = None,
     choices: Choices | None = None,
     description: str | None = None,
+    fewshot_file: str | PathLike[str] | None = None,
     permute_choices: Literal["cyclic", "all"] | None = None,
     lm_eval_compat: str = "current",
     apply_chat_template: bool | str = False,
@@ -95,6 +99,8 @@ def evaluate(
         template: How to ask the questions of files given by path: a task's name or a Jinja template.
         choices: Whether those are answered with `"letters"` or `"texts"`.
         description: Text before the prompts of files given by path.
+        fewshot_file: Question file that holds the few-shot examples for files given by path; without it those of
+            `x.jsonl` are in `x_dev.jsonl` beside it.
         permute_choices: Whether to ask every question again with its choices in other orders: `cyclic` puts each choice
             once in each place, `all` is every order of at most 4 choices. Examples stay as they are, and so do the
             metrics: what the order does is reported beside them. Only for tasks that are answered with letters.
@@ -138,6 +144,7 @@ def evaluate(
         raise ValueError(f"{'log_samples' if log_samples else 'resume'} needs an output folder")
     if resume and not isinstance(model, (str, os.PathLike, Server)):
         raise ValueError("resume is for models on disk: whether a model in memory is the same as before, nobody knows")
+    _check_counts(max_length=max_length, token_budget=None if token_budget == "auto" else token_budget)
     if isinstance(model, Server):
         _refuse_for_server(
             revision=revision is not None,
@@ -160,6 +167,7 @@ def evaluate(
         template=template,
         choices=choices,
         description=description,
+        fewshot_file=fewshot_file,
         compat=lm_eval_compat,
     )
     for warning in selection.warnings:
@@ -175,6 +183,7 @@ def evaluate(
         )
     with clock("read"):
         read = prepare.read_tasks(selection.tasks, data=data, dataset_revision=dataset_revision, limit=limit)
+    about = _Cautions(selection, read, log_samples=log_samples)
     encoder = _Encoder(selection)
     with clock("load"):
         loaded = _load(model, tokenizer, revision, dtype, device, peft, trust_remote_code, allow_missing, encoder.begin)
@@ -189,6 +198,7 @@ def evaluate(
         ]
     with clock("tokenize"):
         requests = _requests(loaded, encoder, prompts, max_length)
+    about.add_prompts(requests, [one.questions for one in (*read, *others)])
     num_choices = sum(one.num_choices for one in prompts)
     identity = what_decides_scores(loaded, requests, prompts, score_mode)
     with _kept_scores(loaded.name, identity, num_choices, output, resume=resume) as partial:
@@ -220,13 +230,38 @@ def evaluate(
                 else None
             ),
             fewshot_as_multiturn=multiturn,
-            details=details_of(selection, loaded, requests, scores, partial),
+            details=details_of(selection, loaded, requests, scores, partial) | about.details,
         )
         for note in result.letter_notes():
             warnings.warn(note, WmdpFastWarning, stacklevel=2)
         if output is not None:
             result = replace(result, saved_to=result.save(output, log_samples=log_samples))
     return result
+
+
+class _Cautions:
+    """Warns of what is unusual about a run's questions and prompts, and keeps it for the results."""
+
+    def __init__(self, selection: Selection, read: Sequence[TaskQuestions], *, log_samples: bool) -> None:
+        columns = cautions.columns_without_json(read)
+        self.details: dict[str, Any] = {"warnings": list(selection.warnings), "columns_without_json": columns}
+        self._warn(cautions.repeated_examples(read))
+        if log_samples:
+            self._warn(cautions.about_columns(columns))
+
+    def add_prompts(self, requests: Requests | None, asked: Sequence[QuestionSet]) -> None:
+        """Adds what the prompts are as tokens; nothing if the server makes those."""
+        if requests is None:
+            return
+        self.details["truncated"], sentences = cautions.cut_prompts(requests, asked)
+        self._warn(sentences)
+        self.details["joined_choices"], sentences = cautions.joined_choices(requests)
+        self._warn(sentences)
+
+    def _warn(self, sentences: Sequence[str]) -> None:
+        self.details["warnings"] += sentences
+        for sentence in sentences:
+            warnings.warn(sentence, WmdpFastWarning, stacklevel=4)
 
 
 class PhaseClock:
@@ -243,6 +278,13 @@ class PhaseClock:
             yield
         finally:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begun
+
+
+def _check_counts(**given: int | None) -> None:
+    """Raises for numbers of tokens that Rust cannot count."""
+    for name, number in given.items():
+        if number is not None and not 1 <= number <= _LARGEST:
+            raise ValueError(f"{name} must be a number of tokens from 1 to {_LARGEST}, not {number}")
 
 
 def _refuse_for_server(**given: bool) -> None:
@@ -389,7 +431,7 @@ def _requests(
             raise ValueError("max_length needs the served model's tokenizer: name it with tokenizer (--tokenizer)")
         return None
     found = encoder.get(loaded.tokenizer, loaded.prefix_token_id, model_type(loaded))
-    return found.encode_requests(prompts, max_length or loaded.max_length or _NO_LIMIT)
+    return found.encode_requests(prompts, max_length or min(loaded.max_length or _NO_LIMIT, _LARGEST))
 
 
 def _score(

@@ -66,10 +66,9 @@ def read_tasks(
     Raises:
         DataUnavailableError: Files are missing, gated or out of reach; says what to do.
         DatasetError: A file holds something else than questions; names file, row and field.
-        ValueError: `limit` is not positive, or not finite.
+        ValueError: `limit` is no positive, finite number.
     """
-    if limit is not None and not 0 < limit < math.inf:
-        raise ValueError(f"limit must be positive, not {limit}: a number of questions, or a share of them below 1")
+    _check_limit(limit)
     located = locate_all(tasks, data=data, dataset_revision=dataset_revision)
     paths = list(dict.fromkeys(path for files in located for path in (*files.test, *files.fewshot)))
     sets = dict(zip(paths, read_many(paths), strict=True))
@@ -85,6 +84,17 @@ def read_tasks(
     ]
 
 
+def _check_limit(limit: float | None) -> None:
+    if limit is None:
+        return
+    is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+    if not is_number or not limit > 0 or (isinstance(limit, float) and math.isinf(limit)):
+        raise ValueError(
+            f"limit must be a positive, finite number, not {limit!r}: a number of questions, or a share of them below"
+            " 1; leave it out to ask all"
+        )
+
+
 def _join(paths: Sequence[Path], sets: Mapping[Path, QuestionSet]) -> QuestionSet:
     return sets[paths[0]] if len(paths) == 1 else QuestionSet.concat([sets[path] for path in paths])
 
@@ -92,7 +102,8 @@ def _join(paths: Sequence[Path], sets: Mapping[Path, QuestionSet]) -> QuestionSe
 def _first(questions: QuestionSet, limit: float | None) -> QuestionSet:
     if limit is None:
         return questions
-    return questions.head(math.ceil(len(questions) * limit) if limit < 1 else int(limit))
+    wanted = math.ceil(len(questions) * limit) if limit < 1 else int(limit)
+    return questions if wanted >= len(questions) else questions.head(wanted)
 
 
 def template_of(task: Task, *, description: str | None = None) -> PromptTemplate:
