@@ -107,6 +107,7 @@ def details_of(
         "why_no_shared_prefixes": None if requests is None else requests.why_no_cuts,
         "engine": scores.engine,
         "why_not_trie": scores.why_not_trie,
+        "attention": _attention(loaded),
         "token_budget": scores.token_budget,
         "batches": scores.batches,
         "tokens_run": scores.tokens_run,
@@ -130,6 +131,12 @@ def details_of(
             "requests_repeated": scores.repeated,
         }
     return details
+
+
+def _attention(loaded: LoadedModel | ServedModel) -> str | None:
+    """The attention implementation of transformers that the model is set to, which padded rows run with."""
+    config = getattr(getattr(loaded, "model", None), "config", None)
+    return getattr(config, "_attn_implementation", None)
 
 
 def model_type(loaded: LoadedModel | ServedModel) -> str:

@@ -15,6 +15,7 @@ import torch
 from wmdp_fast.exceptions import ModelError, TokenizerError, WmdpFastWarning
 from wmdp_fast.models import hub
 from wmdp_fast.models.adapters import with_adapter
+from wmdp_fast.models.attention_needs import about_left_out, take_eager_where_needed
 from wmdp_fast.models.reading import (
     about_missing,
     about_unexpected,
@@ -91,7 +92,8 @@ def load_model(
 ) -> LoadedModel:
     """Loads a causal language model from a folder or the hub, ready for scoring.
 
-    transformers picks the attention implementation, as it does for lm-eval: sdpa where the architecture allows it.
+    transformers picks the attention implementation, as it does for lm-eval: sdpa where the architecture allows it. If
+    that leaves out what the configuration asks for (soft caps, sinks), eager is taken, and a warning says so.
 
     Args:
         name_or_path: A folder that `save_pretrained` wrote, or a name on the hub.
@@ -137,6 +139,7 @@ def load_model(
     if peft is not None:
         model, of_adapter = with_adapter(model, peft, loaded_tokenizer)
         notes += of_adapter
+    notes += take_eager_where_needed(model)
     for note in notes:
         warnings.warn(f"{name_or_path}: {note}", WmdpFastWarning, stacklevel=2)
     model.requires_grad_(requires_grad=False).eval()
@@ -165,12 +168,28 @@ def wrap_model(
         tokenizer: Its tokenizer.
         name: What to call it; its `name_or_path` if None.
 
+    Warns:
+        WmdpFastWarning: Its attention leaves out what its configuration asks for (soft caps, sinks).
+
     Raises:
         ModelError: It has no `config`, or no parameters.
         TokenizerError: The tokenizer has neither a BOS nor an EOS token.
     """
     called = name or getattr(model, "name_or_path", "") or type(model).__name__
-    return _describe(model, tokenizer, name=called, path=None, revision=None, sha=None, peft=None, seconds=0.0)
+    notes = about_left_out(model)
+    for note in notes:
+        warnings.warn(f"{called}: {note}", WmdpFastWarning, stacklevel=2)
+    return _describe(
+        model,
+        tokenizer,
+        name=called,
+        path=None,
+        revision=None,
+        sha=None,
+        peft=None,
+        seconds=0.0,
+        warnings=tuple(notes),
+    )
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from wmdp_fast.exceptions import ModelError
@@ -137,21 +138,33 @@ _batch: ContextVar[PackedMask | None] = ContextVar("packed_batch", default=None)
 @contextmanager
 def packed_attention(model: PreTrainedModel) -> Iterator[None]:
     """Lets a model attend by trie; inside, it can only be called within `packed_batch`."""
+    with attending_by(model, ATTENTION_NAME):
+        yield
+
+
+@contextmanager
+def attending_by(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Sets a model to an attention implementation that transformers knows by name, and puts its own back."""
     before = [(config, config._attn_implementation) for config in _configs(model)]
     try:
-        model.set_attn_implementation(ATTENTION_NAME)
+        model.set_attn_implementation(name)
         yield
     finally:
         # Not by `set_attn_implementation`: of what a class does not take it would raise, though it was so before.
-        for config, name in before:
-            config._attn_implementation_internal = name
+        for config, own in before:
+            config._attn_implementation_internal = own
 
 
-def _configs(model: PreTrainedModel) -> list[Any]:
+def attention_names(model: nn.Module) -> set[str]:
+    """The attention implementations that a model's parts are set to."""
+    return {str(config._attn_implementation) for config in _configs(model)}
+
+
+def _configs(model: nn.Module) -> list[Any]:
     """All configurations that say how parts of a model attend, each once."""
     found: dict[int, Any] = {}
     waiting: list[Any] = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
-    waiting.append(model.config)
+    waiting.append(getattr(model, "config", None))
     while waiting:
         config = waiting.pop()
         if config is not None and id(config) not in found and hasattr(config, "_attn_implementation"):
@@ -194,7 +207,7 @@ _HARMLESS = {"sliding_window", "position_ids", "cache_position", "is_causal", "d
 
 
 def packed_attention_forward(
-    module: torch.nn.Module,
+    module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from wmdp_fast.exceptions import ModelError
+from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models import hub
+from wmdp_fast.models.attention_needs import take_eager_where_needed
 from wmdp_fast.models.load import parse_device, parse_dtype
 from wmdp_fast.models.reading import check_config, failures_as, read_pretrained
+from wmdp_fast.models.threads import loading
 from wmdp_fast.models.weight_files import CONFIG, shown
 
 if TYPE_CHECKING:
@@ -94,6 +97,8 @@ def load_first_layers(
         model = moved.to(torch_device)
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{count} layers of {where} do not fit into memory on {torch_device}") from error
+    for note in take_eager_where_needed(model):
+        warnings.warn(f"{name_or_path}: {note}", WmdpFastWarning, stacklevel=2)
     return FirstLayers(decoder_of(model), files.folder, files.commit, available)
 
 
@@ -111,7 +116,7 @@ def first_layers_without_weights(
 
     files, _, _, config, available = _configuration(name_or_path, count, revision, trust_remote_code)
     try:
-        with torch.device("meta"):
+        with loading(), torch.device("meta"):
             untyped: Any = AutoModel
             model = untyped.from_config(_cut(config, count), trust_remote_code=trust_remote_code)
         decoder = decoder_of(model)

@@ -20,6 +20,7 @@ import torch
 from wmdp_fast._rust import Requests, Trie
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.journal import Plan
+from wmdp_fast.models.attention_needs import left_out
 from wmdp_fast.models.compiled import compiled_parts
 from wmdp_fast.models.fused import fused_parts
 from wmdp_fast.models.load import evaluation_mode
@@ -187,7 +188,14 @@ def why_not(
     for layer in base.modules():
         if isinstance(layer, torch.nn.Conv1d | torch.nn.RNNBase):
             return f"{name} mixes tokens by {type(layer).__name__}, not by attention alone"
-    return _why_not_rotary(base, longest)
+    return _why_not_rotary(base, longest) or _why_not_as_it_is_set(base)
+
+
+def _why_not_as_it_is_set(model: torch.nn.Module) -> str | None:
+    """By trie everything that a model asks of its attention is done, which what it is set to may leave out."""
+    if needs := left_out(model):
+        return f"its attention (sdpa) leaves out the {' and '.join(needs)} that its configuration asks for"
+    return None
 
 
 def _why_not_rotary(model: torch.nn.Module, longest: int) -> str | None:
