@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib", reason="needs the extra `plots`")
@@ -162,6 +163,48 @@ def test_any_number_of_runs_are_compared_with_the_first(folder):
         gather(runs, names=["base"])
     with pytest.raises(ValueError, match="no run has a task or group fish"):
         gather(runs, forget=["fish"])
+
+
+@pytest.mark.parametrize(
+    ("letter_lead", "right_lead", "place"),
+    [(0.0, 0.0, "at"), (0.0, 9.0, "above"), (0.0, -9.0, "below"), (9.0, 0.0, "unclear"), (9.0, 0.5, "unclear")],
+)
+def test_a_model_that_answers_one_letter_is_not_said_to_guess(tmp_path, letter_lead, right_lead, place):
+    """Scores that are noise, plus a lead of the letter A, plus a lead of the right choice."""
+    rng = np.random.default_rng(0)
+    count = 400
+    gold = np.arange(count) % 4
+    scores = rng.normal(size=(count, 4)) - 20
+    scores[:, 0] += letter_lead
+    scores[np.arange(count), gold] += right_lead
+    names = [f"{chr(97 + choice)} {index}" for index in range(count) for choice in range(4)]
+    lines = []
+    for index in range(count):
+        line = {
+            "doc_id": index,
+            "doc": {"question": "q", "choices": names[:4], "answer": int(gold[index])},
+            "target": str(gold[index]),
+            "arguments": {
+                f"gen_args_{choice}": {"arg_0": f"q {index}", "arg_1": f" {names[4 * index + choice]}"}
+                for choice in range(4)
+            },
+            "filtered_resps": [[f"{score}", "False"] for score in scores[index]],
+            "doc_hash": f"{index:064}",
+            "prompt_hash": f"{index:064}",
+            "target_hash": f"{index:064}",
+            "acc": float(scores[index].argmax() == gold[index]),
+        }
+        lines.append(json.dumps(line) + "\n")
+    (tmp_path / "samples_birds_2026-01-01T00-00-00.jsonl").write_text("".join(lines), encoding="utf-8")
+    accuracy = float((scores.argmax(axis=1) == gold).mean())
+    results = {"results": {"birds": {"alias": "birds", "acc,none": accuracy}}, "configs": {"birds": {}}, "config": {}}
+    (tmp_path / "results_2026-01-01T00-00-00.json").write_text(json.dumps(results), encoding="utf-8")
+    alone = gather([read_results(tmp_path)])
+    [found] = row(alone, "birds").standings
+    assert found.place == place
+    html = page.render(alone)
+    assert ("Not distinguishable from guessing" in html) == (place == "at")
+    assert ("A is answered to" in html) == (letter_lead > 0)
 
 
 def without_samples(results: SavedResults) -> SavedResults:

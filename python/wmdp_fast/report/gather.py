@@ -33,7 +33,7 @@ from wmdp_fast.report.content import (
     TaskQuestions,
 )
 from wmdp_fast.saved import SavedGroup, SavedResults, SavedTask
-from wmdp_fast.statistics import SIGNIFICANT, correct_answers, letter_notes, letters_of, share
+from wmdp_fast.statistics import SIGNIFICANT, Letters, correct_answers, letter_notes, letters_of, share
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
     from wmdp_fast.comparison import Contrast, Difference
     from wmdp_fast.report.content import Aim, Unlearning
-    from wmdp_fast.statistics import RankTest
 
 # A group with more tasks than this directly below it has its tasks in a figure of their own.
 _FEW = 6
@@ -210,7 +209,7 @@ def _rows(runs: Sequence[SavedResults], contrasts: Sequence[Contrast], forget: s
             chance=chance,
             accuracies=accuracies,
             standings=[
-                _standing(accuracy, chance, letters_of(_leaves(pair[1], pair[0])).rank if pair else None)
+                _standing(accuracy, chance, letters_of(_leaves(pair[1], pair[0])) if pair else Letters())
                 for accuracy, pair in zip(accuracies, same, strict=True)
             ],
             changes=[
@@ -234,15 +233,17 @@ def _aims(results: SavedResults, forget: set[str]) -> dict[str, Aim]:
     return aims if "forget" in aims.values() else {}
 
 
-def _standing(accuracy: Estimate | None, chance: float | None, rank: RankTest | None) -> Standing | None:
+def _standing(accuracy: Estimate | None, chance: float | None, letters: Letters) -> Standing | None:
     """Where an accuracy is beside guessing; at it only if the right choices' ranks say so too, where they are known."""
     if accuracy is None or chance is None:
         return None
+    if (one := letters.collapse) is not None:
+        return Standing(place="unclear", why=f"{one.letter} is answered to {one.predicted:,} of {one.n:,} questions")
     if accuracy.low > chance:
         return Standing(place="above")
     if accuracy.high < chance:
         return Standing(place="below")
-    if rank is not None and rank.p < SIGNIFICANT:
+    if (rank := letters.rank) is not None and rank.p < SIGNIFICANT:
         higher = "higher" if rank.z > 0 else "lower"
         why = f"but the right choices rank {higher} than guessing would have them (z {rank.z:+.1f})"
         return Standing(place="unclear", why=why)
