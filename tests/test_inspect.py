@@ -183,12 +183,85 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path, expected: wf.EvalResul
     saved = expected.save(tmp_path, log_samples=True)
     [samples] = saved.parent.glob("samples_*.jsonl")
     samples.write_text(samples.read_text() + "{}\n")
-    with pytest.raises(DatasetError, match=r"samples_.*row 13: is no sample"):
+    with pytest.raises(DatasetError, match=r"samples_.*row 13, field `doc_id`: is missing; is this a samples file"):
         inspect_log.export(tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "results_2026-11-24T15-00-00.json").write_text("[]")
-    with pytest.raises(DatasetError, match="is no results file"):
+    with pytest.raises(DatasetError, match="is not a results file"):
         inspect_log.export(tmp_path / "other")
+
+
+def edited(saved: Path, change: Any) -> None:
+    raw = json.loads(saved.read_text(encoding="utf-8"))
+    change(raw)
+    saved.write_text(json.dumps(raw), encoding="utf-8")
+
+
+def test_what_is_no_plain_multiple_choice_is_left_out_and_the_rest_is_written(
+    tmp_path: Path, expected: wf.EvalResult, capsys: Any
+) -> None:
+    saved = expected.save(tmp_path, log_samples=True)
+    [samples] = saved.parent.glob("samples_*.jsonl")
+    many = samples.with_name(samples.name.replace("glimmer_brewing", "many"))
+    lines = []
+    for line in map(json.loads, samples.read_text(encoding="utf-8").splitlines()):
+        line["arguments"] = {f"gen_args_{i}": {"arg_0": "?", "arg_1": f" {i}"} for i in range(30)}
+        line["filtered_resps"] = [["-1.0", "False"]] * 30
+        lines.append(json.dumps(line) + "\n")
+    many.write_text("".join(lines), encoding="utf-8")
+
+    def add(raw: Any) -> None:
+        # Before the task that can be exported.
+        raw["results"] = {"asked": {"exact_match,none": 0.5}, "many": {"acc,none": 0.5}} | raw["results"]
+        raw["configs"]["asked"] = {"output_type": "generate_until"}
+
+    edited(saved, add)
+    assert main(["export", str(tmp_path), "--inspect"]) == 0
+    captured = capsys.readouterr()
+    [path] = captured.out.split()
+    assert read_eval_log(path).eval.task == "glimmer_brewing"
+    told = captured.err.splitlines()
+    assert told[0].endswith("asked is left out: it is no multiple-choice task but generate_until")
+    assert told[1].endswith("many is left out: question 0 has 30 choices, more than there are letters")
+    assert told[2] == "1 log written"
+
+
+def test_a_metric_that_is_no_number_for_a_question_is_exported_as_a_number(
+    tmp_path: Path, expected: wf.EvalResult
+) -> None:
+    """brier_score stands in a line as the right choice and all probabilities."""
+    saved = expected.save(tmp_path, log_samples=True)
+    [samples] = saved.parent.glob("samples_*.jsonl")
+    lines = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        line |= {"metrics": ["acc", "brier_score"], "brier_score": [1, [0.1, 0.7, 0.1, 0.1]]}
+    samples.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    edited(saved, lambda raw: raw["results"]["glimmer_brewing"].update({"brier_score,none": 0.7}))
+    [path] = inspect_log.export(tmp_path)
+    log = read_eval_log(path)
+    assert {score.name: score.metrics["accuracy"].value for score in log.results.scores}["brier_score"] == 0.7
+    assert list(log.samples[0].scores) == ["acc"]
+
+
+def test_a_full_disk_names_the_log_and_leaves_none(tmp_path: Path, expected: wf.EvalResult) -> None:
+    expected.save(tmp_path, log_samples=True)
+    code = """
+import resource, signal, sys
+from wmdp_fast import cli
+import inspect_ai.log
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+sys.exit(cli.main(["export", sys.argv[1], "--inspect", "--output", sys.argv[2]]))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), str(tmp_path / "logs")], check=False, capture_output=True, text=True
+    )
+    assert ran.returncode == 1
+    assert "error: [Errno 27] File too large: '" in ran.stderr
+    assert "_glimmer-brewing_" in ran.stderr
+    # Only inspect's own archive, which it closes as it is deleted, says more.
+    assert "Traceback" not in ran.stderr.partition("Exception ignored in: <function")[0]
+    assert list((tmp_path / "logs").iterdir()) == []
 
 
 @pytest.mark.slow

@@ -174,7 +174,7 @@ def test_unconditional_choices_are_left_out_where_no_list_of_metrics_tells_of_th
         ("[]", "the file is empty"),
         ('[\n  {"doc_id": 0}\n]', "row 1, field `target`: is missing"),
         ("[1]", "row 1: "),
-        ("[,]", "row 1: "),
+        ("[,]", "EOF while parsing a value"),
     ],
 )
 def test_a_damaged_list_names_its_row(text: str, message: str, tmp_path: Path) -> None:

@@ -294,7 +294,8 @@ def test_files_of_older_lm_evals_are_read(tmp_path: Path) -> None:
 
 
 def test_lines_in_any_order_and_of_several_filters(tmp_path: Path) -> None:
-    path = write(tmp_path, line_of(doc_id=5), line_of(doc_id=5, filter="other"), line_of(doc_id=2, acc=0.0))
+    lines = [line_of(doc_id=5), line_of(doc_id=5, filter="other"), line_of(doc_id=2, acc=0.0)]
+    path = write(tmp_path, *lines, line_of(doc_id=2, filter="other"))
     samples = read_samples(path)
     assert samples.doc_ids.tolist() == [2, 5]
     recorded = samples.recorded("acc")

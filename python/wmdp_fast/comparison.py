@@ -11,6 +11,7 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,11 +20,13 @@ import numpy as np
 from wmdp_fast import _rust
 from wmdp_fast.saved import SavedGroup, SavedResults, SavedTask, from_evaluation, read_runs
 from wmdp_fast.statistics import Letters, correct_answers, letter_notes, letters_of, share
+from wmdp_fast.tables import frame, html_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     import numpy.typing as npt
+    import pandas as pd
 
     from wmdp_fast.results import EvalResult
 
@@ -159,7 +162,7 @@ class Contrast:
         return reasons
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Comparison:
     """Several runs: the first is the baseline, each other one is compared with it.
 
@@ -175,8 +178,49 @@ class Comparison:
     contrasts: tuple[Contrast, ...] = field(repr=False)
     confidence: float
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.table()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return "".join(_html(self, contrast) for contrast in self.contrasts)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A pandas frame with a row for each task or group and metric of each run but the first.
+
+        Columns: before_run, after_run, then the attributes of `Difference` up to the flips, `difference` among them.
+
+        Raises:
+            WmdpFastError: pandas is not installed.
+        """
+        shown = ("name", "section", "metric", "n", "before", "after", "difference", "low", "high", "p", "p_holm")
+        counts = ("right_to_wrong", "wrong_to_right")
+        records = [
+            {"before_run": contrast.before, "after_run": contrast.after}
+            | {name: getattr(row, name) for name in (*shown, *counts)}
+            for contrast in self.contrasts
+            for row in contrast.rows
+        ]
+        return frame(records, ("before_run", "after_run", *shown, *counts))
+
+    def samples_frame(self) -> pd.DataFrame:
+        """A pandas frame with a row for each pair of answers to the same question.
+
+        Columns: after_run, task, doc_id, gold, then predicted and correct (by `acc`) before and after.
+
+        Raises:
+            WmdpFastError: pandas is not installed.
+        """
+        baseline = self.results[0]
+        records = [
+            {"after_run": contrast.after, **record}
+            for contrast, run in zip(self.contrasts, self.results[1:], strict=True)
+            for name in baseline.tasks
+            if name in run.tasks
+            for record in _pairs(baseline.tasks[name], run.tasks[name])
+        ]
+        answers = ("predicted_before", "predicted_after", "correct_before", "correct_after")
+        return frame(records, ("after_run", "task", "doc_id", "gold", *answers))
 
     def table(self) -> str:
         """Aligned text, a table for each run but the first."""
@@ -301,6 +345,25 @@ def pair(before: SavedTask, after: SavedTask) -> Pairing | str:
             return reason
     choices = [(ours.continuations(one), theirs.continuations(two)) for one, two in zip(mine, other, strict=True)]
     return _differing("choices", choices, common) or Pairing(before=mine, after=other)
+
+
+def _pairs(before: SavedTask, after: SavedTask) -> Iterator[dict[str, Any]]:
+    """For each question that both runs asked what either answered."""
+    pairing, mine, other = pair(before, after), before.samples, after.samples
+    if isinstance(pairing, str) or mine is None or other is None:
+        return
+    correct = [correct_answers(task, "acc") for task in (before, after)]
+    for one, two in zip(pairing.before.tolist(), pairing.after.tolist(), strict=True):
+        gold = int(mine.gold[one])
+        yield {
+            "task": before.name,
+            "doc_id": int(mine.doc_ids[one]),
+            "gold": gold if gold >= 0 else None,
+            "predicted_before": int(mine.predicted("acc")[one]),
+            "predicted_after": int(other.predicted("acc")[two]),
+            "correct_before": None if correct[0] is None else bool(correct[0][one]),
+            "correct_after": None if correct[1] is None else bool(correct[1][two]),
+        }
 
 
 def document_note(before: SavedTask, after: SavedTask, pairing: Pairing) -> str | None:
@@ -720,6 +783,15 @@ def _markdown(comparison: Comparison, contrast: Contrast) -> Iterator[str]:
         yield ""
     for remark in _remarks(comparison, contrast):
         yield f"- {remark}"
+
+
+def _html(comparison: Comparison, contrast: Contrast) -> str:
+    rows: list[tuple[str, ...]] = [_COLUMNS]
+    for title, found in _sections(contrast):
+        rows.append((title, *[""] * (len(_COLUMNS) - 1)))
+        rows += [_cells(row, "  " if row.is_group else "    ") for row in found]
+    lead = f"<p>before: {escape(contrast.before)}<br>after: {escape(contrast.after)}</p>"
+    return lead + html_table(rows, "l" + "r" * (len(_COLUMNS) - 1), _remarks(comparison, contrast))
 
 
 def _remarks(comparison: Comparison, contrast: Contrast) -> Iterator[str]:

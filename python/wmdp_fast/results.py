@@ -19,18 +19,24 @@ import numpy as np
 
 from wmdp_fast import _rust, environment, statistics
 from wmdp_fast.files import write_whole
+from wmdp_fast.tables import aligned, html_table
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping, Sequence
 
     import numpy.typing as npt
+    import pandas as pd
 
+    from wmdp_fast.saved import SavedResults
     from wmdp_fast.statistics import Collapse
     from wmdp_fast.tasks import Group, Task
 
 # What lm-eval writes where a standard error is not defined.
 _NOT_AVAILABLE = "N/A"
+
+# To which side the table's columns are moved.
+_SIDES = "lrrlrl"
 
 # Most orders of the choices whose accuracies are all in the table; of more, the lowest and the highest.
 _ORDERS_SHOWN = 6
@@ -217,7 +223,7 @@ class GroupResult:
         return found
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class EvalResult:
     """Everything about one evaluation.
 
@@ -285,8 +291,33 @@ class EvalResult:
     def __iter__(self) -> Iterator[str]:
         return iter((*self.tasks, *self.groups))
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.table()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return html_table(self._rows(), _SIDES, self._remarks())
+
+    def to_frame(self) -> pd.DataFrame:
+        """A pandas frame with a row for each task or group and metric; `value` and `stderr` are shares.
+
+        Raises:
+            WmdpFastError: pandas is not installed.
+        """
+        return self._saved().to_frame()
+
+    def samples_frame(self) -> pd.DataFrame:
+        """A pandas frame with a row for each question; `SavedResults.samples_frame` describes its columns.
+
+        Raises:
+            WmdpFastError: pandas is not installed.
+        """
+        return self._saved().samples_frame()
+
+    def _saved(self) -> SavedResults:
+        from wmdp_fast.saved import from_evaluation  # It knows of this module.
+
+        return from_evaluation(self)
 
     @property
     def group_subtasks(self) -> dict[str, list[str]]:
@@ -304,7 +335,10 @@ class EvalResult:
 
     def table(self) -> str:
         """The numbers as aligned text, tasks indented below their groups."""
-        rows = [("task", "n", "shots", "metric", "value", "stderr")]
+        return "\n".join([*aligned(self._rows(), _SIDES), *self._remarks()])
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("task", "n", "shots", "metric", "value", "stderr")]
         for result, depth in self._hierarchy():
             shots = "" if result.num_fewshot is None else str(result.num_fewshot)
             lead = ("  " * depth + result.alias, str(result.sample_len), shots)
@@ -313,13 +347,11 @@ class EvalResult:
                 stderr = _NOT_AVAILABLE if error is None else f"{error:.4f}"
                 rows.append((*lead, metric, f"{value:.4f}", f"± {stderr}"))
                 lead = ("", "", "")
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        aligned = (str.ljust, str.rjust, str.rjust, str.ljust, str.rjust, str.ljust)
-        lines = [
-            "  ".join(align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        lines.insert(1, "-" * max(map(len, lines)))
+        return rows
+
+    def _remarks(self) -> list[str]:
+        """What stands below the table."""
+        lines: list[str] = []
         if self.choice_orders is not None:
             lines += [line for name in self._topmost() for line in self._about_orders(name)]
         near_ties = sum(task.num_near_ties for task in self.tasks.values())
@@ -329,8 +361,7 @@ class EvalResult:
                 f"{near_ties} of {total} predictions are near-ties: their two best choices are within {self.near_tie:g}"
                 " nats, where rounding may decide."
             )
-        lines += self.letter_notes()
-        return "\n".join(lines)
+        return [*lines, *self.letter_notes()]
 
     def letter_notes(self) -> list[str]:
         """What to be told of tasks to nearly all of whose questions one letter is answered; usually nothing."""

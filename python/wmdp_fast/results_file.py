@@ -217,7 +217,8 @@ def _check_groups(where: str, results: Mapping[str, Any], below: Mapping[str, li
 
 def _field(name: str) -> str:
     """A field's name as a message shows it: names in a file may be of any length and hold anything."""
-    return name if name.isprintable() and len(name) <= 120 else f"{name[:117].encode('unicode_escape').decode()}..."
+    shown = name if name.isprintable() else name.encode("unicode_escape").decode()
+    return shown if len(shown) <= 120 else f"{shown[:117]}..."
 
 
 def _short(value: Any) -> str:

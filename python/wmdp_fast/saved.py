@@ -18,12 +18,14 @@ from wmdp_fast import _rust
 from wmdp_fast.exceptions import DatasetError
 from wmdp_fast.results_file import metric_number, read_results_file
 from wmdp_fast.statistics import RECOMPUTABLE
+from wmdp_fast.tables import aligned, frame, html_table
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Mapping
 
     import numpy.typing as npt
+    import pandas as pd
 
     from wmdp_fast.results import EvalResult
 
@@ -32,6 +34,9 @@ _RESULTS_NAME = re.compile(r"(?P<stem>.+)_(?P<time>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\
 
 # A samples file of that time; lists in one JSON file were written for a while before 0.4.3.
 SAMPLES_NAME = re.compile(r"samples_(?P<task>.+)_(?P<time>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(\.\d+)?)\.jsonl?")
+
+# To which side the table's columns are moved.
+_SIDES = "lrlrl"
 
 # What lm-eval 0.4.0 to 0.4.2 named its results in a folder.
 _UNDATED = "results.json"
@@ -112,7 +117,7 @@ class SavedGroup:
     leaves: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SavedResults:
     """One evaluation as it was saved.
 
@@ -150,6 +155,63 @@ class SavedResults:
     def __iter__(self) -> Iterator[str]:
         return iter((*self.groups, *self.tasks))
 
+    def __repr__(self) -> str:
+        return "\n".join([self.model_name, *aligned(self._rows(), _SIDES)])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return html_table(self._rows(), _SIDES, [f"{self.model_name} ({self.made_by})"])
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("task", "n", "metric", "value", "stderr")]
+        for one, depth in self.hierarchy():
+            lead = ("  " * depth + one.alias, "" if one.n is None else str(one.n))
+            for metric, value in one.metrics.items():
+                error = one.stderr[metric]
+                rows.append((*lead, metric, f"{value:.4f}", "N/A" if error is None else f"± {error:.4f}"))
+                lead = ("", "")
+        return rows
+
+    def to_frame(self) -> pd.DataFrame:
+        """A pandas frame with a row for each task or group and metric; `value` and `stderr` are shares.
+
+        Columns: name, alias, group (whether it is one), n, num_fewshot (of a task), metric, value, stderr.
+
+        Raises:
+            WmdpFastError: pandas is not installed.
+        """
+        records = [
+            {
+                "name": one.name,
+                "alias": one.alias,
+                "group": isinstance(one, SavedGroup),
+                "n": one.n,
+                "num_fewshot": one.num_fewshot if isinstance(one, SavedTask) else None,
+                "metric": metric,
+                "value": value,
+                "stderr": one.stderr[metric],
+            }
+            for name in self
+            for one in [self[name]]
+            for metric, value in one.metrics.items()
+        ]
+        return frame(records, ("name", "alias", "group", "n", "num_fewshot", "metric", "value", "stderr"))
+
+    def samples_frame(self) -> pd.DataFrame:
+        """A pandas frame with a row for each question that was saved.
+
+        Columns: task, doc_id, gold (the right choice, None where a target names no single one), predicted (by `acc`),
+        correct, margin (how far the best choice is ahead, in nats), loglikelihood (of each choice, in nats, a list).
+
+        Raises:
+            ValueError: No samples were saved.
+            WmdpFastError: pandas is not installed.
+        """
+        if not self.has_samples:
+            raise ValueError(f"{self.path or self.model_name}: no samples were saved (--log-samples)")
+        records = [record for task in self.tasks.values() for record in _questions(task)]
+        return frame(records, ("task", "doc_id", "gold", "predicted", "correct", "margin", "loglikelihood"))
+
     @property
     def made_by(self) -> str:
         """`wmdp-fast` or `lm-eval`, with its version."""
@@ -177,6 +239,25 @@ class SavedResults:
         for name in (*self.groups, *self.tasks):
             if name not in below:
                 yield from walk(name, 0)
+
+
+def _questions(task: SavedTask) -> Iterator[dict[str, Any]]:
+    samples = task.samples
+    if samples is None:
+        return
+    correct = samples.correct("acc")
+    scores = np.split(samples.loglikelihood, samples.choice_offsets[1:-1])
+    predicted, gold = samples.predicted("acc").tolist(), samples.gold.tolist()
+    for question, doc_id in enumerate(samples.doc_ids.tolist()):
+        yield {
+            "task": task.name,
+            "doc_id": doc_id,
+            "gold": gold[question] if gold[question] >= 0 else None,
+            "predicted": predicted[question],
+            "correct": None if correct is None else bool(correct[question]),
+            "margin": float(samples.margin[question]),
+            "loglikelihood": scores[question].tolist(),
+        }
 
 
 def read_results(path: str | os.PathLike[str], *, samples: bool = True) -> SavedResults:
@@ -250,6 +331,16 @@ def find_results(path: str | os.PathLike[str]) -> tuple[Path, int]:
         raise DatasetError(str(given), f"holds results of {len(homes)} models; name one of: {several}")
     [files] = homes.values()
     return files[-1], len(files)
+
+
+def results_below(folder: Path) -> list[Path]:
+    """All results files in a folder and the folders below it, at any depth."""
+    files = sorted(folder.rglob("*.json"))
+    return [
+        file
+        for file in files
+        if file.name == _UNDATED or (_RESULTS_NAME.fullmatch(file.name) and not SAMPLES_NAME.fullmatch(file.name))
+    ]
 
 
 def _homes(folder: Path, levels: int) -> dict[tuple[Path, str], list[Path]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Writes the logs and prints their paths."""
     from wmdp_fast.integrations.inspect_log import export
 
-    for path in export(arguments.folder, arguments.output):
+    written = export(arguments.folder, arguments.output)
+    for path in written:
         print(path)
-    return 0
+    print(f"{len(written)} {'log' if len(written) == 1 else 'logs'} written", file=sys.stderr)
+    return 0 if written else 1

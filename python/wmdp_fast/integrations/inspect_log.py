@@ -6,21 +6,27 @@ import json
 import re
 import string
 import uuid
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wmdp_fast.exceptions import DatasetError, WmdpFastError
+import numpy as np
+
+from wmdp_fast import _rust
+from wmdp_fast.exceptions import DatasetError, WmdpFastError, WmdpFastWarning
+from wmdp_fast.files import replacing
+from wmdp_fast.saved import read_results, results_below, samples_file
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from os import PathLike
 
-# results_2026-11-24T15-04-05.678901.json, or NAME_<time>.json beside a name that was given.
-_RESULTS = re.compile(r"^.+_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.json$")
+    from wmdp_fast.saved import SavedResults, SavedTask
 
 
 def export(folder: str | PathLike[str], output: str | PathLike[str] | None = None) -> list[Path]:
-    """Writes an inspect log for each task of each results file in a folder and the folders below it.
+    """Writes an inspect log for each multiple-choice task of each results file in a folder and the folders below it.
 
     Results of lm-eval itself do as well as this package's. With samples (`--log-samples`) a log holds every question
     with its prompt, the log-likelihoods of its choices and what was predicted; without, the numbers alone.
@@ -32,42 +38,59 @@ def export(folder: str | PathLike[str], output: str | PathLike[str] | None = Non
     Returns:
         The logs, `<time>_<task>_<id>.eval`.
 
+    Warns:
+        WmdpFastWarning: A task is left out, since it is no multiple-choice task or has more choices than there are
+            letters; names it and the reason.
+
     Raises:
         DatasetError: A file holds something else; names it.
         FileNotFoundError: There are no results.
+        OSError: A log cannot be written; names it.
         WmdpFastError: inspect_ai is not installed.
     """
     try:
         from inspect_ai.log import write_eval_log
     except ImportError as error:
         raise WmdpFastError("inspect_ai is not installed; pip install 'wmdp-fast[inspect]'") from error
-    found = sorted(path for path in Path(folder).rglob("*.json") if _RESULTS.match(path.name))
+    found = results_below(Path(folder))
     if not found:
         raise FileNotFoundError(f"there are no results in {folder}: no results_<time>.json there or below")
     written = []
     for path in found:
-        results = _read_json(path)
+        results = read_results(path, samples=False)
         target = Path(output) if output is not None else path.parent / "inspect"
-        target.mkdir(parents=True, exist_ok=True)
-        for task in results.get("configs") or {}:
-            log = _log(task, results, path)
-            name = f"{log.eval.created[:19].replace(':', '-')}_{re.sub(r'[^A-Za-z0-9]+', '-', task)}_{log.eval.task_id}"
+        for task in results.tasks.values():
+            questions = _questions(task, results, path)
+            if isinstance(questions, str):
+                warnings.warn(f"{path}: {task.name} is left out: {questions}", WmdpFastWarning, stacklevel=2)
+                continue
+            log = _log(task, results, path, questions)
+            stem = re.sub(r"[^A-Za-z0-9]+", "-", task.name)[:100]
+            name = f"{log.eval.created[:19].replace(':', '-')}_{stem}_{log.eval.task_id}"
             written.append(target / f"{name}.eval")
-            write_eval_log(log, str(written[-1]), format="eval")
+            with replacing(written[-1]) as fresh:
+                write_eval_log(log, str(fresh), format="eval")
     return written
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DatasetError(str(path), f"is no JSON: {error}") from error
-    if not isinstance(results, dict) or not {"results", "configs", "config"} <= results.keys():
-        raise DatasetError(str(path), "is no results file of lm-eval or wmdp-fast: it lacks results, configs or config")
-    return results
+def _questions(task: SavedTask, saved: SavedResults, path: Path) -> list[Any] | str | None:
+    """The questions of a task; None if they were not saved, or why the task cannot be a log."""
+    kind = task.config.get("output_type") or "multiple_choice"
+    if kind != "multiple_choice":
+        return f"it is no multiple-choice task but {kind}"
+    file = samples_file(path, task.name, saved.raw)
+    if file is None:
+        return None
+    delimiter = None if saved.raw.get("chat_template") else task.config.get("target_delimiter")
+    scored = _rust.read_samples(file, delimiter=delimiter)
+    counts = np.diff(scored.choice_offsets)
+    if (most := int(counts.max())) > len(string.ascii_uppercase):
+        question = int(scored.doc_ids[counts.argmax()])
+        return f"question {question} has {most} choices, more than there are letters"
+    return _samples(file, scored, task, saved.model_name)
 
 
-def _log(task: str, results: dict[str, Any], path: Path) -> Any:
+def _log(task: SavedTask, saved: SavedResults, path: Path, samples: list[Any] | None) -> Any:
     """One task's log."""
     from inspect_ai.log import (
         EvalConfig,
@@ -82,25 +105,21 @@ def _log(task: str, results: dict[str, Any], path: Path) -> Any:
         EvalStats,
     )
 
-    own, config = results["results"][task], results["configs"][task]
+    results, config = saved.raw, task.config
     started = datetime.fromtimestamp(float(results.get("date") or 0), tz=UTC)
     seconds = float(results.get("total_evaluation_time_seconds") or 0)
-    model = str(results.get("model_name") or results["config"].get("model") or "unknown")
+    model = saved.model_name
     ended = datetime.fromtimestamp(started.timestamp() + seconds, tz=UTC).isoformat()
-    samples = _samples(task, model, path)
-    count = int(results.get("n-samples", {}).get(task, {}).get("effective") or len(samples or []))
+    count = task.n or len(samples or [])
     scores = []
-    for key, value in own.items():
-        metric, _, rule = key.partition(",")
-        if not rule or metric.endswith("_stderr") or not isinstance(value, int | float):
-            continue
+    for name, value in task.metrics.items():
         metrics = {"accuracy": EvalMetric(name="accuracy", value=value)}
-        error = own.get(f"{metric}_stderr,{rule}")
-        if isinstance(error, int | float):
+        error = task.stderr[name]
+        if error is not None:
             metrics["stderr"] = EvalMetric(name="stderr", value=error)
-        scores.append(EvalScore(name=metric, scorer=metric, scored_samples=count, metrics=metrics))
+        scores.append(EvalScore(name=name, scorer=name, scored_samples=count, metrics=metrics))
     # The same results give the same ids, so that an export that is repeated makes no second log.
-    identity = uuid.uuid5(uuid.NAMESPACE_URL, f"{path.name}/{model}/{task}").hex[:22]
+    identity = uuid.uuid5(uuid.NAMESPACE_URL, f"{path.name}/{model}/{task.name}").hex[:22]
     versions = (results.get("wmdp_fast") or {}).get("versions") or {"lm_eval": results.get("lm_eval_version")}
     return EvalLog(
         status="success",
@@ -109,19 +128,19 @@ def _log(task: str, results: dict[str, Any], path: Path) -> Any:
             run_id=uuid.uuid5(uuid.NAMESPACE_URL, path.name).hex[:22],
             task_id=identity,
             created=started.isoformat(),
-            task=task,
-            task_version=_version(results.get("versions", {}).get(task)),
+            task=task.name,
+            task_version=_version((results.get("versions") or {}).get(task.name)),
             dataset=EvalDataset(
-                name=str(config.get("dataset_name") or config.get("dataset_path") or task),
+                name=str(config.get("dataset_name") or config.get("dataset_path") or task.name),
                 location=config.get("dataset_path"),
                 samples=count,
                 sample_ids=[sample.id for sample in samples or []] or None,
             ),
             model=model,
-            model_args=_plain(results["config"].get("model_args")),
+            model_args=_plain((results.get("config") or {}).get("model_args")),
             config=EvalConfig(),
             packages={name: str(version) for name, version in versions.items() if version},
-            metadata={"num_fewshot": results.get("n-shot", {}).get(task), "results_file": path.name},
+            metadata={"num_fewshot": task.num_fewshot, "results_file": path.name},
         ),
         plan=EvalPlan(steps=[EvalPlanStep(solver="loglikelihood", params={"prompt": config.get("doc_to_text")})]),
         results=EvalResults(total_samples=count, completed_samples=count, scores=scores),
@@ -130,51 +149,75 @@ def _log(task: str, results: dict[str, Any], path: Path) -> Any:
     )
 
 
-def _samples(task: str, model: str, path: Path) -> list[Any] | None:
-    """The questions of a task, or None if they were not saved."""
+def _samples(file: Path, scored: _rust.Samples, task: SavedTask, model: str) -> list[Any]:
+    """The questions of a task: what was scored as Rust reads it, prompts and documents from the lines themselves."""
     from inspect_ai.log import EvalSample
     from inspect_ai.model import ModelOutput
     from inspect_ai.scorer import CORRECT, INCORRECT, Score
 
-    matched = _RESULTS.match(path.name)
-    file = path.with_name(f"samples_{task}_{matched[1] if matched else ''}.jsonl")
-    if not file.is_file():
-        return None
+    offsets, predicted = scored.choice_offsets.tolist(), scored.predicted("acc").tolist()
+    correct = {metric: scored.correct(metric) for metric in task.metrics if metric in ("acc", "acc_norm", "acc_bytes")}
+    asked = _lines(file)
     samples = []
-    with file.open(encoding="utf-8") as lines:
-        for row, line in enumerate(lines, start=1):
-            try:
-                asked = json.loads(line)
-                arguments = [asked["arguments"][key] for key in sorted(asked["arguments"], key=_number)]
-                values = [float(response[0]) for response in asked["filtered_resps"]]
-                answer = string.ascii_uppercase[values.index(max(values))]
-                right = string.ascii_uppercase[int(asked["target"])]
-                prompt, texts = arguments[0]["arg_0"], [one["arg_1"].strip() for one in arguments]
-                doc_id, metrics = asked["doc_id"], {name: float(asked[name]) for name in asked["metrics"]}
-            except (ValueError, KeyError, IndexError, TypeError) as error:
-                problem = f"is no sample of a multiple-choice task ({type(error).__name__}: {error})"
-                raise DatasetError(str(file), problem, row) from error
-            details = {"loglikelihood": dict(zip(texts, values, strict=True)), **asked.get("wmdp_fast", {})}
-            samples.append(
-                EvalSample(
-                    id=doc_id,
-                    epoch=1,
-                    input=prompt,
-                    choices=texts,
-                    target=right,
-                    output=ModelOutput.from_content(model, texts[values.index(max(values))]),
-                    scores={
-                        name: Score(value=CORRECT if value == 1 else INCORRECT, answer=answer, metadata=details)
-                        for name, value in metrics.items()
-                    },
-                    metadata={"doc": asked.get("doc")},
-                )
+    for question, doc_id in enumerate(scored.doc_ids.tolist()):
+        texts = [text.strip() for text in scored.continuations(question)]
+        line = asked[doc_id]
+        values = scored.loglikelihood[offsets[question] : offsets[question + 1]].tolist()
+        right = int(scored.gold[question])
+        details = {"loglikelihood": dict(zip(texts, values, strict=True)), **_own(line)}
+        samples.append(
+            EvalSample(
+                id=doc_id,
+                epoch=1,
+                input=_prompt(file, line),
+                choices=texts,
+                # Where a target names several choices, or none, it is given as it stands.
+                target=string.ascii_uppercase[right] if right >= 0 else str(line["target"]),
+                output=ModelOutput.from_content(model, texts[predicted[question]]),
+                scores={
+                    metric: Score(
+                        value=CORRECT if answers[question] else INCORRECT,
+                        answer=string.ascii_uppercase[int(scored.predicted(metric)[question])],
+                        metadata=details,
+                    )
+                    for metric, answers in correct.items()
+                    if answers is not None
+                },
+                metadata={"doc": line.get("doc")},
             )
+        )
     return samples
 
 
-def _number(key: str) -> int:
-    return int(key.rpartition("_")[2])
+def _lines(file: Path) -> dict[int, dict[str, Any]]:
+    """The lines of a samples file that was read before, by question; of several filters the first one's."""
+    text = file.read_text(encoding="utf-8")
+    try:
+        if text.lstrip().startswith("["):
+            lines = json.loads(text)
+        else:
+            lines = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except RecursionError:
+        raise DatasetError(str(file), "its values are nested too deep") from None
+    found: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        found.setdefault(line["doc_id"], line)
+    return found
+
+
+def _prompt(file: Path, line: Mapping[str, Any]) -> str:
+    arguments = line["arguments"]
+    first = next(iter(arguments.values())) if isinstance(arguments, dict) else arguments[0]
+    prompt = first.get("arg_0") if isinstance(first, dict) else first[0]
+    if not isinstance(prompt, str):
+        raise DatasetError(str(file), f"question {line['doc_id']} has no prompt", field="arguments")
+    return prompt
+
+
+def _own(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What only this package writes."""
+    own = line.get("wmdp_fast")
+    return own if isinstance(own, dict) else {}
 
 
 def _version(version: Any) -> int | str:
