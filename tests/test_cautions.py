@@ -59,7 +59,7 @@ def test_cut_prompts_are_counted_as_lm_eval_counts_them(llama_dir: Path, tmp_pat
     lost = [[max(0, length - limit - 1) for length in own] for own in lengths]
     with pytest.warns(WmdpFastWarning, match="are longer than the .* tokens that the model reads at once") as caught:
         result = wf.evaluate(llama_dir, tasks=questions, device="cpu", max_length=limit, progress=False)
-    assert len([one for one in caught if issubclass(one.category, WmdpFastWarning)]) == 1
+    [said] = [str(one.message) for one in caught if "longer than" in str(one.message)]
     most = max(map(max, lost))
     worst = [max(own) for own in lost].index(most)
     recorded = result.to_json()["wmdp_fast"]
@@ -70,7 +70,7 @@ def test_cut_prompts_are_counted_as_lm_eval_counts_them(llama_dir: Path, tmp_pat
         "worst": f"{questions}, row {worst + 1}",
     }
     assert 0 < recorded["truncated"]["questions"] < len(ROWS)
-    assert str(caught[0].message) in recorded["warnings"]
+    assert said in recorded["warnings"]
 
 
 def test_prompts_that_fit_are_not_warned_of(llama_dir: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
@@ -79,7 +79,7 @@ def test_prompts_that_fit_are_not_warned_of(llama_dir: Path, tmp_path: Path, rec
     assert recorded["truncated"] == {"questions": 0, "choices": 0, "most_tokens_lost": 0}
     assert recorded["joined_choices"] == {"choices": 0, "first": None}
     assert recorded["columns_without_json"] == {}
-    assert not [warning for warning in recwarn if issubclass(warning.category, WmdpFastWarning)]
+    assert not [one for one in recwarn if "longer than" in str(one.message) or "inside a token" in str(one.message)]
 
 
 # Choices that begin inside a token of their prompt.
@@ -181,7 +181,7 @@ def test_a_question_among_its_own_examples_is_warned_of(llama_dir: Path, tmp_pat
     options = {"tasks": questions, "fewshot_file": examples, "device": "cpu", "max_length": 2048, "progress": False}
     with pytest.warns(WmdpFastWarning) as caught:
         result = wf.evaluate(llama_dir, num_fewshot=2, **options)
-    [said] = [str(one.message) for one in caught if issubclass(one.category, WmdpFastWarning)]
+    [said] = [str(one.message) for one in caught if "few-shot" in str(one.message)]
     assert said == (
         "birds: 1 question of 6 also is a few-shot example, so that the prompt gives the answer away; the first is row"
         f" 5 of {questions}"
