@@ -26,6 +26,7 @@ from wmdp_fast import cli, demo
 from wmdp_fast.cli import sweep as cli_sweep
 from wmdp_fast.cli.rmu_options import settings
 from wmdp_fast.exceptions import JournalError, ModelError, WmdpFastError
+from wmdp_fast.report import sweep as sweep_page
 from wmdp_fast.unlearning import pareto
 from wmdp_fast.unlearning import sweep as module
 from wmdp_fast.unlearning.config import RMUConfig
@@ -439,7 +440,7 @@ def test_the_command_prints_the_front_and_how_to_make_it_again(tmp_path, capsys)
     assert {**record["settings"], "save_every": 50} == again["settings"]
 
     html = page.read_text(encoding="utf-8")
-    assert html.count("<svg") == 1
+    assert html.count("<svg") == len(sweep_page._SIZES)  # one for each width of screen, of which one is shown
     assert not re.search(r"(?:src|href)=\"(?!data:|#)", html)
     assert "http:" not in html.replace("http://www.w3.org/", "")
     for command in commands:
