@@ -198,6 +198,7 @@ def evaluate(
         ]
     with clock("tokenize"):
         requests = _requests(loaded, encoder, prompts, max_length)
+        _refuse_unknown_tokens(loaded, requests, [*read, *others])
     about.add_prompts(requests, [one.questions for one in (*read, *others)])
     num_choices = sum(one.num_choices for one in prompts)
     identity = what_decides_scores(loaded, requests, prompts, score_mode)
@@ -432,6 +433,18 @@ def _requests(
         return None
     found = encoder.get(loaded.tokenizer, loaded.prefix_token_id, model_type(loaded))
     return found.encode_requests(prompts, max_length or min(loaded.max_length or _NO_LIMIT, _LARGEST))
+
+
+def _refuse_unknown_tokens(
+    loaded: LoadedModel | ServedModel, requests: Requests | None, read: Sequence[TaskQuestions]
+) -> None:
+    """Raises ModelError, naming the question, if a token has no embedding in the model that is run here."""
+    from wmdp_fast.models.served import ServedModel
+    from wmdp_fast.models.vocabulary import refuse_unknown_in_requests
+
+    if requests is not None and not isinstance(loaded, ServedModel):
+        names = [f"{one.task.name}, question {row + 1}" for one in read for row in range(len(one.questions))]
+        refuse_unknown_in_requests(loaded.model, loaded.tokenizer, requests, names.__getitem__)
 
 
 def _score(

@@ -36,6 +36,7 @@ from wmdp_fast.models.readout import Readout
 from wmdp_fast.models.row_length import length_rules
 from wmdp_fast.models.scores import NAN_ADVICE, PartialScores, Scores, TargetScores, look_up
 from wmdp_fast.models.threads import computing, only_user
+from wmdp_fast.models.vocabulary import refuse_unknown_in_requests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -79,8 +80,10 @@ def score(
         WmdpFastWarning: `engine` is `"auto"` and the model cannot be scored by trie; the message says why.
 
     Raises:
-        ModelError: `engine` is `"trie"` and the model cannot be scored by trie, or what `score_padded` raises.
+        ModelError: `engine` is `"trie"` and the model cannot be scored by trie, a token has no embedding, or what
+            `score_padded` raises.
     """
+    refuse_unknown_in_requests(loaded.model, loaded.tokenizer, requests)
     with only_user(loaded.model):
         options: dict[str, Any] = {"token_budget": token_budget, "score_mode": score_mode, "progress": progress}
         return _score_by(engine, loaded, requests, partial, compiled=compiled, **options)

@@ -20,6 +20,7 @@ from wmdp_fast.models.load import LoadedModel, evaluation_mode, load_model
 from wmdp_fast.models.partial import decoder_of
 from wmdp_fast.models.row_length import cuts_for, length_rules
 from wmdp_fast.models.threads import computing
+from wmdp_fast.models.vocabulary import refuse_unknown_in_corpus
 from wmdp_fast.unlearning.config import AUTO_FACTOR, RMUConfig
 from wmdp_fast.unlearning.corpora import CorpusTokens, load_corpus
 from wmdp_fast.unlearning.pilot import STEPS, Trial
@@ -258,6 +259,8 @@ def profile_layers(
         forget = load_corpus(forget, loaded.tokenizer, raw_lines=raw_lines, **options)
     if not isinstance(retain, CorpusTokens):
         retain = load_corpus(retain, loaded.tokenizer, **options)
+    for corpus in (forget, retain):
+        refuse_unknown_in_corpus(loaded.model, loaded.tokenizer, corpus)
     halves = [_halves(corpus, num_documents, options["max_length"]) for corpus in (forget, retain)]
     decoder = decoder_of(loaded.model)  # type: ignore[arg-type]
     with evaluation_mode(loaded.model):

@@ -18,6 +18,7 @@ from wmdp_fast.exceptions import DivergedError, ModelError, WmdpFastWarning
 from wmdp_fast.models.row_length import fresh_rotary, length_rules
 from wmdp_fast.models.threads import computing, only_user
 from wmdp_fast.models.trie import why_not
+from wmdp_fast.models.vocabulary import refuse_unknown_in_corpus
 from wmdp_fast.progress import Bar, progress_bar
 from wmdp_fast.unlearning import checkpoint, divergence, measuring, reporting, strict_json, tensor_file
 from wmdp_fast.unlearning.batches import Batch, lengths_by_batch, num_batches, packed_documents, padded_documents
@@ -131,6 +132,8 @@ class Run:
         self.last_measures: dict[str, float] = {}
         decoder, config = source.decoder, request.config
         check_depth(source.name, source.num_layers, config)
+        for corpus in (*corpora.forget, *corpora.retain):
+            refuse_unknown_in_corpus(decoder.model, source.tokenizer, corpus)
         self._picked = pick(decoder.layers, decoder.prefix, config.updated_layers, config.parameters)
         self._trained: dict[str, nn.Parameter] = {one.name: one.parameter for one in self._picked}
         self._device = next(iter(self._trained.values())).device

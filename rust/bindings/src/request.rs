@@ -139,6 +139,11 @@ impl Requests {
         self.inner.encoding.as_ref()?.why_no_cuts.as_deref()
     }
 
+    /// The first question with a token id that is not below `num_tokens`, and that token; None if there is none.
+    fn token_beyond(&self, py: Python<'_>, num_tokens: u32) -> Option<(usize, u32)> {
+        py.detach(|| self.inner.token_beyond(num_tokens))
+    }
+
     /// Token ids of a question's context, before truncation: int64 `[length]`.
     fn context(&self, py: Python<'_>, question: usize) -> PyResult<Array1<i64>> {
         if question >= self.inner.num_questions() {

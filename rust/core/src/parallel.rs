@@ -3,9 +3,10 @@
 //! Rayon's global pool dies silently in a forked child (its threads do not survive `fork`), and the first parallel call there
 //! hangs. The pool here belongs to a process id and is built anew in a child.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, Once, PoisonError, TryLockError};
 
 use crate::error::{Error, Result};
 
@@ -88,6 +89,27 @@ fn pool() -> Result<Arc<rayon::ThreadPool>> {
 /// Runs `work` on the pool, so that the rayon iterators inside it use the pool's threads.
 pub fn install<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     pool()?.install(work)
+}
+
+/// Runs code of another library on input that nobody vouches for: a panic in it is an error, and silent.
+///
+/// # Errors
+/// What the panic said.
+pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    static HOOK: Once = Once::new();
+    thread_local! { static SILENT: Cell<bool> = const { Cell::new(false) }; }
+    HOOK.call_once(|| {
+        let others = take_hook();
+        set_hook(Box::new(move |info| {
+            if !SILENT.get() {
+                others(info);
+            }
+        }));
+    });
+    let before = SILENT.replace(true);
+    let outcome = catch_unwind(AssertUnwindSafe(work));
+    SILENT.set(before);
+    outcome.map_err(|payload| panic_message(payload.as_ref()))
 }
 
 /// What a panic said.

@@ -16,6 +16,10 @@ use crate::prompt::Prompts;
 use crate::template::is_python_space;
 use crate::tokenizer::{Engine, Tokenizer};
 
+/// The reference, tried twice, is at odds with itself.
+pub(crate) const DISAGREES: &str =
+    "it does not give a text the same tokens twice, or puts other special tokens around some texts than around others";
+
 /// How many of the run's own prompts are tokenized both ways before the fast way is trusted.
 const PROBES: usize = 16;
 
@@ -227,6 +231,19 @@ impl Requests {
         cut
     }
 
+    /// The first question with a token that is not below `num_tokens`, and that token.
+    #[must_use]
+    pub fn token_beyond(&self, num_tokens: u32) -> Option<(usize, u32)> {
+        let beyond = |tokens: &[u32]| tokens.iter().copied().find(|&token| token >= num_tokens);
+        let in_prefix: Vec<Option<u32>> = self.prefixes.iter().map(|prefix| beyond(prefix)).collect();
+        (0..self.num_questions()).find_map(|question| {
+            in_prefix[self.context_prefixes[question] as usize]
+                .or_else(|| beyond(self.context(question).1))
+                .or_else(|| self.choices(question).find_map(|choice| beyond(self.continuation(choice))))
+                .map(|token| (question, token))
+        })
+    }
+
     /// Number of questions.
     #[must_use]
     pub fn num_questions(&self) -> usize {
@@ -293,6 +310,9 @@ struct EncodedQuestion {
 impl<'a> Encoder<'a> {
     fn new(tokenizer: &'a Tokenizer, engine: Engine, boundaries: &'a Boundaries) -> Result<Self> {
         let mut anchor_lengths = [0; 128];
+        if boundaries.why_none().is_some() {
+            return Ok(Self { tokenizer, engine, boundaries, anchor_lengths });
+        }
         for c in (0..128_u8).filter(u8::is_ascii_alphanumeric) {
             let anchor = char::from(c).to_string();
             anchor_lengths[usize::from(c)] = tokenizer.encode_bare(engine, &anchor)?.len();
@@ -444,9 +464,17 @@ fn choose_engine<'a>(
             continue;
         }
         for boundaries in [tokenizer.boundaries(), no_cuts] {
-            let encoder = Encoder::new(tokenizer, engine, boundaries)?;
-            let Some(differs) = first_difference(&encoder, tasks, &probes)? else {
-                return Ok((encoder, Encoding { engine, why_not_fast, why_no_cuts }));
+            // A way that fails differs: the reference, of whole texts, is what may fail.
+            let is_reference = engine == Engine::Tokenizers && boundaries.why_none().is_some();
+            let differs = match Encoder::new(tokenizer, engine, boundaries) {
+                Ok(encoder) => match first_difference(&encoder, tasks, &probes) {
+                    Ok(None) => return Ok((encoder, Encoding { engine, why_not_fast, why_no_cuts })),
+                    Ok(Some(differs)) => differs,
+                    Err(error) if is_reference => return Err(error),
+                    Err(Error::Tokenizer(_)) => "a prompt".to_owned(),
+                    Err(error) => return Err(error),
+                },
+                Err(_) => "a single character".to_owned(),
             };
             if boundaries.why_none().is_none() {
                 why_no_cuts = Some(format!("tokenizing {differs} in parts gave other tokens than tokenizing it whole"));
@@ -456,7 +484,7 @@ fn choose_engine<'a>(
             }
         }
     }
-    Err(Error::Internal("the reference tokenizer disagrees with itself".to_owned()))
+    Err(Error::Tokenizer(DISAGREES.to_owned()))
 }
 
 /// Questions to check on: spread evenly over the run, and those with the most unusual text (the least ASCII).

@@ -6,7 +6,10 @@ use serde_json::Value;
 
 use crate::boundary::Boundaries;
 use crate::error::{Error, Result};
-use crate::parallel;
+use crate::parallel::{self, caught};
+
+/// A token id that no vocabulary has.
+const STAND_IN: u32 = u32::MAX - 1;
 
 /// Which crate tokenizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -52,6 +55,12 @@ impl Tokenizer {
     pub fn from_json(json: &str, add_special_tokens: bool, prefix_token_id: u32, prefix_text: &str) -> Result<Self> {
         let value: Value =
             serde_json::from_str(json).map_err(|error| Error::Tokenizer(format!("not a tokenizer.json: {error}")))?;
+        if value["model"]["dropout"].as_f64().is_some_and(|dropout| dropout > 0.0) {
+            return Err(Error::Tokenizer(
+                "its BPE has dropout, so the same text has other tokens each time: set `dropout` to null in tokenizer.json"
+                    .to_owned(),
+            ));
+        }
         let boundaries = Boundaries::of(&value);
         // Either takes a few tenths of a second for a large vocabulary.
         let (reference, fast) = parallel::install(|| Ok(rayon::join(|| load_reference(json), || load_fast(value))))?;
@@ -70,20 +79,28 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// Reads what the post-processor puts around a text off an encoding with and without it.
+    /// Asks the post-processor what it puts around a text, by a token that stands for any text: no text is tokenized, since there is
+    /// none that every tokenizer knows.
     fn find_special_tokens(&mut self) -> Result<()> {
-        let probe = "a";
-        let bare = self.encode_reference(probe, false)?;
-        let full = self.encode_reference(probe, true)?;
-        let at = full.windows(bare.len().max(1)).position(|window| window == bare).filter(|_| !bare.is_empty());
-        let Some(at) = at else {
+        let around = |add| {
+            caught(|| {
+                let token = tokenizers::Token::new(STAND_IN, "x".to_owned(), (0, 1));
+                let encoding = tokenizers::Encoding::from_tokens(vec![token], 0);
+                self.reference.post_process(encoding, None, add).map(|whole| whole.get_ids().to_vec())
+            })
+            .and_then(|done| done.map_err(|error| error.to_string()))
+            .map_err(|problem| Error::Tokenizer(format!("its post-processor fails: {problem}")))
+        };
+        let (bare, full) = (around(false)?, around(true)?);
+        let mut at = full.iter().enumerate().filter(|&(_, &token)| token == STAND_IN).map(|(at, _)| at);
+        let (Some(at), None, [STAND_IN]) = (at.next(), at.next(), bare.as_slice()) else {
             return Err(Error::Tokenizer(
                 "its post-processor changes tokens instead of adding some around them, which is not supported"
                     .to_owned(),
             ));
         };
         self.lead = full[..at].to_vec();
-        self.trail = full[at + bare.len()..].to_vec();
+        self.trail = full[at + 1..].to_vec();
         Ok(())
     }
 
@@ -120,16 +137,16 @@ impl Tokenizer {
     /// The tokens of a text without special tokens around it.
     pub fn encode_bare(&self, engine: Engine, text: &str) -> Result<Vec<u32>> {
         match (engine, &self.fast) {
-            (Engine::Fastokens, Ok(fast)) => fast
-                .encode(text)
+            (Engine::Fastokens, Ok(fast)) => caught(|| fast.encode(text))
+                .and_then(|done| done.map_err(|error| error.to_string()))
                 .map_err(|error| Error::Tokenizer(format!("fastokens failed on {}: {error}", excerpt(text)))),
-            _ => self.encode_reference(text, false),
+            _ => self.encode_reference(text),
         }
     }
 
     /// The tokens of a text by lm-eval's rules, as the `tokenizers` crate makes them.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let bare = self.encode_reference(text, false)?;
+        let bare = self.encode_reference(text)?;
         let (lead, trail) = self.special_tokens(self.begins_with_prefix(text));
         Ok([lead, &bare, trail].concat())
     }
@@ -140,9 +157,9 @@ impl Tokenizer {
         text.starts_with(&self.prefix_text)
     }
 
-    fn encode_reference(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-        self.reference
-            .encode_fast(text, add_special_tokens)
+    fn encode_reference(&self, text: &str) -> Result<Vec<u32>> {
+        caught(|| self.reference.encode_fast(text, false))
+            .and_then(|done| done.map_err(|error| error.to_string()))
             .map(|encoding| encoding.get_ids().to_vec())
             .map_err(|error| Error::Tokenizer(format!("failed on {}: {error}", excerpt(text))))
     }
@@ -151,14 +168,19 @@ impl Tokenizer {
 // Whether a text is cut or filled up is decided with the model's limit at hand, not by the tokenizer.
 
 fn load_reference(json: &str) -> Result<tokenizers::Tokenizer> {
-    let mut reference = tokenizers::Tokenizer::from_str(json).map_err(|error| Error::Tokenizer(error.to_string()))?;
-    reference.with_padding(None);
-    reference.with_truncation(None).map_err(|error| Error::Tokenizer(error.to_string()))?;
-    Ok(reference)
+    let load = || {
+        let mut reference = tokenizers::Tokenizer::from_str(json)?;
+        reference.with_padding(None);
+        reference.with_truncation(None)?;
+        Ok(reference)
+    };
+    caught(load)
+        .and_then(|done: Result<_, tokenizers::Error>| done.map_err(|error| error.to_string()))
+        .map_err(Error::Tokenizer)
 }
 
 fn load_fast(json: Value) -> Result<fastokens::Tokenizer, String> {
-    let mut fast = fastokens::Tokenizer::from_json(json).map_err(|error| error.to_string())?;
+    let mut fast = caught(|| fastokens::Tokenizer::from_json(json))?.map_err(|error| error.to_string())?;
     fast.set_padding(None);
     fast.set_truncation(None);
     Ok(fast)

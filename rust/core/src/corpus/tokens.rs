@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::{ReadOptions, for_each_document, require_memory};
 use crate::error::{Error, Result};
 use crate::parallel::{Cancel, install};
-use crate::request::Encoding;
+use crate::request::{DISAGREES, Encoding};
 use crate::tokenizer::{Engine, Tokenizer};
 
 /// Documents, and bytes of text, that are read before they are tokenized.
@@ -218,7 +218,7 @@ impl Way<'_> {
             return Ok(());
         }
         if self.encoding.engine == Engine::Tokenizers {
-            return Err(Error::Internal("the reference tokenizer disagrees with itself".to_owned()));
+            return Err(Error::Tokenizer(DISAGREES.to_owned()));
         }
         self.encoding.engine = Engine::Tokenizers;
         self.encoding.why_not_fast = Some(format!("its tokens differ from those of tokenizers on {document}"));
