@@ -728,6 +728,10 @@ class Requests:
             Four numbers: questions that lose tokens, choices that do, the most tokens that one loses, and the question that loses those
             (-1 if there is none).
         """
+    def token_beyond(self, /, num_tokens: SupportsIndex) -> tuple[int, int] | None:
+        """
+        The first question with a token id that is not below `num_tokens`, and that token; None if there is none.
+        """
     @property
     def why_no_cuts(self, /) -> str | None:
         """
