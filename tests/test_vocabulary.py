@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ def small_model(rows: int) -> Any:
 @pytest.mark.parametrize("engine", ["auto", "trie", "padded"])
 @pytest.mark.parametrize("place", ["question", "choice"])
 def test_an_added_token_that_the_model_was_not_resized_for_is_named(tmp_path: Path, engine: Any, place: str) -> None:
-    tokenizer = tiny_models.tokenizer()
+    tokenizer = copy.deepcopy(tiny_models.tokenizer())  # which tests share
     model = small_model(len(tokenizer))
     tokenizer.add_tokens(["<new>"])
     rows = [{"question": "Which one?", "choices": ["a", "b", "c", "d"], "answer": 0} for _ in range(3)]
@@ -171,7 +172,7 @@ PAIR = [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_
         ),
         (lambda t: t.update(post_processor={**TEMPLATE, "pair": PAIR, "single": PAIR[1:]}), "post-processor"),
         (lambda t: t.update(post_processor={**TEMPLATE, "single": []}), "post-processor"),
-        (lambda t: t["model"].update(continuing_subword_prefix="####"), ""),
+        (lambda t: t["model"].update(continuing_subword_prefix="####"), "range"),
         (lambda t: t["model"].update(dropout=0.5), "dropout"),
     ],
 )
