@@ -169,8 +169,10 @@ def test_show_compare_and_the_report_tell_of_ranks() -> None:
     assert "without preferred letters" in compare(before, after).table()
     standings = gather([before, after]).rows[0].standings
     assert [standing and standing.place for standing in standings] == ["unclear", "unclear"]
-    ignorant = from_evaluation(result_of(0.0, 30.0))
-    assert [one and one.place for one in gather([ignorant]).rows[0].standings] == ["at"]
+    # Without knowledge it is at guessing, but not if one letter is all it answers: that is no way to ask.
+    for preference, place in ((0.0, "at"), (30.0, "unclear")):
+        ignorant = from_evaluation(result_of(0.0, preference))
+        assert [one and one.place for one in gather([ignorant]).rows[0].standings] == [place]
 
 
 def test_impossible_choices_and_few_questions_have_no_letters() -> None:

@@ -113,6 +113,9 @@ def test_every_command_reads_them(today: Path, tmp_path: Path, capsys: pytest.Ca
     [samples] = (tmp_path / "old").glob("*_birds.jsonl")
     assert cli.main(["rescore", str(samples)]) == 0
     assert "all as in results.json" in capsys.readouterr().out
+    page = tmp_path / "page.html"
+    assert cli.main(["report", str(tmp_path / "old"), "--include-text", "--output", str(page)]) == 0
+    assert "What of birds 3?" in page.read_text(encoding="utf-8")
     [contrast] = compare(file, today).contrasts
     assert all("no hashes (lm-eval before 0.4.3)" in reason for reason in contrast.unpaired)
 

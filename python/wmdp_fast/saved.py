@@ -403,6 +403,28 @@ def samples_file(results: Path, task: str, raw: Mapping[str, Any]) -> Path | Non
     return next((path for path in beside if path.is_file()), None)
 
 
+def sample_lines(file: Path) -> dict[int, dict[str, Any]]:
+    """The lines of a samples file that `read_samples` has read before, by question; of several filters the first one's.
+
+    Raises:
+        DatasetError: The file has changed since, or its values are nested too deep.
+    """
+    text = file.read_text(encoding="utf-8")
+    found: dict[int, dict[str, Any]] = {}
+    try:
+        if text.lstrip().startswith("["):
+            lines = json.loads(text)
+        else:
+            lines = [json.loads(line) for line in text.split("\n") if line.strip()]
+        for line in lines:
+            found.setdefault(line["doc_id"], line)
+    except RecursionError:
+        raise DatasetError(str(file), "its values are nested too deep") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise DatasetError(str(file), f"is no samples file ({error})") from error
+    return found
+
+
 def _samples_beside(results: Path, task: str, raw: Mapping[str, Any]) -> _rust.Samples | None:
     path = samples_file(results, task, raw)
     config = (raw.get("configs") or {}).get(task) or {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import string
 import uuid
@@ -16,7 +15,7 @@ import numpy as np
 from wmdp_fast import _rust
 from wmdp_fast.exceptions import DatasetError, WmdpFastError, WmdpFastWarning
 from wmdp_fast.files import replacing
-from wmdp_fast.saved import read_results, results_below, samples_file
+from wmdp_fast.saved import read_results, results_below, sample_lines, samples_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -157,7 +156,7 @@ def _samples(file: Path, scored: _rust.Samples, task: SavedTask, model: str) -> 
 
     offsets, predicted = scored.choice_offsets.tolist(), scored.predicted("acc").tolist()
     correct = {metric: scored.correct(metric) for metric in task.metrics if metric in ("acc", "acc_norm", "acc_bytes")}
-    asked = _lines(file)
+    asked = sample_lines(file)
     samples = []
     for question, doc_id in enumerate(scored.doc_ids.tolist()):
         texts = [text.strip() for text in scored.continuations(question)]
@@ -187,22 +186,6 @@ def _samples(file: Path, scored: _rust.Samples, task: SavedTask, model: str) -> 
             )
         )
     return samples
-
-
-def _lines(file: Path) -> dict[int, dict[str, Any]]:
-    """The lines of a samples file that was read before, by question; of several filters the first one's."""
-    text = file.read_text(encoding="utf-8")
-    try:
-        if text.lstrip().startswith("["):
-            lines = json.loads(text)
-        else:
-            lines = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except RecursionError:
-        raise DatasetError(str(file), "its values are nested too deep") from None
-    found: dict[int, dict[str, Any]] = {}
-    for line in lines:
-        found.setdefault(line["doc_id"], line)
-    return found
 
 
 def _prompt(file: Path, line: Mapping[str, Any]) -> str:

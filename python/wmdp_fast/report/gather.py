@@ -32,7 +32,7 @@ from wmdp_fast.report.content import (
     Standing,
     TaskQuestions,
 )
-from wmdp_fast.saved import SavedGroup, SavedResults, SavedTask
+from wmdp_fast.saved import SavedGroup, SavedResults, SavedTask, sample_lines
 from wmdp_fast.statistics import SIGNIFICANT, Letters, correct_answers, letter_notes, letters_of, share
 
 if TYPE_CHECKING:
@@ -442,15 +442,15 @@ def _permille(shares: npt.NDArray[np.float64]) -> list[int]:
 
 def _texts(file: str, ids: Sequence[int]) -> list[tuple[str, list[str]]]:
     """Question and choices of each line of a samples file, in the order of `ids`."""
-    found: dict[int, tuple[str, list[str]]] = {}
-    with Path(file).open(encoding="utf-8") as lines:
-        for row, line in enumerate(lines, start=1):
-            sample = json.loads(line)
-            doc = sample["doc"]
-            if "question" not in doc or not isinstance(doc.get("choices"), list):
-                raise DatasetError(file, "has no `question` and `choices`; leave out --include-text", row, "doc")
-            found[sample["doc_id"]] = (str(doc["question"]), [str(choice) for choice in doc["choices"]])
-    return [found[doc_id] for doc_id in ids]
+    lines = sample_lines(Path(file))
+    found = []
+    for doc_id in ids:
+        doc = lines[doc_id].get("doc") if doc_id in lines else None
+        if not isinstance(doc, dict) or "question" not in doc or not isinstance(doc.get("choices"), list):
+            problem = f"question {doc_id} has no `question` and `choices`; leave out --include-text"
+            raise DatasetError(file, problem, field="doc")
+        found.append((str(doc["question"]), [str(choice) for choice in doc["choices"]]))
+    return found
 
 
 def _title(runs: Sequence[SavedResults]) -> str:
