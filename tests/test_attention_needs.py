@@ -32,7 +32,7 @@ SDPA = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
 
 def heedless(module: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
-    """torch's attention as transformers calls it: before 5.2x a soft cap was passed over in silence."""
+    """torch's attention as transformers calls it: before 5.21 a soft cap was passed over in silence."""
     return SDPA(module, *arguments, **{name: value for name, value in options.items() if name != "softcap"})
 
 

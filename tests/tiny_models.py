@@ -70,7 +70,9 @@ def config(family: str) -> AutoConfig:
 def build(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A new model; the weights are large, so that its distributions are far from flat."""
     torch.manual_seed(0)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config(family)).eval()
+    # Which some versions of transformers would leave out in torch's attention.
+    options = {"attn_implementation": "eager"} if family in ("gemma2", "gpt_oss") else {}
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config(family), **options).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() >= 2:

@@ -183,7 +183,7 @@ def evaluate(
         )
     with clock("read"):
         read = prepare.read_tasks(selection.tasks, data=data, dataset_revision=dataset_revision, limit=limit)
-    about = _Cautions(selection, read, log_samples=log_samples)
+    about = _Cautions(read, log_samples=log_samples)
     encoder = _Encoder(selection)
     with clock("load"):
         loaded = _load(model, tokenizer, revision, dtype, device, peft, trust_remote_code, allow_missing, encoder.begin)
@@ -231,7 +231,7 @@ def evaluate(
                 else None
             ),
             fewshot_as_multiturn=multiturn,
-            details=details_of(selection, loaded, requests, scores, partial) | about.details,
+            details=about.added_to(details_of(selection, loaded, requests, scores, partial)),
         )
         for note in result.letter_notes():
             warnings.warn(note, WmdpFastWarning, stacklevel=2)
@@ -243,9 +243,10 @@ def evaluate(
 class _Cautions:
     """Warns of what is unusual about a run's questions and prompts, and keeps it for the results."""
 
-    def __init__(self, selection: Selection, read: Sequence[TaskQuestions], *, log_samples: bool) -> None:
+    def __init__(self, read: Sequence[TaskQuestions], *, log_samples: bool) -> None:
         columns = cautions.columns_without_json(read)
-        self.details: dict[str, Any] = {"warnings": list(selection.warnings), "columns_without_json": columns}
+        self.details: dict[str, Any] = {"columns_without_json": columns}
+        self._sentences: list[str] = []
         self._warn(cautions.repeated_examples(read))
         if log_samples:
             self._warn(cautions.about_columns(columns))
@@ -259,8 +260,12 @@ class _Cautions:
         self.details["joined_choices"], sentences = cautions.joined_choices(requests)
         self._warn(sentences)
 
+    def added_to(self, details: dict[str, Any]) -> dict[str, Any]:
+        """A run's details with these, its own warnings first."""
+        return details | self.details | {"warnings": [*details["warnings"], *self._sentences]}
+
     def _warn(self, sentences: Sequence[str]) -> None:
-        self.details["warnings"] += sentences
+        self._sentences += sentences
         for sentence in sentences:
             warnings.warn(sentence, WmdpFastWarning, stacklevel=4)
 
