@@ -27,6 +27,7 @@ SOURCES = [
     "{{question}}",
     "Q: {{ question.strip() }} ({{ choices | length }} choices, {{answer}})\n",
     "{% for choice in choices %}{{ loop.index }}) {{ choice.rstrip() }}\n{% endfor %}{{ question.upper() }}",
+    "{% for one in choices %}{{loop.index0}}{{one | trim}}{{one|length}}|{% endfor %}{{choices[-2]}}{{question|count}}",
     "{{ question.lstrip() }}{% if answer == 0 %}!{% endif %} {{ choices[0] | trim }} {{ choices[-1] }}",
 ]
 
@@ -40,6 +41,10 @@ def test_contexts_and_continuations_equal_jinja2(
 ) -> None:
     template = PromptTemplate(source, choices=choices, description="About birds.\n\n")
     fewshot = QuestionSet.from_rows(shots) if shots else None
+    if source == "{{question}}" and any(str(doc["question"]).isdigit() for doc in docs + shots):
+        with pytest.raises(TemplateError, match="which lm-eval takes for that of a choice"):
+            template.render(QuestionSet.from_rows(docs), fewshot, len(shots))
+        return
     prompts = template.render(QuestionSet.from_rows(docs), fewshot, len(shots))
     assert len(prompts) == len(docs)
     for i, doc in enumerate(docs):
@@ -73,6 +78,14 @@ def test_what_is_no_template_is_refused(source: str, told: str) -> None:
     with pytest.raises(TemplateError) as caught:
         PromptTemplate(source)
     assert told in str(caught.value)
+
+
+def test_an_unknown_column_is_named_beside_those_there_are() -> None:
+    questions = QuestionSet.from_rows([{"question": "q", "choices": ["a", "b"], "answer": 0, "level": 1}], file="b.csv")
+    told = r"'hint' is undefined; a question's fields are level, question, choices, answer; at b\.csv, row 1"
+    for source in ("{{ hint }}", "{{ hint | upper }}"):
+        with pytest.raises(TemplateError, match=told):
+            PromptTemplate(source).render(questions)
 
 
 def test_a_failing_template_names_file_and_row() -> None:

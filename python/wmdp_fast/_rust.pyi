@@ -330,14 +330,15 @@ class PromptTemplate:
 
     Args:
         doc_to_text: `"mmlu"` (question, lettered choices, `Answer:`), `"question"` (`Question: ...`, `Answer:`), or a Jinja template
-            over the question's columns, rendered with lm-eval's settings.
+            over the question's columns, rendered as lm-eval renders it: here if it is plain (columns, items of lists, `strip`, one
+            loop), else by jinja2 in a process of its own, whose time and memory are bounded.
         choices: `"letters"` if the model answers with a letter, `"texts"` if with a choice's own text.
         description: Text before everything else.
         target_delimiter: Stands between a question and its answer.
         fewshot_delimiter: Stands after each few-shot example.
 
     Raises:
-        TemplateError: If `doc_to_text` is neither a built-in form nor a template that compiles.
+        TemplateError: If `doc_to_text` is neither a built-in form nor a template that compiles, or has more than 2**20 bytes.
         ValueError: If `choices` is neither `"letters"` nor `"texts"`.
     """
     def __getnewargs_ex__(self, /) -> tuple[tuple[str], dict[str, str]]: ...
@@ -381,7 +382,7 @@ class PromptTemplate:
         The text of each question by itself, without description and examples.
 
         Raises:
-            TemplateError: If a question cannot be rendered.
+            TemplateError: If a question cannot be rendered; names file and row.
         """
     def render(
         self, /, questions: QuestionSet, fewshot: QuestionSet | None = None, num_fewshot: SupportsIndex = 0
@@ -467,6 +468,11 @@ class Prompts:
     def prefix(self, /) -> str:
         """
         The text that every context begins with: description and few-shot examples.
+        """
+    @property
+    def renderer(self, /) -> str:
+        """
+        What rendered the questions: `"rust"`, `"jinja2"`, or `"given"` if the contexts were.
         """
     def with_contexts(self, /, contexts: SupportsGetItem[int, str], *, delimiter: str = "") -> Prompts:
         """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jinja2
 
 ENVIRONMENT = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+ENVIRONMENT.filters["regex_replace"] = lambda text, pattern, by, count=0: re.sub(pattern, by, text, count=count)
 
 QUESTION_SOURCE = "Question: {{question.strip()}}\nAnswer:"
 
@@ -18,11 +20,15 @@ def letters_source(num_choices: int) -> str:
 
 
 def doc_to_text(doc: dict[str, Any], source: str) -> str:
+    """lm-eval's `doc_to_text`, but for texts of digits only: lm-eval makes numbers of them and then stops."""
     if source == "mmlu":
         source = letters_source(len(doc["choices"]))
     elif source == "question":
         source = QUESTION_SOURCE
-    return ENVIRONMENT.from_string(source).render(**doc)
+    text = ENVIRONMENT.from_string(source).render(**doc)
+    if text.isdigit():
+        raise ValueError(f"lm-eval takes {text} for the number of a choice")
+    return text
 
 
 def doc_to_choice(doc: dict[str, Any], choices: str) -> list[str]:

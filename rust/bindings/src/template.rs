@@ -5,7 +5,8 @@ use std::sync::Arc;
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use wmdp_core::prompt;
+use wmdp_core::prompt::{self, Renderer};
+use wmdp_core::question;
 use wmdp_core::template::{self, ChoiceStyle, DocToText};
 
 use crate::detach;
@@ -16,14 +17,15 @@ use crate::question::QuestionSet;
 ///
 /// Args:
 ///     doc_to_text: `"mmlu"` (question, lettered choices, `Answer:`), `"question"` (`Question: ...`, `Answer:`), or a Jinja template
-///         over the question's columns, rendered with lm-eval's settings.
+///         over the question's columns, rendered as lm-eval renders it: here if it is plain (columns, items of lists, `strip`, one
+///         loop), else by jinja2 in a process of its own, whose time and memory are bounded.
 ///     choices: `"letters"` if the model answers with a letter, `"texts"` if with a choice's own text.
 ///     description: Text before everything else.
 ///     target_delimiter: Stands between a question and its answer.
 ///     fewshot_delimiter: Stands after each few-shot example.
 ///
 /// Raises:
-///     TemplateError: If `doc_to_text` is neither a built-in form nor a template that compiles.
+///     TemplateError: If `doc_to_text` is neither a built-in form nor a template that compiles, or has more than 2**20 bytes.
 ///     ValueError: If `choices` is neither `"letters"` nor `"texts"`.
 #[pyclass(frozen, module = "wmdp_fast._rust")]
 pub(crate) struct PromptTemplate {
@@ -36,6 +38,7 @@ impl PromptTemplate {
     #[new]
     #[pyo3(signature = (doc_to_text = "mmlu", *, choices = "letters", description = "", target_delimiter = " ", fewshot_delimiter = "\n\n"))]
     fn new(
+        py: Python<'_>,
         doc_to_text: &str,
         choices: &str,
         description: &str,
@@ -49,9 +52,13 @@ impl PromptTemplate {
                 return Err(PyValueError::new_err(format!("choices must be \"letters\" or \"texts\", not {other:?}")));
             }
         };
+        let parsed = DocToText::parse(doc_to_text).map_err(to_py)?;
+        if matches!(parsed, DocToText::Jinja) {
+            py.import("wmdp_fast.jinja")?.call_method1("check", (doc_to_text,))?;
+        }
         let inner = template::PromptTemplate {
             description: description.to_owned(),
-            doc_to_text: DocToText::parse(doc_to_text).map_err(to_py)?,
+            doc_to_text: parsed,
             choices,
             target_delimiter: target_delimiter.to_owned(),
             fewshot_delimiter: fewshot_delimiter.to_owned(),
@@ -78,19 +85,23 @@ impl PromptTemplate {
         num_fewshot: usize,
     ) -> PyResult<Prompts> {
         let fewshot = fewshot.map(|set| set.inner.as_ref());
-        let inner = detach::run(py, |cancel| self.inner.render(&questions.inner, fewshot, num_fewshot, cancel))?;
+        let examples = template::PromptTemplate::examples(fewshot, num_fewshot).map_err(to_py)?;
+        let (texts, renderer) = self.texts(py, &questions.inner)?;
+        let example_texts = match &examples {
+            Some(set) => self.texts(py, set)?.0,
+            None => Vec::new(),
+        };
+        let examples: Vec<_> = examples.iter().flat_map(|set| &set.questions).zip(example_texts).collect();
+        let inner = detach::briefly(py, || Ok(self.inner.prompts(&questions.inner, texts, &examples, renderer)))?;
         Ok(Prompts { inner: Arc::new(inner) })
     }
 
     /// The text of each question by itself, without description and examples.
     ///
     /// Raises:
-    ///     TemplateError: If a question cannot be rendered.
+    ///     TemplateError: If a question cannot be rendered; names file and row.
     fn question_texts(&self, py: Python<'_>, questions: &QuestionSet) -> PyResult<Vec<String>> {
-        detach::run(py, |_| {
-            self.inner.check_columns(&questions.inner)?;
-            questions.inner.questions.iter().map(|question| self.inner.question_text(question)).collect()
-        })
+        Ok(self.texts(py, &questions.inner)?.0)
     }
 
     /// What the model may answer to each question, without the delimiter.
@@ -148,6 +159,23 @@ impl PromptTemplate {
             self.choices(),
             self.description()
         )
+    }
+}
+
+impl PromptTemplate {
+    /// The text of each question, and what rendered them.
+    fn texts(&self, py: Python<'_>, questions: &question::QuestionSet) -> PyResult<(Vec<String>, Renderer)> {
+        if let Some(texts) = detach::run(py, |cancel| self.inner.question_texts(questions, cancel))? {
+            return Ok((texts, Renderer::Rust));
+        }
+        if !questions.foreign.is_empty() {
+            let names = py.import("wmdp_fast.jinja")?.call_method1("names", (&self.doc_to_text,))?.extract()?;
+            questions.check_names(&names).map_err(to_py)?;
+        }
+        let documents = detach::briefly(py, || questions.to_json_lines())?;
+        let arguments = (&self.doc_to_text, PyBytes::new(py, &documents), &questions.file);
+        let texts = py.import("wmdp_fast.jinja")?.call_method1("render", arguments)?.extract()?;
+        Ok((texts, Renderer::Jinja2))
     }
 }
 
@@ -219,6 +247,12 @@ impl Prompts {
     #[getter]
     fn delimiter(&self) -> &str {
         &self.inner.delimiter
+    }
+
+    /// What rendered the questions: `"rust"`, `"jinja2"`, or `"given"` if the contexts were.
+    #[getter]
+    fn renderer(&self) -> &'static str {
+        self.inner.renderer.name()
     }
 
     /// Index of each question's right choice.

@@ -22,6 +22,7 @@ pub mod orders;
 pub mod pack;
 pub mod padded;
 pub mod parallel;
+pub mod plain;
 pub mod prompt;
 pub mod pyjson;
 pub mod question;

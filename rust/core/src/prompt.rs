@@ -4,6 +4,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
+/// What rendered the questions of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Renderer {
+    /// This crate.
+    Rust,
+    /// jinja2, as lm-eval.
+    Jinja2,
+    /// Somebody else: the contexts were given.
+    Given,
+}
+
+impl Renderer {
+    /// The name to show.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rust => "rust",
+            Self::Jinja2 => "jinja2",
+            Self::Given => "given",
+        }
+    }
+}
+
 /// The prompts of one task. The context of question `i` is `prefix + bodies[i]`, its continuation `j` is
 /// `delimiter + choices[i][j]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +43,8 @@ pub struct Prompts {
     pub delimiter: String,
     /// Index of each question's right choice.
     pub answers: Vec<usize>,
+    /// What rendered the questions.
+    pub renderer: Renderer,
 }
 
 impl Prompts {
@@ -58,6 +83,7 @@ impl Prompts {
             choices,
             delimiter: delimiter.to_owned(),
             answers,
+            renderer: Renderer::Given,
         })
     }
 
@@ -66,7 +92,8 @@ impl Prompts {
     /// # Errors
     /// [`Error::InvalidArgument`] if there are not as many contexts as questions.
     pub fn with_contexts(&self, contexts: &[String], delimiter: &str) -> Result<Self> {
-        Self::from_contexts(contexts, self.choices.clone(), self.answers.clone(), delimiter, &self.source)
+        let given = Self::from_contexts(contexts, self.choices.clone(), self.answers.clone(), delimiter, &self.source)?;
+        Ok(Self { renderer: self.renderer, ..given })
     }
 
     /// The prompts as bytes that [`Prompts::from_bytes`] reads, for pickling.

@@ -163,6 +163,24 @@ impl QuestionSet {
         Ok(set)
     }
 
+    /// The questions as JSON, one line each: all columns under their names, as a Jinja template sees them.
+    pub fn to_json_lines(&self) -> Result<Vec<u8>> {
+        let mut lines = Vec::new();
+        for question in &self.questions {
+            let mut fields = question.extra.clone();
+            fields.insert("question".to_owned(), question.question.as_str().into());
+            fields.insert("choices".to_owned(), question.choices.clone().into());
+            fields.insert("answer".to_owned(), question.answer.into());
+            if question.subject.is_some() || self.columns.iter().any(|column| column == "subject") {
+                fields.insert("subject".to_owned(), question.subject.clone().into());
+            }
+            serde_json::to_writer(&mut lines, &fields)
+                .map_err(|error| Error::Internal(format!("questions cannot be written as JSON: {error}")))?;
+            lines.push(b'\n');
+        }
+        Ok(lines)
+    }
+
     /// The distinct subjects, sorted.
     #[must_use]
     pub fn subjects(&self) -> Vec<&str> {
