@@ -12,7 +12,7 @@ import pytest
 import wmdp_fast as wf
 from tests import tiny_models
 from wmdp_fast import cli
-from wmdp_fast.exceptions import ModelError, WmdpFastWarning
+from wmdp_fast.exceptions import ModelError, TemplateError, WmdpFastWarning
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,3 +87,15 @@ def test_another_tokenizer_can_be_named_and_is_written_down(llama_dir: Path, bir
         for name, file in named.items():
             (tmp_path / name).rename(file)
     assert result.to_json()["config"]["model_args"]["tokenizer"] == str(tmp_path)
+
+
+@pytest.mark.parametrize(("template", "renderer"), [("{{ question }}?", "rust"), ("{{ question|title }}?", "jinja2 ")])
+def test_results_say_what_rendered_a_template(llama_dir: Path, birds: Path, template: str, renderer: str) -> None:
+    result = wf.evaluate(llama_dir, tasks=birds, template=template, device="cpu", limit=2, progress=False)
+    assert result.details["template_renderer"]["birds"].startswith(renderer)
+    assert not wf.evaluate(llama_dir, tasks=birds, device="cpu", limit=2, progress=False).details["template_renderer"]
+
+
+def test_a_template_that_fails_does_so_before_the_model_is_looked_for(birds: Path) -> None:
+    with pytest.raises(TemplateError, match=r"'hint' is undefined.*fields are question, choices, answer"):
+        wf.evaluate("no-such/model", tasks=birds, template="{{ hint }}", progress=False)

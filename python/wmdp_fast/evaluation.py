@@ -183,6 +183,7 @@ def evaluate(
         )
     with clock("read"):
         read = prepare.read_tasks(selection.tasks, data=data, dataset_revision=dataset_revision, limit=limit)
+        prepare.try_templates(read)
     about = _Cautions(read, log_samples=log_samples)
     encoder = _Encoder(selection)
     with clock("load"):
@@ -231,7 +232,7 @@ def evaluate(
                 else None
             ),
             fewshot_as_multiturn=multiturn,
-            details=about.added_to(details_of(selection, loaded, requests, scores, partial)),
+            details=about.added_to(details_of(selection, loaded, prompts, requests, scores, partial)),
         )
         for note in result.letter_notes():
             warnings.warn(note, WmdpFastWarning, stacklevel=2)
@@ -360,9 +361,11 @@ def _prompts(
         answered = template.render(examples)
         answers = [answered.choices(index)[answer] for index, answer in enumerate(answered.answers)]
         turns = list(zip(template.question_texts(examples), answers, strict=True))
+    # Without examples, and without a description, a context is the question's own text.
+    prompts = prepare.template_of(task, description="").render(read.questions)
     chat = chat_contexts(
         tokenizer,
-        template.question_texts(read.questions),
+        [prompts.context(index) for index in range(len(prompts))],
         description=task.description,
         system_instruction=system_instruction,
         fewshot_turns=turns,
@@ -377,7 +380,7 @@ def _prompts(
             WmdpFastWarning,
             stacklevel=3,
         )
-    return template.render(read.questions).with_contexts(chat.contexts, delimiter=chat.delimiter)
+    return prompts.with_contexts(chat.contexts, delimiter=chat.delimiter)
 
 
 @contextlib.contextmanager

@@ -117,6 +117,16 @@ def template_of(task: Task, *, description: str | None = None) -> PromptTemplate
     )
 
 
+def try_templates(read: Sequence[TaskQuestions]) -> None:
+    """Renders the first question of each template, before a model is loaded for prompts that cannot be made.
+
+    Raises:
+        TemplateError: A template does not compile, or fails on that question.
+    """
+    for one in {one.task.doc_to_text: one for one in reversed(read)}.values():
+        template_of(one.task).question_texts(one.questions.head(1))
+
+
 def render(read: TaskQuestions, *, description: str | None = None) -> Prompts:
     """The prompts of a task, few-shot examples included, without a chat template.
 

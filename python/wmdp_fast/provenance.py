@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 from wmdp_fast import __version__
 from wmdp_fast.results import run_config
+from wmdp_fast.tasks import DOC_TO_TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,6 +94,7 @@ def how_it_was_run(
 def details_of(
     selection: Selection,
     loaded: LoadedModel | ServedModel,
+    prompts: Sequence[Prompts],
     requests: Requests | None,
     scores: Scores,
     partial: PartialScores,
@@ -102,6 +105,7 @@ def details_of(
     details: dict[str, Any] = {
         "lm_eval_compat": selection.compat.name,
         "warnings": [*selection.warnings, *getattr(loaded, "warnings", ())],
+        "template_renderer": _template_renderers(selection, prompts),
         "tokenizer_engine": None if requests is None else requests.engine,
         "why_not_fastokens": None if requests is None else requests.why_not_fast,
         "why_no_shared_prefixes": None if requests is None else requests.why_no_cuts,
@@ -137,6 +141,16 @@ def _attention(loaded: LoadedModel | ServedModel) -> str | None:
     """The attention implementation of transformers that the model is set to, which padded rows run with."""
     config = getattr(getattr(loaded, "model", None), "config", None)
     return getattr(config, "_attn_implementation", None)
+
+
+def _template_renderers(selection: Selection, prompts: Sequence[Prompts]) -> dict[str, str]:
+    """For each task with a Jinja template of the user's, what rendered it."""
+    names = {"rust": "rust", "jinja2": f"jinja2 {version('jinja2')}"}
+    return {
+        task.name: names.get(own.renderer, own.renderer)
+        for task, own in zip(selection.tasks, prompts, strict=False)
+        if task.doc_to_text not in DOC_TO_TEXT
+    }
 
 
 def model_type(loaded: LoadedModel | ServedModel) -> str:
