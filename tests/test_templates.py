@@ -246,6 +246,8 @@ def _hostile() -> list[str]:
     loop = "{% for i in range(99999) %}"
     deep = 100_000
     endless = [
+        "{{x}}" * 200_000,
+        "{" * 1_000_000 + "{{ x }}",
         loop * 2 + "{% endfor %}" * 2,
         loop * 3 + "{{ i }}" + "{% endfor %}" * 3,
         "{{ (2 ** 99999 ** 9)|string|length }}",

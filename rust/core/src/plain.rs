@@ -134,7 +134,8 @@ impl PlainTemplate {
         let mut open: Option<(String, String, Vec<Part>)> = None;
         let mut rest = source;
         loop {
-            let begin = [rest.find("{{"), rest.find("{%"), rest.find("{#")].into_iter().flatten().min();
+            // One pass over the text: a search for each kind of tag would read to the end for each that is not there.
+            let begin = rest.as_bytes().windows(2).position(|pair| pair[0] == b'{' && b"{%#".contains(&pair[1]));
             let (text, tag) = rest.split_at(begin.unwrap_or(rest.len()));
             let body = open.as_mut().map_or(&mut parts, |(_, _, body)| body);
             if !text.is_empty() {
@@ -143,14 +144,13 @@ impl PlainTemplate {
             if tag.is_empty() {
                 break;
             }
-            if tag.starts_with("{{") {
-                let (inside, after) = tag[2..].split_once("}}")?;
-                let variable = open.as_ref().map(|(variable, _, _)| variable.as_str());
-                let expression = Expression::parse(inside.trim_matches(is_blank), variable.is_some())?;
+            if let Some(tag) = tag.strip_prefix("{{") {
+                let (inside, after) = tag.split_once("}}")?;
+                let expression = Expression::parse(inside.trim_matches(is_blank), open.is_some())?;
                 open.as_mut().map_or(&mut parts, |(_, _, body)| body).push(Part::Print(expression));
                 rest = after;
-            } else if tag.starts_with("{%") {
-                let (inside, after) = tag[2..].split_once("%}")?;
+            } else if let Some(tag) = tag.strip_prefix("{%") {
+                let (inside, after) = tag.split_once("%}")?;
                 let words: Vec<&str> = inside.split(is_blank).filter(|word| !word.is_empty()).collect();
                 match (words.as_slice(), open.take()) {
                     (["for", variable, "in", list], None) if variable != list => {
