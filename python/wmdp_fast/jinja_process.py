@@ -6,8 +6,8 @@ document, after which the kernel ends the process. The environment is otherwise 
 `lm_eval.utils.apply_template`), so that the texts are the same to the byte; what the sandbox would answer otherwise
 than jinja2 without it is an error.
 
-A job is a line of JSON on stdin, `{"wanted": "texts", "source": ..., "seconds": ..., "longest": ..., "bytes": ...}`, and
-so many bytes of documents, one JSON object a line. The answer is a line with each document's text as JSON and a last
+A job is a line of JSON on stdin, `{"wanted": "texts", "source": ..., "seconds": ..., "longest": ..., "bytes": ...}`,
+and so many bytes of documents, one JSON object a line. The answer is a line with each document's text as JSON and a last
 one that is `null`, or an object with what went wrong; where `names` are wanted, a line for each that the template looks
 up. A job is read to its end before the answer begins, so that neither side waits for the
 other.
