@@ -1,16 +1,15 @@
 """The process that renders Jinja templates: reads documents on stdin, writes what the template makes of them on stdout.
 
-It is run by its path (`python -I jinja_process.py`) and imports nothing of this package, so that it starts in no time.
-Templates come from strangers: they run in jinja2's sandbox, with so much memory, and so much processor time for each
-document, after which the kernel ends the process. The environment is otherwise lm-eval's (0.4.13,
+It is run by its path (`python -I jinja_process.py`) and imports nothing of this package, so that it starts in no
+time. Templates come from strangers: they run in jinja2's sandbox, with so much memory, and so much processor time for
+each document, after which the kernel ends the process. The environment is otherwise lm-eval's (0.4.13,
 `lm_eval.utils.apply_template`), so that the texts are the same to the byte; what the sandbox would answer otherwise
 than jinja2 without it is an error.
 
 A job is a line of JSON on stdin, `{"wanted": "texts", "source": ..., "seconds": ..., "longest": ..., "bytes": ...}`,
-and so many bytes of documents, one JSON object a line. The answer is a line with each document's text as JSON and a last
-one that is `null`, or an object with what went wrong; where `names` are wanted, a line for each that the template looks
-up. A job is read to its end before the answer begins, so that neither side waits for the
-other.
+and so many bytes of documents, one JSON object a line. The answer is a line with each document's text as JSON and a
+last one that is `null`, or an object with what went wrong; where `names` are wanted, a line for each that the
+template looks up. A job is read to its end before the answer begins, so that neither side waits for the other.
 """
 
 from __future__ import annotations
