@@ -726,6 +726,10 @@ class Requests:
         Raises:
             ValueError: If `token_budget` is 0.
         """
+    def token_beyond(self, /, num_tokens: SupportsIndex) -> tuple[int, int] | None:
+        """
+        The first question with a token id that is not below `num_tokens`, and that token; None if there is none.
+        """
     def truncation(self, /) -> tuple[int, int, int, int]:
         """
         How much of the prompts the model cannot read, since they are longer than `max_length`; they lose it on the left.
@@ -733,10 +737,6 @@ class Requests:
         Returns:
             Four numbers: questions that lose tokens, choices that do, the most tokens that one loses, and the question that loses those
             (-1 if there is none).
-        """
-    def token_beyond(self, /, num_tokens: SupportsIndex) -> tuple[int, int] | None:
-        """
-        The first question with a token id that is not below `num_tokens`, and that token; None if there is none.
         """
     @property
     def why_no_cuts(self, /) -> str | None:
