@@ -463,3 +463,11 @@ def test_too_long_texts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         template.question_texts(questions)
     with pytest.raises(TemplateError, match=re.escape("longer than 16777216 characters; at birds.jsonl, row 1")):
         PromptTemplate("{{ 'x' * 2 ** 24 }}x").question_texts(questions)
+
+
+def test_the_columns_that_a_template_names_are_found() -> None:
+    source = (
+        "{% for x in choices %}{{ x }}{{ loop.index }}{% endfor %}{% set y = 1 %}{{ y }}{{ when|upper if question }}"
+    )
+    assert jinja.names(source) >= {"choices", "when", "question"}
+    assert not jinja.names(source) & {"x", "y", "loop"}
