@@ -215,3 +215,58 @@ def test_a_template_that_fails_even_without_system_message_is_an_error_with_its_
     tokenizer = with_template("{{ raise_exception('only for tea') }}")
     with pytest.raises(TemplateError, match="chat template fails: only for tea"):
         chat_contexts(tokenizer, ["Well?"], description=DESCRIPTION)
+
+
+# As SmolVLM's: each content is a list of parts, and a text has none that it could print.
+IN_PARTS = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+def test_a_template_of_parts_gets_parts_and_keeps_the_question(with_template):
+    tokenizer = with_template(IN_PARTS)
+    asked = chat_contexts(tokenizer, ["Well?", "So?"], description="Say.", fewshot_turns=[("Is it?", "yes")])
+    assert asked.in_parts
+    assert asked.left_out == ()
+    assert asked.contexts[1] == (
+        "<|im_start|>System: Say.<end_of_utterance>\nUser: Is it?<end_of_utterance>\nAssistant: yes<end_of_utterance>\n"
+        "User: So?<end_of_utterance>\nAssistant:"
+    )
+    # transformers' own rendering of the same parts.
+    parts = [
+        {"role": role, "content": [{"type": "text", "text": text}]}
+        for role, text in (("system", "Say."), ("user", "Is it?"), ("assistant", "yes"), ("user", "So?"))
+    ]
+    assert asked.contexts[1] == tokenizer.apply_chat_template(parts, tokenize=False, add_generation_prompt=True)
+    assert not chat_contexts(with_template(CHATML), ["Well?"]).in_parts
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ messages[0]['role'] }}", "{{ messages[-1]['content'] | upper }}", "{{ messages[-1]['content'][:3] }}"],
+)
+def test_a_template_that_leaves_the_question_out_is_refused(with_template, template):
+    with pytest.raises(TemplateError, match="leaves out the text of question 1, or changes it"):
+        chat_contexts(with_template(template), ["Which moon is it?"])
+
+
+def test_what_a_template_leaves_out_beside_the_question_is_told(with_template):
+    tokenizer = with_template("{{ messages[-1]['content'] }}")
+    asked = chat_contexts(tokenizer, ["Well?"], description="Say.", fewshot_turns=[("Is it?", "yes")])
+    assert asked.left_out == ("description", "examples")
+
+
+@pytest.mark.parametrize(
+    ("template", "kind"),
+    [
+        ("{{ 1 + messages[0]['content'] }}", "TypeError"),
+        ("{{ messages[0]['content'] }}{{ 1 / 0 }}", "ZeroDivisionError"),
+    ],
+)
+def test_whatever_a_template_raises_is_a_template_error(with_template, template, kind):
+    with pytest.raises(TemplateError, match=f"chat template fails: {kind}: "):
+        chat_contexts(with_template(template), ["Well?"])

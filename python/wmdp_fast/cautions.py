@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from wmdp_fast._rust import QuestionSet, Requests
+    from wmdp_fast.chat import ChatPrompts
     from wmdp_fast.prepare import TaskQuestions
 
 
@@ -41,6 +42,20 @@ def about_columns(columns: dict[str, dict[str, str]]) -> list[str]:
         " as null or as text, so that their doc_hash may not be lm-eval's"
         for name, found in columns.items()
     ]
+
+
+def about_chat(chat: ChatPrompts) -> list[str]:
+    """A sentence for each way in which a chat template did not take the prompts as they are."""
+    sentences = []
+    if chat.without_system:
+        sentences.append("the chat template refuses a system message, so the description was left out, as in lm-eval")
+    if chat.in_parts:
+        sentences.append(
+            "the chat template drops a content that is plain text, and with it the question; it was given lists of"
+            " parts, which lm-eval does not do: its numbers are those of prompts without a question"
+        )
+    sentences += [f"the chat template leaves out the {what}, or changes the text" for what in chat.left_out]
+    return sentences
 
 
 def cut_prompts(requests: Requests, asked: Sequence[QuestionSet]) -> tuple[dict[str, Any], list[str]]:

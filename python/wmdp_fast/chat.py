@@ -4,6 +4,10 @@ The description (after the system instruction, if there is one) becomes the syst
 user and an assistant turn, the question the last user turn; the template then opens the assistant's. A template that
 refuses a system message is applied without it. The continuation follows without a delimiter. Checked against lm-eval
 0.4.13.
+
+One deviation: a template that takes a message's content to be a list of parts, as those of models that also read images
+do, makes nothing of the text that lm-eval gives it, and the model would be asked without the question. It is given
+parts here, and a template that leaves the question out all the same is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-    Message = dict[str, str]
+    Message = dict[str, str | list[dict[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,15 @@ class ChatPrompts:
         contexts: One for each question: everything up to where the assistant's answer begins.
         delimiter: Text between a context and its continuation, which lm-eval makes empty here.
         without_system: Whether the template refused a system message, so that the description was left out.
+        in_parts: Whether the template was given each content as a list of parts, because it drops plain text.
+        left_out: What the template leaves out of the first prompt: `examples`, `description`.
     """
 
     contexts: list[str]
     delimiter: str
     without_system: bool
+    in_parts: bool = False
+    left_out: tuple[str, ...] = ()
 
 
 def system_text(system_instruction: str | None, description: str, delimiter: str = "\n\n") -> str:
@@ -116,10 +124,8 @@ def chat_contexts(
         One context for each question.
 
     Raises:
-        TemplateError: The tokenizer has no such template, or the template fails.
+        TemplateError: The tokenizer has no such template, or the template fails or leaves a question out.
     """
-    from jinja2 import TemplateError as JinjaError
-
     source = chat_template_source(tokenizer, chat_template)
     text = system_text(system_instruction, description, fewshot_delimiter)
     system: list[Message] = [{"role": "system", "content": text}] if text else []
@@ -131,23 +137,81 @@ def chat_contexts(
     else:
         prefix = "".join(question + target_delimiter + answer + fewshot_delimiter for question, answer in fewshot_turns)
 
-    def render(messages: list[Message]) -> str:
+    contexts: list[str] = []
+    without_system = in_parts = False
+    left_out: tuple[str, ...] = ()
+    for number, question in enumerate(questions, start=1):
+        asked: Message = {"role": "user", "content": prefix + question}
+        messages = [*turns, asked]
+        context, refused = _rendered(tokenizer, source, system, messages, in_parts=in_parts)
+        if not contexts and question.strip() not in context:
+            in_parts = True
+            context, refused = _rendered(tokenizer, source, system, messages, in_parts=in_parts)
+        # A template that takes texts after all would print the list of parts as Python shows it.
+        if question.strip() not in context or (in_parts and _shows_parts(context, question)):
+            raise TemplateError(
+                f"the tokenizer's chat template leaves out the text of question {number}, or changes it, so that the"
+                " model would be asked something else; leave --apply-chat-template out, or use another template"
+            )
+        if not contexts:
+            left_out = _left_out(context, [] if refused else system, turns)
+        contexts.append(context)
+        without_system = without_system or refused
+    return ChatPrompts(contexts, "", without_system, in_parts, left_out)
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    system: list[Message],
+    messages: list[Message],
+    *,
+    in_parts: bool,
+) -> tuple[str, bool]:
+    """A conversation as the template writes it, and whether the template refused the system message.
+
+    Raises:
+        TemplateError: The template fails.
+    """
+    from jinja2 import TemplateError as JinjaError
+
+    def render(conversation: list[Message]) -> str:
+        if in_parts:
+            conversation = [
+                {"role": message["role"], "content": [{"type": "text", "text": str(message["content"])}]}
+                for message in conversation
+            ]
         rendered = tokenizer.apply_chat_template(
-            messages, chat_template=source, tokenize=False, add_generation_prompt=True, continue_final_message=False
+            cast("list[dict[str, str]]", conversation),  # parts too
+            chat_template=source,
+            tokenize=False,
+            add_generation_prompt=True,
+            continue_final_message=False,
         )
         return cast("str", rendered)  # what `tokenize=False` makes of one conversation
 
-    contexts: list[str] = []
-    without_system = False
-    for question in questions:
-        messages = [*turns, {"role": "user", "content": prefix + question}]
+    try:
         try:
-            try:
-                contexts.append(render(system + messages))
-            except JinjaError:
-                # Templates refuse by raising; which message they refuse, they don't say.
-                contexts.append(render(messages))
-                without_system = without_system or bool(system)
-        except JinjaError as error:
-            raise TemplateError(f"the tokenizer's chat template fails: {error}") from error
-    return ChatPrompts(contexts, delimiter="", without_system=without_system)
+            return render(system + messages), False
+        except JinjaError:
+            # Templates refuse by raising; which message they refuse, they don't say.
+            return render(messages), bool(system)
+    except Exception as error:
+        # A template may raise whatever Python does: a TypeError if it adds a text to what is none, for instance.
+        kind = "" if isinstance(error, JinjaError) else f"{type(error).__name__}: "
+        raise TemplateError(f"the tokenizer's chat template fails: {kind}{error}") from error
+
+
+def _shows_parts(context: str, question: str) -> bool:
+    """Whether a prompt has parts in it as Python or JSON writes them."""
+    return any(form in context and form not in question for form in ("'type': 'text'", '"type": "text"'))
+
+
+def _left_out(context: str, system: list[Message], turns: list[Message]) -> tuple[str, ...]:
+    """What of the messages before the question is not to be found in a prompt."""
+    missing = [
+        name
+        for name, messages in (("description", system), ("examples", turns))
+        if any(str(message["content"]).strip() not in context for message in messages)
+    ]
+    return tuple(missing)

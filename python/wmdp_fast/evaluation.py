@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wmdp_fast._rust import Prompts, QuestionSet, Requests, Tokenizer
+    from wmdp_fast.chat import ChatPrompts
     from wmdp_fast.models.load import LoadedModel
     from wmdp_fast.models.scores import PartialScores, ScoreMode, Scores
     from wmdp_fast.models.served import ServedModel
@@ -194,7 +195,7 @@ def evaluate(
         others = [replace(one, questions=one.questions.permuted(permute_choices)) for one in read]
     with clock("render"):
         prompts = [
-            _prompts(one, loaded.tokenizer, apply_chat_template, system_instruction, multiturn=multiturn)
+            _prompts(one, loaded.tokenizer, apply_chat_template, system_instruction, about, multiturn=multiturn)
             for one in (*read, *others)
         ]
     with clock("tokenize"):
@@ -260,6 +261,11 @@ class _Cautions:
         self._warn(sentences)
         self.details["joined_choices"], sentences = cautions.joined_choices(requests)
         self._warn(sentences)
+
+    def add_chat(self, task: str, chat: ChatPrompts) -> None:
+        """Adds how the chat template took a task's prompts; once, if they are asked in several orders."""
+        sentences = [f"{task}: {sentence}" for sentence in cautions.about_chat(chat)]
+        self._warn([sentence for sentence in sentences if sentence not in self._sentences])
 
     def added_to(self, details: dict[str, Any]) -> dict[str, Any]:
         """A run's details with these, its own warnings first."""
@@ -344,6 +350,7 @@ def _prompts(
     tokenizer: PreTrainedTokenizerBase | None,
     apply_chat_template: bool | str,
     system_instruction: str | None,
+    about: _Cautions,
     *,
     multiturn: bool,
 ) -> Prompts:
@@ -374,12 +381,7 @@ def _prompts(
         target_delimiter=task.target_delimiter,
         fewshot_delimiter=task.fewshot_delimiter,
     )
-    if chat.without_system:
-        warnings.warn(
-            f"{task.name}: the chat template refuses a system message, so the description was left out, as in lm-eval",
-            WmdpFastWarning,
-            stacklevel=3,
-        )
+    about.add_chat(task.name, chat)
     return prompts.with_contexts(chat.contexts, delimiter=chat.delimiter)
 
 
