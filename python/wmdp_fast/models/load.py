@@ -303,7 +303,8 @@ def max_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> 
             return _DEFAULT_MAX_LENGTH
         name = "the tokenizer's model_max_length"
     if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 1 <= limit < float("inf"):
-        raise ModelError(f"{name} is {shown(limit)}, which is no number of tokens: correct it, or pass max_length")
+        model = getattr(config, "name_or_path", "") or type(config).__name__
+        raise ModelError(f"{model}: {name} is {shown(limit)}, which is no number of tokens; correct it")
     # No prompt is longer, and this is a number for any machine.
     return min(int(limit), _MOST_TOKENS)
 
