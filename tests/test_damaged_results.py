@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests import damage, saved_runs
-from wmdp_fast import cli
+from wmdp_fast import cli, results_file
 from wmdp_fast.exceptions import DatasetError
 from wmdp_fast.saved import read_results
 
@@ -156,6 +156,28 @@ def test_a_damaged_results_file_is_one_line(results: Path, tmp_path: Path) -> No
                 kept.write_bytes(file.read_bytes())
                 raise AssertionError(f"seed {seed}, {' '.join(command)}: see {kept}") from error
     assert refused > COUNT / 10
+
+
+def test_null_is_as_if_a_field_were_not_there(results: Path, tmp_path: Path) -> None:
+    """In every field that is checked, of which some reader may ask more."""
+    raw = json.loads(results.read_text(encoding="utf-8"))
+    folder = tmp_path / "nulls"
+    folder.mkdir()
+    for beside in results.parent.glob("samples_*"):
+        (folder / beside.name).write_bytes(beside.read_bytes())
+    file = folder / results.name
+    tried = 0
+    for rule, _ in results_file._RULES:
+        if rule == "results":
+            continue
+        changed = copy.deepcopy(raw)
+        for holder, name, _ in list(results_file._fields(changed, rule.split("."))):
+            holder[name] = None
+            tried += 1
+        file.write_text(json.dumps(changed), encoding="utf-8")
+        for command in commands(file, results, tmp_path):
+            assert attempt(command, file) == "", (rule, command)
+    assert tried > 20
 
 
 def in_itself(raw: dict[str, Any]) -> None:

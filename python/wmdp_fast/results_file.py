@@ -101,8 +101,8 @@ def read_results_file(path: Path) -> dict[str, Any]:
     """Reads a results file of this package or of lm-eval.
 
     Returns:
-        Its contents. What `_RULES` names is of that kind, or absent or null; every entry of `results` is an object, and
-        no group contains itself or what there is nothing of.
+        Its contents. What `_RULES` names is of that kind or absent, also where the file has null; every entry of
+        `results` is an object, and no group contains itself or what there is nothing of.
 
     Raises:
         OSError: It cannot be read.
@@ -116,8 +116,12 @@ def read_results_file(path: Path) -> dict[str, Any]:
                 where, f"must hold metrics by name, not {_short(entry)}", field=_field(f"results.{name}")
             )
     for rule, (what, holds) in _RULES:
-        for field, value in _fields(raw, rule.split(".")):
-            if value is not None and not holds(value):
+        for holder, name, field in list(_fields(raw, rule.split("."))):
+            value = holder[name]
+            if value is None:
+                # So that nobody has to tell the two apart.
+                del holder[name]
+            elif not holds(value):
                 raise DatasetError(where, f"must be {what}, not {_short(value)}", field=_field(field))
     _check_groups(where, raw["results"], raw.get("group_subtasks") or {})
     return raw
@@ -183,16 +187,15 @@ def _is_shallow(value: Any) -> bool:
     return False
 
 
-def _fields(value: Any, path: list[str], lead: str = "") -> Iterator[tuple[str, Any]]:
-    """The fields that a rule is about, by their name in the file."""
-    if not path:
-        yield lead.removesuffix("."), value
-        return
+def _fields(value: Any, path: list[str], lead: str = "") -> Iterator[tuple[dict[str, Any], str, str]]:
+    """The fields that a rule is about: the object that holds each, its key there and its name in the file."""
     if not isinstance(value, dict):
-        return  # Its own rule tells of that, if it is not null.
+        return  # Its own rule tells of that.
     for name in value if path[0] == "*" else path[:1]:
-        if name in value:
+        if name in value and path[1:]:
             yield from _fields(value[name], path[1:], f"{lead}{name}.")
+        elif name in value:
+            yield value, name, f"{lead}{name}"
 
 
 def _check_groups(where: str, results: Mapping[str, Any], below: Mapping[str, list[str] | None]) -> None:
