@@ -85,8 +85,8 @@ def test_smollm2_on_mmlu_in_float32(
 def test_bfloat16_is_as_near_to_float32_as_lm_eval(smollm2_dir: Path, mmlu_dir: Path, tmp_path: Path) -> None:
     """In bfloat16 no two orders of sums agree, lm-eval's own batch sizes among them, so the measure is float32.
 
-    Padded rows run the products that lm-eval runs and lie within its own spread. A trie packs its rows otherwise; what it
-    may not do is to stray further from the same weights' float32 numbers than lm-eval does.
+    Padded rows run the products that lm-eval runs and lie within its own spread. A trie packs its rows otherwise; what
+    it may not do is to stray further from the same weights' float32 numbers than lm-eval does.
     """
     folder, limit, batch_sizes = smollm2_dir, 24, (8, 24)
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
