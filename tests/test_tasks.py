@@ -159,7 +159,7 @@ def test_before_0_4_4_a_template_of_ones_own_loses_its_last_newline_too(tmp_path
         for version in ("0.4.2", "current")
     )
     assert (old.doc_to_text, old.description) == ("{{question}}\n", "Hello")
-    assert (new.doc_to_text, new.description) == ("{{question}}\n\n", "Hello\r\n")
+    assert (new.doc_to_text, new.description) == ("{{question}}\n\n", "Hello\n")
 
 
 def test_newlines_are_dropped_as_jinja_drops_them():
@@ -168,7 +168,7 @@ def test_newlines_are_dropped_as_jinja_drops_them():
         rendered = jinja2.Environment(autoescape=False).from_string(text).render()
         task = dataclasses.replace(TASKS["wmdp_bio"], description=text)
         ours = COMPATS["0.4.2"].task(task).description
-        # Jinja also makes every newline a \n; a description is taken as it is.
+        # Jinja also makes every newline a \n, which `resolve` does with a description it is given.
         assert ours.replace("\r\n", "\n").replace("\r", "\n") == rendered
 
 

@@ -138,3 +138,46 @@ def test_a_sweep_says_which_of_two_files_of_one_name_to_rename(folder, tmp_path)
             output=tmp_path / "sweep",
             progress=False,
         )
+
+
+@pytest.mark.parametrize("command", ["unlearn", "sweep"])
+def test_what_is_unusual_in_the_prompts_is_told_once_a_run(command, folder, tmp_path, capsys):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(
+        "".join(json.dumps({"text": f"The wren {i} sings of the sea at night."}) + "\n" for i in range(20))
+    )
+    questions = str(folder / "birds_test.jsonl")
+    argv = [command, str(folder / "base"), "--forget", str(corpus), "--retain", str(corpus), "--min-chars", "5"]
+    settings = {"layer-id": 2, "steering-coeff": 2, "alpha": 50, "learning-rate": 0.01, "batch-size": 2}
+    argv += [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    argv += ["--description", "About\\n", "--system-instruction", "Be\\n", "--output", str(tmp_path / "out")]
+    if command == "unlearn":
+        argv += ["--max-steps", "2", "--eval-tasks", questions, "--eval-every", "1"]
+    else:
+        argv += ["--max-steps", "1,2", "--forget-tasks", questions, "--retain-tasks", questions]
+    assert cli.main(argv) == 0
+    error = capsys.readouterr().err
+    for name in ("description", "system_instruction"):
+        assert error.count(f"warning: {name} has a backslash and an n") == 1
+    found = list((tmp_path / "out" / "evaluations").rglob("results*.json"))
+    for kept in found:
+        listed = json.loads(kept.read_text())["wmdp_fast"]["warnings"]
+        assert sum("has a backslash and an n" in line for line in listed) == 2
+    assert len(found) == 3
+
+
+def test_a_template_that_fails_is_told_before_anything_is_loaded(folder, tmp_path, capsys):
+    argv = [
+        "unlearn",
+        str(folder / "nowhere"),
+        "--forget",
+        "f.jsonl",
+        "--retain",
+        "r.jsonl",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    argv += ["--eval-tasks", str(folder / "birds_test.jsonl"), "--template", "{{hint}}"]
+    assert cli.main(argv) == 1
+    assert "hint" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -99,7 +99,7 @@ def evaluate(
         subjects: Only these MMLU subjects.
         template: How to ask the questions of files given by path: a task's name or a Jinja template.
         choices: Whether those are answered with `"letters"` or `"texts"`.
-        description: Text before the prompts of files given by path.
+        description: Text before the prompts of files given by path, without Jinja.
         fewshot_file: Question file that holds the few-shot examples for files given by path; without it those of
             `x.jsonl` are in `x_dev.jsonl` beside it.
         permute_choices: Whether to ask every question again with its choices in other orders: `cyclic` puts each choice
@@ -185,7 +185,7 @@ def evaluate(
     with clock("read"):
         read = prepare.read_tasks(selection.tasks, data=data, dataset_revision=dataset_revision, limit=limit)
         prepare.try_templates(read)
-    about = _Cautions(read, log_samples=log_samples)
+    about = _Cautions(read, system_instruction, log_samples=log_samples)
     encoder = _Encoder(selection)
     with clock("load"):
         loaded = _load(model, tokenizer, revision, dtype, device, peft, trust_remote_code, allow_missing, encoder.begin)
@@ -245,10 +245,11 @@ def evaluate(
 class _Cautions:
     """Warns of what is unusual about a run's questions and prompts, and keeps it for the results."""
 
-    def __init__(self, read: Sequence[TaskQuestions], *, log_samples: bool) -> None:
+    def __init__(self, read: Sequence[TaskQuestions], system_instruction: str | None, *, log_samples: bool) -> None:
         columns = cautions.columns_without_json(read)
         self.details: dict[str, Any] = {"columns_without_json": columns}
         self._sentences: list[str] = []
+        self._warn(cautions.typed_line_breaks({"system_instruction": system_instruction}))
         self._warn(cautions.repeated_examples(read))
         if log_samples:
             self._warn(cautions.about_columns(columns))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from wmdp_fast._rust import PromptTemplate, QuestionSet, Tokenizer, read_many
 from wmdp_fast.data import locate_all
-from wmdp_fast.exceptions import TokenizerError
+from wmdp_fast.exceptions import TaskError, TokenizerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -66,13 +66,14 @@ def read_tasks(
     Raises:
         DataUnavailableError: Files are missing, gated or out of reach; says what to do.
         DatasetError: A file holds something else than questions; names file, row and field.
+        TaskError: A description is the name of a column, which lm-eval would put in its place.
         ValueError: `limit` is no positive, finite number.
     """
     _check_limit(limit)
     located = locate_all(tasks, data=data, dataset_revision=dataset_revision)
     paths = list(dict.fromkeys(path for files in located for path in (*files.test, *files.fewshot)))
     sets = dict(zip(paths, read_many(paths), strict=True))
-    return [
+    read = [
         TaskQuestions(
             task=task,
             questions=_first(every := _join(files.test, sets), limit),
@@ -82,6 +83,13 @@ def read_tasks(
         )
         for task, files in zip(tasks, located, strict=True)
     ]
+    for one in read:
+        if one.task.description and one.task.description in one.questions.columns:
+            raise TaskError(
+                f"{one.task.name}: the description is {one.task.description!r}, and so is a column of"
+                f" {one.questions.file}, whose texts lm-eval would take; write another description"
+            )
+    return read
 
 
 def _check_limit(limit: float | None) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from wmdp_fast import cautions
 from wmdp_fast.data import local_questions, without_extension
 from wmdp_fast.exceptions import TaskError
 
@@ -463,7 +464,8 @@ def resolve(
             description.
         choices: `letters` or `texts` continue the prompts of local files. The default follows `template`; with a Jinja
             template it is `letters` if the template mentions `choices`, else `texts`.
-        description: Text before the prompts of local files, instead of the template's.
+        description: Text before the prompts of local files, instead of the template's. It is plain text, with lm-eval's
+            line ends (`\n`).
         fewshot_file: A question file whose first questions are the few-shot examples of local files. Without it those
             of `x.jsonl` are in `x_dev.jsonl` beside it.
         compat: The lm-eval version to follow: `0.4.2`, `0.4.9` or `current`.
@@ -504,6 +506,7 @@ def resolve(
     if fewshot_file is not None:
         tasks = _with_fewshot_file(tasks, Path(fewshot_file), num_fewshot)
     tasks, warnings = _set_fewshot(tasks, num_fewshot)
+    warnings += tuple(cautions.typed_line_breaks({"template": template, "description": description}))
     return Selection(
         tasks=tuple(compat.task(task) for task in tasks.values()),
         groups=tuple(compat.group(group) for group in groups.values()),
@@ -647,7 +650,7 @@ def _local_task(
         config=None,
         test_split=files.test_split,
         fewshot_split=files.fewshot_split,
-        description=base.description if description is None else description,
+        description=base.description if description is None else _plain(description),
         doc_to_text=base.doc_to_text,
         choices=base.choices,
         doc_to_target=base.doc_to_target,
@@ -655,6 +658,21 @@ def _local_task(
         test_files=files.test,
         fewshot_files=files.fewshot,
     )
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")
+
+
+def _plain(description: str) -> str:
+    """A description as lm-eval, which renders it with Jinja, would print it if there is no Jinja in it."""
+    if found := re.search(r"\{[{%#]", description):
+        raise TaskError(
+            f"the description has {found[0]} in it, which is Jinja to lm-eval, rendered for each question; here a"
+            " description is plain text: leave it out, or put the text into the template, before the question"
+        )
+    # Jinja takes every line end for this one.
+    return re.sub(r"\r\n?", "\n", description)
 
 
 def _template_task(template: str | None, topic: str) -> Task:
@@ -678,7 +696,7 @@ def _template_task(template: str | None, topic: str) -> Task:
         )
     close = _close(template, ["mmlu", "mmlu_continuation", *TASKS])
     raise TaskError(
-        f"unknown template {template!r}{close}; a Jinja template has {{{{ }}}} in it, e.g. {{{{question}}}}"
+        f"unknown template {_short(template)}{close}; a Jinja template has {{{{ }}}} in it, e.g. {{{{question}}}}"
     )
 
 

@@ -9,6 +9,7 @@ import argparse
 from typing import Any
 
 from wmdp_fast.cli.options import limit, whole_number
+from wmdp_fast.cli.text_or_file import HINT, text_or_file
 
 # The parameters of `wmdp_fast.evaluate` that these options set.
 _ASKING = (
@@ -40,12 +41,20 @@ def add_selection(group: argparse._ArgumentGroup) -> None:
 def add_wording(group: argparse._ArgumentGroup) -> None:
     """Adds the options that say how a question is put into words."""
     group.add_argument(
-        "--template", metavar="T", help="for question files: `mmlu`, the name of another task, or a Jinja template"
+        "--template",
+        type=text_or_file,
+        metavar="T",
+        help=f"for question files: `mmlu`, the name of another task, or a Jinja template; {HINT}",
     )
     group.add_argument(
         "--choices", choices=("letters", "texts"), help="for question files: what the model answers with"
     )
-    group.add_argument("--description", metavar="TEXT", help="for question files: text before every prompt")
+    group.add_argument(
+        "--description",
+        type=text_or_file,
+        metavar="TEXT",
+        help=f"for question files: text before every prompt; {HINT}",
+    )
     group.add_argument(
         "--lm-eval-compat",
         choices=("0.4.2", "0.4.9", "current"),
@@ -58,7 +67,9 @@ def add_wording(group: argparse._ArgumentGroup) -> None:
         metavar="NAME",
         help="put prompts into the tokenizer's chat template; NAME picks one of several",
     )
-    group.add_argument("--system-instruction", metavar="TEXT", help="text before the task's description")
+    group.add_argument(
+        "--system-instruction", type=text_or_file, metavar="TEXT", help=f"text before the task's description; {HINT}"
+    )
     group.add_argument(
         "--fewshot-as-multiturn",
         action=argparse.BooleanOptionalAction,

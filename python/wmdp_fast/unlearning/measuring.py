@@ -8,14 +8,17 @@ A run keeps its evaluations in folders of their own, `evaluations/step-0`, `eval
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
+import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast import prepare, tasks
-from wmdp_fast.exceptions import DivergedError, ModelError, TaskError
+from wmdp_fast.exceptions import DivergedError, ModelError, TaskError, WmdpFastWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from wmdp_fast.results import EvalResult
@@ -38,6 +41,7 @@ def check_tasks(names: Sequence[str], options: Mapping[str, Any], conditions: Se
 
     Raises:
         TaskError: A task is unknown, an option does not apply, or a condition speaks of something else.
+        TemplateError: A template does not compile, or fails on its first question.
         DataUnavailableError, DatasetError, FileNotFoundError, ValueError: As `evaluate` does.
     """
     selection = tasks.resolve(
@@ -45,7 +49,8 @@ def check_tasks(names: Sequence[str], options: Mapping[str, Any], conditions: Se
         compat=options.get("lm_eval_compat", "current"),
         **{name: options[name] for name in _OF_RESOLVE if name in options},
     )
-    prepare.read_tasks(selection.tasks, **{name: options[name] for name in _OF_READING if name in options})
+    read = prepare.read_tasks(selection.tasks, **{name: options[name] for name in _OF_READING if name in options})
+    prepare.try_templates(read)
     measured = {task.name: task.metrics for task in selection.tasks}
     measured |= {group.name: group.metrics for group in selection.groups}
     for condition in conditions:
@@ -76,7 +81,8 @@ def measure(
     if source.whole is None or source.tokenizer is None:
         raise ValueError("evaluating needs the whole model and its tokenizer; pass tokenizer=...")
     try:
-        result = evaluate(source.whole, tokenizer=source.tokenizer, tasks=list(names), progress=False, **options)
+        with _without(source.said):
+            result = evaluate(source.whole, tokenizer=source.tokenizer, tasks=list(names), progress=False, **options)
     except ModelError as error:
         if not steps:
             raise
@@ -84,6 +90,7 @@ def measure(
         raise DivergedError(
             f"after step {steps} the model cannot be scored any more ({error}); lower the learning rate", steps
         ) from error
+    source.said.update(result.details["warnings"])
     if steps:
         result = dataclasses.replace(result, model_name=f"{source.name} after step {steps}")
     if folder is not None:
@@ -91,6 +98,15 @@ def measure(
             shutil.rmtree(folder)  # of a run that was stopped before it could say that it had come so far
         result.save(folder / "results.json", log_samples=samples)
     return result
+
+
+@contextmanager
+def _without(said: Iterable[str]) -> Iterator[None]:
+    """Inside, warnings that were given before are not repeated."""
+    with warnings.catch_warnings():
+        for text in said:
+            warnings.filterwarnings("ignore", message=re.escape(text), category=WmdpFastWarning)
+        yield
 
 
 def tasks_of(names: Sequence[str], selection: Selection) -> list[str]:

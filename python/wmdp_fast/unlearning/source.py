@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.models.partial import Decoder, decoder_of, load_first_layers
@@ -28,7 +28,11 @@ Corpus = str | os.PathLike[str] | CorpusTokens
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The model that is to be unlearnt."""
+    """The model that is to be unlearnt.
+
+    Attributes:
+        said: What evaluations of it have warned of, which the next one need not say again.
+    """
 
     name: str
     decoder: Decoder
@@ -38,6 +42,7 @@ class Source:
     commit: str | None
     pad_id: int
     num_layers: int
+    said: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
