@@ -1415,6 +1415,7 @@ def read_documents(
     field: str = ...,
     raw_lines: bool = False,
     min_chars: SupportsIndex = 0,
+    keep_empty: bool = False,
     limit: SupportsIndex | None = None,
 ) -> list[str]:
     """
@@ -1434,6 +1435,7 @@ def read_documents(
         raw_lines: Whether each line of a `.jsonl` or `.txt` file as it stands is a document: blank ones too, JSON not parsed, line
             ends included (as `\\n`, whatever they are in the file), as Python's text files give them.
         min_chars: Only documents of more characters than this are kept.
+        keep_empty: Whether documents without a single character are kept all the same.
         limit: Most documents to read; None reads all.
 
     Raises:

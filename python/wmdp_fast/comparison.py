@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from wmdp_fast import _rust
+from wmdp_fast.perplexity import METRICS, change
 from wmdp_fast.saved import SavedGroup, SavedResults, SavedTask, from_evaluation, read_runs
 from wmdp_fast.statistics import Letters, correct_answers, letter_notes, letters_of, share
-from wmdp_fast.tables import frame, html_table
+from wmdp_fast.tables import frame, html_table, number_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
+    from wmdp_fast.perplexity import Documents
     from wmdp_fast.results import EvalResult
 
 Section = Literal["forget", "near", "general", "other"]
@@ -76,13 +78,15 @@ class Difference:
         after: The other run's.
         stderr_before: Standard error of `before`, or None.
         stderr_after: Standard error of `after`, or None.
-        low: Lower end of Tango's score interval of the difference over pairs; None without pairs.
+        low: Lower end of Tango's score interval of the difference over pairs; None without pairs. Of a text's
+            perplexity Student's, over documents.
         high: Its upper end.
         clustered_stderr: For a group in pairs, the standard error of the difference that lets questions of one task
             depend on each other.
-        p: The exact McNemar test's p-value; None without pairs.
+        p: The exact McNemar test's p-value; None without pairs. Of a text's perplexity that of Student's paired test of
+            its logarithm, over documents.
         p_holm: The same after Holm's correction over the tasks (for a group, over the groups) of this run and metric.
-        right_to_wrong: Questions that the baseline got right and the other run wrong; None without pairs.
+        right_to_wrong: Questions that the baseline got right and the other run wrong; None without pairs, and of texts.
         wrong_to_right: The other way round.
         why_unpaired: Why there are no pairs, or None.
         caveat: What makes the two values of other kinds (other numbers of shots), or None.
@@ -468,7 +472,9 @@ def _rows(
             "why_unpaired": reason,
             "caveat": _other_shots(leaves, all_before, all_after),
         }
-        if reason is None:
+        if isinstance(before, SavedTask) and isinstance(after, SavedTask) and before.documents and after.documents:
+            row |= _paired_documents(before.documents, after.documents, metric, options)
+        elif reason is None:
             answers = list(_answers(leaves, all_before, all_after, pairings, metric))
             if len(answers) < len(leaves):
                 row["why_unpaired"] = f"{metric} does not follow from the samples"
@@ -555,6 +561,19 @@ def _paired(answers: Sequence[_Answers], options: _Options) -> dict[str, Any]:
         "right_to_wrong": right_to_wrong,
         "wrong_to_right": wrong_to_right,
     }
+
+
+def _paired_documents(before: Documents, after: Documents, metric: str, options: _Options) -> dict[str, Any]:
+    """Statistics over the documents of a text that both runs read, or why there are none."""
+    if metric not in METRICS:
+        return {"why_unpaired": f"{metric} does not follow from the samples"}
+    if before.hashes != after.hashes:
+        return {"why_unpaired": "the runs read other documents"}
+    if metric == "token_perplexity" and not (before.tokens == after.tokens).all():
+        return {"why_unpaired": "the models cut the text into other tokens: compare words or bytes"}
+    if (found := change(before, after, metric, options.confidence)) is None:
+        return {"why_unpaired": "a single document, from which no interval follows"}
+    return {"why_unpaired": None, "low": found.low, "high": found.high, "p": found.p}
 
 
 def _corrected(rows: Sequence[Difference]) -> Iterator[Difference]:
@@ -669,15 +688,17 @@ _COLUMNS = ("task", "n", "metric", "before", "after", "change", "interval", "p",
 
 
 def _cells(row: Difference, indent: str) -> tuple[str, ...]:
-    paired = row.low is not None and row.high is not None
+    interval = ""
+    if row.low is not None and row.high is not None:
+        interval = f"{number_text(row.low, signed=True)} to {number_text(row.high, signed=True)}"
     return (
         indent + row.alias + ("" if row.caveat is None else f" ({row.caveat})"),
         _count(row),
         row.metric,
-        f"{row.before:.4f}",
-        f"{row.after:.4f}",
-        f"{row.difference:+.4f}",
-        f"{row.low:+.4f} to {row.high:+.4f}" if paired else "",
+        number_text(row.before),
+        number_text(row.after),
+        number_text(row.difference, signed=True),
+        interval,
         probability_text(row.p),
         probability_text(row.p_holm),
         "" if row.right_to_wrong is None else str(row.right_to_wrong),
@@ -796,11 +817,16 @@ def _html(comparison: Comparison, contrast: Contrast) -> str:
 
 def _remarks(comparison: Comparison, contrast: Contrast) -> Iterator[str]:
     """How to read the table, and what to be careful about."""
-    if any(row.p is not None for row in contrast.rows):
+    if any(row.p is not None and row.right_to_wrong is not None for row in contrast.rows):
         yield (
             f"interval: {_percent(comparison.confidence)} by Tango's paired score test, not corrected for the number of"
             " tasks; p: exact McNemar test, then corrected over tasks (Holm); lost: right before, wrong after; won: the"
             " other way round"
+        )
+    if any(row.p is not None and row.right_to_wrong is None for row in contrast.rows):
+        yield (
+            f"perplexities (lower is better): {_percent(comparison.confidence)} interval of the change and p by"
+            " Student's t over documents, that of p on the logarithm"
         )
     if _letter_rows(contrast):
         yield (

@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +20,8 @@ from wmdp_fast.models.server import Server
 from wmdp_fast.progress import progress_bar
 from wmdp_fast.provenance import details_of, how_it_was_run, model_type, what_decides_scores
 from wmdp_fast.results import EvalResult, GroupResult, TaskResult, output_folder, tokenizer_info
-from wmdp_fast.tasks import resolve
+from wmdp_fast.tasks import resolve, without_tasks
+from wmdp_fast.texts import read_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,8 +36,11 @@ if TYPE_CHECKING:
     from wmdp_fast.models.scores import PartialScores, ScoreMode, Scores
     from wmdp_fast.models.served import ServedModel
     from wmdp_fast.models.trie import Engine
+    from wmdp_fast.perplexity import TextResult
     from wmdp_fast.prepare import TaskQuestions
     from wmdp_fast.tasks import Choices, Selection
+    from wmdp_fast.text_run import TextRun
+    from wmdp_fast.texts import Text
 
 # Margin in nats up to which rounding may have decided between two choices: one step between neighbouring numbers of
 # that type at the size of a typical logit (16 to 32); for float32 rather the noise of summing in another order.
@@ -52,7 +56,9 @@ _LARGEST = 1 << 62
 def evaluate(
     model: str | PathLike[str] | PreTrainedModel | Server,
     *,
-    tasks: str | PathLike[str] | Sequence[str | PathLike[str]],
+    tasks: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
+    text: str | PathLike[str] | Sequence[str | PathLike[str] | Text] | Mapping[str, Sequence[str]] = (),
+    text_field: str = "text",
     tokenizer: PreTrainedTokenizerBase | str | PathLike[str] | None = None,
     data: str | PathLike[str] | None = None,
     revision: str | None = None,
@@ -83,19 +89,25 @@ def evaluate(
     resume: bool = False,
     progress: bool = True,
 ) -> EvalResult:
-    """Scores a model on multiple-choice tasks by log-likelihood, with lm-eval's prompts and numbers.
+    """Scores a model on multiple-choice tasks and on texts by log-likelihood, with lm-eval's prompts and numbers.
+
+    A text's numbers are perplexities by word, byte and token, those of lm-eval's `loglikelihood_rolling`: each document
+    is read as it stands, a long one in windows of as many tokens as the model reads at once.
 
     Args:
         model: A folder or a name on the Hugging Face hub; a model already in memory (used as it is and left as it was;
             it needs `tokenizer`); or a `Server` that serves one.
         tasks: Names of tasks and groups (`wmdp`, `mmlu_virology`) and paths of question files; commas separate several.
+        text: Held-out texts: .jsonl, .parquet or .txt files (also with .gz or .zst behind) or folders of such, each a
+            text named after it; or a mapping from names to lists of documents.
+        text_field: Key or column of those files that holds a document.
         tokenizer: The tokenizer, a folder with it or its name on the hub, if it is not the model folder's own. With
             one, a served model is sent tokens; without, text.
         data: Folder with the datasets, in place of the hub.
         revision: Commit, branch or tag of the model on the hub.
         dataset_revision: The same for the dataset, in place of the pinned commit; a mapping gives one for each dataset.
         num_fewshot: Few-shot examples before each question; None is 0. WMDP is 0-shot by definition.
-        limit: Only the first questions of each task: a number of them, or, below 1, a share.
+        limit: Only the first questions of each task and documents of each text: a number of them, or, below 1, a share.
         subjects: Only these MMLU subjects.
         template: How to ask the questions of files given by path: a task's name or a Jinja template.
         choices: Whether those are answered with `"letters"` or `"texts"`.
@@ -134,7 +146,7 @@ def evaluate(
     Raises:
         TaskError: A task, subject, template or version is unknown, or an option does not apply.
         DataUnavailableError: Questions are missing, gated or out of reach.
-        DatasetError: A question file is faulty.
+        DatasetError: A question or text file is faulty.
         JournalError: What an unfinished run has left in `output` is of another run or damaged, or would be lost.
         ModelError: The model cannot be loaded or scored, or its server cannot be reached or does not do what is needed.
         TemplateError: A prompt or chat template fails.
@@ -157,34 +169,37 @@ def evaluate(
             engine=engine != "auto",
             token_budget=token_budget != "auto",
             score_mode=score_mode != "float32",
+            text=bool(text),
         )
     started, clock = time.time(), PhaseClock()
 
     # Everything cheap first: a misspelt task should not cost the loading of a model.
-    selection = resolve(
+    selection = _selected(
         tasks,
+        bool(text),
+        lm_eval_compat,
+        {
+            "permute_choices": permute_choices,
+            "apply_chat_template": apply_chat_template or None,
+            "system_instruction": system_instruction,
+        },
         subjects=subjects,
         num_fewshot=num_fewshot,
         template=template,
         choices=choices,
         description=description,
         fewshot_file=fewshot_file,
-        compat=lm_eval_compat,
     )
     for warning in selection.warnings:
         warnings.warn(warning, WmdpFastWarning, stacklevel=2)
     if apply_chat_template and not selection.compat.has_chat_templates:
         raise TaskError(f"lm-eval {selection.compat.name} could not apply chat templates; leave one of the two out")
-    if permute_choices is not None and (
-        unordered := [task.name for task in selection.tasks if task.choices == "texts"]
-    ):
-        raise TaskError(
-            f"{', '.join(unordered)}: the prompt shows no choices, each is scored by itself, so they have no order to"
-            " change; permute_choices is for tasks that are answered with letters"
-        )
+    _refuse_unordered(selection, permute_choices)
     with clock("read"):
         read = prepare.read_tasks(selection.tasks, data=data, dataset_revision=dataset_revision, limit=limit)
         prepare.try_templates(read)
+        taken = [*(task.name for task in selection.tasks), *(group.name for group in selection.groups)]
+        texts = read_texts(text, field=text_field, limit=limit, taken=taken)
     about = _Cautions(read, system_instruction, log_samples=log_samples)
     encoder = _Encoder(selection)
     with clock("load"):
@@ -201,15 +216,17 @@ def evaluate(
     with clock("tokenize"):
         requests = _requests(loaded, encoder, prompts, max_length)
         _refuse_unknown_tokens(loaded, requests, [*read, *others])
+        text_run = _text_run(loaded, encoder, texts, max_length)
     about.add_prompts(requests, [one.questions for one in (*read, *others)])
-    num_choices = sum(one.num_choices for one in prompts)
-    identity = what_decides_scores(loaded, requests, prompts, score_mode)
-    with _kept_scores(loaded.name, identity, num_choices, output, resume=resume) as partial:
-        with clock("forward"), _progress_bar(served=isinstance(model, Server), shown=progress) as advance:
-            scores = _score(loaded, prompts, requests, engine, token_budget, score_mode, advance, partial)
-        with clock("aggregate"):
-            near_tie = NEAR_TIE.get(str(getattr(loaded, "dtype", "")).removeprefix("torch."), NEAR_TIE["float32"])
-            results = _aggregate(read, others, prompts, scores, near_tie, permute_choices)
+    near_tie = NEAR_TIE.get(str(getattr(loaded, "dtype", "")).removeprefix("torch."), NEAR_TIE["float32"])
+    with contextlib.ExitStack() as kept:
+        scoring = _Scoring(kept, loaded, engine, token_budget, score_mode, output, resume, progress, clock)
+        results = {}
+        if prompts:
+            scores = scoring.tasks(prompts, requests)
+            with clock("aggregate"):
+                results = _aggregate(read, others, prompts, scores, near_tie, permute_choices)
+        of_texts = scoring.texts(text_run)
         result = EvalResult(
             tasks=results,
             groups={
@@ -219,13 +236,18 @@ def evaluate(
             model_name=loaded.name,
             **how_it_was_run(loaded, tokenizer, dtype, revision, peft, token_budget, limit),
             timings=clock.seconds,
-            num_tokens=scores.tokens_useful if requests is None else requests.num_tokens,
+            num_tokens=sum(
+                done.tokens_useful if asked is None else asked.num_tokens for asked, done, _ in scoring.done
+            ),
+            texts=of_texts,
             started=started,
             total_seconds=time.time() - started,
             score_mode=score_mode,
             near_tie=near_tie,
             choice_orders=permute_choices,
-            tokenizer={} if requests is None else tokenizer_info(loaded.tokenizer, max_length or loaded.max_length),
+            tokenizer={}
+            if scoring.done[-1][0] is None
+            else tokenizer_info(loaded.tokenizer, max_length or loaded.max_length),
             system_instruction=system_instruction,
             chat_template=(
                 chat_template_source(loaded.tokenizer, apply_chat_template)
@@ -233,7 +255,7 @@ def evaluate(
                 else None
             ),
             fewshot_as_multiturn=multiturn,
-            details=about.added_to(details_of(selection, loaded, prompts, requests, scores, partial)),
+            details=about.added_to(details_of(selection, loaded, prompts, *scoring.done[0])),
         )
         for note in result.letter_notes():
             warnings.warn(note, WmdpFastWarning, stacklevel=2)
@@ -305,6 +327,36 @@ def _refuse_for_server(**given: bool) -> None:
     """Raises if an option was given that only a model which is run here has."""
     if unfit := [name for name, is_given in given.items() if is_given]:
         raise ValueError(f"{', '.join(unfit)} cannot be chosen for a model that is served: that is up to the server")
+
+
+def _selected(
+    tasks: str | PathLike[str] | Sequence[str | PathLike[str]],
+    has_text: bool,
+    compat: str,
+    other: Mapping[str, object],
+    **asking: Any,
+) -> Selection:
+    """The tasks, or none if texts alone are to be read; then `asking` and `other` must be None: texts have no prompts.
+
+    Raises:
+        TaskError: As `resolve`; or an option was given that only tasks have.
+    """
+    if tasks or not has_text:
+        return resolve(tasks, **asking, compat=compat)
+    if unfit := [name for name, value in {**asking, **other}.items() if value is not None]:
+        raise TaskError(f"{', '.join(unfit)}: a text is read as it stands, and there are no tasks to ask in that way")
+    return without_tasks(compat)
+
+
+def _refuse_unordered(selection: Selection, permute_choices: str | None) -> None:
+    """Raises TaskError if choices are to be asked in other orders that have none."""
+    if permute_choices is not None and (
+        unordered := [task.name for task in selection.tasks if task.choices == "texts"]
+    ):
+        raise TaskError(
+            f"{', '.join(unordered)}: the prompt shows no choices, each is scored by itself, so they have no order to"
+            " change; permute_choices is for tasks that are answered with letters"
+        )
 
 
 def _load(
@@ -387,13 +439,12 @@ def _prompts(
 
 
 @contextlib.contextmanager
-def _progress_bar(*, served: bool, shown: bool) -> Iterator[Callable[[int, int], None]]:
+def _progress_bar(unit: str, what: str, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr over the inputs of a run; yields the function that sets how many are done, and of how many.
 
     How many there are depends on the engine: the trie does not count inputs that are the beginning of another one, and
     a server is asked by the question.
     """
-    unit, what = ("question", "asking") if served else ("input", "scoring")
     with progress_bar(what=what, unit=unit, shown=shown) as bar:
 
         def advance(done: int, total: int) -> None:
@@ -437,13 +488,30 @@ class _Encoder:
 def _requests(
     loaded: LoadedModel | ServedModel, encoder: _Encoder, prompts: Sequence[Prompts], max_length: int | None
 ) -> Requests | None:
-    """The prompts as tokens; None for a served model whose tokenizer was not given: it is sent text."""
+    """The prompts as tokens; None for a served model whose tokenizer was not given (it is sent text), and for none."""
+    if not prompts:
+        return None
     if loaded.tokenizer is None or loaded.prefix_token_id is None:
         if max_length is not None:
             raise ValueError("max_length needs the served model's tokenizer: name it with tokenizer (--tokenizer)")
         return None
     found = encoder.get(loaded.tokenizer, loaded.prefix_token_id, model_type(loaded))
     return found.encode_requests(prompts, max_length or min(loaded.max_length or _NO_LIMIT, _LARGEST))
+
+
+def _text_run(
+    loaded: LoadedModel | ServedModel, encoder: _Encoder, texts: Sequence[Text], max_length: int | None
+) -> TextRun | None:
+    """The texts, ready to be read by a model that is run here; None if there are none."""
+    if not texts:
+        return None
+    from wmdp_fast.models.served import ServedModel
+    from wmdp_fast.text_run import TextRun
+
+    if isinstance(loaded, ServedModel):
+        raise TypeError("a served model reads no texts")
+    found = encoder.get(loaded.tokenizer, loaded.prefix_token_id, model_type(loaded))
+    return TextRun(loaded, found, texts, max_length)
 
 
 def _refuse_unknown_tokens(
@@ -486,33 +554,83 @@ def _score(
     )
 
 
+@dataclass(frozen=True)
+class _Scoring:
+    """How a model is scored, for tasks and texts alike. What is done lies in journals as long as `kept` is open."""
+
+    kept: contextlib.ExitStack
+    loaded: LoadedModel | ServedModel
+    engine: Engine
+    token_budget: int | Literal["auto"]
+    score_mode: ScoreMode
+    output: str | PathLike[str] | None
+    resume: bool
+    progress: bool
+    clock: PhaseClock
+    # What was asked, its scores, and what these were entered in: of tasks, then of texts.
+    done: list[tuple[Requests | None, Scores, PartialScores]] = field(default_factory=list)
+
+    def tasks(self, prompts: Sequence[Prompts], requests: Requests | None) -> Scores:
+        """Scores all choices of all tasks."""
+        identity = what_decides_scores(self.loaded, requests, prompts, self.score_mode)
+        partial = self._keep(identity, sum(one.num_choices for one in prompts), "choices")
+        unit, what = ("input", "scoring") if hasattr(self.loaded, "model") else ("question", "asking")
+        with self.clock("forward"), _progress_bar(unit, what, shown=self.progress) as advance:
+            scores = _score(
+                self.loaded, prompts, requests, self.engine, self.token_budget, self.score_mode, advance, partial
+            )
+        self.done.append((requests, scores, partial))
+        return scores
+
+    def texts(self, run: TextRun | None) -> dict[str, TextResult]:
+        """Scores the windows of texts."""
+        if run is None:
+            return {}
+        identity = what_decides_scores(self.loaded, run.requests, (), self.score_mode)
+        partial = self._keep(identity, len(run), "windows of texts")
+        with self.clock("texts"), _progress_bar("window", "reading texts", shown=self.progress) as advance:
+            scores = run.score(
+                token_budget=self.token_budget, score_mode=self.score_mode, progress=advance, partial=partial
+            )
+        self.done.append((run.requests, scores, partial))
+        return run.results(scores)
+
+    def _keep(self, identity: Mapping[str, Any] | None, number: int, what: str) -> PartialScores:
+        # A run that was stopped at its tasks has nothing of its texts, which is no surprise.
+        expected = self.resume and not self.done
+        begun = _kept_scores(self.loaded.name, identity, number, self.output, what, resume=self.resume, warn=expected)
+        return self.kept.enter_context(begun)
+
+
 @contextlib.contextmanager
 def _kept_scores(
     name: str,
     identity: Mapping[str, Any] | None,
-    num_choices: int,
+    number: int,
     output: str | PathLike[str] | None,
+    what: str,
     *,
     resume: bool,
+    warn: bool,
 ) -> Iterator[PartialScores]:
     """Scores to be entered; if the run can be known again, they lie in a journal until the results are saved."""
     from wmdp_fast.models.scores import PartialScores
 
     if output is None or identity is None:
-        yield PartialScores.empty(num_choices)
+        yield PartialScores.empty(number)
         return
     folder = output_folder(output, name)
     journal = Journal.open(folder, identity, resume=resume)
-    if resume and len(journal.choices) == 0:
+    if warn and len(journal.choices) == 0:
         warnings.warn(f"there is nothing to resume in {folder}: beginning anew", WmdpFastWarning, stacklevel=4)
-    partial = PartialScores.resumed(num_choices, journal)
+    partial = PartialScores.resumed(number, journal)
     try:
         yield partial
     except BaseException as error:
         done = int(partial.finished.sum())
         if done:
             error.add_note(
-                f"{done} of {num_choices} choices are scored and kept in {journal.path}: the same again with"
+                f"{done} of {number} {what} are scored and kept in {journal.path}: the same again with"
                 " --resume (resume=True) goes on from there"
             )
             journal.close()

@@ -19,7 +19,7 @@ import numpy as np
 
 from wmdp_fast import _rust, environment, statistics
 from wmdp_fast.files import write_whole
-from wmdp_fast.tables import aligned, html_table
+from wmdp_fast.tables import aligned, html_table, number_text
 
 if TYPE_CHECKING:
     import os
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
+    from wmdp_fast.perplexity import TextResult
     from wmdp_fast.saved import SavedResults
     from wmdp_fast.statistics import Collapse
     from wmdp_fast.tasks import Group, Task
@@ -232,10 +233,11 @@ class EvalResult:
     Attributes:
         tasks: Results by task, in the order they ran.
         groups: Results by group, parents before the groups below them.
+        texts: Results by text, in the order they were given.
         model_name: Name or path of the model; names the folder of the files.
         model_source: lm-eval's name for the kind of model (`hf`).
         config: How the model was run; `run_config` makes it.
-        timings: Seconds by phase: load, read, render, tokenize, forward, aggregate.
+        timings: Seconds by phase: load, read, render, tokenize, forward, aggregate, texts.
         num_tokens: Tokens that went through the model, padding excluded.
         started: When the run began, seconds since 1970.
         total_seconds: How long it took.
@@ -263,6 +265,7 @@ class EvalResult:
     total_seconds: float
     score_mode: str
     near_tie: float
+    texts: Mapping[str, TextResult] = field(default_factory=dict)
     choice_orders: str | None = None
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     system_instruction: str | None = None
@@ -273,23 +276,22 @@ class EvalResult:
     versions: dict[str, str | None] = field(default_factory=environment.versions)
     hardware: dict[str, Any] = field(default_factory=environment.hardware)
 
-    def __getitem__(self, name: str) -> TaskResult | GroupResult:
-        """The result of a task or a group."""
-        if name in self.tasks:
-            return self.tasks[name]
-        if name in self.groups:
-            return self.groups[name]
+    def __getitem__(self, name: str) -> TaskResult | GroupResult | TextResult:
+        """The result of a task, a group or a text."""
+        for results in (self.tasks, self.groups, self.texts):
+            if name in results:
+                return results[name]
         import difflib  # Only an error needs it.
 
-        names = [*self.tasks, *self.groups]
+        names = [*self.tasks, *self.groups, *self.texts]
         close = difflib.get_close_matches(name, names, n=1) or names
         raise KeyError(f"{name!r} was not evaluated; did you mean {', '.join(close[:5])}?")
 
     def __contains__(self, name: object) -> bool:
-        return name in self.tasks or name in self.groups
+        return name in self.tasks or name in self.groups or name in self.texts
 
     def __iter__(self) -> Iterator[str]:
-        return iter((*self.tasks, *self.groups))
+        return iter((*self.tasks, *self.groups, *self.texts))
 
     def __repr__(self) -> str:
         return self.table()
@@ -344,8 +346,8 @@ class EvalResult:
             lead = ("  " * depth + result.alias, str(result.sample_len), shots)
             for metric, value in result.metrics.items():
                 error = result.stderr[metric]
-                stderr = _NOT_AVAILABLE if error is None else f"{error:.4f}"
-                rows.append((*lead, metric, f"{value:.4f}", f"± {stderr}"))
+                stderr = _NOT_AVAILABLE if error is None else number_text(error)
+                rows.append((*lead, metric, number_text(value), f"± {stderr}"))
                 lead = ("", "", "")
         return rows
 
@@ -361,7 +363,7 @@ class EvalResult:
                 f"{near_ties} of {total} predictions are near-ties: their two best choices are within {self.near_tie:g}"
                 " nats, where rounding may decide."
             )
-        return [*lines, *self.letter_notes()]
+        return [*lines, *self.letter_notes(), *(text.remark for text in self.texts.values())]
 
     def letter_notes(self) -> list[str]:
         """What to be told of tasks to nearly all of whose questions one letter is answered; usually nothing."""
@@ -382,20 +384,23 @@ class EvalResult:
         }
         versions: dict[str, Any] = {name: task.task.version for name, task in self.tasks.items()}
         versions |= {name: group.group.version for name, group in self.groups.items()}
+        versions |= dict.fromkeys(self.texts, 1.0)
+        texts = {name: text.lm_eval_entry() for name, text in self.texts.items()}
         return {
-            "results": tasks | bottom_up,
+            "results": tasks | texts | bottom_up,
             **({"groups": aggregated} if aggregated else {}),
             "group_subtasks": self.group_subtasks,
-            "configs": {
-                name: self.tasks[name].task.lm_eval_config(self.tasks[name].numbers_of_choices)
-                for name in sorted(self.tasks)
-            },
+            "configs": dict(sorted(self._configs().items())),
             "versions": dict(sorted(versions.items())),
             "n-shot": dict(sorted(self._num_fewshot().items())),
             "higher_is_better": dict(sorted(self._higher_is_better().items())),
             "n-samples": {
                 name: {"original": task.num_available, "effective": task.sample_len}
                 for name, task in self.tasks.items()
+            }
+            | {
+                name: {"original": text.text.available, "effective": text.sample_len}
+                for name, text in self.texts.items()
             },
             "config": dict(self.config),
             "git_hash": environment.git_commit(),
@@ -429,6 +434,7 @@ class EvalResult:
                     }
                     for name, task in self.tasks.items()
                 },
+                **({"texts": {name: text.details() for name, text in self.texts.items()}} if self.texts else {}),
                 "seconds": dict(self.timings),
                 "tokens": self.num_tokens,
                 "versions": self.versions,
@@ -476,6 +482,10 @@ class EvalResult:
                     task.order_answers,
                 )
                 written.append(samples_file)
+            for name, text in (self.texts if log_samples else {}).items():
+                samples_file = folder / f"samples_{name}_{time}.jsonl"
+                task_hashes[name] = text.write_samples(samples_file)
+                written.append(samples_file)
             # Last, so that a results file never tells of samples that are not there.
             write_whole(results_file, json.dumps(self.to_json(task_hashes), indent=2, ensure_ascii=False, default=str))
         except BaseException:
@@ -484,17 +494,22 @@ class EvalResult:
             raise
         return results_file
 
-    def _hierarchy(self) -> Iterator[tuple[TaskResult | GroupResult, int]]:
-        """Groups, each followed by what is below it and how deep, then the tasks that are in none."""
+    def _configs(self) -> dict[str, dict[str, Any]]:
+        """What was asked of each task and text, as lm-eval writes it."""
+        of_tasks = {name: task.task.lm_eval_config(task.numbers_of_choices) for name, task in self.tasks.items()}
+        return of_tasks | {name: text.lm_eval_config() for name, text in self.texts.items()}
 
-        def walk(name: str, depth: int) -> Iterator[tuple[TaskResult | GroupResult, int]]:
+    def _hierarchy(self) -> Iterator[tuple[TaskResult | GroupResult | TextResult, int]]:
+        """Groups, each followed by what is below it and how deep, then the tasks that are in none, then texts."""
+
+        def walk(name: str, depth: int) -> Iterator[tuple[TaskResult | GroupResult | TextResult, int]]:
             result = self[name]
             yield result, depth
             if isinstance(result, GroupResult):
                 for child in result.group.children:
                     yield from walk(child, depth + 1)
 
-        for name in self._topmost():
+        for name in (*self._topmost(), *self.texts):
             yield from walk(name, 0)
 
     def _topmost(self) -> list[str]:
@@ -503,10 +518,9 @@ class EvalResult:
         return [name for name in (*self.groups, *self.tasks) if name not in below]
 
     def _tasks_below(self, name: str) -> list[TaskResult]:
-        result = self[name]
-        if isinstance(result, TaskResult):
-            return [result]
-        return [task for child in result.group.children for task in self._tasks_below(child)]
+        if name in self.tasks:
+            return [self.tasks[name]]
+        return [task for child in self.groups[name].group.children for task in self._tasks_below(child)]
 
     def _about_orders(self, name: str) -> list[str]:
         """What the order of the choices does, in words."""
@@ -545,7 +559,7 @@ class EvalResult:
                 },
             }
 
-        return {"asked": self.choice_orders, "results": {name: entry(name) for name in self}}
+        return {"asked": self.choice_orders, "results": {name: entry(name) for name in (*self.tasks, *self.groups)}}
 
     def _groups_bottom_up(self) -> list[str]:
         """Group names, each after the groups below it: the order in which lm-eval adds them to its results."""
@@ -573,7 +587,7 @@ class EvalResult:
             below = {shots[child] for child in children if child in shots}
             if len(below) == 1:
                 shots[name] = below.pop()
-        return shots
+        return shots | dict.fromkeys(self.texts, 0)
 
     def _higher_is_better(self) -> dict[str, dict[str, bool]]:
         """For each task and group and metric; for groups from what is directly below, as `_num_fewshot`."""
@@ -582,7 +596,7 @@ class EvalResult:
             below = {metric: better for child in children for metric, better in found.get(child, {}).items()}
             if below:
                 found[name] = below
-        return found
+        return found | {name: dict.fromkeys(text.metrics, False) for name, text in self.texts.items()}
 
 
 def run_config(

@@ -16,9 +16,10 @@ import numpy as np
 
 from wmdp_fast import _rust
 from wmdp_fast.exceptions import DatasetError
+from wmdp_fast.perplexity import Documents, read_documents_samples
 from wmdp_fast.results_file import metric_number, read_results_file
 from wmdp_fast.statistics import RECOMPUTABLE
-from wmdp_fast.tables import aligned, frame, html_table
+from wmdp_fast.tables import aligned, frame, html_table, number_text
 
 if TYPE_CHECKING:
     import os
@@ -60,6 +61,7 @@ class SavedTask:
         config: lm-eval's configuration of the task; empty if the file has none.
         near_ties: Near-ties as this package counted them, or None.
         samples: The questions' scores, or None if no samples were saved, or not those of a multiple-choice task.
+        documents: What the model made of the documents of a text, or None if it is no text or no samples were saved.
     """
 
     name: str
@@ -71,6 +73,7 @@ class SavedTask:
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     near_ties: int | None = None
     samples: _rust.Samples | None = None
+    documents: Documents | None = None
 
     @property
     def num_choices(self) -> int | None:
@@ -168,7 +171,7 @@ class SavedResults:
             lead = ("  " * depth + one.alias, "" if one.n is None else str(one.n))
             for metric, value in one.metrics.items():
                 error = one.stderr[metric]
-                rows.append((*lead, metric, f"{value:.4f}", "N/A" if error is None else f"± {error:.4f}"))
+                rows.append((*lead, metric, number_text(value), "N/A" if error is None else f"± {number_text(error)}"))
                 lead = ("", "")
         return rows
 
@@ -307,8 +310,12 @@ def from_evaluation(result: EvalResult) -> SavedResults:
         json.loads(json.dumps(result.to_json(), default=str)),
         None,
         1,
-        lambda name: _rust.Samples.from_outcome(
-            result.tasks[name].questions, result.tasks[name].prompts, result.tasks[name].outcome
+        lambda name: (
+            result.texts[name].documents
+            if name in result.texts
+            else _rust.Samples.from_outcome(
+                result.tasks[name].questions, result.tasks[name].prompts, result.tasks[name].outcome
+            )
         ),
     )
 
@@ -425,10 +432,13 @@ def sample_lines(file: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
-def _samples_beside(results: Path, task: str, raw: Mapping[str, Any]) -> _rust.Samples | None:
+def _samples_beside(results: Path, task: str, raw: Mapping[str, Any]) -> _rust.Samples | Documents | None:
     path = samples_file(results, task, raw)
     config = (raw.get("configs") or {}).get(task) or {}
-    if path is None or (config.get("output_type") or "multiple_choice") != "multiple_choice":
+    kind = config.get("output_type") or "multiple_choice"
+    if path is not None and kind == "loglikelihood_rolling":
+        return read_documents_samples(path)
+    if path is None or kind != "multiple_choice":
         return None
     # In a chat the delimiter is dropped, whatever the task says.
     delimiter = None if raw.get("chat_template") else config.get("target_delimiter")
@@ -436,7 +446,7 @@ def _samples_beside(results: Path, task: str, raw: Mapping[str, Any]) -> _rust.S
 
 
 def _saved(
-    raw: dict[str, Any], file: Path | None, count: int, samples_of: Callable[[str], _rust.Samples | None]
+    raw: dict[str, Any], file: Path | None, count: int, samples_of: Callable[[str], _rust.Samples | Documents | None]
 ) -> SavedResults:
     where = "results" if file is None else str(file)
     extra = raw.get("wmdp_fast") or {}
@@ -469,7 +479,8 @@ def _saved(
             num_fewshot=(raw.get("n-shot") or {}).get(name),
             config=(raw.get("configs") or {}).get(name) or {},
             near_ties=((extra.get("tasks") or {}).get(name) or {}).get("near_ties"),
-            samples=samples,
+            samples=None if isinstance(samples, Documents) else samples,
+            documents=samples if isinstance(samples, Documents) else None,
         )
     # Parents first, as they are shown.
     top_down = [name for name in below if name in groups] + [name for name in groups if name not in below]

@@ -31,6 +31,12 @@ def aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
+def number_text(value: float, *, signed: bool = False) -> str:
+    """A share or a perplexity with four digits after the point; a huge one by its exponent."""
+    form = ("+" if signed else "") + (".4f" if abs(value) < 1e6 else ".4g")
+    return format(value, form)
+
+
 def html_table(rows: Sequence[Sequence[str]], sides: str, remarks: Iterable[str] = ()) -> str:
     """The same as an HTML table, and remarks below it. Everything is escaped; leading spaces stay.
 

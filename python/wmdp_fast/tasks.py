@@ -436,6 +436,21 @@ TAGS: Mapping[str, tuple[str, ...]] = MappingProxyType(_defined[2])
 SUBJECTS: tuple[str, ...] = tuple(sorted(" ".join(_MMLU_CATEGORIES.values()).split()))
 
 
+def _compat(name: str) -> Compat:
+    if name not in COMPATS:
+        raise TaskError(f"unknown lm-eval version {name!r} to be compatible with; known: {', '.join(COMPATS)}")
+    return COMPATS[name]
+
+
+def without_tasks(compat: str = "current") -> Selection:
+    """A selection of no tasks, for runs that only read texts.
+
+    Raises:
+        TaskError: The lm-eval version is unknown.
+    """
+    return Selection(tasks=(), groups=(), compat=_compat(compat))
+
+
 def resolve(
     names: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
@@ -485,9 +500,7 @@ def resolve(
     if num_fewshot is not None and not 0 <= num_fewshot <= _MOST_FEWSHOT:
         raise TaskError(f"num_fewshot is {num_fewshot}; it must be from 0 to {_MOST_FEWSHOT}")
     if isinstance(compat, str):
-        if compat not in COMPATS:
-            raise TaskError(f"unknown lm-eval version {compat!r} to be compatible with; known: {', '.join(COMPATS)}")
-        compat = COMPATS[compat]
+        compat = _compat(compat)
 
     tasks: dict[str, Task] = {}
     groups: dict[str, Group] = {}

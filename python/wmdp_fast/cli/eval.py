@@ -43,9 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     what = parser.add_argument_group("what to ask")
+    what.add_argument("--tasks", action="append", metavar="NAMES", help="tasks, groups or files, separated by commas")
     what.add_argument(
-        "--tasks", required=True, action="append", metavar="NAMES", help="tasks, groups or files, separated by commas"
+        "--text",
+        action="append",
+        metavar="FILE",
+        help="a held-out text (.jsonl, .parquet, .txt) to measure perplexity on; once for each",
     )
+    what.add_argument("--text-field", metavar="KEY", help="key of a document in a record of it (default text)")
     what.add_argument("--data", metavar="DIR", help="folder with the datasets, in place of the hub")
     add_selection(what)
 
@@ -139,6 +144,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates, prints and saves."""
+    if not (hasattr(arguments, "tasks") or hasattr(arguments, "text")):
+        arguments.fail("the following arguments are required: --tasks, or --text for perplexity alone")
+    if hasattr(arguments, "text_field") and not hasattr(arguments, "text"):
+        arguments.fail("--text-field is of the files of --text")
     for needing in ("log_samples", "resume"):
         if hasattr(arguments, needing) and not hasattr(arguments, "output"):
             arguments.fail(f"--{needing.replace('_', '-')} needs --output")

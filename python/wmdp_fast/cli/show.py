@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING
 from wmdp_fast import _rust
 from wmdp_fast.cli.options import share
 from wmdp_fast.comparison import probability_text
+from wmdp_fast.perplexity import METRICS
 from wmdp_fast.rescoring import rescore
-from wmdp_fast.saved import read_runs
+from wmdp_fast.saved import SavedTask, read_runs
 from wmdp_fast.statistics import RECOMPUTABLE, guessing_text, letter_notes
+from wmdp_fast.tables import number_text
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
     from wmdp_fast.rescoring import Rescored
-    from wmdp_fast.saved import SavedGroup, SavedResults, SavedTask
+    from wmdp_fast.saved import SavedGroup, SavedResults
     from wmdp_fast.statistics import Description
 
 SUMMARY = "Show saved results in the terminal: intervals, distance from chance, bars, near-ties, letter bias."
@@ -84,10 +86,10 @@ def lines(results: SavedResults, rescored: Rescored | None, *, confidence: float
     yield ""
     yield from _table(results, rescored, confidence, ascii_only=ascii_only)
     yield ""
-    if rescored is None:
-        yield "no samples were saved (--log-samples): intervals follow from counts, single questions are unknown"
-    else:
+    if rescored is not None:
         yield from _about_questions(results, rescored)
+    elif any(task.documents is None for task in results.tasks.values()):
+        yield "no samples were saved (--log-samples): intervals follow from counts, single questions are unknown"
     if settings := _settings(results):
         yield f"settings: {settings}"
     if seconds := results.extra.get("seconds"):
@@ -153,6 +155,9 @@ def _rows(
         if description is not None and metric in description.metrics:
             estimate = description.metrics[metric]
             interval = f"{estimate.low:.4f} to {estimate.high:.4f}"
+        elif isinstance(one, SavedTask) and one.documents is not None and metric in METRICS:
+            if (ends := one.documents.interval(metric, confidence)) is not None:
+                interval = f"{number_text(ends[0])} to {number_text(ends[1])}"
         elif metric in RECOMPUTABLE and one.n:
             low, high = _rust.wilson(round(value * one.n), one.n, confidence=confidence)
             interval = f"{low:.4f} to {high:.4f}"
@@ -163,7 +168,7 @@ def _rows(
         # Choices of other lengths make chance another for the other metrics; it is not known.
         mark = chance.share if chance is not None and metric == "acc" else None
         drawn = bar(value, mark, ascii_only=ascii_only) if metric in RECOMPUTABLE else ""
-        yield (*lead, metric, f"{value:.4f}", interval, *compared, drawn)
+        yield (*lead, metric, number_text(value), interval, *compared, drawn)
         lead = (indent and " " * len(indent), "")
 
 

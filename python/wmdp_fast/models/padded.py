@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from wmdp_fast._rust import PaddedBatch, Requests
     from wmdp_fast.models.load import LoadedModel
     from wmdp_fast.models.row_length import LengthRule
-    from wmdp_fast.models.scores import ScoreMode, Scores
+    from wmdp_fast.models.scores import ScoreMode, Scores, TargetScores
 
 CPU_TOKEN_BUDGET = 1024
 """Most tokens in a batch on a CPU: measured on a model of 135M parameters, 500 to 2,000 are about equally fast and more
@@ -53,6 +53,7 @@ def score_padded(
     progress: Callable[[int, int], None] | None = None,
     partial: PartialScores | None = None,
     every_logit: bool | None = None,
+    read: Callable[[torch.Tensor, PaddedBatch], TargetScores] | None = None,
 ) -> Scores:
     """Scores all requests.
 
@@ -71,6 +72,8 @@ def score_padded(
         partial: Where scores are entered as they are finished, for a caller that wants them even if the run is
             interrupted. Rows that are finished in it already are not scored again.
         every_logit: Whether to compute all logits. Given that, nothing is tried first.
+        read: What takes a batch and its token ids on the device through the model, and scores its targets; None for
+            the logits at readouts.
 
     Raises:
         ModelError: Not even one row fits into memory, the model's output is not a number, or, where it is tried, its
@@ -87,8 +90,7 @@ def score_padded(
     cuts, remembered = cuts_for(rules, longest), _remembered(loaded, rules, longest)
     with evaluation_mode(model):
         with computing():
-            every_logit = not can_select(model, device) if every_logit is None else every_logit
-        readout_logits = all_logits if every_logit else selected_logits
+            read, every_logit = _reading(model, device, every_logit, score_mode, read)
         if (resumed := partial.resumed_plan("padded", token_budget)) is not None:
             budget, partial.next_row = resumed.token_budget, 0 if remembered < longest else resumed.start
         elif token_budget == "auto":
@@ -101,8 +103,7 @@ def score_padded(
             try:
                 with computing():
                     input_ids = torch.from_numpy(batch.input_ids).to(device)
-                    logits = readout_logits(model, input_ids, batch.readouts)
-                    targets = score_targets(logits, batch.target_readouts, batch.target_tokens, score_mode)
+                    targets = read(input_ids, batch)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -154,6 +155,27 @@ def _next_batch(
     return batch
 
 
+def _reading(
+    model: torch.nn.Module,
+    device: torch.device,
+    every_logit: bool | None,
+    score_mode: ScoreMode,
+    given: Callable[[torch.Tensor, PaddedBatch], TargetScores] | None,
+) -> tuple[Callable[[torch.Tensor, PaddedBatch], TargetScores], bool]:
+    """What scores the targets of a batch, and whether it has to do with logits at all positions."""
+    if given is not None:
+        logits_of_few_tokens(model, device)
+        return given, True
+    every_logit = not can_select(model, device) if every_logit is None else every_logit
+    logits_of = all_logits if every_logit else selected_logits
+
+    def read(input_ids: torch.Tensor, batch: PaddedBatch) -> TargetScores:
+        logits = logits_of(model, input_ids, batch.readouts)
+        return score_targets(logits, batch.target_readouts, batch.target_tokens, score_mode)
+
+    return read, every_logit
+
+
 def selected_logits(model: torch.nn.Module, input_ids: torch.Tensor, readouts: NDArray[np.int64]) -> torch.Tensor:
     """Logits at readouts, the only ones computed: the model's own soft cap, scale and so on included.
 
@@ -184,11 +206,16 @@ def all_logits(model: torch.nn.Module, input_ids: torch.Tensor, readouts: NDArra
     Returns:
         Logits, `[R, V]`.
     """
-    logits: torch.Tensor = model(input_ids, **_no_cache(model)).logits
+    logits: torch.Tensor = forward_without_cache(model, input_ids).logits
     # An adapter that learnt a prompt puts its tokens first.
     virtual_tokens = logits.shape[1] - input_ids.shape[1]
     rows, positions = torch.from_numpy(readouts).to(logits.device).unbind(dim=1)
     return logits[rows, positions + virtual_tokens]
+
+
+def forward_without_cache(model: torch.nn.Module, input_ids: torch.Tensor) -> Any:
+    """What a model, or the part of one that takes token ids, returns for token ids `[B, T]`."""
+    return model(input_ids, **_no_cache(model))
 
 
 def _no_cache(model: torch.nn.Module) -> dict[str, Any]:
@@ -198,8 +225,10 @@ def _no_cache(model: torch.nn.Module) -> dict[str, Any]:
     return {"use_cache": False} if known else {}
 
 
-def can_select(model: torch.nn.Module, device: torch.device) -> bool:
-    """Whether `selected_logits` works for a model.
+def logits_of_few_tokens(
+    model: torch.nn.Module, device: torch.device
+) -> tuple[torch.Tensor, NDArray[np.int64], torch.Tensor]:
+    """Tries a model on a few tokens: their ids, some readouts, and the logits there.
 
     Raises:
         ModelError: The model's output is not a number, or padding changes it.
@@ -207,21 +236,31 @@ def can_select(model: torch.nn.Module, device: torch.device) -> bool:
     # A row of three tokens, and one of two with padding behind.
     input_ids = torch.tensor([[1, 2, 1], [2, 1, 0]], device=device)
     readouts = np.array([[0, 2], [1, 0], [1, 1]])
-    expected = all_logits(model, input_ids, readouts)
-    if expected.isnan().any():
+    logits = all_logits(model, input_ids, readouts)
+    if logits.isnan().any():
         raise ModelError(NAN_ADVICE)
     unpadded = all_logits(model, input_ids[1:, :2], np.array([[0, 0], [0, 1]]))
-    if not _close(unpadded, expected[1:]):
+    if not are_close(unpadded, logits[1:]):
         raise ModelError(
             "the model's output at a token depends on what comes after it, so its rows cannot be padded. Its attention"
             " must be causal: look for `is_causal`, `is_decoder` or a bidirectional layer in its configuration"
         )
+    return input_ids, readouts, logits
+
+
+def can_select(model: torch.nn.Module, device: torch.device) -> bool:
+    """Whether `selected_logits` works for a model.
+
+    Raises:
+        ModelError: The model's output is not a number, or padding changes it.
+    """
+    input_ids, readouts, expected = logits_of_few_tokens(model, device)
     try:
         selected = selected_logits(model, input_ids, readouts)
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         why = f"{type(error).__name__}: {error}"
     else:
-        if selected.shape == expected.shape and _close(selected, expected):
+        if selected.shape == expected.shape and are_close(selected, expected):
             return True
         why = "it gave other logits"
     warnings.warn(
@@ -233,7 +272,7 @@ def can_select(model: torch.nn.Module, device: torch.device) -> bool:
     return False
 
 
-def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+def are_close(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether logits agree to half their digits: batches of another shape round differently."""
     spread = b.max().float() - b.min().float()
     return bool((a - b).abs().max().float() <= torch.finfo(b.dtype).eps ** 0.5 * spread)

@@ -25,6 +25,7 @@ use crate::detach;
 ///     raw_lines: Whether each line of a `.jsonl` or `.txt` file as it stands is a document: blank ones too, JSON not parsed, line
 ///         ends included (as `\n`, whatever they are in the file), as Python's text files give them.
 ///     min_chars: Only documents of more characters than this are kept.
+///     keep_empty: Whether documents without a single character are kept all the same.
 ///     limit: Most documents to read; None reads all.
 ///
 /// Raises:
@@ -32,16 +33,19 @@ use crate::detach;
 ///     OSError: A file cannot be opened or read.
 ///     ValueError: `limit` is 0, there are no files, or the texts take more than 4 GiB.
 #[pyfunction]
-#[pyo3(signature = (paths, *, field = "text".to_owned(), raw_lines = false, min_chars = 0, limit = None))]
+#[pyo3(signature = (
+    paths, *, field = "text".to_owned(), raw_lines = false, min_chars = 0, keep_empty = false, limit = None
+))]
 pub(crate) fn read_documents(
     py: Python<'_>,
     paths: Vec<PathBuf>,
     field: String,
     raw_lines: bool,
     min_chars: usize,
+    keep_empty: bool,
     limit: Option<usize>,
 ) -> PyResult<Vec<String>> {
-    let options = ReadOptions { field, raw_lines, min_chars, limit };
+    let options = ReadOptions { field, raw_lines, min_chars, keep_empty, limit };
     detach::run(py, |cancel| corpus::read_documents(&paths, &options, cancel))
 }
 

@@ -116,7 +116,7 @@ impl Tokenizer {
         min_chars: usize,
         limit: Option<usize>,
     ) -> PyResult<EncodedCorpus> {
-        let options = ReadOptions { field, raw_lines, min_chars, limit };
+        let options = ReadOptions { field, raw_lines, min_chars, limit, ..ReadOptions::default() };
         let encoded = detach::run(py, |cancel| tokens::encode(&self.inner, &paths, &options, max_length, cancel))?;
         Ok(EncodedCorpus::new(py, encoded))
     }

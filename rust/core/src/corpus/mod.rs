@@ -34,13 +34,15 @@ pub struct ReadOptions {
     pub raw_lines: bool,
     /// Documents of no more characters than this are left out: those kept have more.
     pub min_chars: usize,
+    /// Whether documents without a single character are kept all the same.
+    pub keep_empty: bool,
     /// Most documents to read; all if none.
     pub limit: Option<usize>,
 }
 
 impl Default for ReadOptions {
     fn default() -> Self {
-        Self { field: "text".to_owned(), raw_lines: false, min_chars: 0, limit: None }
+        Self { field: "text".to_owned(), raw_lines: false, min_chars: 0, keep_empty: false, limit: None }
     }
 }
 
@@ -110,7 +112,7 @@ fn read_within(
     let mut keep = |text: String| {
         seen += 1;
         // As Python's `len(text) > min_chars`.
-        if text.chars().nth(options.min_chars).is_some() {
+        if text.chars().nth(options.min_chars).is_some() || (options.keep_empty && text.is_empty()) {
             kept += 1;
             take(text)?;
         }
