@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import wmdp_fast as wf
 from tests import tokenizers_zoo
 from tests import unlearning_runs as runs
 from wmdp_fast import cli
-from wmdp_fast.exceptions import TaskError
+from wmdp_fast.exceptions import ModelError, TaskError
+from wmdp_fast.texts import read_texts
 from wmdp_fast.unlearning.config import RMUConfig
 
 CONFIG = RMUConfig(
@@ -181,3 +183,98 @@ def test_a_template_that_fails_is_told_before_anything_is_loaded(folder, tmp_pat
     assert cli.main(argv) == 1
     assert "hint" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    """Files to unlearn and to retain, and a text that is in neither."""
+    made = tmp_path_factory.mktemp("corpora")
+    for name, animal in (("forget", "wren"), ("retain", "jay"), ("held_out", "owl")):
+        rows = [{"text": f"The {animal} {i} of the isles sings {i * i} songs in the morning."} for i in range(12)]
+        (made / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return made
+
+
+def test_perplexity_is_measured_with_every_evaluation(folder, corpora, tmp_path):
+    text = corpora / "held_out.jsonl"
+    files = {"forget": corpora / "forget.jsonl", "retain": corpora / "retain.jsonl"}
+    # A condition may speak of it.
+    result = wf.unlearn(
+        folder / "base",
+        **files,
+        config=CONFIG,
+        output=tmp_path / "out",
+        eval_tasks=str(folder / "birds_test.jsonl"),
+        eval_text=text,
+        eval_every=2,
+        keep_while="held_out.bits_per_byte<before+100",
+        progress=False,
+    )
+    assert [one["step"] for one in result.evaluations] == [0, 2, 4]
+    for one, source in zip(result.evaluations[::2], (folder / "base", tmp_path / "out"), strict=True):
+        alone = wf.evaluate(source, text=text, device="cpu", progress=False)["held_out"]
+        assert one["scores"]["held_out"]["word_perplexity"] == pytest.approx(alone.metrics["word_perplexity"], rel=1e-4)
+        assert one["questions"]["held_out"] == 12
+        kept = wf.read_results(tmp_path / "out" / one["results"]).tasks["held_out"].documents
+        np.testing.assert_allclose(kept.loglikelihood, alone.documents.loglikelihood, rtol=1e-5)
+    record = json.loads((tmp_path / "out" / "unlearn.json").read_text())
+    assert record["texts"] == [
+        {"name": "held_out", "files": [str(text)], "content_hash": read_texts(text)[0].content_hash}
+    ]
+    assert record["not_held_out"] == []
+    assert record["evaluations"][2]["scores"]["held_out"] == result.evaluations[2]["scores"]["held_out"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| held_out | 12 | word perplexity |" in card
+    assert "| birds | 12 |" in card
+    compared = wf.compare(tmp_path / "out" / "evaluations" / "step-0", tmp_path / "out" / "evaluations" / "step-4")
+    assert compared.contrasts[0].rows[-1].metric == "token_perplexity"
+    assert compared.contrasts[0].rows[-1].p is not None
+
+
+def test_a_text_alone_can_be_watched_and_one_that_is_trained_on_is_named(folder, corpora, tmp_path, capsys):
+    rows = (corpora / "held_out.jsonl").read_text() + (corpora / "retain.jsonl").read_text().splitlines()[3] + "\n"
+    (tmp_path / "mixed.jsonl").write_text(rows)
+    arguments = ["unlearn", str(folder / "base"), "--layer-id", "2", "--max-steps", "2", "--batch-size", "2"]
+    arguments += ["--forget", str(corpora / "forget.jsonl"), "--retain", str(corpora / "retain.jsonl")]
+    arguments += ["--eval-text", str(corpora / "forget.jsonl"), "--eval-text", str(tmp_path / "mixed.jsonl")]
+    assert cli.main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr()
+    told = [line.removeprefix("warning: ") for line in shown.err.splitlines() if "not held out" in line]
+    corpus = {name: corpora / f"{name}.jsonl" for name in ("forget", "retain")}
+    assert told == [
+        f"the text forget is not held out: its file is of the forget corpus {corpus['forget']}",
+        f"the text mixed is not held out: 1 of its 13 documents are in the retain corpus {corpus['retain']}",
+    ]
+    assert json.loads((tmp_path / "out" / "unlearn.json").read_text())["not_held_out"] == told
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Accuracy before" not in card
+    assert "> **The text mixed is not held out" in card
+    assert "mixed word perplexity" in shown.out
+
+
+def test_a_sweep_shows_perplexity_and_does_not_decide_by_it(folder, corpora, tmp_path):
+    shutil.copy(folder / "birds_test.jsonl", tmp_path / "fish.jsonl")
+    options = {
+        "forget": corpora / "forget.jsonl",
+        "retain": corpora / "retain.jsonl",
+        "over": {"max_steps": [1, 2]},
+        "forget_tasks": str(folder / "birds_test.jsonl"),
+        "retain_tasks": str(tmp_path / "fish.jsonl"),
+        "config": CONFIG,
+        "progress": False,
+    }
+    plain = wf.sweep(folder / "base", output=tmp_path / "plain", **options)
+    result = wf.sweep(folder / "base", output=tmp_path / "out", eval_text=corpora / "held_out.jsonl", **options)
+    assert (result.front, result.best, result.why_no_best) == (plain.front, plain.best, plain.why_no_best)
+    before = wf.evaluate(folder / "base", text=corpora / "held_out.jsonl", device="cpu", progress=False)["held_out"]
+    assert result.base.scores["held_out"]["word_perplexity"] == pytest.approx(before.metrics["word_perplexity"], 1e-4)
+    assert all("token_perplexity" in run.scores["held_out"] for run in result.runs)
+    header, _, *rows = result.table().splitlines()
+    assert "held_out" in header
+    assert all(len(row.split()) >= len(result.swept) + 6 for row in rows[:2])
+    assert "held_out: word perplexity, lower is better; it decides about no run" in result.table()
+    assert "held_out" not in plain.table()
+    other = tmp_path / "held_out.jsonl"
+    other.write_text('{"text": "another owl"}\n')
+    with pytest.raises(ModelError, match="a sweep with other texts"):
+        wf.sweep(folder / "base", output=tmp_path / "out", eval_text=other, resume=True, **options)

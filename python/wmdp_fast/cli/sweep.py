@@ -26,7 +26,7 @@ SUMMARY = "Unlearn with many settings of RMU, measure each, and show the Pareto 
 _AXES = ("layer_id", "steering_coeff", "alpha", "learning_rate", "max_steps")
 _PASSED = (
     "trials", "resume", "revision", "device", "trust_remote_code", "data", "cache_trunk", "cache_limit", "keep_best",
-    "log_samples", "max_loss",
+    "log_samples", "max_loss", "eval_text",
 )  # fmt: skip
 
 
@@ -59,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     measures.add_argument(
         "--retain-tasks", required=True, action="append", metavar="NAMES", help="tasks whose accuracy should stay"
+    )
+    measures.add_argument(
+        "--eval-text", action="append", metavar="FILE", help="held-out text whose perplexity to measure too"
     )
     measures.add_argument(
         "--log-samples",

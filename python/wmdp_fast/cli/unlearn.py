@@ -11,6 +11,7 @@ import wmdp_fast
 from wmdp_fast.cli.asking import add_selection, add_wording, asked
 from wmdp_fast.cli.options import whole_number
 from wmdp_fast.cli.rmu_options import add_corpora, add_method, add_training, settings
+from wmdp_fast.tables import number_text
 
 SUMMARY = "Unlearn the subjects of some corpora with RMU."
 
@@ -25,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     watch = parser.add_argument_group("watching it")
     watch.add_argument("--eval-tasks", action="append", metavar="NAMES", help="tasks to score before, during and after")
+    watch.add_argument(
+        "--eval-text", action="append", metavar="FILE", help="held-out text whose perplexity to measure with them"
+    )
     watch.add_argument("--eval-every", type=whole_number(least=1), metavar="N", help="steps between evaluations")
     watch.add_argument(
         "--stop-when", action="append", metavar="COND", help="end once all hold, e.g. 'wmdp_bio.acc<0.30'"
@@ -65,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         "trust_remote_code",
         "eval_every",
         "eval_tasks",
+        "eval_text",
         "stop_when",
         "keep_while",
         "log_samples",
@@ -88,7 +93,11 @@ def run(arguments: argparse.Namespace) -> int:
     if result.stopped:
         print(f"stopped {result.stopped}; the weights are those of step {result.best_step}")
     for one in result.evaluations:
-        scores = ", ".join(f"{task} {of['acc']:.3f}" for task, of in one["scores"].items() if "acc" in of)
+        scores = ", ".join(
+            f"{task} {of['acc']:.3f}" if "acc" in of else f"{task} word perplexity {number_text(of['word_perplexity'])}"
+            for task, of in one["scores"].items()
+            if "acc" in of or "word_perplexity" in of
+        )
         print(f"step {one['step']}: {scores}")
     peak = f", peak memory {last['peak_memory_mb']:.0f} MB" if "peak_memory_mb" in last else ""
     print(f"{result.steps} steps in {result.seconds.get('steps', 0.0):.1f} s{peak}: {result.output}")

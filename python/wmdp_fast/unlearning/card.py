@@ -6,6 +6,8 @@ import math
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from wmdp_fast.tables import number_text
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -99,17 +101,43 @@ def _results(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     if not evaluations:
         return ["Not evaluated. `wmdp-fast eval` measures what is left; pass `--eval-tasks` to have it here."]
     before, after = evaluations[0], evaluations[-1]
-    lines = [
-        f"Accuracy before (step {before['step']}) and after (step {after['step']}), with 95 % Wilson intervals.",
-        "",
-        "| task | questions | before | after |",
-        "|---|---|---|---|",
-    ]
+    lines = (
+        []
+        if not any("acc" in scores for scores in after["scores"].values())
+        else [
+            f"Accuracy before (step {before['step']}) and after (step {after['step']}), with 95 % Wilson intervals.",
+            "",
+            "| task | questions | before | after |",
+            "|---|---|---|---|",
+        ]
+    )
     for task, scores in after["scores"].items():
+        if "acc" not in scores:
+            continue
         count = after["questions"][task]
         was, now = before["scores"][task]["acc"], scores["acc"]
         lines.append(f"| {task} | {count} | {_share(was, count)} | {_share(now, count)} |")
-    return lines
+    return [*lines, *_perplexities(before, after)]
+
+
+def _perplexities(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What became of the perplexity of texts, if there are any."""
+    texts = {name: scores for name, scores in after["scores"].items() if "word_perplexity" in scores}
+    if not texts:
+        return []
+    return [
+        "",
+        f"Perplexity of texts before (step {before['step']}) and after (step {after['step']}); lower is better.",
+        "",
+        "| text | documents | metric | before | after |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {name} | {after['questions'][name]} | {metric.replace('_', ' ')} |"
+            f" {number_text(before['scores'][name][metric])} | {number_text(value)} |"
+            for name, scores in texts.items()
+            for metric, value in scores.items()
+        ),
+    ]
 
 
 def _share(value: float, count: int) -> str:
@@ -127,6 +155,7 @@ def _warnings(record: Mapping[str, Any]) -> list[str]:
     found = [] if record["verdict"] is None else [record["verdict"]]
     if saved["reason"] is not None:
         found.append(saved["reason"])
+    found += record.get("not_held_out", ())
     return [f"> **{text[0].upper()}{text[1:]}.**\n" for text in found]
 
 

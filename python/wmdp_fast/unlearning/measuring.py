@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from wmdp_fast import prepare, tasks
 from wmdp_fast.exceptions import DivergedError, ModelError, TaskError, WmdpFastWarning
+from wmdp_fast.perplexity import METRICS
+from wmdp_fast.texts import read_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from wmdp_fast.results import EvalResult
     from wmdp_fast.tasks import Selection
+    from wmdp_fast.texts import Text
     from wmdp_fast.unlearning.source import Source
     from wmdp_fast.unlearning.stopping import Condition
 
@@ -31,35 +34,51 @@ _OF_RESOLVE = ("subjects", "num_fewshot", "template", "choices", "description", 
 _OF_READING = ("data", "dataset_revision", "limit")
 
 
-def check_tasks(names: Sequence[str], options: Mapping[str, Any], conditions: Sequence[Condition] = ()) -> Selection:
+def check_tasks(
+    names: Sequence[str], options: Mapping[str, Any], conditions: Sequence[Condition] = (), texts: Sequence[Text] = ()
+) -> Selection:
     """Finds and reads all questions, and makes sure that conditions speak of what will be measured.
 
     Args:
         names: Tasks, groups and question files.
         options: Further options of `wmdp_fast.evaluate`.
         conditions: What a run is to end at, or to keep.
+        texts: What perplexity is measured on.
 
     Raises:
-        TaskError: A task is unknown, an option does not apply, or a condition speaks of something else.
+        TaskError: A task is unknown, a text has its name, an option does not apply, or a condition speaks of
+            something else.
         TemplateError: A template does not compile, or fails on its first question.
         DataUnavailableError, DatasetError, FileNotFoundError, ValueError: As `evaluate` does.
     """
-    selection = tasks.resolve(
-        names,
-        compat=options.get("lm_eval_compat", "current"),
-        **{name: options[name] for name in _OF_RESOLVE if name in options},
-    )
+    if names:
+        selection = tasks.resolve(
+            names,
+            compat=options.get("lm_eval_compat", "current"),
+            **{name: options[name] for name in _OF_RESOLVE if name in options},
+        )
+    else:
+        selection = tasks.without_tasks(options.get("lm_eval_compat", "current"))
     read = prepare.read_tasks(selection.tasks, **{name: options[name] for name in _OF_READING if name in options})
     prepare.try_templates(read)
     measured = {task.name: task.metrics for task in selection.tasks}
     measured |= {group.name: group.metrics for group in selection.groups}
+    read_texts(texts, taken=measured)
+    measured |= {text.name: tuple(METRICS) for text in texts}
     for condition in conditions:
         condition.check(measured)
     return selection
 
 
 def measure(
-    source: Source, names: Sequence[str], options: Mapping[str, Any], *, steps: int, folder: Path | None, samples: bool
+    source: Source,
+    names: Sequence[str],
+    options: Mapping[str, Any],
+    *,
+    steps: int,
+    folder: Path | None,
+    samples: bool,
+    texts: Sequence[Text] = (),
 ) -> EvalResult:
     """Scores the whole model as it is now.
 
@@ -70,6 +89,7 @@ def measure(
         steps: How many steps the model has been trained.
         folder: Where to keep the results; what is there is replaced. None keeps nothing.
         samples: Whether to keep each question's scores too.
+        texts: What perplexity is measured on.
 
     Raises:
         DivergedError: It gives no numbers any more.
@@ -82,7 +102,14 @@ def measure(
         raise ValueError("evaluating needs the whole model and its tokenizer; pass tokenizer=...")
     try:
         with _without(source.said):
-            result = evaluate(source.whole, tokenizer=source.tokenizer, tasks=list(names), progress=False, **options)
+            result = evaluate(
+                source.whole,
+                tokenizer=source.tokenizer,
+                tasks=list(names),
+                text=list(texts),
+                progress=False,
+                **options,
+            )
     except ModelError as error:
         if not steps:
             raise

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from os import PathLike
 
+    from wmdp_fast.texts import Text
     from wmdp_fast.unlearning.config import RMUConfig, Topic
     from wmdp_fast.unlearning.source import Corpus
     from wmdp_fast.unlearning.stopping import Condition
@@ -22,6 +23,7 @@ class Request:
     forget: list[Corpus]
     retain: list[Corpus]
     eval_tasks: list[str]
+    eval_text: list[Text]
     eval_every: int | None
     eval_options: dict[str, Any]
     log_samples: bool
@@ -37,6 +39,18 @@ class Request:
         """The settings of each topic."""
         return self.config.topics(len(self.forget))
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether the model is measured before, on the way and after."""
+        return bool(self.eval_tasks or self.eval_text)
+
+    @property
+    def documents_read(self) -> int:
+        """Most documents of a corpus that the run gets to."""
+        config = self.config
+        turns = config.max_steps if config.mode == "reference" else -(-config.max_steps // len(self.topics))
+        return turns * config.grad_accum * config.batch_size
+
     def check(self) -> None:
         """Raises ValueError for what cannot be, before anything is loaded."""
         if not self.forget or not self.retain:
@@ -47,8 +61,10 @@ class Request:
                 " or one for each"
             )
         _ = self.topics
-        if not self.eval_tasks and (self.eval_every is not None or self.stop_when or self.keep_while):
-            raise ValueError("eval_every, stop_when and keep_while need eval_tasks: what should be evaluated?")
+        if not self.evaluates and (self.eval_every is not None or self.stop_when or self.keep_while):
+            raise ValueError(
+                "eval_every, stop_when and keep_while need eval_tasks or eval_text: what should be evaluated?"
+            )
         if self.eval_every is not None and self.eval_every < 1:
             raise ValueError(f"eval_every must be at least 1, not {self.eval_every}")
         if (self.stop_when or self.keep_while) and self.eval_every is None:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from wmdp_fast.evaluation import PhaseClock
 from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.files import check_folder
+from wmdp_fast.texts import read_texts
 from wmdp_fast.unlearning import checkpoint, measuring, preflight, stopping
 from wmdp_fast.unlearning.config import RMUConfig
 from wmdp_fast.unlearning.corpora import CorpusTokens
 from wmdp_fast.unlearning.effect import advice
+from wmdp_fast.unlearning.held_out import trained_on
 from wmdp_fast.unlearning.request import Request
 from wmdp_fast.unlearning.run import Run
 from wmdp_fast.unlearning.source import open_source
@@ -45,6 +47,7 @@ def unlearn(
     device: str = "auto",
     trust_remote_code: bool = False,
     eval_tasks: str | Sequence[str] = (),
+    eval_text: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     eval_every: int | None = None,
     eval_options: Mapping[str, Any] | None = None,
     log_samples: bool = True,
@@ -77,6 +80,8 @@ def unlearn(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         trust_remote_code: Whether to run code that comes with the model.
         eval_tasks: Tasks to evaluate before, after and during the run. This takes the whole model into memory.
+        eval_text: Held-out texts whose perplexity to measure with every evaluation, as `text` of `wmdp_fast.evaluate`;
+            it decides about nothing.
         eval_every: Steps between evaluations; None evaluates before and after only.
         eval_options: Further options of `wmdp_fast.evaluate`, such as `limit`.
         log_samples: Whether the evaluations in `output`, which `wmdp_fast.compare` reads, have each question's scores.
@@ -116,6 +121,7 @@ def unlearn(
         forget=listed_corpora(forget),
         retain=listed_corpora(retain),
         eval_tasks=listed_names(eval_tasks),
+        eval_text=read_texts(eval_text),
         eval_every=eval_every,
         eval_options=({} if data is None else {"data": data}) | dict(eval_options or {}),
         log_samples=log_samples,
@@ -134,8 +140,9 @@ def unlearn(
     if target is not None:
         refuse_leftovers(target, resume=resume)
     clock = PhaseClock()
-    if request.eval_tasks:
-        measuring.check_tasks(request.eval_tasks, request.eval_options, (*request.stop_when, *request.keep_while))
+    if request.evaluates:
+        conditions = (*request.stop_when, *request.keep_while)
+        measuring.check_tasks(request.eval_tasks, request.eval_options, conditions, request.eval_text)
     with clock("corpora"):
         tokenizer, corpora = preflight.check(
             request,
@@ -146,10 +153,10 @@ def unlearn(
             device=device,
             trust_remote_code=trust_remote_code,
         )
+        for sentence in trained_on(request, request.eval_text):
+            warnings.warn(sentence, WmdpFastWarning, stacklevel=2)
     with clock("load"):
-        source = open_source(
-            model, config, tokenizer, revision, device, trust_remote_code, whole=bool(request.eval_tasks)
-        )
+        source = open_source(model, config, tokenizer, revision, device, trust_remote_code, whole=request.evaluates)
     cache = None if cache_trunk is None else TrunkCache(Path(cache_trunk), source.decoder, limit=limit)
     with work_folder(target) as work:
         result = Run(request, source, corpora, clock, target, work, cache).result(resume=resume)

@@ -25,6 +25,7 @@ from wmdp_fast.unlearning.batches import Batch, lengths_by_batch, num_batches, p
 from wmdp_fast.unlearning.branches import Branches
 from wmdp_fast.unlearning.card import model_card
 from wmdp_fast.unlearning.effect import Effect, advice, effect_of
+from wmdp_fast.unlearning.held_out import trained_on
 from wmdp_fast.unlearning.optim import AdamW
 from wmdp_fast.unlearning.parameters import pick
 from wmdp_fast.unlearning.preflight import check_depth
@@ -208,7 +209,7 @@ class Run:
                     self._save(optimizer, controls, coefficients, identity, spent)
 
         try:
-            if self._request.eval_tasks and not self._evaluations:
+            if self._request.evaluates and not self._evaluations:
                 self._evaluate(0, metrics)
             with self._bar(optimizer.steps) as bar:
                 while optimizer.steps < self._total and self._stopped is None:
@@ -415,7 +416,7 @@ class Run:
             return branches.why_not_packed(padded, packed)
 
     def _is_time_to_evaluate(self, steps: int) -> bool:
-        if not self._request.eval_tasks:
+        if not self._request.evaluates:
             return False
         every = self._request.eval_every
         return steps == self._total or (every is not None and steps % every == 0)
@@ -432,6 +433,7 @@ class Run:
                 steps=steps,
                 folder=folder,
                 samples=request.log_samples,
+                texts=request.eval_text,
             )
         scores = {name: dict(result[name].metrics) for name in result}
         kept = {} if folder is None else {"results": f"{checkpoint.EVALUATIONS}/{folder.name}"}
@@ -476,6 +478,8 @@ class Run:
             "retain corpora": [corpus.content_hash for corpus in self._corpora.retain],
             "number of steps": self._total,
             "evaluations": [self._request.eval_tasks, self._request.eval_every],
+            # A state of a run without texts does not name them.
+            **({"texts": texts} if (texts := [text.content_hash for text in self._request.eval_text]) else {}),
         }
 
     def _save(
@@ -616,6 +620,11 @@ class Run:
                 for kind in ("forget", "retain")
             },
             "evaluations": self._evaluations,
+            "texts": [
+                {"name": one.name, "files": list(one.files), "content_hash": one.content_hash}
+                for one in self._request.eval_text
+            ],
+            "not_held_out": trained_on(self._request, self._request.eval_text),
             "seconds": {phase: round(seconds, 3) for phase, seconds in self._clock.seconds.items()},
             "trunk_cache": None if self._cache is None else asdict(self._cache.use),
             "peak_memory_mb": round(reporting.peak_memory(self._device), 1),

@@ -156,9 +156,7 @@ def read_corpora(request: Request, tokenizer: PreTrainedTokenizerBase | None, na
         tokenizer: The model's, or None if it has none: tokens may be given ready-made.
         name: The model's, for messages.
     """
-    config, topics = request.config, request.topics
-    turns = config.max_steps if config.mode == "reference" else -(-config.max_steps // len(topics))
-    wanted = turns * config.grad_accum * config.batch_size
+    config, topics, wanted = request.config, request.topics, request.documents_read
     read: dict[Any, CorpusTokens] = {}
 
     def tokens(corpus: Corpus, max_length: int, *, raw_lines: bool) -> CorpusTokens:

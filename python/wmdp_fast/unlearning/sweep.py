@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +25,13 @@ import torch
 
 from wmdp_fast import _rust
 from wmdp_fast.evaluation import PhaseClock
-from wmdp_fast.exceptions import DivergedError, ModelError, TaskError
+from wmdp_fast.exceptions import DivergedError, ModelError, TaskError, WmdpFastWarning
 from wmdp_fast.files import check_folder
+from wmdp_fast.texts import read_texts
 from wmdp_fast.unlearning import checkpoint, measuring, pareto, preflight, sweep_identity
 from wmdp_fast.unlearning.config import RMUConfig
 from wmdp_fast.unlearning.corpora import CorpusTokens
+from wmdp_fast.unlearning.held_out import trained_on
 from wmdp_fast.unlearning.parameters import pick
 from wmdp_fast.unlearning.request import Request
 from wmdp_fast.unlearning.rmu import cache_bytes, listed_corpora, listed_names, refuse_leftovers, work_folder
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wmdp_fast.results import TaskResult
+    from wmdp_fast.texts import Text
     from wmdp_fast.unlearning.source import Corpora, Corpus, Source
 
 RUNS = "runs.jsonl"
@@ -62,6 +66,7 @@ def sweep(
     forget_tasks: str | Sequence[str],
     retain_tasks: str | Sequence[str],
     output: str | PathLike[str],
+    eval_text: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     config: RMUConfig | None = None,
     trials: int | None = None,
     resume: bool = False,
@@ -90,6 +95,8 @@ def sweep(
         forget_tasks: Tasks and question files on which accuracy should fall.
         retain_tasks: Those on which it should stay.
         output: Folder for the results; no weights.
+        eval_text: Held-out texts whose perplexity to measure too, as `text` of `wmdp_fast.evaluate`; it decides about
+            nothing.
         config: The settings that are not swept. `update_layer_ids` None follows a swept layer.
         trials: Let Optuna draw so many points; None tries every combination.
         resume: Go on with the sweep in `output`, if there is one. Values may have been added or left out.
@@ -144,6 +151,7 @@ def sweep(
         forget=forgets,
         retain=retains,
         eval_tasks=[],
+        eval_text=read_texts(eval_text),
         eval_every=None,
         eval_options=({} if data is None else {"data": data}) | dict(eval_options or {}),
         log_samples=log_samples,
@@ -155,7 +163,7 @@ def sweep(
         note=lambda _line: None,  # what each run picks and finds is in its result
     )
     request.check()
-    leaves = _check_tasks(tasks, request.eval_options)
+    leaves = _check_tasks(tasks, request.eval_options, request.eval_text)
     tokenizer, corpora = preflight.check(
         request,
         model,
@@ -165,13 +173,17 @@ def sweep(
         device=device,
         trust_remote_code=trust_remote_code,
     )
+    for sentence in trained_on(request, request.eval_text):
+        warnings.warn(sentence, WmdpFastWarning, stacklevel=2)
     source = open_source(model, request.config, tokenizer, revision, device, trust_remote_code, whole=True)
     if source.tokenizer is None:
         raise ValueError("a sweep needs the model's tokenizer; pass tokenizer=...")
     say = note or (lambda _line: None)
     with _results_folder(folder), RunsFile(folder / RUNS) as file:
         cache = TrunkCache(folder / TRUNK if cache_trunk is None else Path(cache_trunk), source.decoder, limit=limit)
-        sweep_identity.check(folder, base, extent, source, corpora, cache, tasks, request.eval_options)
+        sweep_identity.check(
+            folder, base, extent, source, corpora, cache, tasks, request.eval_options, request.eval_text
+        )
         work = _Sweep(base, request, source, corpora, cache, tasks, leaves, file, folder, say)
         before = work.before()
         runs = work.grid(list(grid(space))) if drawing is None else work.drawn(drawing, trials or 0)
@@ -203,6 +215,7 @@ def sweep(
         output=folder,
         kept=kept,
         max_loss=max_loss,
+        texts=tuple(text.name for text in request.eval_text),
         inputs=inputs,
     )
 
@@ -227,12 +240,14 @@ def _results_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def _check_tasks(tasks: Mapping[str, list[str]], options: Mapping[str, Any]) -> dict[str, list[str]]:
+def _check_tasks(
+    tasks: Mapping[str, list[str]], options: Mapping[str, Any], texts: Sequence[Text]
+) -> dict[str, list[str]]:
     """Names of the tasks, without groups, whose accuracy should fall and should stay; reads all questions once."""
     for kind, should in (("forget", "fall"), ("retain", "stay")):
         if not tasks[kind]:
             raise ValueError(f"{kind}_tasks is empty: on what should accuracy {should}?")
-    selection = measuring.check_tasks([name for names in tasks.values() for name in names], options)
+    selection = measuring.check_tasks([name for names in tasks.values() for name in names], options, (), texts)
     if without := [task.name for task in selection.tasks if "acc" not in task.metrics]:
         raise TaskError(f"{without[0]} has no metric acc, which a sweep compares; leave it out")
     return {kind: measuring.tasks_of(names, selection) for kind, names in tasks.items()}
@@ -383,6 +398,7 @@ class _Sweep:
             steps=run.steps,
             folder=self._folder / place,
             samples=self._request.log_samples,
+            texts=self._request.eval_text,
         )
         accuracies = {kind: _pooled([result.tasks[name] for name in names]) for kind, names in self._leaves.items()}
         return dataclasses.replace(

@@ -12,9 +12,10 @@ from wmdp_fast.unlearning import strict_json, tensor_file
 from wmdp_fast.unlearning.search_space import AXES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from wmdp_fast.texts import Text
     from wmdp_fast.unlearning.config import RMUConfig
     from wmdp_fast.unlearning.corpora import CorpusTokens
     from wmdp_fast.unlearning.source import Corpora, Source
@@ -68,6 +69,7 @@ def check(
     cache: TrunkCache,
     tasks: Mapping[str, list[str]],
     eval_options: Mapping[str, Any],
+    texts: Sequence[Text] = (),
 ) -> None:
     """Compares with the sweep in a folder, if there is one, and writes down what this one is.
 
@@ -80,6 +82,7 @@ def check(
         cache: Hashes the weights, which are the original ones.
         tasks: What is measured.
         eval_options: How.
+        texts: What perplexity is measured on.
 
     Raises:
         ModelError: The sweep there has other settings, weights, data or tasks; says which.
@@ -93,6 +96,7 @@ def check(
             "retain corpora": list(map(_digest, corpora.retain, extent.retain)),
             "tasks": dict(tasks),
             "evaluation options": {name: str(value) for name, value in eval_options.items()},
+            **({"texts": [[text.name, text.content_hash] for text in texts]} if texts else {}),
         }
 
     if exists(folder):

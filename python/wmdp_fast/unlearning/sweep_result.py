@@ -7,6 +7,7 @@ import shlex
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from wmdp_fast.tables import number_text
 from wmdp_fast.unlearning.config import RMUConfig
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class SweepResult:
         output: The folder.
         kept: Folder of the best run's checkpoint, or None.
         max_loss: Most points of accuracy that the best run may lose on the retain tasks.
+        texts: The names of the texts whose perplexity was measured, which decides about nothing.
     """
 
     base: SweepRun
@@ -113,6 +115,7 @@ class SweepResult:
     output: Path
     kept: Path | None
     max_loss: float = MAX_LOSS
+    texts: tuple[str, ...] = ()
     inputs: dict[str, Any] = field(repr=False)
 
     def __str__(self) -> str:
@@ -162,7 +165,7 @@ class SweepResult:
 
     def table(self) -> str:
         """The runs by ascending forget accuracy, with the model before as the last row."""
-        rows = [(*self.swept, "forget", "95 % interval", "retain", "95 % interval", "lost", "")]
+        rows = [(*self.swept, "forget", "95 % interval", "retain", "95 % interval", "lost", *self.texts, "")]
         order = sorted(range(len(self.runs)), key=lambda index: (self.runs[index].aims or (2.0, 0.0), index))
         for index in order:
             run = self.runs[index]
@@ -179,6 +182,8 @@ class SweepResult:
                 f"chance: forget {forget.chance:.4f}, retain {retain.chance:.4f}; forget is {forget.n} questions,"
                 f" retain {retain.n}"
             )
+        if self.texts:
+            lines.append(f"{', '.join(self.texts)}: word perplexity, lower is better; it decides about no run")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -205,7 +210,7 @@ class SweepResult:
     def _cells(self, run: SweepRun) -> tuple[str, ...]:
         forget, retain, before = run.forget, run.retain, self.base.retain
         if forget is None or retain is None or before is None:
-            return ("failed", "", "failed", "", "")
+            return ("failed", "", "failed", "", "", *("" for _ in self.texts))
         lost = "" if run is self.base else f"{before.value - retain.value:+.4f}"
         return (
             f"{forget.value:.4f}",
@@ -213,6 +218,7 @@ class SweepResult:
             f"{retain.value:.4f}",
             f"{retain.low:.3f}-{retain.high:.3f}",
             lost,
+            *(number_text(run.scores[name]["word_perplexity"]) for name in self.texts),
         )
 
 
