@@ -128,7 +128,8 @@ pub(crate) fn aggregate(
     near_tie: f64,
 ) -> PyResult<Outcome> {
     let (loglikelihood, is_greedy) = (loglikelihood.view().to_vec(), is_greedy.view().to_vec());
-    let inner = detach::run(py, |_| core::aggregate(&prompts.inner, &loglikelihood, &is_greedy, near_tie))?;
+    let prompts = Arc::clone(&prompts.inner);
+    let inner = detach::run(py, move |_| core::aggregate(&prompts, &loglikelihood, &is_greedy, near_tie))?;
     Ok(Outcome::new(py, inner))
 }
 

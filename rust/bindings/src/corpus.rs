@@ -46,7 +46,7 @@ pub(crate) fn read_documents(
     limit: Option<usize>,
 ) -> PyResult<Vec<String>> {
     let options = ReadOptions { field, raw_lines, min_chars, keep_empty, limit };
-    detach::run(py, |cancel| corpus::read_documents(&paths, &options, cancel))
+    detach::run(py, move |cancel| corpus::read_documents(&paths, &options, cancel))
 }
 
 /// The documents of a corpus as token ids.

@@ -29,7 +29,7 @@ use crate::question::QuestionSet;
 ///     OSError: The file cannot be opened or read; `FileNotFoundError` and others as Python raises them.
 #[pyfunction]
 pub(crate) fn read_questions(py: Python<'_>, path: PathBuf) -> PyResult<QuestionSet> {
-    detach::run(py, |cancel| dataset::read_questions(&path, cancel)).map(QuestionSet::from)
+    detach::run(py, move |cancel| dataset::read_questions(&path, cancel)).map(QuestionSet::from)
 }
 
 /// Reads many files in parallel.
@@ -45,6 +45,6 @@ pub(crate) fn read_questions(py: Python<'_>, path: PathBuf) -> PyResult<Question
 ///     OSError: A file cannot be opened or read.
 #[pyfunction]
 pub(crate) fn read_many(py: Python<'_>, paths: Vec<PathBuf>) -> PyResult<Vec<QuestionSet>> {
-    let sets = detach::run(py, |cancel| dataset::read_many(&paths, cancel))?;
+    let sets = detach::run(py, move |cancel| dataset::read_many(&paths, cancel))?;
     Ok(sets.into_iter().map(QuestionSet::from).collect())
 }

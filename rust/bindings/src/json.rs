@@ -40,16 +40,23 @@ pub(crate) fn to_python<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'
     })
 }
 
+/// Rows that are read from Python before it is asked whether Ctrl-C was pressed.
+const ROWS_BETWEEN_SIGNALS: usize = 1024;
+
 /// Rows as the core wants them.
 ///
 /// # Errors
-/// `DatasetError` with row and field for a value that JSON has no form for, `TypeError` if `rows` are not mappings.
+/// `DatasetError` with row and field for a value that JSON has no form for, `TypeError` if `rows` are not mappings,
+/// `KeyboardInterrupt` after Ctrl-C.
 pub(crate) fn rows_from_python(rows: &Bound<'_, PyAny>, file: &str) -> PyResult<Vec<Row>> {
     let fault = |row: usize, field: Option<String>, problem| {
         to_py(Error::from(DatasetError { file: file.to_owned(), row: Some(row as u64 + 1), field, problem }))
     };
     let mut read = Vec::new();
     for (row, fields) in rows.try_iter()?.enumerate() {
+        if row % ROWS_BETWEEN_SIGNALS == 0 {
+            rows.py().check_signals()?;
+        }
         let fields = fields?;
         let fields = fields
             .cast::<PyMapping>()

@@ -40,7 +40,9 @@ impl OrderAnswers {
         others: &Outcome,
     ) -> PyResult<Self> {
         let orders = core::Orders::parse(orders).map_err(to_py)?;
-        let inner = detach::run(py, |_| core::answers(&questions.inner, orders, &original.inner, &others.inner))?;
+        let questions = Arc::clone(&questions.inner);
+        let (original, others) = (Arc::clone(&original.inner), Arc::clone(&others.inner));
+        let inner = detach::run(py, move |cancel| core::answers(&questions, orders, &original, &others, cancel))?;
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -95,7 +97,7 @@ pub(crate) struct OrderEffects {
 #[pyfunction]
 pub(crate) fn order_effects(py: Python<'_>, tasks: Vec<PyRef<'_, OrderAnswers>>) -> PyResult<OrderEffects> {
     let tasks: Vec<Arc<Vec<core::Answers>>> = tasks.iter().map(|task| Arc::clone(&task.inner)).collect();
-    let effects = detach::run(py, |_| core::effects(tasks.iter().flat_map(|task| task.iter())))?;
+    let effects = detach::run(py, move |_| core::effects(tasks.iter().flat_map(|task| task.iter())))?;
     Ok(OrderEffects {
         orders: effects.orders,
         mean: effects.mean,

@@ -43,7 +43,8 @@ impl QuestionSet {
     #[pyo3(signature = (rows, file = "<memory>"))]
     fn from_rows(py: Python<'_>, rows: Rows<'_, '_>, file: &str) -> PyResult<Self> {
         let rows = rows_from_python(&rows.0, file)?;
-        detach::run(py, |cancel| dataset::from_rows(rows, file, cancel)).map(Self::from)
+        let file = file.to_owned();
+        detach::run(py, move |cancel| dataset::from_rows(rows, &file, cancel)).map(Self::from)
     }
 
     /// The questions of several sets one after another: the shards of one split, for instance.
@@ -54,9 +55,10 @@ impl QuestionSet {
     /// Raises:
     ///     ValueError: If there is no set.
     #[staticmethod]
-    fn concat(sets: Vec<PyRef<'_, Self>>) -> PyResult<Self> {
-        let sets: Vec<&question::QuestionSet> = sets.iter().map(|set| set.inner.as_ref()).collect();
-        question::QuestionSet::concat(&sets).map(Self::from).map_err(to_py)
+    fn concat(py: Python<'_>, sets: Vec<PyRef<'_, Self>>) -> PyResult<Self> {
+        let sets: Vec<Arc<question::QuestionSet>> = sets.iter().map(|set| Arc::clone(&set.inner)).collect();
+        let concat = move |_: &_| question::QuestionSet::concat(&sets.iter().map(Arc::as_ref).collect::<Vec<_>>());
+        detach::run(py, concat).map(Self::from)
     }
 
     /// Path of the file as it was given.
@@ -84,7 +86,8 @@ impl QuestionSet {
     /// choice, the answer's index. A text is its length in bytes, then its bytes in UTF-8; numbers are 64 bits, little-endian.
     #[getter]
     fn content_hash(&self, py: Python<'_>) -> PyResult<String> {
-        detach::run(py, |cancel| self.inner.content_hash_until(cancel))
+        let inner = Arc::clone(&self.inner);
+        detach::run(py, move |cancel| inner.content_hash_until(cancel))
     }
 
     /// The distinct subjects, sorted.
@@ -100,20 +103,22 @@ impl QuestionSet {
     ///
     /// Raises:
     ///     ValueError: If there is no such question.
-    fn select(&self, indices: Vec<usize>) -> PyResult<Self> {
-        self.inner.select(&indices).map(Self::from).map_err(to_py)
+    fn select(&self, py: Python<'_>, indices: Vec<usize>) -> PyResult<Self> {
+        let inner = Arc::clone(&self.inner);
+        detach::run(py, move |_| inner.select(&indices)).map(Self::from)
     }
 
     /// Places of the questions that are among others too: the same but for white space around question and choices, with the choices
     /// in any order.
     fn shared_with(&self, py: Python<'_>, others: PyRef<'_, Self>) -> PyResult<Vec<usize>> {
-        let others = Arc::clone(&others.inner);
-        detach::run(py, |_| Ok(self.inner.shared_with(&others)))
+        let (inner, others) = (Arc::clone(&self.inner), Arc::clone(&others.inner));
+        detach::run(py, move |cancel| inner.shared_with(&others, cancel))
     }
 
     /// The first `n` questions, or all if there are fewer.
-    fn head(&self, n: usize) -> Self {
-        self.inner.head(n).into()
+    fn head(&self, py: Python<'_>, n: usize) -> PyResult<Self> {
+        let inner = Arc::clone(&self.inner);
+        detach::run(py, move |_| Ok(inner.head(n))).map(Self::from)
     }
 
     /// Each question in every order of its choices but the original one, question after question.
@@ -126,7 +131,8 @@ impl QuestionSet {
     ///     ValueError: If a question has too many choices for all their orders; names file and row.
     fn permuted(&self, py: Python<'_>, orders: &str) -> PyResult<Self> {
         let orders = Orders::parse(orders).map_err(to_py)?;
-        detach::run(py, |_| self.inner.permuted(orders)).map(Self::from)
+        let inner = Arc::clone(&self.inner);
+        detach::run(py, move |cancel| inner.permuted(orders, cancel)).map(Self::from)
     }
 
     fn __len__(&self) -> usize {
@@ -152,7 +158,8 @@ impl QuestionSet {
     }
 
     fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyBytes>,))> {
-        let state = detach::run(py, |_| self.inner.to_bytes())?;
+        let inner = Arc::clone(&self.inner);
+        let state = detach::run(py, move |_| inner.to_bytes())?;
         let restore = py.import("wmdp_fast._rust")?.getattr("_restore_questions")?;
         Ok((restore, (PyBytes::new(py, &state),)))
     }
@@ -161,7 +168,7 @@ impl QuestionSet {
 /// What pickle calls to make a `QuestionSet` again.
 #[pyfunction]
 pub(crate) fn _restore_questions(py: Python<'_>, state: Vec<u8>) -> PyResult<QuestionSet> {
-    detach::run(py, |_| question::QuestionSet::from_bytes(&state)).map(QuestionSet::from)
+    detach::run(py, move |_| question::QuestionSet::from_bytes(&state)).map(QuestionSet::from)
 }
 
 /// One multiple-choice question. Immutable; questions are equal if all their columns are.

@@ -40,7 +40,7 @@ impl Requests {
         continuations: Vec<Vec<Vec<u32>>>,
         max_length: usize,
     ) -> PyResult<Self> {
-        detach::run(py, |cancel| {
+        detach::run(py, move |cancel| {
             let inner = Arc::new(request::Requests::from_tokens(&contexts, &continuations, max_length)?);
             let plan = PaddedPlan::new(&inner, cancel)?;
             Ok(Self { inner, plan })
@@ -83,7 +83,8 @@ impl Requests {
     ///     Four numbers: questions that lose tokens, choices that do, the most tokens that one loses, and the question that loses those
     ///     (-1 if there is none).
     fn truncation(&self, py: Python<'_>) -> PyResult<(usize, usize, usize, isize)> {
-        let cut = detach::run(py, |_| Ok(self.inner.truncation()))?;
+        let inner = Arc::clone(&self.inner);
+        let cut = detach::run(py, move |_| Ok(inner.truncation()))?;
         Ok((cut.questions, cut.choices, cut.most, cut.worst.map_or(-1, |question| question as isize)))
     }
 
@@ -118,7 +119,8 @@ impl Requests {
     /// little-endian.
     #[getter]
     fn content_hash(&self, py: Python<'_>) -> PyResult<String> {
-        detach::run(py, |cancel| self.inner.content_hash_until(cancel))
+        let inner = Arc::clone(&self.inner);
+        detach::run(py, move |cancel| inner.content_hash_until(cancel))
     }
 
     /// The crate that made the tokens: `"fastokens"` or `"tokenizers"`; None if they were given.
@@ -140,8 +142,9 @@ impl Requests {
     }
 
     /// The first question with a token id that is not below `num_tokens`, and that token; None if there is none.
-    fn token_beyond(&self, py: Python<'_>, num_tokens: u32) -> Option<(usize, u32)> {
-        py.detach(|| self.inner.token_beyond(num_tokens))
+    fn token_beyond(&self, py: Python<'_>, num_tokens: u32) -> PyResult<Option<(usize, u32)>> {
+        let inner = Arc::clone(&self.inner);
+        detach::run(py, move |_| Ok(inner.token_beyond(num_tokens)))
     }
 
     /// Token ids of a question's context, before truncation: int64 `[length]`.
@@ -188,7 +191,8 @@ impl Requests {
     }
 
     fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyBytes>,))> {
-        let state = detach::run(py, |_| self.inner.to_bytes())?;
+        let inner = Arc::clone(&self.inner);
+        let state = detach::run(py, move |_| inner.to_bytes())?;
         let restore = py.import("wmdp_fast._rust")?.getattr("_restore_requests")?;
         Ok((restore, (PyBytes::new(py, &state),)))
     }
@@ -197,7 +201,7 @@ impl Requests {
 /// What pickle calls to make `Requests` again.
 #[pyfunction]
 pub(crate) fn _restore_requests(py: Python<'_>, state: Vec<u8>) -> PyResult<Requests> {
-    detach::run(py, |cancel| {
+    detach::run(py, move |cancel| {
         let inner = Arc::new(request::Requests::from_bytes(&state)?);
         let plan = PaddedPlan::new(&inner, cancel)?;
         Ok(Requests { inner, plan })

@@ -45,7 +45,7 @@ pub(crate) fn write_samples(
     orders: Option<PyRef<'_, OrderAnswers>>,
 ) -> PyResult<String> {
     let orders = orders.map(|orders| Arc::clone(&orders.inner));
-    detach::run(py, |cancel| {
+    detach::run_to_end(py, |cancel| {
         let orders = orders.as_ref().map(|orders| orders.as_slice());
         let metrics = metrics.iter().map(|name| Metric::parse(name)).collect::<Result<Vec<_>>>()?;
         samples::write_samples(&path, &questions.inner, &prompts.inner, &outcome.inner, &metrics, orders, cancel)

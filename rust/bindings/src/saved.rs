@@ -1,6 +1,7 @@
 //! Samples files read back.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
@@ -45,9 +46,9 @@ impl Samples {
     ///     ValueError: If questions, prompts and outcome are not as many.
     #[staticmethod]
     fn from_outcome(py: Python<'_>, questions: &QuestionSet, prompts: &Prompts, outcome: &Outcome) -> PyResult<Self> {
-        let inner = detach::run(py, |cancel| {
-            core::Samples::from_outcome(&questions.inner, &prompts.inner, &outcome.inner, cancel)
-        })?;
+        let (questions, prompts) = (Arc::clone(&questions.inner), Arc::clone(&prompts.inner));
+        let outcome = Arc::clone(&outcome.inner);
+        let inner = detach::run(py, move |cancel| core::Samples::from_outcome(&questions, &prompts, &outcome, cancel))?;
         Ok(Self::new(py, inner))
     }
 
@@ -172,6 +173,6 @@ fn position(metric: &str) -> PyResult<usize> {
 #[pyfunction]
 #[pyo3(signature = (path, *, delimiter = None))]
 pub(crate) fn read_samples(py: Python<'_>, path: PathBuf, delimiter: Option<String>) -> PyResult<Samples> {
-    let inner = detach::run(py, |cancel| core::read_samples(&path, delimiter.as_deref(), cancel))?;
+    let inner = detach::run(py, move |cancel| core::read_samples(&path, delimiter.as_deref(), cancel))?;
     Ok(Samples::new(py, inner))
 }

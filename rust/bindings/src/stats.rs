@@ -47,7 +47,7 @@ pub(crate) fn bootstrap(
     confidence: f64,
 ) -> PyResult<(f64, f64)> {
     let values = values.view().to_vec();
-    detach::run(py, |cancel| core::bootstrap(&values, resamples, seed, confidence, cancel))
+    detach::run(py, move |cancel| core::bootstrap(&values, resamples, seed, confidence, cancel))
 }
 
 /// Standard error of a mean over values in clusters (questions by subject): `√(G/(G-1) · Σ_clusters (Σ (x - mean))²) / n`.

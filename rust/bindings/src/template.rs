@@ -29,7 +29,7 @@ use crate::question::QuestionSet;
 ///     ValueError: If `choices` is neither `"letters"` nor `"texts"`.
 #[pyclass(frozen, module = "wmdp_fast._rust")]
 pub(crate) struct PromptTemplate {
-    inner: template::PromptTemplate,
+    inner: Arc<template::PromptTemplate>,
     doc_to_text: String,
 }
 
@@ -63,7 +63,7 @@ impl PromptTemplate {
             target_delimiter: target_delimiter.to_owned(),
             fewshot_delimiter: fewshot_delimiter.to_owned(),
         };
-        Ok(Self { inner, doc_to_text: doc_to_text.to_owned() })
+        Ok(Self { inner: Arc::new(inner), doc_to_text: doc_to_text.to_owned() })
     }
 
     /// The prompts of all questions.
@@ -85,14 +85,17 @@ impl PromptTemplate {
         num_fewshot: usize,
     ) -> PyResult<Prompts> {
         let fewshot = fewshot.map(|set| set.inner.as_ref());
-        let examples = template::PromptTemplate::examples(fewshot, num_fewshot).map_err(to_py)?;
+        let examples = template::PromptTemplate::examples(fewshot, num_fewshot).map_err(to_py)?.map(Arc::new);
         let (texts, renderer) = self.texts(py, &questions.inner)?;
         let example_texts = match &examples {
             Some(set) => self.texts(py, set)?.0,
             None => Vec::new(),
         };
-        let examples: Vec<_> = examples.iter().flat_map(|set| &set.questions).zip(example_texts).collect();
-        let inner = detach::briefly(py, || Ok(self.inner.prompts(&questions.inner, texts, &examples, renderer)))?;
+        let (template, questions) = (Arc::clone(&self.inner), Arc::clone(&questions.inner));
+        let inner = detach::run(py, move |_| {
+            let examples: Vec<_> = examples.iter().flat_map(|set| &set.questions).zip(example_texts).collect();
+            Ok(template.prompts(&questions, texts, &examples, renderer))
+        })?;
         Ok(Prompts { inner: Arc::new(inner) })
     }
 
@@ -164,15 +167,17 @@ impl PromptTemplate {
 
 impl PromptTemplate {
     /// The text of each question, and what rendered them.
-    fn texts(&self, py: Python<'_>, questions: &question::QuestionSet) -> PyResult<(Vec<String>, Renderer)> {
-        if let Some(texts) = detach::run(py, |cancel| self.inner.question_texts(questions, cancel))? {
+    fn texts(&self, py: Python<'_>, questions: &Arc<question::QuestionSet>) -> PyResult<(Vec<String>, Renderer)> {
+        let (template, theirs) = (Arc::clone(&self.inner), Arc::clone(questions));
+        if let Some(texts) = detach::run(py, move |cancel| template.question_texts(&theirs, cancel))? {
             return Ok((texts, Renderer::Rust));
         }
         if !questions.foreign.is_empty() {
             let names = py.import("wmdp_fast.jinja")?.call_method1("names", (&self.doc_to_text,))?.extract()?;
             questions.check_names(&names).map_err(to_py)?;
         }
-        let documents = detach::briefly(py, || questions.to_json_lines())?;
+        let theirs = Arc::clone(questions);
+        let documents = detach::run(py, move |cancel| theirs.to_json_lines(cancel))?;
         let arguments = (&self.doc_to_text, PyBytes::new(py, &documents), &questions.file);
         let texts = py.import("wmdp_fast.jinja")?.call_method1("render", arguments)?.extract()?;
         Ok((texts, Renderer::Jinja2))
@@ -204,13 +209,16 @@ impl Prompts {
     #[staticmethod]
     #[pyo3(signature = (contexts, choices, answers, *, delimiter = "", source = "<memory>"))]
     fn from_contexts(
+        py: Python<'_>,
         contexts: Vec<String>,
         choices: Vec<Vec<String>>,
         answers: Vec<usize>,
         delimiter: &str,
         source: &str,
     ) -> PyResult<Self> {
-        let inner = prompt::Prompts::from_contexts(&contexts, choices, answers, delimiter, source).map_err(to_py)?;
+        let (delimiter, source) = (delimiter.to_owned(), source.to_owned());
+        let inner =
+            detach::run(py, move |_| prompt::Prompts::from_contexts(&contexts, choices, answers, &delimiter, &source))?;
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -223,8 +231,10 @@ impl Prompts {
     /// Raises:
     ///     ValueError: If there are not as many contexts as questions.
     #[pyo3(signature = (contexts, *, delimiter = ""))]
-    fn with_contexts(&self, contexts: Vec<String>, delimiter: &str) -> PyResult<Self> {
-        Ok(Self { inner: Arc::new(self.inner.with_contexts(&contexts, delimiter).map_err(to_py)?) })
+    fn with_contexts(&self, py: Python<'_>, contexts: Vec<String>, delimiter: &str) -> PyResult<Self> {
+        let (inner, delimiter) = (Arc::clone(&self.inner), delimiter.to_owned());
+        let inner = detach::run(py, move |_| inner.with_contexts(&contexts, &delimiter))?;
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     fn __len__(&self) -> usize {
@@ -283,7 +293,8 @@ impl Prompts {
     }
 
     fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyBytes>,))> {
-        let state = detach::run(py, |_| self.inner.to_bytes())?;
+        let inner = Arc::clone(&self.inner);
+        let state = detach::run(py, move |_| inner.to_bytes())?;
         let restore = py.import("wmdp_fast._rust")?.getattr("_restore_prompts")?;
         Ok((restore, (PyBytes::new(py, &state),)))
     }
@@ -292,7 +303,8 @@ impl Prompts {
 /// What pickle calls to make `Prompts` again.
 #[pyfunction]
 pub(crate) fn _restore_prompts(py: Python<'_>, state: Vec<u8>) -> PyResult<Prompts> {
-    detach::run(py, |_| Ok(Prompts { inner: Arc::new(prompt::Prompts::from_bytes(&state)?) }))
+    let inner = detach::run(py, move |_| prompt::Prompts::from_bytes(&state))?;
+    Ok(Prompts { inner: Arc::new(inner) })
 }
 
 impl Prompts {

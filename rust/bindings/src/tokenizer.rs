@@ -48,8 +48,8 @@ impl Tokenizer {
         prefix_token_id: u32,
         prefix_text: &str,
     ) -> PyResult<Self> {
-        let load = || tokenizer::Tokenizer::from_json(json, add_special_tokens, prefix_token_id, prefix_text);
-        let inner = Arc::new(detach::run(py, |_| load())?);
+        let load = |_: &_| tokenizer::Tokenizer::from_json(json, add_special_tokens, prefix_token_id, prefix_text);
+        let inner = Arc::new(detach::run_to_end(py, load)?);
         Ok(Self { inner, json: json.to_owned(), add_special_tokens })
     }
 
@@ -61,7 +61,7 @@ impl Tokenizer {
 
     /// The tokens of a text, special tokens included where they are due; made by the crate `tokenizers`.
     fn encode(&self, py: Python<'_>, text: &str) -> PyResult<Vec<u32>> {
-        detach::run(py, |_| self.inner.encode(text))
+        detach::run_to_end(py, |_| self.inner.encode(text))
     }
 
     /// The prompts of a run as token ids, by lm-eval's `_encode_pair`.
@@ -76,9 +76,10 @@ impl Tokenizer {
     ///     ValueError: If `max_length` is 0.
     fn encode_requests(&self, py: Python<'_>, tasks: Vec<PyRef<'_, Prompts>>, max_length: usize) -> PyResult<Requests> {
         let tasks: Vec<_> = tasks.iter().map(|prompts| Arc::clone(&prompts.inner)).collect();
-        detach::run(py, |cancel| {
+        let tokenizer = Arc::clone(&self.inner);
+        detach::run(py, move |cancel| {
             let tasks: Vec<_> = tasks.iter().map(Arc::as_ref).collect();
-            let inner = request::Requests::encode(&self.inner, &tasks, max_length, cancel)?;
+            let inner = request::Requests::encode(&tokenizer, &tasks, max_length, cancel)?;
             let plan = PaddedPlan::new(&inner, cancel)?;
             Ok(Requests { inner: Arc::new(inner), plan })
         })
@@ -117,7 +118,8 @@ impl Tokenizer {
         limit: Option<usize>,
     ) -> PyResult<EncodedCorpus> {
         let options = ReadOptions { field, raw_lines, min_chars, limit, ..ReadOptions::default() };
-        let encoded = detach::run(py, |cancel| tokens::encode(&self.inner, &paths, &options, max_length, cancel))?;
+        let tokenizer = Arc::clone(&self.inner);
+        let encoded = detach::run(py, move |cancel| tokens::encode(&tokenizer, &paths, &options, max_length, cancel))?;
         Ok(EncodedCorpus::new(py, encoded))
     }
 

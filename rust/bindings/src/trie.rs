@@ -41,7 +41,8 @@ impl Trie {
     fn new(py: Python<'_>, requests: &Requests, min_saving: Option<usize>) -> PyResult<Self> {
         let requests = Arc::clone(&requests.inner);
         let branches = min_saving.map_or(Branches::All, Branches::ThatPay);
-        let inner = detach::run(py, |cancel| trie::Trie::new(&requests, branches, cancel))?;
+        let theirs = Arc::clone(&requests);
+        let inner = detach::run(py, move |cancel| trie::Trie::new(&theirs, branches, cancel))?;
         Ok(Self { inner: Arc::new(inner), requests })
     }
 
@@ -72,7 +73,8 @@ impl Trie {
     ///     ValueError: If `finished` has another length.
     fn first_unfinished(&self, py: Python<'_>, finished: Readonly1<'_, bool>) -> PyResult<usize> {
         let finished = finished.view().to_vec();
-        detach::run(py, |_| self.inner.first_unfinished(&self.requests, &finished))
+        let (trie, requests) = (Arc::clone(&self.inner), Arc::clone(&self.requests));
+        detach::run(py, move |_| trie.first_unfinished(&requests, &finished))
     }
 
     /// The batches that run the paths from `start` on, in order. Each must be run after the one before it.

@@ -5,6 +5,7 @@
 
 use crate::aggregate::Outcome;
 use crate::error::{Error, Result};
+use crate::parallel::Cancel;
 use crate::question::{Question, QuestionSet, letter};
 
 /// Most choices whose orders are all asked: 24 orders of 4 choices, but 120 of 5.
@@ -68,10 +69,11 @@ impl QuestionSet {
     /// Each question in every order of its choices but the original one, question after question.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] naming file and row if a question has too many choices for all their orders.
-    pub fn permuted(&self, orders: Orders) -> Result<Self> {
+    /// [`Error::InvalidArgument`] naming file and row if a question has too many choices for all their orders; [`Error::Cancelled`].
+    pub fn permuted(&self, orders: Orders, cancel: &Cancel) -> Result<Self> {
         let mut questions = Vec::new();
         for (index, question) in self.questions.iter().enumerate() {
+            cancel.check()?;
             let n = question.choices.len();
             if orders == Orders::All && n > MOST_CHOICES_FOR_ALL {
                 let count: usize = (1..=n).product();
@@ -129,8 +131,14 @@ impl Answers {
 /// Puts together the answers to a task's questions and those to [`QuestionSet::permuted`] of them.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if an outcome is of other questions.
-pub fn answers(questions: &QuestionSet, orders: Orders, original: &Outcome, others: &Outcome) -> Result<Vec<Answers>> {
+/// [`Error::InvalidArgument`] if an outcome is of other questions; [`Error::Cancelled`].
+pub fn answers(
+    questions: &QuestionSet,
+    orders: Orders,
+    original: &Outcome,
+    others: &Outcome,
+    cancel: &Cancel,
+) -> Result<Vec<Answers>> {
     let of_each: Vec<Vec<Vec<usize>>> =
         questions.questions.iter().map(|question| orders.of(question.choices.len())).collect();
     let num_others: usize = of_each.iter().map(|orders| orders.len() - 1).sum();
@@ -149,6 +157,7 @@ pub fn answers(questions: &QuestionSet, orders: Orders, original: &Outcome, othe
         .zip(of_each)
         .enumerate()
         .map(|(index, (question, orders))| {
+            cancel.check()?;
             let first_with =
                 |text: &String| question.choices.iter().position(|choice| choice == text).unwrap_or_default();
             let asked = std::iter::once((original, index)).chain(next_other.by_ref().map(|other| (others, other)));
@@ -309,8 +318,8 @@ mod tests {
     }
 
     fn of(questions: &QuestionSet, orders: Orders) -> Vec<Answers> {
-        let others = questions.permuted(orders).unwrap();
-        answers(questions, orders, &first_letter(questions), &first_letter(&others)).unwrap()
+        let others = questions.permuted(orders, &Cancel::default()).unwrap();
+        answers(questions, orders, &first_letter(questions), &first_letter(&others), &Cancel::default()).unwrap()
     }
 
     #[test]
@@ -319,14 +328,17 @@ mod tests {
         let all = Orders::All.of(4);
         assert_eq!((all.len(), label(&all[0]).as_str(), label(&all[23]).as_str()), (24, "ABCD", "DCBA"));
         assert!(all.is_sorted());
-        let one = set(&[&["w", "x", "y"]]).permuted(Orders::Cyclic).unwrap();
+        let one = set(&[&["w", "x", "y"]]).permuted(Orders::Cyclic, &Cancel::default()).unwrap();
         assert_eq!(one.questions[0].choices, ["x", "y", "w"]);
         assert_eq!((one.questions[0].answer, one.questions[1].answer), (2, 1));
     }
 
     #[test]
     fn too_many_orders_are_refused() {
-        let error = set(&[&["a", "b"], &["a", "b", "c", "d", "e"]]).permuted(Orders::All).unwrap_err().to_string();
+        let error = set(&[&["a", "b"], &["a", "b", "c", "d", "e"]])
+            .permuted(Orders::All, &Cancel::default())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("birds, row 2: 5 choices have 120 orders"), "{error}");
     }
 
@@ -357,10 +369,12 @@ mod tests {
     #[test]
     fn answers_to_other_questions_are_refused() {
         let (two, three) = (set(&[&["w", "x"]]), set(&[&["w", "x", "y"]]));
-        let others = three.permuted(Orders::Cyclic).unwrap();
-        assert!(answers(&two, Orders::Cyclic, &first_letter(&two), &first_letter(&others)).is_err());
-        let (a, b) = (first_letter(&three), first_letter(&two.permuted(Orders::Cyclic).unwrap()));
-        assert!(answers(&two, Orders::Cyclic, &a, &b).is_err());
+        let others = three.permuted(Orders::Cyclic, &Cancel::default()).unwrap();
+        assert!(
+            answers(&two, Orders::Cyclic, &first_letter(&two), &first_letter(&others), &Cancel::default()).is_err()
+        );
+        let (a, b) = (first_letter(&three), first_letter(&two.permuted(Orders::Cyclic, &Cancel::default()).unwrap()));
+        assert!(answers(&two, Orders::Cyclic, &a, &b, &Cancel::default()).is_err());
         assert!(effects(&[]).is_err());
     }
 }

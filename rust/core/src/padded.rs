@@ -13,13 +13,13 @@ use crate::request::Requests;
 const PADDING: i64 = 0;
 
 /// One input of a model: a context and all but the last token of a continuation.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// It owns no memory of its own: millions of rows are made, sorted and dropped in an instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Row {
-    /// The question, and the choice whose continuation the row holds.
+    /// The question, and the first choice whose continuation the row holds.
     question: usize,
     choice: usize,
-    /// Every choice that is read from this row.
-    pub(crate) choices: Vec<usize>,
     /// Tokens after truncation on the left.
     pub(crate) length: usize,
 }
@@ -101,30 +101,31 @@ impl PaddedPlan {
 
 /// The rows of all questions, in order.
 pub(crate) fn all_rows(requests: &Requests, cancel: &Cancel) -> Vec<Row> {
-    let each = (0..requests.num_questions()).into_par_iter().flat_map_iter(|question| {
+    let each = (0..requests.num_questions()).into_par_iter().with_min_len(parallel::PART).flat_map_iter(|question| {
         cancel.unwind_if_set();
         rows(requests, question)
     });
     each.collect()
 }
 
-/// The distinct rows of one question, each with the choices that are read from it.
-fn rows(requests: &Requests, question: usize) -> Vec<Row> {
+/// The distinct rows of one question: one for each choice whose input no choice before it has.
+fn rows(requests: &Requests, question: usize) -> impl Iterator<Item = Row> {
     let (prefix, own) = requests.context(question);
-    let mut rows: Vec<Row> = Vec::with_capacity(1);
-    for choice in requests.choices(question) {
-        let input = all_but_last(requests.continuation(choice));
-        match rows.iter_mut().find(|row| all_but_last(requests.continuation(row.choice)) == input) {
-            Some(row) => row.choices.push(choice),
-            None => rows.push(Row {
-                question,
-                choice,
-                choices: vec![choice],
-                length: (prefix.len() + own.len() + input.len()).min(requests.max_length),
-            }),
-        }
-    }
-    rows
+    let choices = requests.choices(question);
+    let input = |choice: usize| all_but_last(requests.continuation(choice));
+    let first = choices.start;
+    choices.filter(move |&choice| (first..choice).all(|before| input(before) != input(choice))).map(move |choice| Row {
+        question,
+        choice,
+        length: (prefix.len() + own.len() + input(choice).len()).min(requests.max_length),
+    })
+}
+
+/// Every choice that is read from a row, in order.
+pub(crate) fn choices(requests: &Requests, row: Row) -> impl Iterator<Item = usize> {
+    let input = all_but_last(requests.continuation(row.choice));
+    let last = requests.choices(row.question).end;
+    (row.choice..last).filter(move |&choice| all_but_last(requests.continuation(choice)) == input)
 }
 
 fn all_but_last(tokens: &[u32]) -> &[u32] {
@@ -155,7 +156,7 @@ fn push_readouts(batch: &mut PaddedBatch, requests: &Requests, row: &Row, index:
     for position in row.length - continuation..row.length {
         batch.readouts.extend([index as i64, position as i64]);
     }
-    for &choice in &row.choices {
+    for choice in choices(requests, *row) {
         for (at, &token) in requests.continuation(choice).iter().enumerate() {
             batch.target_readouts.push((first_readout + at) as i64);
             batch.target_tokens.push(i64::from(token));

@@ -10,27 +10,54 @@ use std::sync::{Arc, Mutex, Once, PoisonError, TryLockError};
 
 use crate::error::{Error, Result};
 
+/// Fewest items in a part of parallel work that unwinds if it is stopped.
+pub const PART: usize = 4096;
+
 /// A shared flag: set by whoever wants the work to stop, read by the workers between pieces of work.
 #[derive(Debug, Clone, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel {
+    flag: Arc<AtomicBool>,
+    /// How often the flag was read, and after how often it sets itself.
+    #[cfg(test)]
+    reads: Arc<std::sync::atomic::AtomicUsize>,
+    #[cfg(test)]
+    most: Option<usize>,
+}
 
 impl Cancel {
     /// Asks the work to stop.
     pub fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.flag.store(true, Ordering::Relaxed);
     }
 
     /// Fails with [`Error::Cancelled`] once [`Cancel::set`] was called.
     pub fn check(&self) -> Result<()> {
-        if self.0.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
+        if self.is_set() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
     /// Unwinds once [`Cancel::set`] was called: for places that cannot return an error, such as the comparisons of a sort. Whoever
     /// started the work makes [`Error::Cancelled`] of it with [`error_of_panic`].
+    ///
+    /// Rayon begins every part of its work that has been split off, and each part unwinds: a hundred thousand of them take longer
+    /// than most work. So parts have at least [`PART`] items.
     pub fn unwind_if_set(&self) {
-        if self.0.load(Ordering::Relaxed) {
+        if self.is_set() {
             std::panic::resume_unwind(Box::new(Stopped));
         }
+    }
+
+    #[cfg(not(test))]
+    fn is_set(&self) -> bool {
+        self.flag.load(Ordering::Relaxed)
+    }
+
+    #[cfg(test)]
+    fn is_set(&self) -> bool {
+        let reads = self.reads.fetch_add(1, Ordering::Relaxed);
+        if self.most.is_some_and(|most| reads >= most) {
+            self.set();
+        }
+        self.flag.load(Ordering::Relaxed)
     }
 }
 
@@ -167,4 +194,55 @@ pub fn for_each<T: Send, M>(
         }
     });
     failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), |message| Err(Error::Internal(message)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::padded::PaddedPlan;
+    use crate::request::Requests;
+    use crate::trie::{Branches, Trie};
+
+    /// Questions in no order, with two choices of one input and two of others.
+    fn requests(questions: u32) -> Requests {
+        let scattered = |question: u32| question.wrapping_mul(2_654_435_761) >> 16;
+        let contexts: Vec<Vec<u32>> =
+            (0..questions).map(|question| vec![7; 1 + scattered(question) as usize % 5]).collect();
+        let choices = (0..questions)
+            .map(|question| vec![vec![1], vec![2], vec![scattered(question), 3], vec![4, scattered(question), 5]])
+            .collect::<Vec<_>>();
+        Requests::from_tokens(&contexts, &choices, 64).unwrap()
+    }
+
+    /// How often the flag was read by work that runs into it after so many reads, as [`error_of_panic`] tells it.
+    fn reads(most: Option<usize>, work: impl FnOnce(&Cancel) -> Result<()>) -> (usize, Result<()>) {
+        let cancel = Cancel { most, ..Cancel::default() };
+        let outcome = catch_unwind(AssertUnwindSafe(|| work(&cancel)))
+            .unwrap_or_else(|payload| Err(error_of_panic(payload.as_ref())));
+        (cancel.reads.load(Ordering::Relaxed), outcome)
+    }
+
+    #[test]
+    fn plans_stop_wherever_they_are() {
+        const QUESTIONS: usize = 20_000;
+        type Work<'a> = &'a dyn Fn(&Cancel) -> Result<()>;
+        let requests = requests(QUESTIONS as u32);
+        let rows = PaddedPlan::new(&requests, &Cancel::default()).unwrap().num_rows();
+        assert_eq!(rows, 3 * QUESTIONS);
+        let plan = |cancel: &Cancel| PaddedPlan::new(&requests, cancel).map(drop);
+        let trie = |cancel: &Cancel| Trie::new(&requests, Branches::ThatPay(8), cancel).map(drop);
+        let works: [(Work<'_>, usize); 2] = [(&plan, 2), (&trie, 5)];
+        for (work, passes) in works {
+            let (all, whole) = reads(None, work);
+            whole.unwrap();
+            // Each pass over the questions or rows reads it for each of them.
+            assert!(all >= passes * QUESTIONS, "{all}");
+            for stop in (0..10).map(|tenth| all / 10 * tenth) {
+                let (read, outcome) = reads(Some(stop), work);
+                assert!(matches!(outcome, Err(Error::Cancelled)), "{stop} of {all}: {outcome:?}");
+                // Each thread reads it once more, and so does each part of the work that was not begun: of a sort, 2000 rows.
+                assert!(read <= stop + rows / 100, "{read} reads, {stop} of {all}");
+            }
+        }
+    }
 }

@@ -98,16 +98,26 @@ impl QuestionSet {
 
     /// Places of the questions that are in `others` too: the same but for white space around question and choices, in any order of
     /// the choices.
-    #[must_use]
-    pub fn shared_with(&self, others: &Self) -> Vec<usize> {
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub fn shared_with(&self, others: &Self, cancel: &Cancel) -> Result<Vec<usize>> {
         let mut known: HashMap<&str, Vec<Vec<&str>>> = HashMap::new();
         for other in &others.questions {
+            cancel.check()?;
             known.entry(other.question.trim()).or_default().push(sorted_choices(other));
         }
         let is_known = |question: &Question| {
             known.get(question.question.trim()).is_some_and(|found| found.contains(&sorted_choices(question)))
         };
-        self.questions.iter().enumerate().filter(|(_, question)| is_known(question)).map(|(place, _)| place).collect()
+        let mut shared = Vec::new();
+        for (place, question) in self.questions.iter().enumerate() {
+            cancel.check()?;
+            if is_known(question) {
+                shared.push(place);
+            }
+        }
+        Ok(shared)
     }
 
     /// The first `n` questions, or all if there are fewer.
@@ -164,9 +174,13 @@ impl QuestionSet {
     }
 
     /// The questions as JSON, one line each: all columns under their names, as a Jinja template sees them.
-    pub fn to_json_lines(&self) -> Result<Vec<u8>> {
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub fn to_json_lines(&self, cancel: &Cancel) -> Result<Vec<u8>> {
         let mut lines = Vec::new();
         for question in &self.questions {
+            cancel.check()?;
             let mut fields = question.extra.clone();
             fields.insert("question".to_owned(), question.question.as_str().into());
             fields.insert("choices".to_owned(), question.choices.clone().into());

@@ -29,6 +29,9 @@ const MEMO_BYTES: usize = 64;
 /// Entries of such a memory before it starts afresh.
 const MEMO_ENTRIES: usize = 4096;
 
+/// Questions that are tokenized in one go.
+const PORTION: usize = 256;
+
 /// Opens what is hashed, so that a later encoding cannot be mistaken for this one.
 const HASH_HEADER: &[u8] = b"wmdp-fast requests 1\n";
 
@@ -559,38 +562,80 @@ fn encode_with(
         .enumerate()
         .flat_map(|(task, prompts)| (0..prompts.len()).map(move |question| (task, question)))
         .collect();
-    let asked: Vec<EncodedQuestion> = questions
-        .par_iter()
-        .map_init(Memo::new, |memo, &(task, question)| {
-            cancel.check()?;
-            let asked = encoder.encode_question(tasks[task], question, &heads[task], memo)?;
-            check(&asked, &heads[task], tasks[task], question, max_length).map_err(|problem| {
-                Error::Tokenizer(format!("{}, row {}: {problem}", tasks[task].source, question + 1))
-            })?;
-            Ok(asked)
+    let portions: Vec<Portion> = questions
+        .par_chunks(PORTION)
+        .map_init(Memo::new, |memo, questions| {
+            let mut portion = Portion::default();
+            for &(task, question) in questions {
+                cancel.check()?;
+                let asked = encoder.encode_question(tasks[task], question, &heads[task], memo)?;
+                check(&asked, &heads[task], tasks[task], question, max_length).map_err(|problem| {
+                    Error::Tokenizer(format!("{}, row {}: {problem}", tasks[task].source, question + 1))
+                })?;
+                portion.push(&asked);
+            }
+            Ok(portion)
         })
         .collect::<Result<_>>()?;
 
     requests.prefixes.extend(heads.into_iter().map(|head| head.tokens));
-    let no_prefix = requests.prefixes.len() as u32;
     requests.prefixes.push(Vec::new());
-    for (&(task, row), question) in questions.iter().zip(&asked) {
+    for (questions, portion) in questions.chunks(PORTION).zip(portions) {
         cancel.check()?;
-        let joined = question.joined.iter().filter(|&&joined| joined).count();
-        if joined > 0 && requests.joined == 0 {
-            requests.first_joined = Some(format!("{}, row {}", tasks[task].source, row + 1));
-        }
-        requests.joined += joined;
-        requests.context_prefixes.push(if question.after_head { task as u32 } else { no_prefix });
-        requests.context_tokens.extend_from_slice(&question.context);
-        requests.context_offsets.push(requests.context_tokens.len());
-        for continuation in &question.continuations {
-            requests.continuation_tokens.extend_from_slice(continuation);
-            requests.continuation_offsets.push(requests.continuation_tokens.len());
-        }
-        requests.choice_offsets.push(requests.continuation_offsets.len() - 1);
+        requests.append(tasks, questions, &portion);
     }
     Ok(requests)
+}
+
+/// Some questions' tokens one after another: a list for each of millions of choices takes seconds to drop.
+#[derive(Default)]
+struct Portion {
+    contexts: Vec<u32>,
+    continuations: Vec<u32>,
+    /// For each question whether its context comes after the task's head, that context's tokens, the number of its choices, and how
+    /// many of those begin inside a token of the context.
+    questions: Vec<(bool, usize, usize, usize)>,
+    /// For each choice its tokens.
+    continuation_lengths: Vec<usize>,
+}
+
+impl Portion {
+    fn push(&mut self, asked: &EncodedQuestion) {
+        let joined = asked.joined.iter().filter(|&&joined| joined).count();
+        self.questions.push((asked.after_head, asked.context.len(), asked.continuations.len(), joined));
+        self.contexts.extend_from_slice(&asked.context);
+        for continuation in &asked.continuations {
+            self.continuations.extend_from_slice(continuation);
+            self.continuation_lengths.push(continuation.len());
+        }
+    }
+}
+
+impl Requests {
+    /// Appends a portion that holds these questions, each a task and a row in it.
+    fn append(&mut self, tasks: &[&Prompts], questions: &[(usize, usize)], portion: &Portion) {
+        let no_prefix = self.prefixes.len() as u32 - 1;
+        let mut end = self.context_tokens.len();
+        let mut choices = self.continuation_offsets.len() - 1;
+        for (&(task, row), &(after_head, length, num_choices, joined)) in questions.iter().zip(&portion.questions) {
+            if joined > 0 && self.joined == 0 {
+                self.first_joined = Some(format!("{}, row {}", tasks[task].source, row + 1));
+            }
+            self.joined += joined;
+            self.context_prefixes.push(if after_head { task as u32 } else { no_prefix });
+            end += length;
+            self.context_offsets.push(end);
+            choices += num_choices;
+            self.choice_offsets.push(choices);
+        }
+        self.context_tokens.extend_from_slice(&portion.contexts);
+        let mut end = self.continuation_tokens.len();
+        for length in &portion.continuation_lengths {
+            end += length;
+            self.continuation_offsets.push(end);
+        }
+        self.continuation_tokens.extend_from_slice(&portion.continuations);
+    }
 }
 
 /// lm-eval's assertions on a request.

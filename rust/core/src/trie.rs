@@ -92,7 +92,7 @@ impl Trie {
                 tokens(requests, a).compare(tokens(requests, b))
             });
             cancel.check()?;
-            let shared = rows.par_windows(2).map(|pair| {
+            let shared = rows.par_windows(2).with_min_len(parallel::PART).map(|pair| {
                 cancel.unwind_if_set();
                 tokens(requests, &pair[0]).shared(tokens(requests, &pair[1]))
             });
@@ -104,10 +104,11 @@ impl Trie {
             let mut path_of_row = Vec::with_capacity(rows.len());
             let mut least = 0;
             for (index, row) in rows.iter().enumerate() {
+                cancel.check()?;
                 path_of_row.push(trie.paths.len());
                 let shared_with_next = shared.get(index).copied().unwrap_or(0);
                 if shared_with_next < row.length || index + 1 == rows.len() {
-                    trie.paths.push(row.clone());
+                    trie.paths.push(*row);
                     shared_with_last.push(least);
                     least = shared_with_next;
                 }
@@ -184,6 +185,7 @@ impl Trie {
         let mut lengths_up_to = vec![0];
         let mut shared_up_to = vec![0];
         for (path, shared) in self.paths.iter().zip(shared) {
+            cancel.check()?;
             lengths_up_to.push(lengths_up_to[lengths_up_to.len() - 1] + path.length);
             shared_up_to.push(shared_up_to[shared_up_to.len() - 1] + shared);
         }
@@ -233,10 +235,11 @@ impl Trie {
         self.targets = rows
             .par_iter()
             .zip(path_of_row)
+            .with_min_len(parallel::PART)
             .flat_map_iter(|(row, &path)| {
                 cancel.unwind_if_set();
                 let leaf = leaves[path];
-                row.choices.iter().flat_map(move |&choice| {
+                padded::choices(requests, *row).flat_map(move |choice| {
                     let first = requests.continuation_offsets[choice];
                     let length = requests.continuation_offsets[choice + 1] - first;
                     (0..length).map(move |at| {
