@@ -406,7 +406,7 @@ def test_eval_has_an_option_for_every_parameter_of_evaluate():
     parameters = set(inspect.signature(wmdp_fast.evaluate).parameters)
     # What describes a server is a `Server` in Python; `progress` is the opposite of `--quiet`.
     server = {*cli_eval._OF_SERVER, "api_key_env"}
-    assert options - {"help", "json", "quiet"} - server == parameters - {"progress"}
+    assert options - {"help", "json", "quiet", "show_prompts"} - server == parameters - {"progress"}
     described = {field.name for field in dataclasses.fields(wmdp_fast.Server)}
     assert set(cli_eval._OF_SERVER.values()) == described - {"model", "protocol", "api_key"}
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from wmdp_fast.integrations.training import EvalCallback
     from wmdp_fast.models.server import Server
     from wmdp_fast.prepare import load_tokenizer, plan
+    from wmdp_fast.rendered import RenderedContinuation, RenderedPrompt, rendered_prompts
     from wmdp_fast.report import report_html
     from wmdp_fast.rescoring import rescore
     from wmdp_fast.results import EvalResult, GroupResult, TaskResult
@@ -62,6 +63,8 @@ _LAZY = {
     "GroupResult": "wmdp_fast.results",
     "RMUConfig": "wmdp_fast.unlearning.config",
     "Range": "wmdp_fast.unlearning.search_space",
+    "RenderedContinuation": "wmdp_fast.rendered",
+    "RenderedPrompt": "wmdp_fast.rendered",
     "SavedResults": "wmdp_fast.saved",
     "Server": "wmdp_fast.models.server",
     "SweepResult": "wmdp_fast.unlearning.sweep_result",
@@ -74,6 +77,7 @@ _LAZY = {
     "plan": "wmdp_fast.prepare",
     "presets": "wmdp_fast.unlearning.presets",
     "read_results": "wmdp_fast.saved",
+    "rendered_prompts": "wmdp_fast.rendered",
     "report_html": "wmdp_fast.report",
     "rescore": "wmdp_fast.rescoring",
     "sweep": "wmdp_fast.unlearning.sweep",
@@ -101,6 +105,8 @@ __all__ = [
     "QuestionSet",
     "RMUConfig",
     "Range",
+    "RenderedContinuation",
+    "RenderedPrompt",
     "Requests",
     "SavedResults",
     "Server",
@@ -123,6 +129,7 @@ __all__ = [
     "plan",
     "presets",
     "read_results",
+    "rendered_prompts",
     "report_html",
     "rescore",
     "sweep",

@@ -6,51 +6,41 @@ import contextlib
 import os
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from wmdp_fast import cautions, prepare
 from wmdp_fast._rust import OrderAnswers, aggregate
-from wmdp_fast.chat import chat_contexts, chat_template_source, system_text
-from wmdp_fast.exceptions import TaskError, WmdpFastWarning
+from wmdp_fast.asking import Asking, Cautions, Encoder, check_counts
+from wmdp_fast.chat import chat_template_source
+from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.journal import Journal
 from wmdp_fast.models.server import Server
 from wmdp_fast.progress import progress_bar
 from wmdp_fast.provenance import details_of, how_it_was_run, model_type, what_decides_scores
 from wmdp_fast.results import EvalResult, GroupResult, TaskResult, output_folder, tokenizer_info
-from wmdp_fast.tasks import resolve, without_tasks
 from wmdp_fast.texts import read_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from concurrent.futures import Future
     from os import PathLike
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from wmdp_fast._rust import Prompts, QuestionSet, Requests, Tokenizer
-    from wmdp_fast.chat import ChatPrompts
+    from wmdp_fast._rust import Prompts, Requests
     from wmdp_fast.models.load import LoadedModel
     from wmdp_fast.models.scores import PartialScores, ScoreMode, Scores
     from wmdp_fast.models.served import ServedModel
     from wmdp_fast.models.trie import Engine
     from wmdp_fast.perplexity import TextResult
     from wmdp_fast.prepare import TaskQuestions
-    from wmdp_fast.tasks import Choices, Selection
+    from wmdp_fast.tasks import Choices
     from wmdp_fast.text_run import TextRun
     from wmdp_fast.texts import Text
 
 # Margin in nats up to which rounding may have decided between two choices: one step between neighbouring numbers of
 # that type at the size of a typical logit (16 to 32); for float32 rather the noise of summing in another order.
 NEAR_TIE = {"bfloat16": 0.125, "float16": 0.015625, "float32": 1e-4}
-
-# Most tokens of a prompt for a served model that nobody knows the limit of: the server refuses what is too long.
-_NO_LIMIT = 1 << 20
-
-# Numbers of tokens that Rust can count.
-_LARGEST = 1 << 62
 
 
 def evaluate(
@@ -157,7 +147,7 @@ def evaluate(
         raise ValueError(f"{'log_samples' if log_samples else 'resume'} needs an output folder")
     if resume and not isinstance(model, (str, os.PathLike, Server)):
         raise ValueError("resume is for models on disk: whether a model in memory is the same as before, nobody knows")
-    _check_counts(max_length=max_length, token_budget=None if token_budget == "auto" else token_budget)
+    check_counts(max_length=max_length, token_budget=None if token_budget == "auto" else token_budget)
     if isinstance(model, Server):
         _refuse_for_server(
             revision=revision is not None,
@@ -174,47 +164,38 @@ def evaluate(
     started, clock = time.time(), PhaseClock()
 
     # Everything cheap first: a misspelt task should not cost the loading of a model.
-    selection = _selected(
-        tasks,
-        bool(text),
-        lm_eval_compat,
-        {
-            "permute_choices": permute_choices,
-            "apply_chat_template": apply_chat_template or None,
-            "system_instruction": system_instruction,
-        },
-        subjects=subjects,
+    asking = Asking(
+        tasks=tasks,
+        data=data,
+        dataset_revision=dataset_revision,
         num_fewshot=num_fewshot,
+        limit=limit,
+        subjects=subjects,
         template=template,
         choices=choices,
         description=description,
         fewshot_file=fewshot_file,
+        permute_choices=permute_choices,
+        lm_eval_compat=lm_eval_compat,
+        apply_chat_template=apply_chat_template,
+        system_instruction=system_instruction,
+        fewshot_as_multiturn=fewshot_as_multiturn,
+        max_length=max_length,
     )
-    for warning in selection.warnings:
-        warnings.warn(warning, WmdpFastWarning, stacklevel=2)
-    if apply_chat_template and not selection.compat.has_chat_templates:
-        raise TaskError(f"lm-eval {selection.compat.name} could not apply chat templates; leave one of the two out")
-    _refuse_unordered(selection, permute_choices)
+    selection = asking.select(has_text=bool(text))
     with clock("read"):
-        read = prepare.read_tasks(selection.tasks, data=data, dataset_revision=dataset_revision, limit=limit)
-        prepare.try_templates(read)
+        read = asking.read(selection)
         taken = [*(task.name for task in selection.tasks), *(group.name for group in selection.groups)]
         texts = read_texts(text, field=text_field, limit=limit, taken=taken)
-    about = _Cautions(read, system_instruction, log_samples=log_samples)
-    encoder = _Encoder(selection)
+    about = Cautions(read, system_instruction, log_samples=log_samples)
+    encoder = Encoder(selection)
     with clock("load"):
         loaded = _load(model, tokenizer, revision, dtype, device, peft, trust_remote_code, allow_missing, encoder.begin)
-    multiturn = bool(apply_chat_template) if fewshot_as_multiturn is None else fewshot_as_multiturn
-    others = []
-    if permute_choices is not None:
-        others = [replace(one, questions=one.questions.permuted(permute_choices)) for one in read]
+    others = asking.in_other_orders(read)
     with clock("render"):
-        prompts = [
-            _prompts(one, loaded.tokenizer, apply_chat_template, system_instruction, about, multiturn=multiturn)
-            for one in (*read, *others)
-        ]
+        prompts = [asking.prompts(one, loaded.tokenizer, about) for one in (*read, *others)]
     with clock("tokenize"):
-        requests = _requests(loaded, encoder, prompts, max_length)
+        requests = asking.requests(loaded, encoder, prompts)
         _refuse_unknown_tokens(loaded, requests, [*read, *others])
         text_run = _text_run(loaded, encoder, texts, max_length)
     about.add_prompts(requests, [one.questions for one in (*read, *others)])
@@ -254,7 +235,7 @@ def evaluate(
                 if apply_chat_template and loaded.tokenizer is not None
                 else None
             ),
-            fewshot_as_multiturn=multiturn,
+            fewshot_as_multiturn=asking.multiturn,
             details=about.added_to(details_of(selection, loaded, prompts, *scoring.done[0])),
         )
         for note in result.letter_notes():
@@ -262,42 +243,6 @@ def evaluate(
         if output is not None:
             result = replace(result, saved_to=result.save(output, log_samples=log_samples))
     return result
-
-
-class _Cautions:
-    """Warns of what is unusual about a run's questions and prompts, and keeps it for the results."""
-
-    def __init__(self, read: Sequence[TaskQuestions], system_instruction: str | None, *, log_samples: bool) -> None:
-        columns = cautions.columns_without_json(read)
-        self.details: dict[str, Any] = {"columns_without_json": columns}
-        self._sentences: list[str] = []
-        self._warn(cautions.typed_line_breaks({"system_instruction": system_instruction}))
-        self._warn(cautions.repeated_examples(read))
-        if log_samples:
-            self._warn(cautions.about_columns(columns))
-
-    def add_prompts(self, requests: Requests | None, asked: Sequence[QuestionSet]) -> None:
-        """Adds what the prompts are as tokens; nothing if the server makes those."""
-        if requests is None:
-            return
-        self.details["truncated"], sentences = cautions.cut_prompts(requests, asked)
-        self._warn(sentences)
-        self.details["joined_choices"], sentences = cautions.joined_choices(requests)
-        self._warn(sentences)
-
-    def add_chat(self, task: str, chat: ChatPrompts) -> None:
-        """Adds how the chat template took a task's prompts; once, if they are asked in several orders."""
-        sentences = [f"{task}: {sentence}" for sentence in cautions.about_chat(chat)]
-        self._warn([sentence for sentence in sentences if sentence not in self._sentences])
-
-    def added_to(self, details: dict[str, Any]) -> dict[str, Any]:
-        """A run's details with these, its own warnings first."""
-        return details | self.details | {"warnings": [*details["warnings"], *self._sentences]}
-
-    def _warn(self, sentences: Sequence[str]) -> None:
-        self._sentences += sentences
-        for sentence in sentences:
-            warnings.warn(sentence, WmdpFastWarning, stacklevel=4)
 
 
 class PhaseClock:
@@ -316,47 +261,10 @@ class PhaseClock:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begun
 
 
-def _check_counts(**given: int | None) -> None:
-    """Raises for numbers of tokens that Rust cannot count."""
-    for name, number in given.items():
-        if number is not None and not 1 <= number <= _LARGEST:
-            raise ValueError(f"{name} must be a number of tokens from 1 to {_LARGEST}, not {number}")
-
-
 def _refuse_for_server(**given: bool) -> None:
     """Raises if an option was given that only a model which is run here has."""
     if unfit := [name for name, is_given in given.items() if is_given]:
         raise ValueError(f"{', '.join(unfit)} cannot be chosen for a model that is served: that is up to the server")
-
-
-def _selected(
-    tasks: str | PathLike[str] | Sequence[str | PathLike[str]],
-    has_text: bool,
-    compat: str,
-    other: Mapping[str, object],
-    **asking: Any,
-) -> Selection:
-    """The tasks, or none if texts alone are to be read; then `asking` and `other` must be None: texts have no prompts.
-
-    Raises:
-        TaskError: As `resolve`; or an option was given that only tasks have.
-    """
-    if tasks or not has_text:
-        return resolve(tasks, **asking, compat=compat)
-    if unfit := [name for name, value in {**asking, **other}.items() if value is not None]:
-        raise TaskError(f"{', '.join(unfit)}: a text is read as it stands, and there are no tasks to ask in that way")
-    return without_tasks(compat)
-
-
-def _refuse_unordered(selection: Selection, permute_choices: str | None) -> None:
-    """Raises TaskError if choices are to be asked in other orders that have none."""
-    if permute_choices is not None and (
-        unordered := [task.name for task in selection.tasks if task.choices == "texts"]
-    ):
-        raise TaskError(
-            f"{', '.join(unordered)}: the prompt shows no choices, each is scored by itself, so they have no order to"
-            " change; permute_choices is for tasks that are answered with letters"
-        )
 
 
 def _load(
@@ -398,46 +306,6 @@ def _load(
     return wrap_model(model, load_tokenizer(tokenizer))
 
 
-def _prompts(
-    read: TaskQuestions,
-    tokenizer: PreTrainedTokenizerBase | None,
-    apply_chat_template: bool | str,
-    system_instruction: str | None,
-    about: _Cautions,
-    *,
-    multiturn: bool,
-) -> Prompts:
-    """The prompts of one task, through the chat template if one is to be applied."""
-    task = read.task
-    if apply_chat_template and tokenizer is None:
-        raise ValueError("apply_chat_template needs the served model's tokenizer: name it with tokenizer (--tokenizer)")
-    if not apply_chat_template or tokenizer is None:
-        text = system_text(system_instruction, task.description, task.fewshot_delimiter)
-        return prepare.render(read, description=text)
-    template = prepare.template_of(task)
-    examples = read.fewshot.head(task.num_fewshot or 0) if read.fewshot and task.num_fewshot else None
-    turns = []
-    if examples:
-        answered = template.render(examples)
-        answers = [answered.choices(index)[answer] for index, answer in enumerate(answered.answers)]
-        turns = list(zip(template.question_texts(examples), answers, strict=True))
-    # Without examples, and without a description, a context is the question's own text.
-    prompts = prepare.template_of(task, description="").render(read.questions)
-    chat = chat_contexts(
-        tokenizer,
-        [prompts.context(index) for index in range(len(prompts))],
-        description=task.description,
-        system_instruction=system_instruction,
-        fewshot_turns=turns,
-        fewshot_as_multiturn=multiturn,
-        chat_template=apply_chat_template,
-        target_delimiter=task.target_delimiter,
-        fewshot_delimiter=task.fewshot_delimiter,
-    )
-    about.add_chat(task.name, chat)
-    return prompts.with_contexts(chat.contexts, delimiter=chat.delimiter)
-
-
 @contextlib.contextmanager
 def _progress_bar(unit: str, what: str, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr over the inputs of a run; yields the function that sets how many are done, and of how many.
@@ -454,53 +322,8 @@ def _progress_bar(unit: str, what: str, *, shown: bool) -> Iterator[Callable[[in
         yield advance
 
 
-class _Encoder:
-    """The Rust tokenizer, begun to be loaded while the weights are read: either takes some tenths of a second."""
-
-    def __init__(self, selection: Selection) -> None:
-        self._selection = selection
-        self._begun: Future[Tokenizer] | None = None
-
-    def begin(self, tokenizer: PreTrainedTokenizerBase, model_type: str) -> None:
-        """Begins to load it on a thread, which takes little of Python's time."""
-        from wmdp_fast.models.load import prefix_token_id
-
-        if (prefix := prefix_token_id(tokenizer)) is not None:
-            threads = ThreadPoolExecutor(max_workers=1)
-            self._begun = threads.submit(self._load, tokenizer, prefix, model_type)
-            threads.shutdown(wait=False)
-
-    def get(self, tokenizer: PreTrainedTokenizerBase, prefix_token_id: int, model_type: str) -> Tokenizer:
-        """Waits for it, or loads it now.
-
-        Raises:
-            TokenizerError: As `prepare.load_tokenizer`.
-        """
-        if self._begun is not None:
-            return self._begun.result()
-        return self._load(tokenizer, prefix_token_id, model_type)
-
-    def _load(self, tokenizer: PreTrainedTokenizerBase, prefix_token_id: int, model_type: str) -> Tokenizer:
-        special = self._selection.compat.add_special_tokens(model_type)
-        return prepare.load_tokenizer(tokenizer, prefix_token_id=prefix_token_id, add_special_tokens=special)
-
-
-def _requests(
-    loaded: LoadedModel | ServedModel, encoder: _Encoder, prompts: Sequence[Prompts], max_length: int | None
-) -> Requests | None:
-    """The prompts as tokens; None for a served model whose tokenizer was not given (it is sent text), and for none."""
-    if not prompts:
-        return None
-    if loaded.tokenizer is None or loaded.prefix_token_id is None:
-        if max_length is not None:
-            raise ValueError("max_length needs the served model's tokenizer: name it with tokenizer (--tokenizer)")
-        return None
-    found = encoder.get(loaded.tokenizer, loaded.prefix_token_id, model_type(loaded))
-    return found.encode_requests(prompts, max_length or min(loaded.max_length or _NO_LIMIT, _LARGEST))
-
-
 def _text_run(
-    loaded: LoadedModel | ServedModel, encoder: _Encoder, texts: Sequence[Text], max_length: int | None
+    loaded: LoadedModel | ServedModel, encoder: Encoder, texts: Sequence[Text], max_length: int | None
 ) -> TextRun | None:
     """The texts, ready to be read by a model that is run here; None if there are none."""
     if not texts:

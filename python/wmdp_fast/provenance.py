@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from wmdp_fast.models.load import LoadedModel
     from wmdp_fast.models.scores import PartialScores, ScoreMode, Scores
     from wmdp_fast.models.served import ServedModel
+    from wmdp_fast.models.tokenizer_only import TokenizerOnly
     from wmdp_fast.tasks import Selection
 
 
@@ -153,8 +154,10 @@ def _template_renderers(selection: Selection, prompts: Sequence[Prompts]) -> dic
     }
 
 
-def model_type(loaded: LoadedModel | ServedModel) -> str:
+def model_type(loaded: LoadedModel | ServedModel | TokenizerOnly) -> str:
     """Transformers' name for the architecture, or nothing for a model that has none or is served."""
+    if found := getattr(loaded, "model_type", None):
+        return str(found)
     return str(getattr(getattr(getattr(loaded, "model", None), "config", None), "model_type", ""))
 
 

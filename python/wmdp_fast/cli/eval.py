@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 SUMMARY = "Score a model on tasks or question files."
 
 # What `run` takes itself; everything else goes to `evaluate` by its name.
-_OWN = frozenset({"model", "json", "quiet", "run", "fail"})
+_OWN = frozenset({"model", "json", "quiet", "run", "fail", "show_prompts"})
+
+# What does not change how prompts are made, and so is not for `rendered_prompts`.
+_OF_SCORING = frozenset(
+    {"dtype", "device", "peft", "allow_missing", "score_mode", "engine", "token_budget", "log_samples", "resume"}
+)
 
 # The engines that are servers, with the address that such a server has by itself.
 _SERVED = {"openai": None, "vllm": "http://localhost:8000/v1"}
@@ -137,6 +142,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--resume", action="store_true", help="go on from where the same run with the same --output was stopped"
     )
+    output.add_argument(
+        "--show-prompts",
+        type=whole_number(least=1),
+        metavar="N",
+        help="score nothing, but print the first N prompts of each task with their continuations and tokens; needs no"
+        " weights, only config.json and the tokenizer",
+    )
     output.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
     output.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
     parser.set_defaults(json=False, quiet=False, fail=parser.error)
@@ -155,11 +167,32 @@ def run(arguments: argparse.Namespace) -> int:
         # transformers and huggingface_hub read it when they are imported, which has not happened yet.
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     options = {name: value for name, value in vars(arguments).items() if name not in _OWN}
+    if hasattr(arguments, "show_prompts"):
+        return _show_prompts(arguments, options)
     model = _take_server(arguments, options) or arguments.model
     result = wmdp_fast.evaluate(model, **options, progress=not arguments.quiet)
     report(result, as_json=arguments.json)
     if result.saved_to is not None and not arguments.quiet:
         print(f"results: {result.saved_to}", file=sys.stderr)
+    return 0
+
+
+def _show_prompts(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
+    from wmdp_fast.cli import prompts
+
+    if hasattr(arguments, "text"):
+        arguments.fail("--show-prompts is for tasks: a text of --text is read as it stands; leave it out")
+    if hasattr(arguments, "output"):
+        arguments.fail("--show-prompts scores nothing that could be saved; leave --output out")
+    if options.get("engine") in _SERVED:
+        arguments.fail(
+            "--show-prompts needs the tokenizer of a served model: name the folder, or the hub name, that has it and"
+            f" config.json as MODEL, and leave --engine {options['engine']} and what belongs to it out"
+        )
+    _take_server(arguments, options)
+    asking = {name: value for name, value in options.items() if name not in _OF_SCORING}
+    found = wmdp_fast.rendered_prompts(arguments.model, count=arguments.show_prompts, **asking)
+    print(prompts.as_json(found) if arguments.json else prompts.as_text(found))
     return 0
 
 

@@ -75,6 +75,27 @@ def locate_model(name_or_path: str, *, revision: str | None) -> Files:
     return Files(folder, commit=None)
 
 
+def locate_config(name_or_path: str, *, revision: str | None) -> Files:
+    """Finds a model's configuration, beside which its tokenizer is; weights need not be there, and are not asked for.
+
+    Args:
+        name_or_path: A local folder, or else a name on the hub.
+        revision: Branch, tag or commit on the hub. None means `main`.
+
+    Raises:
+        DataUnavailableError: It is gated, missing or out of reach; the message says what to do.
+        ModelError: It is no model; the message says what to do.
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_file():
+        raise ModelError(_about_file(folder))
+    if not folder.is_dir():
+        return _on_hub(name_or_path, revision, CONFIG, weights=False)
+    if not (folder / CONFIG).is_file():
+        raise ModelError(_no_config(folder))
+    return Files(folder, commit=None)
+
+
 def locate_adapter(name_or_path: str) -> Files:
     """Finds a PEFT adapter and makes sure that it has safetensors weights.
 
@@ -135,7 +156,7 @@ def _no_weights(what: str, weights: tuple[str, ...], *, pickled: list[str]) -> s
     return f"{missing}, but {pickled[0]}: {_TO_SAFETENSORS}" if pickled else missing
 
 
-def _on_hub(name: str, revision: str | None, config: str) -> Files:
+def _on_hub(name: str, revision: str | None, config: str, *, weights: bool = True) -> Files:
     from huggingface_hub import HfApi, errors
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
@@ -153,8 +174,7 @@ def _on_hub(name: str, revision: str | None, config: str) -> Files:
             if config == CONFIG and (adapter := _downloaded(api, name, ADAPTER_CONFIG, revision)) is not None:
                 raise ModelError(_is_adapter(name, adapter)) from None
             raise
-        weights = _weights_on_hub(api, name, folder, config)
-        if weights is not None:
+        if not weights or _weights_on_hub(api, name, folder, config) is not None:
             return Files(folder, commit=folder.name)
         pickled = [file for file in api.list_repo_files(name, revision=folder.name) if file.endswith(".bin")]
     except HFValidationError:
