@@ -9,7 +9,7 @@ mod values;
 use std::collections::HashSet;
 use std::fs::File;
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ use super::collect::{Answer, Collector, Fault, own_column};
 use super::source::{Compression, Source};
 use super::{Limits, MEMORY_VARIABLE, in_gib};
 use crate::error::{DatasetError, Error, Result};
-use crate::parallel::Cancel;
+use crate::parallel::{Cancel, caught};
 use crate::question::{CHOICES, COLUMNS, Question};
 
 /// Rows read from every column before the next rows of any.
@@ -56,7 +56,7 @@ pub(super) fn read(
         let (data, file) = open(path, compression, limits, cancel)?;
         Reader { path, limits, cancel, data, file: &file }.read(out)
     });
-    catch_unwind(work).unwrap_or_else(|_| Err(contradicting(path)))
+    caught(work).unwrap_or_else(|_| Err(contradicting(path)))
 }
 
 /// Passes the texts of one column to `take`, row by row from 1, until it says that it has enough; no other column is read.
@@ -116,7 +116,7 @@ pub(crate) fn read_texts(
         }
         Ok(())
     });
-    catch_unwind(work).unwrap_or_else(|_| Err(contradicting(path)))
+    caught(work).unwrap_or_else(|_| Err(contradicting(path)))
 }
 
 /// The leaf of a column of texts, found by its name.
