@@ -21,7 +21,7 @@ import wmdp_fast as wf
 from wmdp_fast import demo
 from wmdp_fast.report import report_html
 from wmdp_fast.report.sources import find
-from wmdp_fast.saved import read_results
+from wmdp_fast.results.saved import read_results
 
 IMAGES = Path(__file__).parent / "images"
 MOST_BYTES = 150_000

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests import tiny_models
-from tests import unlearning_runs as runs
-from tests.test_packed_documents import CONFIG, assert_alike
-from tests.test_trie_scoring import some_requests
-from wmdp_fast.models import trie as trie_scoring
+from tests.scoring.test_trie_scoring import some_requests
+from tests.support import tiny_models
+from tests.support import unlearning_runs as runs
+from tests.unlearning.test_packed_documents import CONFIG, assert_alike
 from wmdp_fast.models.load import LoadedModel, wrap_model
-from wmdp_fast.models.padded import score_padded
-from wmdp_fast.models.scores import PartialScores
-from wmdp_fast.models.trie import score_trie
-from wmdp_fast.unlearning.run import Run
+from wmdp_fast.scoring import trie as trie_scoring
+from wmdp_fast.scoring.padded import score_padded
+from wmdp_fast.scoring.scores import PartialScores
+from wmdp_fast.scoring.trie import score_trie
+from wmdp_fast.unlearning.trainer import Run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

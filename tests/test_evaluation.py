@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import wmdp_fast as wf
-from tests import tiny_models
+from tests.support import tiny_models
 from wmdp_fast import cli
 from wmdp_fast.exceptions import ModelError, TemplateError, WmdpFastWarning
 

@@ -36,52 +36,52 @@ from wmdp_fast.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from wmdp_fast.comparison import Comparison, compare
+    from wmdp_fast.analysis.comparison import Comparison, compare
+    from wmdp_fast.analysis.rescoring import rescore
     from wmdp_fast.evaluation import evaluate
     from wmdp_fast.integrations.training import EvalCallback
-    from wmdp_fast.models.server import Server
-    from wmdp_fast.prepare import load_tokenizer, plan
+    from wmdp_fast.prompts.prepare import load_tokenizer, plan
     from wmdp_fast.rendered import RenderedContinuation, RenderedPrompt, rendered_prompts
     from wmdp_fast.report import report_html
-    from wmdp_fast.rescoring import rescore
-    from wmdp_fast.results import EvalResult, GroupResult, TaskResult
-    from wmdp_fast.saved import SavedResults, read_results
-    from wmdp_fast.unlearning.config import RMUConfig
-    from wmdp_fast.unlearning.layers import profile_layers as layers
-    from wmdp_fast.unlearning.presets import PRESETS as presets  # noqa: N811 (the public name)
-    from wmdp_fast.unlearning.rmu import unlearn
-    from wmdp_fast.unlearning.run import UnlearnResult
-    from wmdp_fast.unlearning.search_space import Range
-    from wmdp_fast.unlearning.sweep import sweep
-    from wmdp_fast.unlearning.sweep_result import SweepResult
+    from wmdp_fast.results.result import EvalResult, GroupResult, TaskResult
+    from wmdp_fast.results.saved import SavedResults, read_results
+    from wmdp_fast.scoring.server import Server
+    from wmdp_fast.unlearning.api import unlearn
+    from wmdp_fast.unlearning.rmu.config import RMUConfig
+    from wmdp_fast.unlearning.rmu.presets import PRESETS as presets  # noqa: N811 (the public name)
+    from wmdp_fast.unlearning.rmu.profile import profile_layers as layers
+    from wmdp_fast.unlearning.sweep.result import SweepResult
+    from wmdp_fast.unlearning.sweep.search_space import Range
+    from wmdp_fast.unlearning.sweep.sweep import sweep
+    from wmdp_fast.unlearning.trainer import UnlearnResult
 
 # Public names whose modules are imported when they are first asked for, so that `import wmdp_fast` stays quick.
 _LAZY = {
-    "Comparison": "wmdp_fast.comparison",
+    "Comparison": "wmdp_fast.analysis.comparison",
     "EvalCallback": "wmdp_fast.integrations.training",
-    "EvalResult": "wmdp_fast.results",
-    "GroupResult": "wmdp_fast.results",
-    "RMUConfig": "wmdp_fast.unlearning.config",
-    "Range": "wmdp_fast.unlearning.search_space",
+    "EvalResult": "wmdp_fast.results.result",
+    "GroupResult": "wmdp_fast.results.result",
+    "RMUConfig": "wmdp_fast.unlearning.rmu.config",
+    "Range": "wmdp_fast.unlearning.sweep.search_space",
     "RenderedContinuation": "wmdp_fast.rendered",
     "RenderedPrompt": "wmdp_fast.rendered",
-    "SavedResults": "wmdp_fast.saved",
-    "Server": "wmdp_fast.models.server",
-    "SweepResult": "wmdp_fast.unlearning.sweep_result",
-    "TaskResult": "wmdp_fast.results",
-    "UnlearnResult": "wmdp_fast.unlearning.run",
-    "compare": "wmdp_fast.comparison",
+    "SavedResults": "wmdp_fast.results.saved",
+    "Server": "wmdp_fast.scoring.server",
+    "SweepResult": "wmdp_fast.unlearning.sweep.result",
+    "TaskResult": "wmdp_fast.results.result",
+    "UnlearnResult": "wmdp_fast.unlearning.trainer",
+    "compare": "wmdp_fast.analysis.comparison",
     "evaluate": "wmdp_fast.evaluation",
-    "layers": "wmdp_fast.unlearning.layers",
-    "load_tokenizer": "wmdp_fast.prepare",
-    "plan": "wmdp_fast.prepare",
-    "presets": "wmdp_fast.unlearning.presets",
-    "read_results": "wmdp_fast.saved",
+    "layers": "wmdp_fast.unlearning.rmu.profile",
+    "load_tokenizer": "wmdp_fast.prompts.prepare",
+    "plan": "wmdp_fast.prompts.prepare",
+    "presets": "wmdp_fast.unlearning.rmu.presets",
+    "read_results": "wmdp_fast.results.saved",
     "rendered_prompts": "wmdp_fast.rendered",
     "report_html": "wmdp_fast.report",
-    "rescore": "wmdp_fast.rescoring",
-    "sweep": "wmdp_fast.unlearning.sweep",
-    "unlearn": "wmdp_fast.unlearning.rmu",
+    "rescore": "wmdp_fast.analysis.rescoring",
+    "sweep": "wmdp_fast.unlearning.sweep.sweep",
+    "unlearn": "wmdp_fast.unlearning.api",
 }
 
 # Public names that are called otherwise where they are.

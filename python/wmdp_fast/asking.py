@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from wmdp_fast import cautions, prepare
-from wmdp_fast.chat import chat_contexts, system_text
 from wmdp_fast.exceptions import TaskError, WmdpFastWarning
-from wmdp_fast.provenance import model_type
-from wmdp_fast.tasks import resolve, without_tasks
+from wmdp_fast.prompts import cautions, prepare
+from wmdp_fast.prompts.chat import chat_contexts, system_text
+from wmdp_fast.results.provenance import model_type
+from wmdp_fast.tasks.resolve import resolve, without_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from wmdp_fast._rust import Prompts, QuestionSet, Requests, Tokenizer
-    from wmdp_fast.chat import ChatPrompts
     from wmdp_fast.models.load import LoadedModel
-    from wmdp_fast.models.served import ServedModel
     from wmdp_fast.models.tokenizer_only import TokenizerOnly
-    from wmdp_fast.prepare import TaskQuestions
-    from wmdp_fast.tasks import Choices, Selection
+    from wmdp_fast.prompts.chat import ChatPrompts
+    from wmdp_fast.prompts.prepare import TaskQuestions
+    from wmdp_fast.scoring.served import ServedModel
+    from wmdp_fast.tasks.resolve import Choices, Selection
 
 # Most tokens of a prompt for a served model that nobody knows the limit of: the server refuses what is too long.
 _NO_LIMIT = 1 << 20

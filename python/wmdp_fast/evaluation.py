@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from wmdp_fast._rust import OrderAnswers, aggregate
 from wmdp_fast.asking import Asking, Cautions, Encoder, check_counts
-from wmdp_fast.chat import chat_template_source
 from wmdp_fast.exceptions import WmdpFastWarning
-from wmdp_fast.journal import Journal
-from wmdp_fast.models.server import Server
-from wmdp_fast.progress import progress_bar
-from wmdp_fast.provenance import details_of, how_it_was_run, model_type, what_decides_scores
-from wmdp_fast.results import EvalResult, GroupResult, TaskResult, output_folder, tokenizer_info
-from wmdp_fast.texts import read_texts
+from wmdp_fast.prompts.chat import chat_template_source
+from wmdp_fast.prompts.texts import read_texts
+from wmdp_fast.results.provenance import details_of, how_it_was_run, model_type, what_decides_scores
+from wmdp_fast.results.result import EvalResult, GroupResult, TaskResult, output_folder, tokenizer_info
+from wmdp_fast.runtime.progress import progress_bar
+from wmdp_fast.scoring.journal import Journal
+from wmdp_fast.scoring.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
     from wmdp_fast._rust import Prompts, Requests
     from wmdp_fast.models.load import LoadedModel
-    from wmdp_fast.models.scores import PartialScores, ScoreMode, Scores
-    from wmdp_fast.models.served import ServedModel
-    from wmdp_fast.models.trie import Engine
-    from wmdp_fast.perplexity import TextResult
-    from wmdp_fast.prepare import TaskQuestions
-    from wmdp_fast.tasks import Choices
+    from wmdp_fast.prompts.prepare import TaskQuestions
+    from wmdp_fast.prompts.texts import Text
+    from wmdp_fast.results.perplexity import TextResult
+    from wmdp_fast.scoring.scores import PartialScores, ScoreMode, Scores
+    from wmdp_fast.scoring.served import ServedModel
+    from wmdp_fast.scoring.trie import Engine
+    from wmdp_fast.tasks.resolve import Choices
     from wmdp_fast.text_run import TextRun
-    from wmdp_fast.texts import Text
 
 # Margin in nats up to which rounding may have decided between two choices: one step between neighbouring numbers of
 # that type at the size of a typical logit (16 to 32); for float32 rather the noise of summing in another order.
@@ -283,7 +283,7 @@ def _load(
     if isinstance(tokenizer, os.PathLike):
         tokenizer = os.fspath(tokenizer)
     if isinstance(model, Server):
-        from wmdp_fast.models.served import connect
+        from wmdp_fast.scoring.served import connect
 
         return connect(model, tokenizer)
     if isinstance(model, (str, os.PathLike)):
@@ -328,7 +328,7 @@ def _text_run(
     """The texts, ready to be read by a model that is run here; None if there are none."""
     if not texts:
         return None
-    from wmdp_fast.models.served import ServedModel
+    from wmdp_fast.scoring.served import ServedModel
     from wmdp_fast.text_run import TextRun
 
     if isinstance(loaded, ServedModel):
@@ -341,8 +341,8 @@ def _refuse_unknown_tokens(
     loaded: LoadedModel | ServedModel, requests: Requests | None, read: Sequence[TaskQuestions]
 ) -> None:
     """Raises ModelError, naming the question, if a token has no embedding in the model that is run here."""
-    from wmdp_fast.models.served import ServedModel
     from wmdp_fast.models.vocabulary import refuse_unknown_in_requests
+    from wmdp_fast.scoring.served import ServedModel
 
     if requests is not None and not isinstance(loaded, ServedModel):
         names = [f"{one.task.name}, question {row + 1}" for one in read for row in range(len(one.questions))]
@@ -359,8 +359,8 @@ def _score(
     progress: Callable[[int, int], None],
     partial: PartialScores,
 ) -> Scores:
-    from wmdp_fast.models.served import ServedModel, score_served
-    from wmdp_fast.models.trie import score
+    from wmdp_fast.scoring.served import ServedModel, score_served
+    from wmdp_fast.scoring.trie import score
 
     if isinstance(loaded, ServedModel):
         return score_served(loaded.server, prompts, requests=requests, progress=progress, partial=partial)
@@ -437,7 +437,7 @@ def _kept_scores(
     warn: bool,
 ) -> Iterator[PartialScores]:
     """Scores to be entered; if the run can be known again, they lie in a journal until the results are saved."""
-    from wmdp_fast.models.scores import PartialScores
+    from wmdp_fast.scoring.scores import PartialScores
 
     if output is None or identity is None:
         yield PartialScores.empty(number)

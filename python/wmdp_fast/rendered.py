@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.asking import Asking, Cautions, Encoder, check_counts
-from wmdp_fast.models.server import Server
+from wmdp_fast.scoring.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from wmdp_fast._rust import Prompts, Requests
     from wmdp_fast.models.load import LoadedModel
     from wmdp_fast.models.tokenizer_only import TokenizerOnly
-    from wmdp_fast.prepare import TaskQuestions
+    from wmdp_fast.prompts.prepare import TaskQuestions
 
 
 @dataclass(frozen=True)

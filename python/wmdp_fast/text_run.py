@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from wmdp_fast._rust import Requests
-from wmdp_fast.perplexity import TextResult
-from wmdp_fast.texts import windows_of
+from wmdp_fast.prompts.texts import windows_of
+from wmdp_fast.results.perplexity import TextResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from wmdp_fast._rust import Tokenizer
     from wmdp_fast.models.load import LoadedModel
-    from wmdp_fast.models.scores import PartialScores, ScoreMode, Scores
-    from wmdp_fast.texts import Text
+    from wmdp_fast.prompts.texts import Text
+    from wmdp_fast.scoring.scores import PartialScores, ScoreMode, Scores
 
 
 class TextRun:
@@ -66,7 +66,7 @@ class TextRun:
         partial: PartialScores,
     ) -> Scores:
         """Scores the windows; arguments and errors are those of `models.rolling.score_windows`."""
-        from wmdp_fast.models.rolling import score_windows
+        from wmdp_fast.scoring.rolling import score_windows
 
         return score_windows(
             self._loaded,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from wmdp_fast.models import onednn
+from wmdp_fast.models.fused import linear
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -111,8 +111,8 @@ def matrix_rate(model: torch.nn.Module, *, tokens: int, readouts: int) -> float:
     last = head.new_empty(readouts, head.shape[1]).normal_()
     operations = 2 * (tokens * sum(weight.numel() for weight in weights) + readouts * head.numel())
     ways: list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = [functional.linear]
-    if head.device.type == "cpu" and head.dtype == torch.float32 and onednn.is_available():
-        ways.append(onednn.linear)
+    if head.device.type == "cpu" and head.dtype == torch.float32 and linear.is_available():
+        ways.append(linear.linear)
     return max(operations / _seconds(multiply, [*weights, head], rows, last) for multiply in ways)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from wmdp_fast._rust import Requests
     from wmdp_fast.models.load import LoadedModel
-    from wmdp_fast.prepare import TaskQuestions
+    from wmdp_fast.prompts.prepare import TaskQuestions
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ def _run_ours(job: Job) -> tuple[Outcome, NDArray[np.float64]]:
     phases = _Phases(job.started)
     import torch
 
-    from wmdp_fast import prepare
     from wmdp_fast.evaluation import NEAR_TIE
-    from wmdp_fast.models.trie import score
-    from wmdp_fast.results import TaskResult
+    from wmdp_fast.prompts import prepare
+    from wmdp_fast.results.result import TaskResult
+    from wmdp_fast.scoring.trie import score
 
     phases.end("start")
     loaded = _load(job)
@@ -181,7 +181,7 @@ def _run_lm_eval(job: Job) -> tuple[Outcome, NDArray[np.float64]]:
     """lm-eval's `hf` model and `simple_evaluate`; its own code, with clocks between its steps."""
     phases = _Phases(job.started)
     from wmdp_fast.bench.lm_eval_peer import quiet_lm_eval, task_configs
-    from wmdp_fast.tasks import resolve
+    from wmdp_fast.tasks.resolve import resolve
 
     with quiet_lm_eval() as lm_eval:
         import torch
@@ -282,8 +282,8 @@ def _load_description(harness: Any) -> LoadedModel:
 
 
 def _read(job: Job) -> list[TaskQuestions]:
-    from wmdp_fast import prepare
-    from wmdp_fast.tasks import resolve
+    from wmdp_fast.prompts import prepare
+    from wmdp_fast.tasks.resolve import resolve
 
     selection = resolve(job.tasks or "", num_fewshot=job.num_fewshot)
     return prepare.read_tasks(selection.tasks, data=job.data, limit=job.limit)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from wmdp_fast._rust import RELEASE_BUILD, Tokenizer
 from wmdp_fast.bench.report import BenchReport, Measurement, machine, peak_gb
 from wmdp_fast.exceptions import TokenizerError
-from wmdp_fast.prepare import DEFAULT_TOKEN_BUDGET, plan, read_tasks, render
-from wmdp_fast.tasks import resolve
+from wmdp_fast.prompts.prepare import DEFAULT_TOKEN_BUDGET, plan, read_tasks, render
+from wmdp_fast.tasks.resolve import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
     from pathlib import Path
 
-    from wmdp_fast.tasks import Task
+    from wmdp_fast.tasks.resolve import Task
 
 # Longer than any prompt here, so that nothing is cut off.
 _MAX_LENGTH = 1 << 20

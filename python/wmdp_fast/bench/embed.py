@@ -14,7 +14,7 @@ import numpy as np
 from wmdp_fast.bench.agreement import tolerance
 from wmdp_fast.bench.lm_eval_peer import quiet_lm_eval, task_configs
 from wmdp_fast.bench.report import BenchReport, Measurement, machine
-from wmdp_fast.tasks import resolve
+from wmdp_fast.tasks.resolve import resolve
 
 if TYPE_CHECKING:
     from os import PathLike

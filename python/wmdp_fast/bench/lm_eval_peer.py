@@ -12,14 +12,14 @@ import os
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from wmdp_fast.data import locate_all
+from wmdp_fast.data.locate import locate_all
 from wmdp_fast.exceptions import WmdpFastError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from os import PathLike
 
-    from wmdp_fast.tasks import Task
+    from wmdp_fast.tasks.resolve import Task
 
 _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wmdp_fast import environment
+from wmdp_fast.runtime import environment
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from wmdp_fast.bench.report import peak_gb
 if TYPE_CHECKING:
     import torch
 
-    from wmdp_fast.unlearning.config import Mode
-    from wmdp_fast.unlearning.corpora import CorpusTokens
+    from wmdp_fast.data.corpora import CorpusTokens
+    from wmdp_fast.unlearning.rmu.config import Mode
 
 STEERING_COEFF = 6.5
 ALPHA = 1200.0
@@ -253,7 +253,7 @@ def _first_layers(job: Job, device: torch.device) -> Any:
 
 def _corpora(job: Job) -> tuple[CorpusTokens, CorpusTokens]:
     """Random documents of the same length, so that nothing is padding."""
-    from wmdp_fast.unlearning.corpora import CorpusTokens
+    from wmdp_fast.data.corpora import CorpusTokens
 
     rng = np.random.default_rng(0)
     count = job.steps * job.batch_size

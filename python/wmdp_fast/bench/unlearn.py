@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
-    from wmdp_fast.unlearning.config import Mode
+    from wmdp_fast.unlearning.rmu.config import Mode
 
 PEERS = ("plain", "truncated")
 

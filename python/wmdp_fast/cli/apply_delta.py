@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the checkpoint."""
-    from wmdp_fast.unlearning.checkpoint import apply_delta
+    from wmdp_fast.checkpoints.checkpoint import apply_delta
 
     print(apply_delta(arguments.base, arguments.delta, arguments.output))
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.cli.options import whole_number, whole_number_or_auto, whole_numbers
-from wmdp_fast.files import write_whole
+from wmdp_fast.runtime.files import write_whole
 
 if TYPE_CHECKING:
     from wmdp_fast.bench.report import BenchReport

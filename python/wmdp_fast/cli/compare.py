@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wmdp_fast.analysis.comparison import compare, order_doubt
 from wmdp_fast.cli.options import names, share
-from wmdp_fast.comparison import compare, order_doubt
-from wmdp_fast.files import write_whole
-from wmdp_fast.saved import read_runs
+from wmdp_fast.results.saved import read_runs
+from wmdp_fast.runtime.files import write_whole
 
 if TYPE_CHECKING:
     import argparse

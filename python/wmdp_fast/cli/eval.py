@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import wmdp_fast
 from wmdp_fast.cli.asking import add_selection, add_wording
 from wmdp_fast.cli.options import positive_number, whole_number, whole_number_or_auto
-from wmdp_fast.models.server import Server
+from wmdp_fast.scoring.server import Server
 
 if TYPE_CHECKING:
     from wmdp_fast import EvalResult

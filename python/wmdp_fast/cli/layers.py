@@ -7,7 +7,7 @@ import json
 import sys
 
 from wmdp_fast.cli.options import whole_number
-from wmdp_fast.unlearning.strict_json import finite
+from wmdp_fast.runtime.strict_json import finite
 
 SUMMARY = "Measure where a model tells forget from retain data, and suggest RMU's layer and coefficient."
 
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures and prints."""
-    from wmdp_fast.unlearning.layers import profile_layers
+    from wmdp_fast.unlearning.rmu.profile import profile_layers
 
     options = {name: value for name, value in vars(arguments).items() if name not in _OWN}
     profile = profile_layers(arguments.model, arguments.forget, arguments.retain, note=_note, **options)

@@ -7,13 +7,13 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from wmdp_fast.data import locate_all
+from wmdp_fast.data.locate import locate_all
 from wmdp_fast.exceptions import DataUnavailableError, WmdpFastError
-from wmdp_fast.tasks import TASKS
+from wmdp_fast.tasks.resolve import TASKS
 
 if TYPE_CHECKING:
-    from wmdp_fast.data import Located
-    from wmdp_fast.tasks import Task
+    from wmdp_fast.data.locate import Located
+    from wmdp_fast.tasks.resolve import Task
 
 SUMMARY = "Run lm-eval with its model `wmdp-fast`: all of `hf`'s arguments, faster. Takes lm-eval's arguments."
 

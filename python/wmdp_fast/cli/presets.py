@@ -7,7 +7,7 @@ import shlex
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from wmdp_fast.unlearning.presets import PRESETS, Preset, preset
+from wmdp_fast.unlearning.rmu.presets import PRESETS, Preset, preset
 
 if TYPE_CHECKING:
     import argparse

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmdp_fast.cli.options import names
-from wmdp_fast.files import write_whole
+from wmdp_fast.runtime.files import write_whole
 
 if TYPE_CHECKING:
     import argparse
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reads, renders and writes."""
-    from wmdp_fast.comparison import order_doubt
+    from wmdp_fast.analysis.comparison import order_doubt
     from wmdp_fast.report import report_html
     from wmdp_fast.report.sources import find
 

@@ -7,13 +7,13 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from wmdp_fast.analysis.rescoring import rescore
 from wmdp_fast.cli.options import share
-from wmdp_fast.files import write_whole
-from wmdp_fast.rescoring import rescore
+from wmdp_fast.runtime.files import write_whole
 
 if TYPE_CHECKING:
-    from wmdp_fast.rescoring import Rescored
-    from wmdp_fast.statistics import Description
+    from wmdp_fast.analysis.rescoring import Rescored
+    from wmdp_fast.analysis.statistics import Description
 
 SUMMARY = "Compute every metric again from saved samples, without a model, and check the results file."
 

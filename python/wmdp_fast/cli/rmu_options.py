@@ -110,7 +110,7 @@ def settings(arguments: argparse.Namespace, *, swept: tuple[str, ...] = ()) -> d
 
 
 def _preset(name: str, topics: int) -> dict[str, Any]:
-    from wmdp_fast.unlearning.presets import PRESETS
+    from wmdp_fast.unlearning.rmu.presets import PRESETS
 
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name}; there are {', '.join(PRESETS)}")

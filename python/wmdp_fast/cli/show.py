@@ -7,21 +7,21 @@ import sys
 from typing import TYPE_CHECKING
 
 from wmdp_fast import _rust
+from wmdp_fast.analysis.comparison import probability_text
+from wmdp_fast.analysis.rescoring import rescore
+from wmdp_fast.analysis.statistics import RECOMPUTABLE, guessing_text, letter_notes
 from wmdp_fast.cli.options import share
-from wmdp_fast.comparison import probability_text
-from wmdp_fast.perplexity import METRICS
-from wmdp_fast.rescoring import rescore
-from wmdp_fast.saved import SavedTask, read_runs
-from wmdp_fast.statistics import RECOMPUTABLE, guessing_text, letter_notes
-from wmdp_fast.tables import number_text
+from wmdp_fast.results.perplexity import METRICS
+from wmdp_fast.results.saved import SavedTask, read_runs
+from wmdp_fast.runtime.tables import number_text
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from wmdp_fast.rescoring import Rescored
-    from wmdp_fast.saved import SavedGroup, SavedResults
-    from wmdp_fast.statistics import Description
+    from wmdp_fast.analysis.rescoring import Rescored
+    from wmdp_fast.analysis.statistics import Description
+    from wmdp_fast.results.saved import SavedGroup, SavedResults
 
 SUMMARY = "Show saved results in the terminal: intervals, distance from chance, bars, near-ties, letter bias."
 

@@ -13,13 +13,13 @@ import wmdp_fast
 from wmdp_fast.cli.asking import add_selection, add_wording, asked
 from wmdp_fast.cli.options import whole_number
 from wmdp_fast.cli.rmu_options import add_corpora, add_method, add_training, one_or_more, settings
-from wmdp_fast.files import write_whole
-from wmdp_fast.unlearning.strict_json import finite
+from wmdp_fast.runtime.files import write_whole
+from wmdp_fast.runtime.strict_json import finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wmdp_fast.unlearning.sweep_result import SweepResult
+    from wmdp_fast.unlearning.sweep.result import SweepResult
 
 SUMMARY = "Unlearn with many settings of RMU, measure each, and show the Pareto front of forgetting and keeping."
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from wmdp_fast.tasks import GROUPS, TAGS, TASKS, Group, Task
+from wmdp_fast.tasks.resolve import GROUPS, TAGS, TASKS, Group, Task
 
 if TYPE_CHECKING:
     import argparse

@@ -11,7 +11,7 @@ import wmdp_fast
 from wmdp_fast.cli.asking import add_selection, add_wording, asked
 from wmdp_fast.cli.options import whole_number
 from wmdp_fast.cli.rmu_options import add_corpora, add_method, add_training, settings
-from wmdp_fast.tables import number_text
+from wmdp_fast.runtime.tables import number_text
 
 SUMMARY = "Unlearn the subjects of some corpora with RMU."
 

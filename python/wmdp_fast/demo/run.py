@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
-    from wmdp_fast.results import EvalResult
-    from wmdp_fast.unlearning.run import UnlearnResult
+    from wmdp_fast.results.result import EvalResult
+    from wmdp_fast.unlearning.trainer import UnlearnResult
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def run_demo(output: str | PathLike[str], *, progress: bool = True) -> DemoRun:
     Raises:
         FileExistsError: There is something in the folder that is no earlier run's.
     """
-    from wmdp_fast.unlearning.demo import demo_config, retain_texts
+    from wmdp_fast.demo.unlearning import demo_config, retain_texts
 
     folder = Path(output)
     _clear(folder)

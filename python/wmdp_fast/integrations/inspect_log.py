@@ -14,14 +14,14 @@ import numpy as np
 
 from wmdp_fast import _rust
 from wmdp_fast.exceptions import DatasetError, WmdpFastError, WmdpFastWarning
-from wmdp_fast.files import replacing
-from wmdp_fast.saved import read_results, results_below, sample_lines, samples_file
+from wmdp_fast.results.saved import read_results, results_below, sample_lines, samples_file
+from wmdp_fast.runtime.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from os import PathLike
 
-    from wmdp_fast.saved import SavedResults, SavedTask
+    from wmdp_fast.results.saved import SavedResults, SavedTask
 
 
 def export(folder: str | PathLike[str], output: str | PathLike[str] | None = None) -> list[Path]:

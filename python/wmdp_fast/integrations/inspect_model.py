@@ -26,7 +26,10 @@ from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 from wmdp_fast._rust import Prompts, Requests
 from wmdp_fast.exceptions import ModelError, TokenizerError
 from wmdp_fast.models.load import evaluation_mode, load_model
-from wmdp_fast.models.padded import (
+from wmdp_fast.models.row_length import cuts_for, length_rules
+from wmdp_fast.models.threads import computing
+from wmdp_fast.prompts.prepare import load_tokenizer, plan
+from wmdp_fast.scoring.padded import (
     all_logits,
     auto_token_budget,
     can_select,
@@ -34,10 +37,7 @@ from wmdp_fast.models.padded import (
     score_padded,
     selected_logits,
 )
-from wmdp_fast.models.row_length import cuts_for, length_rules
-from wmdp_fast.models.scores import NAN_ADVICE
-from wmdp_fast.models.threads import computing
-from wmdp_fast.prepare import load_tokenizer, plan
+from wmdp_fast.scoring.scores import NAN_ADVICE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

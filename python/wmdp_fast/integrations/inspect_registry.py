@@ -17,8 +17,8 @@ from inspect_ai.model import GenerateConfig, modelapi
 from inspect_ai.scorer import CORRECT, INCORRECT, Score, accuracy, scorer, stderr
 from inspect_ai.solver import generate
 
-from wmdp_fast import prepare
-from wmdp_fast.tasks import resolve
+from wmdp_fast.prompts import prepare
+from wmdp_fast.tasks.resolve import resolve
 
 if TYPE_CHECKING:
     from inspect_ai.model import ModelAPI, ModelOutput

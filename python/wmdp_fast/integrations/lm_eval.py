@@ -23,9 +23,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from wmdp_fast._rust import Prompts, Requests, Tokenizer
 from wmdp_fast.exceptions import TokenizerError, WmdpFastWarning
 from wmdp_fast.models.load import LoadedModel, wrap_model
-from wmdp_fast.models.scores import PartialScores
-from wmdp_fast.models.trie import score
-from wmdp_fast.prepare import load_tokenizer
+from wmdp_fast.prompts.prepare import load_tokenizer
+from wmdp_fast.scoring.scores import PartialScores
+from wmdp_fast.scoring.trie import score
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from numpy.typing import NDArray
 
-    from wmdp_fast.models.scores import ScoreMode
-    from wmdp_fast.models.trie import Engine
+    from wmdp_fast.scoring.scores import ScoreMode
+    from wmdp_fast.scoring.trie import Engine
 
     # Context and continuation as text, or None for a window of a longer text; and the token ids of both.
     TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]

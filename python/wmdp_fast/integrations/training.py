@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from transformers import Trainer, TrainerCallback
 
-from wmdp_fast import prepare
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models.load import wrap_model
 from wmdp_fast.models.threads import only_user
-from wmdp_fast.models.trie import score
-from wmdp_fast.results import GroupResult, TaskResult
-from wmdp_fast.tasks import resolve
+from wmdp_fast.prompts import prepare
+from wmdp_fast.results.result import GroupResult, TaskResult
+from wmdp_fast.scoring.trie import score
+from wmdp_fast.tasks.resolve import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from wmdp_fast._rust import Prompts, Requests
     from wmdp_fast.models.load import LoadedModel
-    from wmdp_fast.models.scores import ScoreMode
-    from wmdp_fast.models.trie import Engine
-    from wmdp_fast.prepare import TaskQuestions
+    from wmdp_fast.prompts.prepare import TaskQuestions
+    from wmdp_fast.scoring.scores import ScoreMode
+    from wmdp_fast.scoring.trie import Engine
 
 
 def evaluate_in_place(

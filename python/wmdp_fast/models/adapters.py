@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wmdp_fast.exceptions import ModelError
-from wmdp_fast.models import hub
+from wmdp_fast.models import locate
 from wmdp_fast.models.reading import about_unexpected, failures_as, named, warnings_as_ours
 from wmdp_fast.models.threads import loading
 
@@ -47,11 +47,11 @@ def with_adapter(
     except ImportError as error:
         raise ModelError(f"the adapter {adapter} needs the package peft: pip install 'wmdp-fast[peft]'") from error
 
-    folder = hub.locate_adapter(adapter).folder
+    folder = locate.locate_adapter(adapter).folder
     notes: list[str] = []
     why = f"the adapter {adapter} cannot be put on this model"
     with loading(), failures_as(ModelError, why), warnings_as_ours(notes):
-        notes += _resize(model, folder / hub.ADAPTER_WEIGHTS, len(tokenizer))
+        notes += _resize(model, folder / locate.ADAPTER_WEIGHTS, len(tokenizer))
         base: Any = model
         wrapped: torch.nn.Module = PeftModel.from_pretrained(base, str(folder))
         # Once more, since that does not tell what it loaded.

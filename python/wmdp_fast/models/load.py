@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from wmdp_fast.checkpoints.weight_files import CONFIG, read_json, shown, weight_files
 from wmdp_fast.exceptions import ModelError, TokenizerError, WmdpFastWarning
-from wmdp_fast.models import hub
+from wmdp_fast.models import locate
 from wmdp_fast.models.adapters import with_adapter
-from wmdp_fast.models.attention_needs import about_left_out, take_eager_where_needed
+from wmdp_fast.models.attention.requirements import about_left_out, take_eager_where_needed
 from wmdp_fast.models.reading import (
     about_missing,
     about_unexpected,
@@ -26,7 +27,6 @@ from wmdp_fast.models.reading import (
 )
 from wmdp_fast.models.row_length import fresh_rotary
 from wmdp_fast.models.threads import only_user
-from wmdp_fast.models.weight_files import CONFIG, read_json, shown, weight_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -121,7 +121,7 @@ def load_model(
     """
     begin = time.perf_counter()
     torch_dtype, torch_device = parse_dtype(dtype), parse_device(device)
-    files = hub.locate_model(name_or_path, revision=revision)
+    files = locate.locate_model(name_or_path, revision=revision)
     # From the hub everything is taken at one commit, even if the branch moves on meanwhile.
     source: dict[str, Any] = {"revision": files.commit or revision, "trust_remote_code": trust_remote_code}
     where = str(files.folder) if files.commit is None else name_or_path
@@ -225,7 +225,7 @@ def files_identity(loaded: LoadedModel) -> str:
         raise ModelError(f"{loaded.name} was in memory: there are no files to know it by")
     identity = f"{loaded.name}@{loaded.sha}" if loaded.sha else _folder_identity(loaded.path)
     if loaded.peft is not None:
-        files = hub.locate_adapter(loaded.peft)
+        files = locate.locate_adapter(loaded.peft)
         identity += f" + {files.commit or _folder_identity(files.folder)}"
     return identity
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from wmdp_fast.checkpoints.weight_files import CONFIG, shown
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
-from wmdp_fast.models import hub
-from wmdp_fast.models.attention_needs import take_eager_where_needed
+from wmdp_fast.models import locate
+from wmdp_fast.models.attention.requirements import take_eager_where_needed
 from wmdp_fast.models.load import parse_device, parse_dtype
 from wmdp_fast.models.reading import check_config, failures_as, read_pretrained
 from wmdp_fast.models.threads import loading
-from wmdp_fast.models.weight_files import CONFIG, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,9 +127,9 @@ def first_layers_without_weights(
 
 def _configuration(
     name_or_path: str, count: int, revision: str | None, trust_remote_code: bool
-) -> tuple[hub.Files, str, dict[str, Any], PretrainedConfig, int]:
+) -> tuple[locate.Files, str, dict[str, Any], PretrainedConfig, int]:
     """Where a checkpoint is, what to tell transformers of it, its configuration, and how many layers it has."""
-    files = hub.locate_model(name_or_path, revision=revision)
+    files = locate.locate_model(name_or_path, revision=revision)
     source: dict[str, Any] = {"revision": files.commit or revision, "trust_remote_code": trust_remote_code}
     where = str(files.folder) if files.commit is None else name_or_path
     config = check_config(files.folder, where, source)

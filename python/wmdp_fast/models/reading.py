@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from wmdp_fast.checkpoints.weight_files import CONFIG, read_json, shown
 from wmdp_fast.exceptions import ModelError, WmdpFastError, WmdpFastWarning
 from wmdp_fast.models.threads import loading
-from wmdp_fast.models.weight_files import CONFIG, read_json, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

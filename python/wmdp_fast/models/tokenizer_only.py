@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from wmdp_fast.checkpoints.weight_files import CONFIG, read_json
 from wmdp_fast.exceptions import TokenizerError
-from wmdp_fast.models import hub
+from wmdp_fast.models import locate
 from wmdp_fast.models.load import load_tokenizer, max_length, prefix_token_id
 from wmdp_fast.models.reading import check_config
-from wmdp_fast.models.weight_files import CONFIG, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,7 +52,7 @@ def load_tokenizer_only(
         ModelError: There is no configuration, or a wrong one.
         TokenizerError: The tokenizer cannot be loaded, or has neither a BOS nor an EOS token.
     """
-    files = hub.locate_config(name_or_path, revision=revision)
+    files = locate.locate_config(name_or_path, revision=revision)
     source: dict[str, Any] = {"revision": files.commit or revision, "trust_remote_code": trust_remote_code}
     where = str(files.folder) if files.commit is None else name_or_path
     config = check_config(files.folder, where, source)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wmdp_fast.checkpoints.weight_files import shown
 from wmdp_fast.exceptions import ModelError
-from wmdp_fast.models.weight_files import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from wmdp_fast._rust import Requests
-    from wmdp_fast.unlearning.corpora import CorpusTokens
+    from wmdp_fast.data.corpora import CorpusTokens
 
 
 def num_embeddings(model: torch.nn.Module) -> int | None:

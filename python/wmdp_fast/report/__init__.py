@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from wmdp_fast.saved import SavedResults
+    from wmdp_fast.results.saved import SavedResults
 
 
 def report_html(
@@ -22,7 +22,7 @@ def report_html(
 
     Args:
         results: One evaluation, or several over the same tasks: the baseline first, the model the report is about last.
-            From `wmdp_fast.saved.read_results`; this package's or lm-eval's.
+            From `wmdp_fast.results.saved.read_results`; this package's or lm-eval's.
         names: What to call them; None takes before and after for two, the models' names for more.
         forget: Tasks and groups that should be forgotten, beside WMDP's; the rest should be kept.
         unlearn: The folder of the unlearning run between them, with its `unlearn.json` and `metrics.jsonl`.

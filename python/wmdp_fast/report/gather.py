@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wmdp_fast import _rust
-from wmdp_fast.comparison import compare, section_of
+from wmdp_fast.analysis.comparison import compare, section_of
+from wmdp_fast.analysis.statistics import SIGNIFICANT, Letters, correct_answers, letter_notes, letters_of, share
 from wmdp_fast.exceptions import DatasetError
 from wmdp_fast.report.content import (
     HASH_LENGTH,
@@ -32,15 +33,14 @@ from wmdp_fast.report.content import (
     Standing,
     TaskQuestions,
 )
-from wmdp_fast.saved import SavedGroup, SavedResults, SavedTask, sample_lines
-from wmdp_fast.statistics import SIGNIFICANT, Letters, correct_answers, letter_notes, letters_of, share
+from wmdp_fast.results.saved import SavedGroup, SavedResults, SavedTask, sample_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
-    from wmdp_fast.comparison import Contrast, Difference
+    from wmdp_fast.analysis.comparison import Contrast, Difference
     from wmdp_fast.report.content import Aim, Unlearning
 
 # A group with more tasks than this directly below it has its tasks in a figure of their own.

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from wmdp_fast.exceptions import DatasetError
 from wmdp_fast.report.runs import RECORD
-from wmdp_fast.saved import read_results
+from wmdp_fast.results.saved import read_results
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from wmdp_fast.saved import SavedResults
+    from wmdp_fast.results.saved import SavedResults
 
 # Below the folder of a run or a sweep; `before` is a sweep's model before unlearning.
 _EVALUATIONS = "evaluations"

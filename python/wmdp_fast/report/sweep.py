@@ -10,10 +10,10 @@ from wmdp_fast.report import svg
 from wmdp_fast.report.figures import percent
 from wmdp_fast.report.page import environment_of_pages, file
 from wmdp_fast.report.verdict import sweep_verdicts
-from wmdp_fast.unlearning.sweep_result import cell
+from wmdp_fast.unlearning.sweep.result import cell
 
 if TYPE_CHECKING:
-    from wmdp_fast.unlearning.sweep_result import Accuracy, SweepResult, SweepRun
+    from wmdp_fast.unlearning.sweep.result import Accuracy, SweepResult, SweepRun
 
 # Inches: as wide as the page, and as a phone. The page shows one of them.
 _SIZES = {"pareto-broad": (9.6, 4.6), "pareto-narrow": (4.6, 4.0)}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from wmdp_fast.report.content import Change, Report, Row
-    from wmdp_fast.unlearning.sweep_result import Accuracy, SweepResult
+    from wmdp_fast.unlearning.sweep.result import Accuracy, SweepResult
 
 _PERCENT = "\N{NO-BREAK SPACE}%"
 _ATTACKS = "No fine-tuning, pruning, quantization, optimized prompt or other attack was tried"

@@ -6,7 +6,7 @@ import math
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from wmdp_fast.tables import number_text
+from wmdp_fast.runtime.tables import number_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

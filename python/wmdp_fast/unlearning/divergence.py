@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from wmdp_fast.unlearning.config import RMUConfig
-    from wmdp_fast.unlearning.effect import Effect
+    from wmdp_fast.unlearning.rmu.config import RMUConfig
+    from wmdp_fast.unlearning.rmu.effect import Effect
 
 _LOSSES = ("forget_loss", "retain_loss", "forget_loss_masked", "retain_loss_masked")
 _ACTIVATIONS = ("forget_norm", "retain_norm", "forget_cosine", "retain_cosine")

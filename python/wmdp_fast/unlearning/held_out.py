@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmdp_fast._rust import read_documents
-from wmdp_fast.unlearning.corpora import CorpusTokens, find_corpus
+from wmdp_fast.data.corpora import CorpusTokens, find_corpus
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from wmdp_fast.texts import Text
+    from wmdp_fast.prompts.texts import Text
     from wmdp_fast.unlearning.request import Request
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wmdp_fast.models.partial import Decoder
-    from wmdp_fast.unlearning.config import RMUConfig
     from wmdp_fast.unlearning.request import Request
+    from wmdp_fast.unlearning.rmu.config import RMUConfig
     from wmdp_fast.unlearning.source import Corpora
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 import torch
 
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
-from wmdp_fast.files import write_whole
-from wmdp_fast.unlearning import strict_json
+from wmdp_fast.runtime import strict_json
+from wmdp_fast.runtime.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,10 +8,10 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from wmdp_fast.checkpoints import checkpoint
+from wmdp_fast.data.corpora import CorpusTokens
 from wmdp_fast.models.partial import Decoder, decoder_of, load_first_layers
-from wmdp_fast.unlearning import checkpoint
 from wmdp_fast.unlearning.batches import num_batches
-from wmdp_fast.unlearning.corpora import CorpusTokens
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from wmdp_fast.unlearning.config import RMUConfig
     from wmdp_fast.unlearning.request import Request
+    from wmdp_fast.unlearning.rmu.config import RMUConfig
 
 # A corpus as a user names it: a file or a name that `load_corpus` knows, or its tokens.
 Corpus = str | os.PathLike[str] | CorpusTokens
@@ -227,7 +227,7 @@ def _load(
     *,
     raw_lines: bool,
 ) -> CorpusTokens:
-    from wmdp_fast.unlearning import corpora
+    from wmdp_fast.data import corpora
 
     if tokenizer is None:
         raise ValueError(f"{name} has no tokenizer, so the corpus {corpus} cannot be read; pass tokenizer=...")

@@ -6,9 +6,10 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from wmdp_fast.checkpoints import tensor_file
+from wmdp_fast.checkpoints.checkpoint import explain_full_disk, sync_folder
 from wmdp_fast.exceptions import ModelError
-from wmdp_fast.unlearning import strict_json, tensor_file
-from wmdp_fast.unlearning.checkpoint import explain_full_disk, sync_folder
+from wmdp_fast.runtime import strict_json
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use numpy::{Element, IntoPyArray, PyArrayMethods};
 use pyo3::prelude::*;
-use wmdp_core::aggregate as core;
+use wmdp_core::scores::aggregate as core;
 
 use crate::array::{Array1, Readonly1};
 use crate::detach;

@@ -2,7 +2,7 @@
 
 use pyo3::prelude::*;
 use wmdp_core::Error;
-use wmdp_core::attention::{Attention, Given, Segment, Wanted};
+use wmdp_core::kernels::attention::{Attention, Given, Segment, Wanted};
 
 use crate::array::{Readonly2, Readonly3, Writable2, Writable3};
 use crate::detach;

@@ -7,8 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use wmdp_core::ahead::{Ahead, Waited};
-use wmdp_core::parallel::{Cancel, error_of_panic};
+use wmdp_core::runtime::ahead::{Ahead, Waited};
+use wmdp_core::runtime::parallel::{Cancel, error_of_panic};
 use wmdp_core::{Error, Result};
 
 use crate::error::to_py;

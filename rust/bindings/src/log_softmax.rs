@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use numpy::IntoPyArray;
 use pyo3::prelude::*;
 use wmdp_core::Error;
-use wmdp_core::log_softmax::{self, Target};
+use wmdp_core::kernels::log_softmax::{self, Target};
 
 use crate::array::{Array1, Readonly1, Readonly2};
 use crate::detach;

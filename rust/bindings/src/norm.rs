@@ -1,7 +1,7 @@
 //! Norms on the processor.
 
 use pyo3::prelude::*;
-use wmdp_core::norm;
+use wmdp_core::kernels::norm;
 
 use crate::array::{Readonly1, Readonly2, Writable2};
 use crate::detach;

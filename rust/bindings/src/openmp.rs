@@ -8,7 +8,7 @@
 use std::ffi::{c_uint, c_void};
 
 use libloading::os::unix::Library;
-use wmdp_core::parallel::{Team, Threads};
+use wmdp_core::runtime::parallel::{Team, Threads};
 
 /// `void GOMP_parallel(void (*fn)(void *), void *data, unsigned num_threads, unsigned flags)`: libgomp's ABI, which LLVM's and
 /// Intel's runtimes offer as well. Threads wait for the next loop in a pool that belongs to the calling thread.

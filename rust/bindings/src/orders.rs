@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
-use wmdp_core::orders as core;
+use wmdp_core::scores::orders as core;
 
 use crate::aggregate::Outcome;
 use crate::detach;

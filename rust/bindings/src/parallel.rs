@@ -10,5 +10,5 @@ use crate::error::to_py;
 ///     ValueError: The variable is set to something else than a positive number.
 #[pyfunction]
 pub(crate) fn num_threads() -> PyResult<usize> {
-    wmdp_core::parallel::num_threads().map_err(to_py)
+    wmdp_core::runtime::parallel::num_threads().map_err(to_py)
 }

@@ -2,7 +2,7 @@
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use wmdp_core::pyjson;
+use wmdp_core::text::pyjson;
 
 /// What `str(value)` gives.
 #[pyfunction]

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
-use wmdp_core::orders::Orders;
-use wmdp_core::{dataset, question};
+use wmdp_core::scores::orders::Orders;
+use wmdp_core::{dataset, text::question};
 
 use crate::detach;
 use crate::error::to_py;

@@ -6,8 +6,8 @@ use numpy::{IntoPyArray, ndarray};
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use wmdp_core::padded::{self, PaddedPlan};
-use wmdp_core::request;
+use wmdp_core::tokens::padded::{self, PaddedPlan};
+use wmdp_core::tokens::request;
 
 use crate::array::{Array1, Array2};
 use crate::detach;

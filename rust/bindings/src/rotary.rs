@@ -2,8 +2,8 @@
 
 use numpy::Element;
 use pyo3::prelude::*;
-use wmdp_core::format::{Bfloat16, Float32, Format};
-use wmdp_core::rotary;
+use wmdp_core::kernels::dtype::{Bfloat16, Float32, Format};
+use wmdp_core::kernels::rotary;
 
 use crate::array::{Readonly2, Readonly3, Writable3};
 use crate::detach;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 use wmdp_core::Result;
-use wmdp_core::aggregate::Metric;
-use wmdp_core::samples;
+use wmdp_core::scores::aggregate::Metric;
+use wmdp_core::scores::samples;
 
 use crate::aggregate::Outcome;
 use crate::detach;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
-use wmdp_core::saved as core;
+use wmdp_core::scores::saved as core;
 
 use crate::aggregate::{Outcome, read_only};
 use crate::array::Array1;

@@ -2,7 +2,7 @@
 
 use numpy::IntoPyArray;
 use pyo3::prelude::*;
-use wmdp_core::stats as core;
+use wmdp_core::scores::stats as core;
 
 use crate::array::{Array1, Readonly1, Readonly2};
 use crate::detach;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use wmdp_core::prompt::{self, Renderer};
-use wmdp_core::question;
-use wmdp_core::template::{self, ChoiceStyle, DocToText};
+use wmdp_core::text::prompt::{self, Renderer};
+use wmdp_core::text::question;
+use wmdp_core::text::template::{self, ChoiceStyle, DocToText};
 
 use crate::detach;
 use crate::error::to_py;
@@ -54,7 +54,7 @@ impl PromptTemplate {
         };
         let parsed = DocToText::parse(doc_to_text).map_err(to_py)?;
         if matches!(parsed, DocToText::Jinja) {
-            py.import("wmdp_fast.jinja")?.call_method1("check", (doc_to_text,))?;
+            py.import("wmdp_fast.prompts.jinja")?.call_method1("check", (doc_to_text,))?;
         }
         let inner = template::PromptTemplate {
             description: description.to_owned(),
@@ -173,13 +173,13 @@ impl PromptTemplate {
             return Ok((texts, Renderer::Rust));
         }
         if !questions.foreign.is_empty() {
-            let names = py.import("wmdp_fast.jinja")?.call_method1("names", (&self.doc_to_text,))?.extract()?;
+            let names = py.import("wmdp_fast.prompts.jinja")?.call_method1("names", (&self.doc_to_text,))?.extract()?;
             questions.check_names(&names).map_err(to_py)?;
         }
         let theirs = Arc::clone(questions);
         let documents = detach::run(py, move |cancel| theirs.to_json_lines(cancel))?;
         let arguments = (&self.doc_to_text, PyBytes::new(py, &documents), &questions.file);
-        let texts = py.import("wmdp_fast.jinja")?.call_method1("render", arguments)?.extract()?;
+        let texts = py.import("wmdp_fast.prompts.jinja")?.call_method1("render", arguments)?.extract()?;
         Ok((texts, Renderer::Jinja2))
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 use wmdp_core::corpus::{ReadOptions, tokens};
-use wmdp_core::padded::PaddedPlan;
-use wmdp_core::{request, tokenizer};
+use wmdp_core::tokens::padded::PaddedPlan;
+use wmdp_core::tokens::{request, tokenizer};
 
 use crate::corpus::EncodedCorpus;
 use crate::detach;

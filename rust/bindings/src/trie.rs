@@ -4,10 +4,10 @@ use std::sync::{Arc, Mutex};
 
 use numpy::IntoPyArray;
 use pyo3::prelude::*;
-use wmdp_core::ahead::Ahead;
-use wmdp_core::pack::{self, Batches, Budget};
-use wmdp_core::request;
-use wmdp_core::trie::{self, Branches};
+use wmdp_core::runtime::ahead::Ahead;
+use wmdp_core::tokens::pack::{self, Batches, Budget};
+use wmdp_core::tokens::request;
+use wmdp_core::tokens::trie::{self, Branches};
 
 use crate::array::{Array1, Array2, Readonly1};
 use crate::detach;

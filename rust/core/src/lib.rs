@@ -1,40 +1,26 @@
 //! Data side of wmdp-fast: question files in, prompts, token batches and scored results out.
 //!
-//! The path of the data, one module a step: files are read by [`dataset`]; [`question`]s become [`prompt`]s by a
-//! [`template`]; [`tokenizer`] and [`request`] turn prompts into token ids; [`trie`] finds what those have in common and
-//! [`pack`] cuts it into batches for a model, or [`padded`] cuts them row by row; on a processor [`attention`],
-//! [`log_softmax`], [`norm`] and [`rotary`] do what of the model's work is no matrix product; [`aggregate`] turns the model's
-//! scores into numbers, [`orders`] says what the order of the choices does to them and [`stats`] how sure they are; [`samples`] writes
-//! them down question by question and [`saved`] reads them back. [`corpus`] reads and tokenizes documents for unlearning.
+//! The path of the data, one folder a step:
+//! - [`dataset`] reads question files, and [`corpus`] reads and tokenizes documents for unlearning.
+//! - [`text`]: a [`question`](text::question) becomes a [`prompt`](text::prompt) by a [`template`](text::template).
+//! - [`tokens`]: [`tokenizer`](tokens::tokenizer) and [`request`](tokens::request) turn prompts into token ids;
+//!   [`trie`](tokens::trie) finds what those have in common and [`pack`](tokens::pack) cuts it into batches for a model, or
+//!   [`padded`](tokens::padded) cuts them row by row.
+//! - [`kernels`]: what of the model's work is no matrix product, on a processor: [`attention`](kernels::attention),
+//!   [`log_softmax`](kernels::log_softmax), [`norm`](kernels::norm) and [`rotary`](kernels::rotary).
+//! - [`scores`]: [`aggregate`](scores::aggregate) turns a model's scores into numbers, [`orders`](scores::orders) says what the
+//!   order of the choices does to them and [`stats`](scores::stats) how sure they are; [`samples`](scores::samples) writes them
+//!   down question by question and [`saved`](scores::saved) reads them back.
+//! - [`runtime`]: a thread pool that survives `fork`, work done ahead of its use, and the flag that stops both.
 #![forbid(unsafe_code)]
 
-pub mod aggregate;
-pub mod ahead;
-pub mod attention;
-pub mod boundary;
 pub mod corpus;
 pub mod dataset;
 pub mod error;
-pub mod format;
-pub mod log_softmax;
-pub mod norm;
-pub mod orders;
-pub mod pack;
-pub mod padded;
-pub mod parallel;
-pub mod plain;
-pub mod prompt;
-pub mod pyjson;
-pub mod question;
-pub mod request;
-pub mod rotary;
-mod rows;
-pub mod samples;
-pub mod saved;
-mod simd;
-pub mod stats;
-pub mod template;
-pub mod tokenizer;
-pub mod trie;
+pub mod kernels;
+pub mod runtime;
+pub mod scores;
+pub mod text;
+pub mod tokens;
 
 pub use error::{DatasetError, Error, Result};

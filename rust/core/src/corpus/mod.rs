@@ -17,7 +17,7 @@ use crate::dataset::{
     Budget, Limits, MEMORY_VARIABLE, extension_of, in_gib, json, memory_limit, parquet, unknown_format,
 };
 use crate::error::{DatasetError, Error, Result};
-use crate::parallel::Cancel;
+use crate::runtime::parallel::Cancel;
 
 /// Bytes of one document.
 const RECORD: usize = 64 << 20;

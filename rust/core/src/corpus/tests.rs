@@ -83,7 +83,7 @@ fn a_set_flag_cancels() {
 fn tokens_are_cut_and_counted() {
     let folder = tempfile::tempdir().unwrap();
     let path = write(&folder, "a.jsonl", b"\"a a b\"\n\n{\"text\": \"a\"}\n");
-    let tokenizer = crate::tokenizer::Tokenizer::from_json(TINY, true, 0, "u").unwrap();
+    let tokenizer = crate::tokens::tokenizer::Tokenizer::from_json(TINY, true, 0, "u").unwrap();
     let cancel = Cancel::default();
     let encoded = tokens::encode(&tokenizer, &[&path], &ReadOptions::default(), 2, &cancel).unwrap();
     assert_eq!((encoded.tokens, encoded.offsets), (vec![1, 1, 1], vec![0, 2, 3]));

@@ -1,7 +1,7 @@
 //! The documents of a corpus as token ids, cut on the right as Hugging Face's tokenizers do it: special tokens always stay.
 //!
 //! Documents are read some at a time, and tokenized in parallel. Only as much of a document is tokenized as is kept, where the
-//! tokenizer's own description proves that the rest does not matter ([`crate::boundary`]). Some documents of every portion are also
+//! tokenizer's own description proves that the rest does not matter ([`crate::tokens::boundary`]). Some documents of every portion are also
 //! tokenized whole by the reference; if one token differs, the corpus is read again in the next slower way.
 
 use std::path::Path;
@@ -11,9 +11,9 @@ use sha2::{Digest, Sha256};
 
 use super::{ReadOptions, for_each_document, require_memory};
 use crate::error::{Error, Result};
-use crate::parallel::{Cancel, install};
-use crate::request::{DISAGREES, Encoding};
-use crate::tokenizer::{Engine, Tokenizer};
+use crate::runtime::parallel::{Cancel, install};
+use crate::tokens::request::{DISAGREES, Encoding};
+use crate::tokens::tokenizer::{Engine, Tokenizer};
 
 /// Documents, and bytes of text, that are read before they are tokenized.
 const PORTION: (usize, usize) = (512, 8 << 20);

@@ -6,7 +6,7 @@
 //! makes sense of every row. If two conventions do and disagree, that is an error. Integers in typed formats are indices, always.
 
 use super::collect::{Fault, quote};
-use crate::question::{Question, letter};
+use crate::text::question::{Question, letter};
 
 /// The conventions, in the order of the arrays below.
 const CONVENTIONS: [&str; 3] = ["a letter", "an index", "a choice's text"];

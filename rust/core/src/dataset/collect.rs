@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::Budget;
 use super::answer::TextAnswers;
 use crate::error::{DatasetError, Error, Result};
-use crate::question::{CHOICES, COLUMNS, Question, QuestionSet};
+use crate::text::question::{CHOICES, COLUMNS, Question, QuestionSet};
 
 /// The place of `subject` among [`COLUMNS`].
 const SUBJECT: usize = 3;

@@ -12,7 +12,7 @@ use super::collect::{Answer, Collector, Fault, own_column, quote};
 use super::json;
 use super::source::{Scan, Source};
 use crate::error::Result;
-use crate::question::COLUMNS;
+use crate::text::question::COLUMNS;
 
 /// What may stand between fields. Which one a file has is never guessed from its rows: a header must name the columns with it.
 const DELIMITERS: [(u8, &str); 3] = [(b',', "commas"), (b';', "semicolons"), (b'\t', "tabs")];

@@ -24,8 +24,8 @@ use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use crate::error::{DatasetError, Error, Result};
-use crate::parallel::{self, Cancel};
-use crate::question::QuestionSet;
+use crate::runtime::parallel::{self, Cancel};
+use crate::text::question::QuestionSet;
 use collect::Collector;
 use source::{Compression, Source};
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Limits, MEMORY_VARIABLE, in_gib};
 use crate::error::{DatasetError, Error, Result};
-use crate::parallel::Cancel;
+use crate::runtime::parallel::Cancel;
 
 /// Bytes read at a time.
 const BUFFER: usize = 64 << 10;

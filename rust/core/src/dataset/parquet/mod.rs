@@ -31,8 +31,8 @@ use super::collect::{Answer, Collector, Fault, own_column};
 use super::source::{Compression, Source};
 use super::{Limits, MEMORY_VARIABLE, in_gib};
 use crate::error::{DatasetError, Error, Result};
-use crate::parallel::{Cancel, caught};
-use crate::question::{CHOICES, COLUMNS, Question};
+use crate::runtime::parallel::{Cancel, caught};
+use crate::text::question::{CHOICES, COLUMNS, Question};
 
 /// Rows read from every column before the next rows of any.
 const BATCH: usize = 1024;

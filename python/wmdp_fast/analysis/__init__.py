@@ -1,0 +1,1 @@
+"""What saved results say: statistics, comparisons, and metrics computed again."""

@@ -1,0 +1,204 @@
+"""Every metric again from saved samples, of this package or of lm-eval: no model, no questions.
+
+`rescore` computes what a results file says, and what it does not say (intervals, calibration, near-ties, letter bias),
+from the log-likelihoods in its samples, and reports where the two disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wmdp_fast import _rust
+from wmdp_fast.analysis.statistics import (
+    RECOMPUTABLE,
+    Description,
+    correct_answers,
+    describe_group,
+    describe_task,
+    near_tie_margin,
+)
+from wmdp_fast.exceptions import DatasetError
+from wmdp_fast.results.saved import SAMPLES_NAME, SavedResults, SavedTask, find_results, read_results, samples_file
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping
+
+# Sums taken in another order differ by this much at most, relative to their size.
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescored:
+    """Metrics computed from samples.
+
+    Attributes:
+        results: What was read.
+        tasks: Statistics by task, of those that have samples.
+        groups: Statistics by group, of those whose tasks all have samples.
+        mismatches: Where a file says something else than its samples give, one sentence each.
+        unchecked: Tasks without samples, whose numbers could not be computed.
+    """
+
+    results: SavedResults
+    tasks: Mapping[str, Description]
+    groups: Mapping[str, Description]
+    mismatches: tuple[str, ...]
+    unchecked: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> Description:
+        """The statistics of a task or group."""
+        return self.tasks[name] if name in self.tasks else self.groups[name]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            "model_name": self.results.model_name,
+            "results": None if self.results.path is None else str(self.results.path),
+            "made_by": self.results.made_by,
+            "tasks": {name: found.to_json() for name, found in self.tasks.items()},
+            "groups": {name: found.to_json() for name, found in self.groups.items()},
+            "mismatches": list(self.mismatches),
+            "unchecked": list(self.unchecked),
+        }
+
+
+def rescore(
+    source: str | os.PathLike[str] | SavedResults, *, near_tie: float | None = None, confidence: float = 0.95
+) -> Rescored:
+    """Computes every metric of an evaluation again from its samples.
+
+    Args:
+        source: A samples file (`samples_*.jsonl`); a results file or a folder, for all samples beside it; or results
+            already read. A folder may hold samples alone.
+        near_tie: Margin in nats up to which a prediction counts as a near-tie; None takes the recorded one, or that of
+            the model's dtype.
+        confidence: How often intervals are to cover.
+
+    Raises:
+        FileNotFoundError: There is no such file, or nothing in the folder.
+        DatasetError: A file is not what it should be; names file, row and field.
+        ValueError: There are no samples, or log-likelihoods that give no probabilities.
+    """
+    results = source if isinstance(source, SavedResults) else _read(Path(source))
+    if not results.has_samples:
+        raise ValueError(f"{results.path}: no samples beside it; evaluate with --log-samples to have them")
+    margin = near_tie_margin(results) if near_tie is None else near_tie
+    tasks = {
+        name: describe_task(task, near_tie=margin, confidence=confidence)
+        for name, task in results.tasks.items()
+        if task.samples is not None
+    }
+    groups = {
+        name: describe_group(group, results.tasks, near_tie=margin, confidence=confidence)
+        for name, group in results.groups.items()
+        if all(leaf in tasks for leaf in group.leaves)
+    }
+    return Rescored(
+        results=results,
+        tasks=tasks,
+        groups=groups,
+        mismatches=tuple(_mismatches(results, tasks, groups)),
+        unchecked=tuple(name for name in results.tasks if name not in tasks),
+    )
+
+
+def _read(path: Path) -> SavedResults:
+    """Results with samples, from whatever the path is."""
+    if path.is_file() and (path.suffix == ".jsonl" or SAMPLES_NAME.fullmatch(path.name)):
+        return _read_one_samples_file(path)
+    try:
+        find_results(path)
+    except FileNotFoundError:
+        samples = [file for file in sorted(path.iterdir()) if _is_samples(file)] if path.is_dir() else []
+        if not samples:
+            raise
+        return _samples_alone(path, samples)
+    return read_results(path)
+
+
+def _is_samples(file: Path) -> bool:
+    return file.name.startswith("samples_") and file.suffix in (".json", ".jsonl")
+
+
+def _read_one_samples_file(path: Path) -> SavedResults:
+    """The one task of a samples file, with what the results file it was saved with says, if that is there."""
+    for beside in _results_beside(path):
+        results = read_results(beside, samples=False)
+        for task in results.tasks.values():
+            if samples_file(beside, task.name, results.raw) == path:
+                delimiter = None if results.raw.get("chat_template") else task.config.get("target_delimiter")
+                task = replace(task, samples=_rust.read_samples(path, delimiter=delimiter))
+                return replace(results, tasks={task.name: task}, groups={})
+    return _samples_alone(path, [path])
+
+
+def _results_beside(path: Path) -> Iterator[Path]:
+    """Results files that may be those of a samples file."""
+    if match := SAMPLES_NAME.fullmatch(path.name):
+        files = sorted(path.parent.glob(f"*_{match['time']}.json"))
+        yield from (file for file in files if not SAMPLES_NAME.fullmatch(file.name))
+        return
+    for file in sorted(path.parent.glob("*.json")):
+        try:
+            find_results(file)
+            read_results(file, samples=False)
+        except DatasetError:
+            continue  # Some other file, which nobody asked for.
+        yield file
+
+
+def _samples_alone(path: Path, files: list[Path]) -> SavedResults:
+    """Results of samples that no results file tells of; of several times, the newest."""
+    named = [(file, SAMPLES_NAME.fullmatch(file.name)) for file in files]
+    newest = max((match["time"] for _, match in named if match), default=None)
+    tasks = {}
+    for file, match in named:
+        if (match is None and newest is not None) or (match is not None and match["time"] != newest):
+            continue
+        name = match["task"] if match else file.stem
+        samples = _rust.read_samples(file)
+        tasks[name] = SavedTask(name=name, alias=name, n=len(samples), metrics={}, stderr={}, samples=samples)
+    return SavedResults(path=None, model_name=path.parent.name, tasks=tasks, groups={}, settings={}, extra={}, raw={})
+
+
+def _mismatches(
+    results: SavedResults, tasks: Mapping[str, Description], groups: Mapping[str, Description]
+) -> Iterator[str]:
+    """Where the results file, or a samples file about itself, says something else than was computed."""
+    for name, description in {**tasks, **groups}.items():
+        saved = results[name]
+        if saved.n is not None and saved.n != description.n:
+            yield f"{name}: the results file counts {saved.n} questions, its samples are {description.n}"
+        for metric, estimate in description.metrics.items():
+            for what, said, found in (
+                (metric, saved.metrics.get(metric), estimate.value),
+                (f"{metric}_stderr", saved.stderr.get(metric), estimate.stderr),
+            ):
+                if said is not None and (
+                    found is None or not math.isclose(said, found, rel_tol=_TOLERANCE, abs_tol=1e-12)
+                ):
+                    yield f"{name}: the results file says {what} = {said!r}, its samples give {found!r}"
+        if name in tasks:
+            yield from _mismatched_lines(results.tasks[name])
+
+
+def _mismatched_lines(task: SavedTask) -> Iterator[str]:
+    """Metrics that single lines of a samples file record otherwise than their log-likelihoods give."""
+    samples = task.samples
+    if samples is None:
+        return
+    for metric in RECOMPUTABLE:
+        recorded, correct = samples.recorded(metric), correct_answers(task, metric)
+        if recorded is None or correct is None:
+            continue
+        wrong = (recorded > 0.5) != correct
+        if wrong.any():
+            first = int(samples.doc_ids[wrong.argmax()])
+            yield (
+                f"{task.name}: {int(wrong.sum())} of {len(samples)} lines record another {metric} than their"
+                f" log-likelihoods give, question {first} first"
+            )

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: which files hold weights, and writing a few changed tensors."""

@@ -1,0 +1,1 @@
+"""Where question files and corpora are, and reading them."""

@@ -1,0 +1,142 @@
+"""What is unusual about the questions and prompts of a run, in words for the user and as numbers for the results."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from wmdp_fast._rust import QuestionSet, Requests
+    from wmdp_fast.prompts.chat import ChatPrompts
+    from wmdp_fast.prompts.prepare import TaskQuestions
+
+
+# Where Jinja begins in a template, and by what it ends there.
+_JINJA = re.compile(r"\{[{%#]")
+_END = {"{{": "}}", "{%": "%}", "{#": "#}"}
+
+
+def typed_line_breaks(texts: Mapping[str, str | None]) -> list[str]:
+    r"""A sentence for each text with a backslash and an `n` in it, which is what `"\n"` in a shell's quotes is.
+
+    In a template only the text outside of Jinja counts: inside, a `\n` in quotes is a line break.
+
+    Args:
+        texts: Template, description and system instruction by the name that `evaluate` has for them.
+    """
+    return [
+        f"{name} has a backslash and an n (\\n) in it, which go into every prompt as they are; for a line break, type"
+        f" {_option(name)} $'...\\n...' in bash, or put the text into a file and give {_option(name)} @FILE"
+        for name, text in texts.items()
+        if text and "\\n" in (_outside_jinja(text) if name == "template" else text)
+    ]
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _outside_jinja(template: str) -> str:
+    """What a template says by itself."""
+    kept, start = [], 0
+    while found := _JINJA.search(template, start):
+        kept.append(template[start : found.start()])
+        end = template.find(_END[found[0]], found.end())
+        if end < 0:
+            return " ".join(kept)
+        start = end + 2
+    return " ".join([*kept, template[start:]])
+
+
+def repeated_examples(read: Sequence[TaskQuestions]) -> list[str]:
+    """A sentence for each task that asks a question which stands with its answer among its own few-shot examples."""
+    sentences = []
+    for one in read:
+        if one.fewshot is None or not one.task.num_fewshot:
+            continue
+        shared = one.questions.shared_with(one.fewshot.head(one.task.num_fewshot))
+        if shared:
+            sentences.append(
+                f"{one.task.name}: {_count(len(shared), 'question')} of {len(one.questions)} also"
+                f" {'is a few-shot example' if len(shared) == 1 else 'are few-shot examples'}, so that the"
+                f" prompt gives the answer away; the first is row {shared[0] + 1} of {one.questions.file}"
+            )
+    return sentences
+
+
+def columns_without_json(read: Sequence[TaskQuestions]) -> dict[str, dict[str, str]]:
+    """For each task with such columns, those whose values JSON has no form for, and what they hold."""
+    return {one.task.name: columns for one in read if (columns := one.questions.foreign_columns)}
+
+
+def about_columns(columns: dict[str, dict[str, str]]) -> list[str]:
+    """A sentence for each task about what its samples file cannot show."""
+    return [
+        f"{name}: {', '.join(f'the column {column} holds {what}' for column, what in found.items())}; samples show it"
+        " as null or as text, so that their doc_hash may not be lm-eval's"
+        for name, found in columns.items()
+    ]
+
+
+def about_chat(chat: ChatPrompts) -> list[str]:
+    """A sentence for each way in which a chat template did not take the prompts as they are."""
+    sentences = []
+    if chat.without_system:
+        sentences.append("the chat template refuses a system message, so the description was left out, as in lm-eval")
+    if chat.in_parts:
+        sentences.append(
+            "the chat template drops a content that is plain text, and with it the question; it was given lists of"
+            " parts, which lm-eval does not do: its numbers are those of prompts without a question"
+        )
+    sentences += [f"the chat template leaves out the {what}, or changes the text" for what in chat.left_out]
+    return sentences
+
+
+def cut_prompts(requests: Requests, asked: Sequence[QuestionSet]) -> tuple[dict[str, Any], list[str]]:
+    """How much of the prompts the model cannot read, as lm-eval warns of it.
+
+    Args:
+        requests: The tokens of a run.
+        asked: The questions of each of its tasks.
+
+    Returns:
+        The key `truncated` of the results, and a sentence if something is cut.
+    """
+    questions, choices, most, worst = requests.truncation()
+    details: dict[str, Any] = {"questions": questions, "choices": choices, "most_tokens_lost": most}
+    if not questions:
+        return details, []
+    ends = list(accumulate(map(len, asked)))
+    place = bisect_right(ends, worst)
+    row = worst - (ends[place - 1] if place else 0) + 1
+    details["worst"] = f"{asked[place].file}, row {row}"
+    return details, [
+        f"{questions} of {_count(requests.num_questions, 'prompt')} {'is' if questions == 1 else 'are'} longer than the"
+        f" {requests.max_length} tokens that the model reads at once, and cut off at the beginning, as in lm-eval:"
+        f" at most {_count(most, 'token')} ({details['worst']})"
+    ]
+
+
+def joined_choices(requests: Requests) -> tuple[dict[str, Any], list[str]]:
+    """Choices that begin inside a token of their prompt, so that only their rest is scored.
+
+    Returns:
+        The key `joined_choices` of the results, and a sentence if there are any.
+    """
+    count = requests.joined_choices
+    details = {"choices": count, "first": requests.first_joined}
+    if not count:
+        return details, []
+    return details, [
+        f"{count} of {_count(requests.num_choices, 'choice')} {'begins' if count == 1 else 'begin'} inside a token of"
+        f" the prompt's end, so that only the rest is scored, as in lm-eval (first {requests.first_joined}); to score"
+        " choices whole, end prompts in another way or put another delimiter between"
+    ]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,1 @@
+"""Results of an evaluation, as objects and as lm-eval's files."""

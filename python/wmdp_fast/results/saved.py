@@ -1,0 +1,553 @@
+"""Results read back from files: those of this package and those of lm-eval, for they are the same files.
+
+`read_results` finds the results file and the samples beside it, and makes one frozen `SavedResults` of them.
+Comparison, re-scoring and reports start from that, so none of them asks who wrote a file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wmdp_fast import _rust
+from wmdp_fast.analysis.statistics import RECOMPUTABLE
+from wmdp_fast.exceptions import DatasetError
+from wmdp_fast.results.checks import metric_number, read_results_file
+from wmdp_fast.results.perplexity import Documents, read_documents_samples
+from wmdp_fast.runtime.tables import aligned, frame, html_table, number_text
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Mapping
+
+    import numpy.typing as npt
+    import pandas as pd
+
+    from wmdp_fast.results.result import EvalResult
+
+# `results_2026-11-24T15-00-00.123456.json`, or with another first part where the output path was a `.json` name.
+_RESULTS_NAME = re.compile(r"(?P<stem>.+)_(?P<time>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(\.\d+)?)\.json")
+
+# A samples file of that time; lists in one JSON file were written for a while before 0.4.3.
+SAMPLES_NAME = re.compile(r"samples_(?P<task>.+)_(?P<time>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(\.\d+)?)\.jsonl?")
+
+# To which side the table's columns are moved.
+_SIDES = "lrlrl"
+
+# What lm-eval 0.4.0 to 0.4.2 named its results in a folder.
+_UNDATED = "results.json"
+
+# What a results file says beside its metrics; lm-eval puts a space where a group has no metric.
+_NO_METRICS = frozenset({"alias", "name", "sample_len", "sample_count", "samples", " "})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedTask:
+    """One task as it was saved.
+
+    Attributes:
+        name: The task's name.
+        alias: The name shown in tables.
+        n: Number of questions asked, or None where neither the results file nor samples say.
+        metrics: Values by lm-eval's name, without the filter (`acc`) unless it is another than `none`
+            (`exact_match,strict`).
+        stderr: For each metric its standard error, or None.
+        num_fewshot: Examples before each question, or None if unknown.
+        config: lm-eval's configuration of the task; empty if the file has none.
+        near_ties: Near-ties as this package counted them, or None.
+        samples: The questions' scores, or None if no samples were saved, or not those of a multiple-choice task.
+        documents: What the model made of the documents of a text, or None if it is no text or no samples were saved.
+    """
+
+    name: str
+    alias: str
+    n: int | None
+    metrics: Mapping[str, float]
+    stderr: Mapping[str, float | None]
+    num_fewshot: int | None = None
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    near_ties: int | None = None
+    samples: _rust.Samples | None = None
+    documents: Documents | None = None
+
+    @property
+    def num_choices(self) -> int | None:
+        """Number of choices, if samples tell and all questions have as many."""
+        if self.samples is None:
+            return None
+        counts = np.unique(np.diff(self.samples.choice_offsets))
+        return int(counts[0]) if len(counts) == 1 else None
+
+    def loglikelihood_matrix(self) -> npt.NDArray[np.float64]:
+        """Log-likelihoods `[n, most choices of a question]`; NaN where a question has fewer choices.
+
+        Raises:
+            ValueError: If there are no samples.
+        """
+        if self.samples is None:
+            raise ValueError(f"{self.name} was saved without samples (--log-samples)")
+        counts = np.diff(self.samples.choice_offsets)
+        matrix = np.full((len(counts), int(counts.max())), np.nan)
+        matrix[np.arange(matrix.shape[1]) < counts[:, None]] = self.samples.loglikelihood
+        return matrix
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedGroup:
+    """A group of tasks as it was saved.
+
+    Attributes:
+        name: The group's name.
+        alias: The name shown in tables.
+        n: Number of questions in all tasks below, or None if unknown.
+        metrics: Values by metric, as in `SavedTask`; empty for a group that only lists its tasks.
+        stderr: For each metric its standard error, or None.
+        children: Groups and tasks directly below.
+        leaves: Tasks below at any depth, in order.
+    """
+
+    name: str
+    alias: str
+    n: int | None
+    metrics: Mapping[str, float]
+    stderr: Mapping[str, float | None]
+    children: tuple[str, ...]
+    leaves: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SavedResults:
+    """One evaluation as it was saved.
+
+    Attributes:
+        path: The results file; None for an evaluation that was never saved.
+        model_name: Name or path of the model.
+        tasks: By name, in the file's order.
+        groups: By name, parents before what is below them.
+        settings: How the model was run: lm-eval's `config` section, then version, score mode, chat template and such.
+        extra: What only this package writes (the key `wmdp_fast`); empty for a file of lm-eval.
+        raw: The whole results file.
+        newest_of: How many results the folder held, of which this is the newest.
+    """
+
+    path: Path | None
+    model_name: str
+    tasks: Mapping[str, SavedTask]
+    groups: Mapping[str, SavedGroup]
+    settings: Mapping[str, Any]
+    extra: Mapping[str, Any] = field(repr=False)
+    raw: Mapping[str, Any] = field(repr=False)
+    newest_of: int = 1
+
+    def __getitem__(self, name: str) -> SavedTask | SavedGroup:
+        """The task or group of that name."""
+        if name in self.tasks:
+            return self.tasks[name]
+        if name in self.groups:
+            return self.groups[name]
+        raise KeyError(f"{name!r} is not among the results; they hold {', '.join(self)}")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tasks or name in self.groups
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self.groups, *self.tasks))
+
+    def __repr__(self) -> str:
+        return "\n".join([self.model_name, *aligned(self._rows(), _SIDES)])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return html_table(self._rows(), _SIDES, [f"{self.model_name} ({self.made_by})"])
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("task", "n", "metric", "value", "stderr")]
+        for one, depth in self.hierarchy():
+            lead = ("  " * depth + one.alias, "" if one.n is None else str(one.n))
+            for metric, value in one.metrics.items():
+                error = one.stderr[metric]
+                rows.append((*lead, metric, number_text(value), "N/A" if error is None else f"± {number_text(error)}"))
+                lead = ("", "")
+        return rows
+
+    def to_frame(self) -> pd.DataFrame:
+        """A pandas frame with a row for each task or group and metric; `value` and `stderr` are shares.
+
+        Columns: name, alias, group (whether it is one), n, num_fewshot (of a task), metric, value, stderr.
+
+        Raises:
+            WmdpFastError: pandas is not installed.
+        """
+        records = [
+            {
+                "name": one.name,
+                "alias": one.alias,
+                "group": isinstance(one, SavedGroup),
+                "n": one.n,
+                "num_fewshot": one.num_fewshot if isinstance(one, SavedTask) else None,
+                "metric": metric,
+                "value": value,
+                "stderr": one.stderr[metric],
+            }
+            for name in self
+            for one in [self[name]]
+            for metric, value in one.metrics.items()
+        ]
+        return frame(records, ("name", "alias", "group", "n", "num_fewshot", "metric", "value", "stderr"))
+
+    def samples_frame(self) -> pd.DataFrame:
+        """A pandas frame with a row for each question that was saved.
+
+        Columns: task, doc_id, gold (the right choice, None where a target names no single one), predicted (by `acc`),
+        correct, margin (how far the best choice is ahead, in nats), loglikelihood (of each choice, in nats, a list).
+
+        Raises:
+            ValueError: No samples were saved.
+            WmdpFastError: pandas is not installed.
+        """
+        if not self.has_samples:
+            raise ValueError(f"{self.path or self.model_name}: no samples were saved (--log-samples)")
+        records = [record for task in self.tasks.values() for record in _questions(task)]
+        return frame(records, ("task", "doc_id", "gold", "predicted", "correct", "margin", "loglikelihood"))
+
+    @property
+    def made_by(self) -> str:
+        """`wmdp-fast` or `lm-eval`, with its version."""
+        if self.extra:
+            versions = self.extra.get("versions") or {}
+            return f"wmdp-fast {versions.get('wmdp_fast') or '(unknown version)'}"
+        return f"lm-eval {self.raw.get('lm_eval_version') or '(unknown version)'}"
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether any task's questions were saved."""
+        return any(task.samples is not None for task in self.tasks.values())
+
+    def hierarchy(self) -> Iterator[tuple[SavedTask | SavedGroup, int]]:
+        """Groups, each followed by what is below it and how deep, then the tasks that are in none."""
+        below = {child for group in self.groups.values() for child in group.children}
+
+        def walk(name: str, depth: int) -> Iterator[tuple[SavedTask | SavedGroup, int]]:
+            found = self[name]
+            yield found, depth
+            if isinstance(found, SavedGroup):
+                for child in found.children:
+                    yield from walk(child, depth + 1)
+
+        for name in (*self.groups, *self.tasks):
+            if name not in below:
+                yield from walk(name, 0)
+
+
+def _questions(task: SavedTask) -> Iterator[dict[str, Any]]:
+    samples = task.samples
+    if samples is None:
+        return
+    correct = samples.correct("acc")
+    scores = np.split(samples.loglikelihood, samples.choice_offsets[1:-1])
+    predicted, gold = samples.predicted("acc").tolist(), samples.gold.tolist()
+    for question, doc_id in enumerate(samples.doc_ids.tolist()):
+        yield {
+            "task": task.name,
+            "doc_id": doc_id,
+            "gold": gold[question] if gold[question] >= 0 else None,
+            "predicted": predicted[question],
+            "correct": None if correct is None else bool(correct[question]),
+            "margin": float(samples.margin[question]),
+            "loglikelihood": scores[question].tolist(),
+        }
+
+
+def read_results(path: str | os.PathLike[str], *, samples: bool = True) -> SavedResults:
+    """Reads an evaluation that this package or lm-eval (0.4.0 and later) saved.
+
+    Args:
+        path: A results file; or what `output` was when it was saved: a folder with results of one model, in itself or
+            one folder down, or a name ending in `.json`, which was given the time. Of several results the newest is
+            read. lm-eval 0.4.0 to 0.4.2 wrote `results.json`, and samples beside it that are named by the model's
+            arguments; these are found too.
+        samples: Whether to read the samples files beside it, where there are any.
+
+    Raises:
+        FileNotFoundError: There is no such file, or no results in the folder.
+        DatasetError: A file is not what it should be, or the folder holds results of several models; names the file,
+            and row and field where there are such.
+    """
+    file, count = find_results(path)
+    raw = read_results_file(file)
+    return _saved(raw, file, count, lambda task: _samples_beside(file, task, raw) if samples else None)
+
+
+def read_runs(path: str | os.PathLike[str]) -> list[SavedResults]:
+    """Reads what a path means: one evaluation, or of a folder with results of several models the newest of each.
+
+    Args:
+        path: As for `read_results`; or a folder with results of several models, in it or up to two folders down.
+
+    Returns:
+        The evaluations, the earliest first.
+
+    Raises:
+        FileNotFoundError: There is no such file, or no results in the folder.
+        DatasetError: A file is not what it should be; names file, row and field.
+    """
+    given = Path(path)
+    if given.is_file():
+        return [read_results(given)]
+    homes = _homes(given, levels=2)
+    read = [replace(read_results(files[-1]), newest_of=len(files)) for _, files in sorted(homes.items())]
+    return sorted(read, key=lambda one: one.raw.get("date") or 0)
+
+
+def from_evaluation(result: EvalResult) -> SavedResults:
+    """An evaluation of this process as `read_results` would read it after `result.save(..., log_samples=True)`."""
+    return _saved(
+        json.loads(json.dumps(result.to_json(), default=str)),
+        None,
+        1,
+        lambda name: (
+            result.texts[name].documents
+            if name in result.texts
+            else _rust.Samples.from_outcome(
+                result.tasks[name].questions, result.tasks[name].prompts, result.tasks[name].outcome
+            )
+        ),
+    )
+
+
+def find_results(path: str | os.PathLike[str]) -> tuple[Path, int]:
+    """The results file that a path means, and how many results there are where it lies.
+
+    Raises:
+        FileNotFoundError: There is no such file, or no results in the folder.
+        DatasetError: The folder holds results of several models, which it lists, or the file is one of samples.
+    """
+    given = Path(path)
+    if given.is_file():
+        if given.suffix == ".jsonl" or SAMPLES_NAME.fullmatch(given.name):
+            raise DatasetError(str(given), "is a samples file; give the results file or the folder they are in")
+        return given, 1
+    homes = _homes(given, levels=1)
+    if len(homes) > 1:
+        several = ", ".join(f"{folder if stem == 'results' else folder / stem}" for folder, stem in sorted(homes))
+        raise DatasetError(str(given), f"holds results of {len(homes)} models; name one of: {several}")
+    [files] = homes.values()
+    return files[-1], len(files)
+
+
+def results_below(folder: Path) -> list[Path]:
+    """All results files in a folder and the folders below it, at any depth."""
+    files = sorted(folder.rglob("*.json"))
+    return [
+        file
+        for file in files
+        if file.name == _UNDATED or (_RESULTS_NAME.fullmatch(file.name) and not SAMPLES_NAME.fullmatch(file.name))
+    ]
+
+
+def _homes(folder: Path, levels: int) -> dict[tuple[Path, str], list[Path]]:
+    """Results files in a folder and so many levels down: by where they lie and what their names begin with, in time.
+
+    What is nearer counts: folders are looked into only if there is nothing beside them.
+    """
+    if not folder.is_dir():
+        # `--output x.json` adds the time to the name, as lm-eval does.
+        named = [one for one in _dated(folder.parent) if one[1] == folder.stem] if folder.parent.is_dir() else []
+        if folder.suffix != ".json" or not named:
+            raise FileNotFoundError(f"{folder}: no such file or folder")
+        return {(folder.parent, folder.stem): [file for file, _, _ in sorted(named, key=lambda one: one[2])]}
+    level = [folder]
+    for _ in range(levels + 1):
+        found: dict[tuple[Path, str], list[tuple[str, Path]]] = {}
+        for one in level:
+            for file, stem, time in _dated(one) or _undated(one):
+                found.setdefault((one, stem), []).append((time, file))
+        if found:
+            return {home: [file for _, file in sorted(files)] for home, files in found.items()}
+        level = [inner for one in level for inner in sorted(one.iterdir()) if inner.is_dir()]
+    down = "one folder" if levels == 1 else f"{levels} folders"
+    raise FileNotFoundError(f"{folder}: no results here (results_*.json), nor {down} down")
+
+
+def _dated(folder: Path) -> list[tuple[Path, str, str]]:
+    """Results files of a folder with what their names begin with and their time."""
+    matches = [
+        (file, _RESULTS_NAME.fullmatch(file.name))
+        for file in sorted(folder.iterdir())
+        if file.is_file() and not SAMPLES_NAME.fullmatch(file.name)
+    ]
+    return [(file, match["stem"], match["time"]) for file, match in matches if match]
+
+
+def _undated(folder: Path) -> list[tuple[Path, str, str]]:
+    """The one results file that lm-eval 0.4.0 to 0.4.2 kept in a folder."""
+    file = folder / _UNDATED
+    return [(file, "results", "")] if file.is_file() else []
+
+
+def samples_file(results: Path, task: str, raw: Mapping[str, Any]) -> Path | None:
+    """Where the samples of a task are that were saved with a results file; None if there are none.
+
+    Args:
+        results: The results file.
+        task: The task's name.
+        raw: What the results file holds.
+    """
+    match = _RESULTS_NAME.fullmatch(results.name)
+    if match:
+        names = [f"samples_{task}_{match['time']}.jsonl", f"samples_{task}_{match['time']}.json"]
+    else:
+        # lm-eval 0.4.0 to 0.4.2 named them by the model's arguments.
+        arguments = (raw.get("config") or {}).get("model_args")
+        names = [f"{re.sub('/|=', '__', arguments)}_{task}.jsonl"] if isinstance(arguments, str) else []
+    # A name that would lie elsewhere is none that either package writes; nor is one too long to exist.
+    beside = [results.parent / name for name in names if "/" not in name and "\0" not in name and len(name) < 256]
+    return next((path for path in beside if path.is_file()), None)
+
+
+def sample_lines(file: Path) -> dict[int, dict[str, Any]]:
+    """The lines of a samples file that `read_samples` has read before, by question; of several filters the first one's.
+
+    Raises:
+        DatasetError: The file has changed since, or its values are nested too deep.
+    """
+    text = file.read_text(encoding="utf-8")
+    found: dict[int, dict[str, Any]] = {}
+    try:
+        if text.lstrip().startswith("["):
+            lines = json.loads(text)
+        else:
+            lines = [json.loads(line) for line in text.split("\n") if line.strip()]
+        for line in lines:
+            found.setdefault(line["doc_id"], line)
+    except RecursionError:
+        raise DatasetError(str(file), "its values are nested too deep") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise DatasetError(str(file), f"is no samples file ({error})") from error
+    return found
+
+
+def _samples_beside(results: Path, task: str, raw: Mapping[str, Any]) -> _rust.Samples | Documents | None:
+    path = samples_file(results, task, raw)
+    config = (raw.get("configs") or {}).get(task) or {}
+    kind = config.get("output_type") or "multiple_choice"
+    if path is not None and kind == "loglikelihood_rolling":
+        return read_documents_samples(path)
+    if path is None or kind != "multiple_choice":
+        return None
+    # In a chat the delimiter is dropped, whatever the task says.
+    delimiter = None if raw.get("chat_template") else config.get("target_delimiter")
+    return _rust.read_samples(path, delimiter=delimiter)
+
+
+def _saved(
+    raw: dict[str, Any], file: Path | None, count: int, samples_of: Callable[[str], _rust.Samples | Documents | None]
+) -> SavedResults:
+    where = "results" if file is None else str(file)
+    extra = raw.get("wmdp_fast") or {}
+    below = {name: tuple(children) for name, children in (raw.get("group_subtasks") or {}).items() if children}
+    tasks: dict[str, SavedTask] = {}
+    groups: dict[str, SavedGroup] = {}
+    # A group without metrics may have no entry.
+    for name, entry in ({group: {} for group in below} | raw["results"]).items():
+        metrics, stderr = _metrics(where, name, entry)
+        counted = entry.get("sample_len") or ((raw.get("n-samples") or {}).get(name) or {}).get("effective")
+        alias = (entry.get("alias") or name).lstrip(" -")
+        if name in below:
+            groups[name] = SavedGroup(
+                name=name,
+                alias=alias,
+                n=counted,
+                metrics=metrics,
+                stderr=stderr,
+                children=below[name],
+                leaves=tuple(dict.fromkeys(_leaves(name, below))),
+            )
+            continue
+        samples = samples_of(name)
+        tasks[name] = SavedTask(
+            name=name,
+            alias=alias,
+            n=counted if counted is not None or samples is None else len(samples),
+            metrics=metrics,
+            stderr=stderr,
+            num_fewshot=(raw.get("n-shot") or {}).get(name),
+            config=(raw.get("configs") or {}).get(name) or {},
+            near_ties=((extra.get("tasks") or {}).get(name) or {}).get("near_ties"),
+            samples=None if isinstance(samples, Documents) else samples,
+            documents=samples if isinstance(samples, Documents) else None,
+        )
+    # Parents first, as they are shown.
+    top_down = [name for name in below if name in groups] + [name for name in groups if name not in below]
+    return SavedResults(
+        path=file,
+        model_name=_model_name(raw),
+        tasks=tasks,
+        groups={name: _counted(groups[name], tasks) for name in top_down},
+        settings=_settings(raw, extra),
+        extra=extra,
+        raw=raw,
+        newest_of=count,
+    )
+
+
+def _metrics(where: str, name: str, entry: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float | None]]:
+    metrics: dict[str, float] = {}
+    stderr: dict[str, float | None] = {}
+    for key, value in entry.items():
+        if key in _NO_METRICS:
+            continue
+        metric, _, filtered = key.partition(",")
+        of_error = metric.endswith("_stderr")
+        number = metric_number(where, f"results.{name}.{key}", value, share=metric in RECOMPUTABLE, error=of_error)
+        suffix = "" if filtered in ("", "none") else f",{filtered}"
+        if of_error:
+            stderr[metric.removesuffix("_stderr") + suffix] = number
+        elif number is not None:
+            metrics[metric + suffix] = number
+    return metrics, {metric: stderr.get(metric) for metric in metrics}
+
+
+def _leaves(name: str, below: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    for child in below[name]:
+        if child in below:
+            yield from _leaves(child, below)
+        else:
+            yield child
+
+
+def _counted(group: SavedGroup, tasks: Mapping[str, SavedTask]) -> SavedGroup:
+    """A group whose number of questions the file did not say gets that of its tasks."""
+    sizes = [tasks[leaf].n if leaf in tasks else None for leaf in group.leaves]
+    known = [size for size in sizes if size is not None]
+    if group.n is not None or len(known) < len(sizes):
+        return group
+    return SavedGroup(**{**vars(group), "n": sum(known)})
+
+
+def _model_name(raw: Mapping[str, Any]) -> str:
+    arguments = (raw.get("config") or {}).get("model_args")
+    pretrained = arguments.get("pretrained") if isinstance(arguments, dict) else None
+    if isinstance(arguments, str):
+        # As lm-eval 0.4.0 to 0.4.2 record it: pretrained=NAME,dtype=float32.
+        pretrained = dict(pair.partition("=")[::2] for pair in arguments.split(",")).get("pretrained")
+    return str(raw.get("model_name") or pretrained or arguments or "unknown model")
+
+
+def _settings(raw: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides about the numbers, besides the tasks' own definitions."""
+    settings = dict(raw.get("config") or {})
+    for key in ("lm_eval_version", "transformers_version", "fewshot_as_multiturn", "max_length"):
+        settings[key] = raw.get(key)
+    for key in ("system_instruction", "chat_template"):
+        # lm-eval's own hash; the text may be long.
+        settings[key] = raw.get(f"{key}_sha")
+    for key in ("score_mode", "lm_eval_compat", "near_tie"):
+        if key in extra:
+            settings[key] = extra[key]
+    return settings

@@ -1,0 +1,1 @@
+"""From a model and requests to log-likelihoods: by token trie, by padded rows, or by a server."""

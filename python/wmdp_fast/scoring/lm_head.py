@@ -1,0 +1,101 @@
+"""From the last hidden states to the log-probabilities of a few tokens, a part of the vocabulary after the other.
+
+Logits of hundreds of tokens over a whole vocabulary are hundreds of megabytes, which a CPU takes longer to find memory
+for and to write than to compute. Nearly all models make them by one linear layer and do nothing else to them; of such a
+model the layer is taken in parts, and what a part says is read off it at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import MoeModelOutputWithPast
+
+from wmdp_fast._rust import TokenLogprobs
+from wmdp_fast.models.fused import linear as onednn
+from wmdp_fast.models.fused.forwards import replaced_forwards
+
+if TYPE_CHECKING:
+    from wmdp_fast.scoring.scores import ScoreMode
+
+# Tokens of the vocabulary at a time: with 1,024 rows, 4 MiB of logits, which stay in the caches.
+_PART = 1024
+
+
+@dataclass(frozen=True)
+class Readout:
+    """A model without its projection onto the vocabulary, and that projection.
+
+    Attributes:
+        base: Called as the model is, it returns an object with `last_hidden_state`.
+        head: The projection, in a CPU's memory.
+    """
+
+    base: nn.Module
+    head: nn.Linear
+
+    @classmethod
+    def of(cls, model: nn.Module, score_mode: ScoreMode) -> Readout | None:
+        """The parts of a model whose logits are nothing but that projection, and that can be read in this mode.
+
+        Whether they are is tried on made-up hidden states.
+        """
+        if not isinstance(model, PreTrainedModel):
+            return None
+        head_of: Any = model.get_output_embeddings
+        base, head = model.base_model, head_of()
+        if base is model or not all(_is_untouched(module) for module in (model, head)) or type(head) is not nn.Linear:
+            return None
+        weight = head.weight
+        # In mode "model" bits count, and those are torch's.
+        fits = weight.device.type == "cpu" and score_mode == "float32"
+        return cls(base, head) if fits and _returns_its_projection(model, base, head) else None
+
+    def look_up(self, hidden: torch.Tensor, readouts: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of tokens, and 1 where the token is the most probable; see `scores.look_up`.
+
+        Args:
+            hidden: `[R, hidden size]`.
+            readouts: For each token, its row: int64 `[N]`.
+            tokens: Token ids: int64 `[N]`.
+
+        Returns:
+            float32 `[2, N]`.
+        """
+        weight, bias = self.head.weight.detach(), self.head.bias
+        # Its rounding goes straight into the scores.
+        exact = onednn.is_faster() and weight.dtype == torch.float32
+        linear: Any = onednn.linear_of_short_sums if exact else F.linear
+        found = TokenLogprobs(readouts.numpy(), tokens.numpy(), len(hidden))
+        for start in range(0, len(weight), _PART):
+            part = slice(start, start + _PART)
+            logits = linear(hidden, weight[part], None if bias is None else bias.detach()[part])
+            found.add(logits.float().numpy(), threads=torch.get_num_threads())
+        return torch.stack([torch.from_numpy(array).float() for array in found.found()])
+
+
+def _is_untouched(module: Any) -> bool:
+    """Whether nobody has hung anything on a module that wants it to be called."""
+    return not (module is None or "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)
+
+
+def _returns_its_projection(model: PreTrainedModel, base: nn.Module, head: nn.Linear) -> bool:
+    """Whether a model returns its projection of the hidden states as it is; some cap or scale it."""
+    # Large, as a cap is seen with large logits only.
+    states = torch.linspace(-50, 50, 2 * head.in_features, dtype=torch.float32, device="cpu").view(1, 2, -1)
+    states = states.to(head.weight.dtype)
+    outputs: Any = MoeModelOutputWithPast(last_hidden_state=cast("Any", states))
+    outputs.cross_attentions = None  # which older classes pass on
+    with torch.no_grad(), replaced_forwards({base: lambda *_, **__: outputs}):
+        try:
+            logits = model(input_ids=torch.zeros(1, 2, dtype=torch.long, device="cpu"), use_cache=False).logits
+        except (AttributeError, TypeError, KeyError, IndexError):
+            # It wants more of its base than hidden states, and so does more with it than projecting them.
+            return False
+        expected = head(states)
+    return isinstance(logits, torch.Tensor) and torch.equal(logits.float(), expected.float())

@@ -1,0 +1,333 @@
+"""The plain way of scoring: one padded row for each distinct input, a batch of rows for each forward pass.
+
+It is the reference for faster ways, and what they fall back on: it works for every causal model.
+
+Rows are padded on the right and no attention mask is passed, as in lm-eval: in a causal model no token sees what comes
+after it, so nothing but padding sees the padding. Where a model goes by the longest row of a batch, rows that this
+would change are kept apart; see `row_length`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from wmdp_fast.exceptions import ModelError, WmdpFastWarning
+from wmdp_fast.models.load import evaluation_mode
+from wmdp_fast.models.row_length import cuts_for, length_rules
+from wmdp_fast.models.threads import computing
+from wmdp_fast.scoring.journal import Plan
+from wmdp_fast.scoring.scores import NAN_ADVICE, PartialScores, score_targets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from wmdp_fast._rust import PaddedBatch, Requests
+    from wmdp_fast.models.load import LoadedModel
+    from wmdp_fast.models.row_length import LengthRule
+    from wmdp_fast.scoring.scores import ScoreMode, Scores, TargetScores
+
+CPU_TOKEN_BUDGET = 1024
+"""Most tokens in a batch on a CPU: measured on a model of 135M parameters, 500 to 2,000 are about equally fast and more
+are slower, as what a layer makes of them no longer fits into the caches."""
+
+MAX_CUDA_TOKEN_BUDGET = 32768
+"""Most tokens in a batch on a GPU, where larger batches are no faster."""
+
+_CUDA_MEMORY_SHARE = 0.8
+
+
+def score_padded(
+    loaded: LoadedModel,
+    requests: Requests,
+    *,
+    token_budget: int | Literal["auto"] = "auto",
+    score_mode: ScoreMode = "float32",
+    progress: Callable[[int, int], None] | None = None,
+    partial: PartialScores | None = None,
+    every_logit: bool | None = None,
+    read: Callable[[torch.Tensor, PaddedBatch], TargetScores] | None = None,
+) -> Scores:
+    """Scores all requests.
+
+    Only the logits at readouts are computed, if the model takes a mask of positions as `logits_to_keep`, as those of
+    transformers do; else all of them, with a warning. Which it is, and that padding changes nothing, is tried first on
+    a few tokens.
+
+    Out of memory, the budget is halved and scoring goes on at the same row; finished rows are kept.
+
+    Args:
+        loaded: The model; it is left as it was found, see `evaluation_mode`.
+        requests: What to score.
+        token_budget: Most tokens in a batch, padding included; `"auto"` goes by the device and its free memory.
+        score_mode: How log-probabilities are computed, see `ScoreMode`.
+        progress: Called after each batch with the number of rows finished and of all rows.
+        partial: Where scores are entered as they are finished, for a caller that wants them even if the run is
+            interrupted. Rows that are finished in it already are not scored again.
+        every_logit: Whether to compute all logits. Given that, nothing is tried first.
+        read: What takes a batch and its token ids on the device through the model, and scores its targets; None for
+            the logits at readouts.
+
+    Raises:
+        ModelError: Not even one row fits into memory, the model's output is not a number, or, where it is tried, its
+            output at a token depends on later tokens. The message says what to do.
+        ValueError: `token_budget` is less than 1.
+    """
+    if token_budget != "auto" and token_budget < 1:
+        raise ValueError(f"token_budget must be at least 1, not {token_budget}")
+    model, device = loaded.model, loaded.device
+    if partial is None:
+        partial = PartialScores.empty(requests.num_choices)
+    longest = longest_row(requests)
+    rules = length_rules(model, longest)
+    cuts, remembered = cuts_for(rules, longest), _remembered(loaded, rules, longest)
+    with evaluation_mode(model):
+        with computing():
+            read, every_logit = _reading(model, device, every_logit, score_mode, read)
+        if (resumed := partial.resumed_plan("padded", token_budget)) is not None:
+            budget, partial.next_row = resumed.token_budget, 0 if remembered < longest else resumed.start
+        elif token_budget == "auto":
+            budget = auto_token_budget(loaded, requests, every_logit=every_logit)
+        else:
+            budget = token_budget
+        partial.begin(Plan("padded", token_budget, budget, partial.next_row))
+        while (batch := _next_batch(requests, partial, budget, cuts, remembered)) is not None:
+            begin = time.perf_counter()
+            try:
+                with computing():
+                    input_ids = torch.from_numpy(batch.input_ids).to(device)
+                    targets = read(input_ids, batch)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                targets = None
+            # The retry is outside the handler: the exception keeps the tensors of the failed pass alive.
+            if targets is None:
+                budget = _smaller_budget(batch, device, warn=token_budget != "auto")
+                partial.begin(Plan("padded", token_budget, budget, partial.next_row))
+                continue
+            partial.add(targets, batch.target_choices)
+            partial.next_row = batch.stop
+            partial.seconds += time.perf_counter() - begin
+            partial.tokens_run += batch.input_ids.size
+            partial.batches += 1
+            if progress is not None:
+                progress(partial.next_row, requests.num_rows)
+    return partial.scores(tokens_useful=requests.num_tokens, token_budget=budget, engine="padded")
+
+
+def _remembered(loaded: LoadedModel, rules: Sequence[LengthRule], longest: int) -> int:
+    """Longer rows leave something behind for those after them, so they are run even if they are finished."""
+    length = min((rule.trained for rule in rules if rule.kind == "dynamic"), default=longest)
+    if length < longest:
+        warnings.warn(
+            f"{loaded.name}: rotary angles (dynamic) of rows beyond {length} tokens depend on the longest rows of the"
+            f" run (of {longest} tokens), as they do in lm-eval: compare only runs of the very same questions",
+            WmdpFastWarning,
+            stacklevel=4,
+        )
+    return length
+
+
+def longest_row(requests: Requests) -> int:
+    """Tokens of the longest row of a run."""
+    batch = requests.padded_batch(0, 1)
+    return 0 if batch is None else int(batch.lengths[0])
+
+
+def _next_batch(
+    requests: Requests, partial: PartialScores, budget: int, cuts: Sequence[int], remembered: int
+) -> PaddedBatch | None:
+    """The next batch that has anything to score or is longer than `remembered`, or None after the last."""
+    begin = time.perf_counter()
+    while (batch := requests.padded_batch(partial.next_row, budget, cuts)) is not None:
+        if batch.lengths[0] > remembered or not partial.finished[batch.target_choices].all():
+            break
+        partial.next_row = batch.stop
+    partial.seconds_waiting += time.perf_counter() - begin
+    return batch
+
+
+def _reading(
+    model: torch.nn.Module,
+    device: torch.device,
+    every_logit: bool | None,
+    score_mode: ScoreMode,
+    given: Callable[[torch.Tensor, PaddedBatch], TargetScores] | None,
+) -> tuple[Callable[[torch.Tensor, PaddedBatch], TargetScores], bool]:
+    """What scores the targets of a batch, and whether it has to do with logits at all positions."""
+    if given is not None:
+        logits_of_few_tokens(model, device)
+        return given, True
+    every_logit = not can_select(model, device) if every_logit is None else every_logit
+    logits_of = all_logits if every_logit else selected_logits
+
+    def read(input_ids: torch.Tensor, batch: PaddedBatch) -> TargetScores:
+        logits = logits_of(model, input_ids, batch.readouts)
+        return score_targets(logits, batch.target_readouts, batch.target_tokens, score_mode)
+
+    return read, every_logit
+
+
+def selected_logits(model: torch.nn.Module, input_ids: torch.Tensor, readouts: NDArray[np.int64]) -> torch.Tensor:
+    """Logits at readouts, the only ones computed: the model's own soft cap, scale and so on included.
+
+    Args:
+        model: A model that takes a boolean mask as `logits_to_keep`.
+        input_ids: Token ids, `[B, T]`.
+        readouts: Pairs (row, position), in order: `[R, 2]`.
+
+    Returns:
+        Logits, `[R, V]`.
+    """
+    # A mask gives one row for each readout. Positions for each row, the other form that transformers takes, would give
+    # as many to each row as the row with the most has.
+    wanted = torch.zeros(input_ids.shape, dtype=torch.bool, device="cpu")
+    wanted[readouts[:, 0], readouts[:, 1]] = True
+    logits: torch.Tensor = model(input_ids, logits_to_keep=wanted.to(input_ids.device), **_no_cache(model)).logits
+    return logits
+
+
+def all_logits(model: torch.nn.Module, input_ids: torch.Tensor, readouts: NDArray[np.int64]) -> torch.Tensor:
+    """Logits at readouts, picked from those at all positions; for every causal model.
+
+    Args:
+        model: Any causal model.
+        input_ids: Token ids, `[B, T]`.
+        readouts: Pairs (row, position), in order: `[R, 2]`.
+
+    Returns:
+        Logits, `[R, V]`.
+    """
+    logits: torch.Tensor = forward_without_cache(model, input_ids).logits
+    # An adapter that learnt a prompt puts its tokens first.
+    virtual_tokens = logits.shape[1] - input_ids.shape[1]
+    rows, positions = torch.from_numpy(readouts).to(logits.device).unbind(dim=1)
+    return logits[rows, positions + virtual_tokens]
+
+
+def forward_without_cache(model: torch.nn.Module, input_ids: torch.Tensor) -> Any:
+    """What a model, or the part of one that takes token ids, returns for token ids `[B, T]`."""
+    return model(input_ids, **_no_cache(model))
+
+
+def _no_cache(model: torch.nn.Module) -> dict[str, Any]:
+    """Argument that keeps a model from storing keys and values, if it has it."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    known = any(p.name == "use_cache" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    return {"use_cache": False} if known else {}
+
+
+def logits_of_few_tokens(
+    model: torch.nn.Module, device: torch.device
+) -> tuple[torch.Tensor, NDArray[np.int64], torch.Tensor]:
+    """Tries a model on a few tokens: their ids, some readouts, and the logits there.
+
+    Raises:
+        ModelError: The model's output is not a number, or padding changes it.
+    """
+    # A row of three tokens, and one of two with padding behind.
+    input_ids = torch.tensor([[1, 2, 1], [2, 1, 0]], device=device)
+    readouts = np.array([[0, 2], [1, 0], [1, 1]])
+    logits = all_logits(model, input_ids, readouts)
+    if logits.isnan().any():
+        raise ModelError(NAN_ADVICE)
+    unpadded = all_logits(model, input_ids[1:, :2], np.array([[0, 0], [0, 1]]))
+    if not are_close(unpadded, logits[1:]):
+        raise ModelError(
+            "the model's output at a token depends on what comes after it, so its rows cannot be padded. Its attention"
+            " must be causal: look for `is_causal`, `is_decoder` or a bidirectional layer in its configuration"
+        )
+    return input_ids, readouts, logits
+
+
+def can_select(model: torch.nn.Module, device: torch.device) -> bool:
+    """Whether `selected_logits` works for a model.
+
+    Raises:
+        ModelError: The model's output is not a number, or padding changes it.
+    """
+    input_ids, readouts, expected = logits_of_few_tokens(model, device)
+    try:
+        selected = selected_logits(model, input_ids, readouts)
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"
+    else:
+        if selected.shape == expected.shape and are_close(selected, expected):
+            return True
+        why = "it gave other logits"
+    warnings.warn(
+        f"{type(model).__name__} does not take a mask as logits_to_keep ({why}); all logits are computed, which is"
+        " slower and takes more memory",
+        WmdpFastWarning,
+        stacklevel=3,
+    )
+    return False
+
+
+def are_close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether logits agree to half their digits: batches of another shape round differently."""
+    spread = b.max().float() - b.min().float()
+    return bool((a - b).abs().max().float() <= torch.finfo(b.dtype).eps ** 0.5 * spread)
+
+
+def auto_token_budget(loaded: LoadedModel, requests: Requests, *, every_logit: bool) -> int:
+    """A token budget for a device: a constant on CPUs, on GPUs what fits into four fifths of the free memory.
+
+    In bytes for each token, with e for the size of a number in the model's dtype: 8 hidden states (residual stream,
+    queries, keys, values and what they are made from) and 3 of the feed-forward layer's width, e each; the scores of
+    attention in this dtype and in float32, if it is computed eagerly; and for the share of tokens that are readouts,
+    the vocabulary's width in the model's dtype and twice in float32 (logits, log-softmax, its input). One layer is
+    alive at a time.
+    """
+    longest = requests.padded_batch(0, 1)
+    if loaded.device.type != "cuda" or longest is None:
+        return CPU_TOKEN_BUDGET
+    config: Any = loaded.model.config
+    config = getattr(config, "text_config", None) or config
+    size = loaded.dtype.itemsize
+    hidden: int = config.hidden_size
+    per_token: int = size * (8 * hidden + 3 * (getattr(config, "intermediate_size", None) or 4 * hidden))
+    if getattr(config, "_attn_implementation", None) == "eager":
+        per_token += (2 * size + 4) * config.num_attention_heads * longest.input_ids.shape[1]
+    readouts = 1.0 if every_logit else len(longest.readouts) * requests.num_rows / requests.num_tokens
+    per_token += int(min(readouts, 1.0) * config.vocab_size * (size + 8))
+    free, _ = torch.cuda.mem_get_info(loaded.device)
+    free += torch.cuda.memory_reserved(loaded.device) - torch.cuda.memory_allocated(loaded.device)
+    return min(MAX_CUDA_TOKEN_BUDGET, max(1, int(_CUDA_MEMORY_SHARE * free / per_token)))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; on the CPU torch has no exception of its own for that."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _smaller_budget(batch: PaddedBatch, device: torch.device, *, warn: bool) -> int:
+    """The budget to go on with after a batch did not fit into memory.
+
+    Raises:
+        ModelError: The batch was a single row.
+    """
+    rows, width = map(int, batch.input_ids.shape)
+    if rows == 1:
+        raise ModelError(
+            f"out of memory on {device} with a single row of {width} tokens: free memory there, load the model with"
+            " dtype bfloat16, shorten the prompts (num_fewshot, max_length), or use another device"
+        )
+    # Half of what was run, which may be much less than the budget.
+    budget = rows * width // 2
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    if warn:
+        what = f"{rows} rows of {width} tokens"
+        warnings.warn(
+            f"out of memory on {device} with {what}: token_budget is now {budget}", WmdpFastWarning, stacklevel=3
+        )
+    return budget

@@ -1,0 +1,231 @@
+"""RMU from beginning to end: `unlearn`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wmdp_fast.checkpoints import checkpoint
+from wmdp_fast.data.corpora import CorpusTokens
+from wmdp_fast.evaluation import PhaseClock
+from wmdp_fast.exceptions import WmdpFastWarning
+from wmdp_fast.prompts.texts import read_texts
+from wmdp_fast.runtime.files import check_folder
+from wmdp_fast.unlearning import evaluations, preflight, stopping
+from wmdp_fast.unlearning.activation_cache import TrunkCache
+from wmdp_fast.unlearning.held_out import trained_on
+from wmdp_fast.unlearning.request import Request
+from wmdp_fast.unlearning.rmu.config import RMUConfig
+from wmdp_fast.unlearning.rmu.effect import advice
+from wmdp_fast.unlearning.source import open_source
+from wmdp_fast.unlearning.state import STATE
+from wmdp_fast.unlearning.trainer import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from os import PathLike
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from wmdp_fast.unlearning.source import Corpus
+    from wmdp_fast.unlearning.trainer import UnlearnResult
+
+
+def unlearn(
+    model: str | PathLike[str] | PreTrainedModel,
+    *,
+    forget: Corpus | Sequence[Corpus],
+    retain: Corpus | Sequence[Corpus],
+    config: RMUConfig | None = None,
+    output: str | PathLike[str] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    resume: bool = False,
+    revision: str | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    eval_tasks: str | Sequence[str] = (),
+    eval_text: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
+    eval_every: int | None = None,
+    eval_options: Mapping[str, Any] | None = None,
+    log_samples: bool = True,
+    data: str | PathLike[str] | None = None,
+    stop_when: str | Sequence[str] = (),
+    keep_while: str | Sequence[str] = (),
+    report_to: str | Sequence[str] = (),
+    cache_trunk: str | PathLike[str] | None = None,
+    cache_limit: float | None = None,
+    progress: bool = True,
+    note: Callable[[str], None] | None = None,
+) -> UnlearnResult:
+    """Removes what a model knows of some subjects with RMU, as far as that goes; `docs/unlearn.md` says how far.
+
+    Only the layers up to the steered one are read and run; the rest is read if the model is to be evaluated. Everything
+    that can be wrong is looked at before weights are read, and what goes wrong before a first state was saved leaves
+    nothing behind.
+
+    Args:
+        model: A folder or a name on the hub, or a model in memory, which is updated in place. If anything fails it gets
+            its own weights back, and in any case its training mode and `requires_grad` flags.
+        forget: A corpus for each topic to unlearn: paths or names that `load_corpus` knows, or tokens.
+        retain: A corpus for each topic, or one for all.
+        config: The settings.
+        output: Folder for the new checkpoint. It appears when it is complete; until then a folder beside it, with
+            `.unlearning` at its name's end, has metrics and state. None writes nothing.
+        tokenizer: The tokenizer, if it is not the model folder's own.
+        resume: Go on from the state that an interrupted run to the same output has left, if there is one.
+        revision: Commit, branch or tag of the model on the hub.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        trust_remote_code: Whether to run code that comes with the model.
+        eval_tasks: Tasks to evaluate before, after and during the run. This takes the whole model into memory.
+        eval_text: Held-out texts whose perplexity to measure with every evaluation, as `text` of `wmdp_fast.evaluate`;
+            it decides about nothing.
+        eval_every: Steps between evaluations; None evaluates before and after only.
+        eval_options: Further options of `wmdp_fast.evaluate`, such as `limit`.
+        log_samples: Whether the evaluations in `output`, which `wmdp_fast.compare` reads, have each question's scores.
+        data: Folder with corpora and datasets that are given by name, in place of the hub, laid out as
+            `wmdp_fast.data.locate` says.
+        stop_when: Conditions such as `wmdp_bio.acc<0.30`; the run ends when an evaluation fulfils all of them.
+        keep_while: Conditions such as `mmlu.acc>=before-0.02`; once one fails, the run ends and the weights go back to
+            those of the last evaluation that fulfilled all.
+        report_to: `tensorboard`, `wandb`, `trackio`.
+        cache_trunk: Folder to keep activations in that training does not change, for later epochs and runs. Results are
+            the same to the last bit, with or without it.
+        cache_limit: Most gigabytes that it may hold; None for no limit.
+        progress: Whether to show a progress bar on stderr.
+        note: Takes lines meant for the user: what is trained, what was found.
+
+    Warns:
+        WmdpFastWarning: The run changed little of what it should, or much of what it should not; weights are saved in
+            another type than they were trained in.
+
+    Returns:
+        What was done. Its `tensors` are the changed weights.
+
+    Raises:
+        DataUnavailableError: The model or a corpus is missing or out of reach.
+        DatasetError: A corpus file is faulty.
+        DivergedError: Numbers have become infinite or NaN; says what to lower. No checkpoint is written.
+        FileExistsError: There is something at `output`, or an unfinished run to it and `resume` was not set.
+        ImportError: A tracker is not installed.
+        ModelError: The model cannot be loaded, or has no such parameters.
+        OSError: The disk is full. What was there before is unchanged.
+        TaskError: A task is unknown.
+        ValueError: A setting is impossible.
+    """
+    config = config or RMUConfig()
+    request = Request(
+        config=config,
+        forget=listed_corpora(forget),
+        retain=listed_corpora(retain),
+        eval_tasks=listed_names(eval_tasks),
+        eval_text=read_texts(eval_text),
+        eval_every=eval_every,
+        eval_options=({} if data is None else {"data": data}) | dict(eval_options or {}),
+        log_samples=log_samples,
+        data=data,
+        stop_when=stopping.parse_all(stop_when),
+        keep_while=stopping.parse_all(keep_while),
+        report_to=listed_names(report_to),
+        progress=progress,
+        note=note or (lambda _line: None),
+    )
+    request.check()
+    limit = cache_bytes(cache_limit, cache_trunk)
+    if cache_trunk is not None:
+        check_folder(cache_trunk)
+    target = None if output is None else Path(output)
+    if target is not None:
+        refuse_leftovers(target, resume=resume)
+    clock = PhaseClock()
+    if request.evaluates:
+        conditions = (*request.stop_when, *request.keep_while)
+        evaluations.check_tasks(request.eval_tasks, request.eval_options, conditions, request.eval_text)
+    with clock("corpora"):
+        tokenizer, corpora = preflight.check(
+            request,
+            model,
+            tokenizer,
+            configs=[config],
+            revision=revision,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+        for sentence in trained_on(request, request.eval_text):
+            warnings.warn(sentence, WmdpFastWarning, stacklevel=2)
+    with clock("load"):
+        source = open_source(model, config, tokenizer, revision, device, trust_remote_code, whole=request.evaluates)
+    cache = None if cache_trunk is None else TrunkCache(Path(cache_trunk), source.decoder, limit=limit)
+    with work_folder(target) as work:
+        result = Run(request, source, corpora, clock, target, work, cache).result(resume=resume)
+    if result.saving.is_to_be_known:
+        warnings.warn(str(result.saving.reason), WmdpFastWarning, stacklevel=2)
+    elif result.saving.reason is not None:
+        request.note(result.saving.reason)
+    if (problem := advice(result.effects)) is not None:
+        warnings.warn(problem, WmdpFastWarning, stacklevel=2)
+    return result
+
+
+def cache_bytes(gigabytes: float | None, cache_trunk: str | PathLike[str] | None) -> int | None:
+    """The limit of a trunk cache in bytes.
+
+    Raises:
+        ValueError: It is no size, or there is no cache.
+    """
+    if gigabytes is None:
+        return None
+    if cache_trunk is None:
+        raise ValueError("cache_limit is the limit of cache_trunk, which is not set: where should activations be kept?")
+    if not gigabytes > 0:
+        raise ValueError(f"cache_limit must be a number of gigabytes above 0, not {gigabytes}")
+    return int(gigabytes * 1e9)
+
+
+def refuse_leftovers(target: Path, *, resume: bool) -> None:
+    """Raises FileExistsError if there is something at `target`, or an unfinished run to it that is not resumed."""
+    checkpoint.refuse_existing(target)
+    work = _work_path(target)
+    if work.exists() and not resume:
+        raise FileExistsError(
+            f"{work} is what an unfinished run to {target} has left: pass resume (--resume) to go on, or remove it"
+        )
+
+
+def _work_path(target: Path) -> Path:
+    return target.with_name(f"{target.name}.unlearning")
+
+
+@contextlib.contextmanager
+def work_folder(target: Path | None) -> Iterator[Path | None]:
+    """The folder of a run's metrics and state; it goes when the run ends well, or without a state to go on from."""
+    if target is None:
+        yield None
+        return
+    work = _work_path(target)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        yield work
+    except BaseException as error:
+        if not (work / STATE).exists():
+            shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise checkpoint.explain_full_disk(error, work) from error
+        raise
+    shutil.rmtree(work)
+
+
+def listed_corpora(corpora: Corpus | Sequence[Corpus]) -> list[Corpus]:
+    """One corpus or several as a list."""
+    if isinstance(corpora, (str, os.PathLike, CorpusTokens)):
+        return [corpora]
+    return list(corpora)
+
+
+def listed_names(given: str | Sequence[str]) -> list[str]:
+    """Names, of which commas may separate several, as a list."""
+    texts = [given] if isinstance(given, str) else given
+    return [name.strip() for text in texts for name in text.split(",") if name.strip()]

@@ -1,0 +1,1 @@
+"""RMU: steering a model's activations on forget data towards a random vector, holding them on retain data."""

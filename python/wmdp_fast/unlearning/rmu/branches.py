@@ -1,0 +1,393 @@
+"""The forward passes of RMU, each thing computed once.
+
+Updated and frozen model are the same below the first trained matrix. So the layers below the first updated one, the
+*trunk*, run once for both, without gradients. Within the first updated layer, what is computed before the first trained
+matrix is used is the same in both, too: it is kept by the branch that runs first and given again to the other one.
+From there on the frozen branch is the very same modules with the original tensors put in.
+
+All of it goes through the model's own modules, so nothing here knows an architecture. That two modules see the same
+input is not assumed but follows from the order of calls: what was called before any trained parameter was used cannot
+depend on one.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from wmdp_fast.exceptions import InternalError, ModelError
+from wmdp_fast.models.attention.packed import (
+    NotPackableError,
+    PackedMask,
+    packed_attention,
+    packed_batch,
+)
+from wmdp_fast.models.fused import fused_parts
+from wmdp_fast.models.fused.forwards import replaced_forwards
+from wmdp_fast.models.fused.linear import onednn_linears
+from wmdp_fast.scoring.padded import is_out_of_memory
+from wmdp_fast.scoring.trie import what_was_raised
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from wmdp_fast.models.partial import Decoder
+    from wmdp_fast.unlearning.activation_cache import TrunkCache
+    from wmdp_fast.unlearning.batches import Batch
+
+
+@dataclass
+class Shared:
+    """What the first updated layer computes before its first trained matrix.
+
+    Attributes:
+        outputs: What modules returned that were called before, in the order of their calls.
+        resumed: A module that returns just what the first trained matrix makes of its input, and that matrix's module
+            and arguments: then nothing else of it need be run.
+    """
+
+    outputs: dict[nn.Module, list[Any]] = field(default_factory=dict)
+    resumed: tuple[nn.Module, Callable[..., Any]] | None = None
+
+
+@dataclass
+class Trunk:
+    """A batch up to the first updated layer; the same whatever has been trained.
+
+    Attributes:
+        batch: The batch.
+        hidden: The residual stream that enters the first updated layer, [B, S, d].
+        calls: What the layers from there on are called with, besides the residual stream.
+        shared: What both branches have in common within the first updated layer, once one of them has run.
+    """
+
+    batch: Batch
+    hidden: Tensor
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    shared: Shared | None = None
+
+
+def _are_same(first: Any, second: Any) -> bool:
+    """Whether two arguments of a call are equal, to the last bit; of what cannot be compared nobody knows."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, PackedMask):
+        return first.layout is second.layout and first.window == second.window
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(_are_same(value, second[key]) for key, value in first.items())
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(_are_same, first, second))
+    return bool(first is second or (isinstance(first, (bool, int, float, str)) and first == second))
+
+
+class _ReachedError(Exception):
+    """The forward pass is far enough."""
+
+
+class Branches:
+    """Runs a model up to layer `layer_id`, with the trained parameters or with their original values.
+
+    Args:
+        decoder: The model.
+        layer_id: The layer whose output is wanted.
+        trained: The parameters that are trained, by their names in the model. They must have their original values.
+        cache: Where to keep what training does not change, and to look for it first.
+
+    Attributes:
+        originals: Copies of the trained parameters as they were in the beginning.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        layer_id: int,
+        trained: Mapping[str, nn.Parameter],
+        cache: TrunkCache | None = None,
+    ) -> None:
+        self._model: Any = decoder.model
+        self._trained = dict(trained)
+        self.originals = {name: parameter.detach().clone() for name, parameter in trained.items()}
+        ours = {id(parameter) for parameter in trained.values()}
+        holds = [any(id(parameter) in ours for parameter in layer.parameters()) for layer in decoder.layers]
+        self.first = holds.index(True)
+        self._below = [decoder.layers[index] for index in range(self.first)]
+        self._layers = [decoder.layers[index] for index in range(self.first, layer_id + 1)]
+        # Hashed now, while the weights are the original ones.
+        self._trunks = None if cache is None or self.first == 0 else cache.entries("trunk", below=self.first)
+        self._frozen = None if cache is None else cache.entries("frozen", below=layer_id + 1)
+        self._fused_parts = partial(fused_parts, tried={})
+        self._can_skip = False  # that it can is proven on the first batch that is not in the cache
+        layer = self._layers[0]
+        # Modules that own a trained parameter, and those around them.
+        self._owners = [m for m in layer.modules() if any(id(p) in ours for p in m.parameters(recurse=False))]
+        self._around = [m for m in layer.modules() if m is not layer and any(o in m.modules() for o in self._owners)]
+        self._apart = [
+            child
+            for parent in (layer, *self._around)
+            for child in parent.children()
+            if child not in self._around and any(parameter.dim() > 1 for parameter in child.parameters())
+        ]
+
+    def trunk(self, batch: Batch) -> Trunk:
+        """Runs a batch up to the first updated layer.
+
+        Raises:
+            ModelError: There is a cache, but this architecture's layers take more from those below than their output.
+            NotPackableError: The batch has a layout, and the model asks something of its attention that this does not
+                offer.
+        """
+        if self._trunks is None:
+            return Trunk(batch, *self._up_to_first(batch))
+        if (kept := self._trunks.get(batch.inputs)) is not None:
+            return Trunk(batch, kept, self._up_to_first(batch, skip=True)[1])
+        hidden, calls = self._up_to_first(batch)
+        if not self._can_skip:
+            if not _are_same(calls, self._up_to_first(batch, skip=True)[1]):
+                raise ModelError(
+                    f"{type(self._model).__name__} passes more between its layers than the residual stream, so its"
+                    " trunk cannot be kept: leave the trunk cache out"
+                )
+            self._can_skip = True
+        self._trunks.put(batch.inputs, hidden)
+        return Trunk(batch, hidden, calls)
+
+    def _up_to_first(
+        self, batch: Batch, *, skip: bool = False
+    ) -> tuple[Tensor, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
+        """What enters the first updated layer, and what the layers from there on are called with.
+
+        Args:
+            batch: The batch.
+            skip: Whether to leave out the layers below, so that only the calls are right (masks, positions).
+        """
+        hidden: list[Tensor] = []
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def record(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if not hidden:
+                hidden.append(hidden_states)
+            calls.append((args, kwargs))
+            if len(calls) == len(self._layers):
+                raise _ReachedError
+            return hidden_states
+
+        def pass_on(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+            return hidden_states
+
+        forwards: dict[nn.Module, Callable[..., Any]] = dict.fromkeys(self._layers, record)
+        if skip:
+            forwards |= dict.fromkeys(self._below, pass_on)
+        with torch.no_grad(), self._faster(batch, self._below, self._fused_parts), replaced_forwards(forwards):
+            try:
+                self._model(**batch.inputs, use_cache=False)
+            except _ReachedError:
+                return hidden[0], calls
+        raise InternalError(f"{type(self._model).__name__} did not call its layers one after another")
+
+    def updated(self, trunk: Trunk, *, share: bool = False) -> Tensor:
+        """The output of the last layer with the parameters as they are: [B, S, d], with gradients for these alone.
+
+        Args:
+            trunk: The batch so far.
+            share: Whether another branch will run on the same trunk.
+        """
+        return self._run(trunk, share=share)
+
+    def frozen(self, trunk: Trunk, *, share: bool = False) -> Tensor:
+        """The same with the original parameters, without gradients."""
+        if self._frozen is not None and (kept := self._frozen.get(trunk.batch.inputs)) is not None:
+            return kept
+        with torch.no_grad(), self.original_parameters():
+            output = self._run(trunk, share=share)
+        if self._frozen is not None:
+            self._frozen.put(trunk.batch.inputs, output)
+        return output
+
+    @torch.no_grad()
+    def now_and_before(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The outputs of the last layer with the parameters as they are and with the original ones, each [B, S, d].
+
+        Nothing is read from a cache or kept in one.
+        """
+        trunk = Trunk(batch, *self._up_to_first(batch))
+        now = self._run(trunk, share=False)
+        with self.original_parameters():
+            return now, self._run(trunk, share=False)
+
+    def why_not_packed(self, padded: Batch, packed: Batch) -> str | None:
+        """Why documents cannot be packed, tried on some of them with the original parameters; None if they can."""
+
+        def activations(batch: Batch) -> Tensor:
+            with torch.no_grad(), self.original_parameters():
+                output = self._run(Trunk(batch, *self._up_to_first(batch)), share=False)
+            return output[batch.attention_mask.bool()].float()
+
+        expected = activations(padded)
+        try:
+            found = activations(packed)
+        except NotPackableError as error:
+            return str(error)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return f"tried without padding, {what_was_raised(error)}"
+        # Half the digits of the dtype: batches of another shape round differently.
+        differences = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+        worst = float(differences.max())
+        if worst <= torch.finfo(self._model.dtype).eps ** 0.5:
+            return None
+        return f"packed, activations of a token differ by {worst:.1g} of their length from what they are with padding"
+
+    @contextmanager
+    def original_parameters(self) -> Iterator[None]:
+        """Puts the original tensors in; not while a gradient is still to be computed through these parameters."""
+        current = {name: parameter.data for name, parameter in self._trained.items()}
+        for name, parameter in self._trained.items():
+            parameter.data = self.originals[name]
+        try:
+            yield
+        finally:
+            for name, parameter in self._trained.items():
+                parameter.data = current[name]
+
+    def _run(self, trunk: Trunk, *, share: bool) -> Tensor:
+        with self._faster(trunk.batch, self._layers, onednn_linears):
+            return self._run_layers(trunk, share=share)
+
+    @contextmanager
+    def _faster(
+        self, batch: Batch, layers: Sequence[nn.Module], parts: Callable[[nn.Module], AbstractContextManager[None]]
+    ) -> Iterator[None]:
+        """Inside, the model runs a packed batch, whose bits need not be the original's, and parts of layers are faster.
+
+        The layers that the branches run apart are the same in both, to the bit: where they do not differ yet, the
+        retain loss has to be 0.
+        """
+        if batch.layout is None:
+            yield
+        else:
+            with packed_attention(self._model), packed_batch(batch.layout), parts(nn.ModuleList(layers)):
+                yield
+
+    def _run_layers(self, trunk: Trunk, *, share: bool) -> Tensor:
+        hidden = trunk.hidden
+        for index, (layer, (args, kwargs)) in enumerate(zip(self._layers, trunk.calls, strict=True)):
+            if index == 0 and trunk.shared is not None:
+                with _replayed(trunk.shared):
+                    output = layer(hidden, *args, **kwargs)
+            elif index == 0 and share:
+                with self._recorded() as trunk.shared:
+                    output = layer(hidden, *args, **kwargs)
+            else:
+                output = layer(hidden, *args, **kwargs)
+            hidden = output[0] if isinstance(output, tuple) else output
+        return hidden
+
+    @contextmanager
+    def _recorded(self) -> Iterator[Shared]:
+        """Fills a `Shared` while the first updated layer runs inside."""
+        recording = _Recording()
+        handles = [module.register_forward_hook(recording.keep, with_kwargs=True) for module in self._apart]
+        for owner in self._owners:
+            handles.append(owner.register_forward_pre_hook(recording.part, with_kwargs=True))
+            handles.append(owner.register_forward_hook(recording.see_made, with_kwargs=True))
+        inner_first = [module for module in reversed(self._around) if module not in self._owners]
+        handles += [module.register_forward_hook(recording.see_passed_on, with_kwargs=True) for module in inner_first]
+        try:
+            yield recording.shared
+        finally:
+            for handle in handles:
+                handle.remove()
+        recording.drop_what_is_not_needed()
+
+
+class _Recording:
+    """The hooks that fill a `Shared`.
+
+    Attributes:
+        shared: What has been recorded.
+    """
+
+    def __init__(self) -> None:
+        self.shared = Shared()
+        self._parted: tuple[nn.Module, tuple[Any, ...], dict[str, Any]] | None = None
+        self._made: tuple[Tensor, int] | None = None  # what the first trained matrix returned, and its version
+
+    def keep(self, module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+        """A module without trained parameters has returned."""
+        if self._parted is None:
+            self.shared.outputs.setdefault(module, []).append(output)
+
+    def part(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A module with trained parameters is called."""
+        if self._parted is None:
+            self._parted = (module, args, kwargs)
+
+    def see_made(self, module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+        """A module with trained parameters has returned."""
+        first = self._parted is not None and module is self._parted[0]
+        if first and self._made is None and isinstance(output, Tensor):
+            self._made = (output, output._version)
+
+    def see_passed_on(self, module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+        """A module around the first trained matrix has returned: maybe what that made, unchanged, and nothing else."""
+        if self._parted is None or self._made is None:
+            return
+        made, version = self._made
+        items = output if isinstance(output, tuple) else (output,)
+        others = [item for item in items if item is not made and item is not None]
+        if made._version == version and not others and any(item is made for item in items):
+            owner, args, kwargs = self._parted
+            where = next(place for place, item in enumerate(items) if item is made)
+            size = len(items) if isinstance(output, tuple) else None
+            self.shared.resumed = (module, _resume(owner, args, kwargs, where, size))
+
+    def drop_what_is_not_needed(self) -> None:
+        """Forgets outputs inside the module that will be resumed at its trained matrix."""
+        if self.shared.resumed is not None:
+            inside = set(self.shared.resumed[0].modules())
+            self.shared.outputs = {module: kept for module, kept in self.shared.outputs.items() if module not in inside}
+
+
+def _resume(
+    owner: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], where: int, size: int | None
+) -> Callable[..., Any]:
+    """A forward function that runs only the trained matrix, and returns what its surroundings would have.
+
+    Args:
+        owner: The module with the trained matrix.
+        args: What it is called with.
+        kwargs: Likewise.
+        where: The place of what it returns in the tuple that its surroundings return.
+        size: That tuple's length, or None if they return no tuple.
+    """
+
+    def forward(*_args: Any, **_kwargs: Any) -> Any:
+        made = owner(*args, **kwargs)
+        return made if size is None else tuple(made if place == where else None for place in range(size))
+
+    return forward
+
+
+@contextmanager
+def _replayed(shared: Shared) -> Iterator[None]:
+    """Inside, modules give what they returned when it was recorded."""
+    replacements = {module: _give(outputs) for module, outputs in shared.outputs.items()}
+    if shared.resumed is not None:
+        module, forward = shared.resumed
+        replacements[module] = forward
+    with replaced_forwards(replacements):
+        yield
+
+
+def _give(outputs: Sequence[Any]) -> Callable[..., Any]:
+    in_order = iter(outputs)
+    return lambda *_args, **_kwargs: next(in_order)

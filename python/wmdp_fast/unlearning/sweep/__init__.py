@@ -1,0 +1,1 @@
+"""Sweeps: unlearning with many settings, and which results are worth having."""

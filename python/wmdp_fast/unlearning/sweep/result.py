@@ -1,0 +1,261 @@
+"""What a sweep found: accuracies by point, the Pareto front, and the commands that make a point again."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from wmdp_fast.runtime.tables import number_text
+from wmdp_fast.unlearning.rmu.config import RMUConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+
+# Most points that the best run may lose on the retain tasks: the published runs lost 1 to 2 on MMLU, and the rest is
+# for the chance of samples of some hundred questions.
+MAX_LOSS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Share of right answers over all questions of some tasks.
+
+    Attributes:
+        value: The share.
+        low: Lower end of Wilson's 95 % interval.
+        high: Its upper end.
+        n: Number of questions.
+        chance: Share that guessing gives.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    chance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRun:
+    """One point of a sweep.
+
+    Attributes:
+        settings: The swept settings; empty for the model before unlearning.
+        steps: Optimizer steps done: less than `max_steps` if the corpora ended before.
+        forget: Accuracy on the forget tasks; None if the run failed.
+        retain: Accuracy on the retain tasks; None if the run failed.
+        scores: Metrics by task and group.
+        steering_coeffs: Of each topic, as given or found.
+        measures: What the last step measured: losses, norms, cosines.
+        effects: Of each topic, how activations differ from those of the model before; `effect.Effect` has the meaning.
+        failed: Why there is no result, or None.
+        seconds: Of training (of all steps so far, if runs shared them) and of evaluating.
+        params: What Optuna drew, or None.
+        results: Where the evaluation is kept, below the sweep's folder, or None.
+    """
+
+    settings: dict[str, Any]
+    steps: int
+    forget: Accuracy | None
+    retain: Accuracy | None
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    steering_coeffs: tuple[float, ...] = ()
+    measures: dict[str, float] = field(default_factory=dict)
+    effects: list[dict[str, Any]] = field(default_factory=list)
+    failed: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    params: dict[str, Any] | None = None
+    results: str | None = None
+
+    @property
+    def aims(self) -> tuple[float, float] | None:
+        """What should be low (forget accuracy, where below chance counts as chance) and what should be high."""
+        if self.forget is None or self.retain is None:
+            return None
+        return max(self.forget.value, self.forget.chance), self.retain.value
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> SweepRun:
+        """The run of a line of `runs.jsonl`."""
+        accuracies = {name: None if line[name] is None else Accuracy(**line[name]) for name in ("forget", "retain")}
+        settings = {name: _as_setting(value) for name, value in line["settings"].items()}
+        coefficients = tuple(line["steering_coeffs"])
+        return cls(**{**line, **accuracies, "settings": settings, "steering_coeffs": coefficients})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """A finished sweep. `print` shows its table.
+
+    Attributes:
+        base: The model before unlearning.
+        runs: The runs, in the order of the grid or of their drawing.
+        front: Indices of those on the Pareto front, by ascending forget accuracy: no other run is at least as good
+            in both accuracies and better in one, and the model before is not as good in both.
+        best: Index of the run that loses most accuracy on the forget tasks minus what it loses on the retain tasks,
+            among those on the front that lose at most `max_loss`; None if there is none that gains more than it loses.
+        config: The settings that were not swept.
+        swept: The names of those that were.
+        output: The folder.
+        kept: Folder of the best run's checkpoint, or None.
+        max_loss: Most points of accuracy that the best run may lose on the retain tasks.
+        texts: The names of the texts whose perplexity was measured, which decides about nothing.
+    """
+
+    base: SweepRun
+    runs: list[SweepRun]
+    front: list[int]
+    best: int | None
+    config: RMUConfig
+    swept: tuple[str, ...]
+    output: Path
+    kept: Path | None
+    max_loss: float = MAX_LOSS
+    texts: tuple[str, ...] = ()
+    inputs: dict[str, Any] = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    @property
+    def why_no_best(self) -> str | None:
+        """Why no run is called the best, or None if one is."""
+        retain = self.base.retain
+        if self.best is not None or retain is None:
+            return None
+        if not self.front:
+            return "no run is worth having: the model before is at least as good as each in both accuracies"
+        losses = [100 * (retain.value - run.retain.value) for run in self.runs if run.retain is not None]
+        on_front = [100 * (retain.value - aims[1]) for aims in (self.runs[index].aims for index in self.front) if aims]
+        if min(on_front) > self.max_loss:
+            return (
+                f"no setting meets it: every run on the front loses more than {self.max_loss:g} points on the retain"
+                f" tasks (max_loss); all runs lose {min(losses):.1f} to {max(losses):.1f}"
+            )
+        return "no run is called the best: each within max_loss loses as much on the retain as on the forget tasks"
+
+    def config_of(self, index: int) -> RMUConfig:
+        """All settings of a run, for `wmdp_fast.unlearn`."""
+        return dataclasses.replace(self.config, **self.runs[index].settings)
+
+    def command(self, index: int, output: str = "OUTPUT") -> str | None:
+        """The shell command that makes a run's checkpoint; None if model or corpora were not given by name.
+
+        Args:
+            index: Of the run.
+            output: The folder to write.
+        """
+        given = self.inputs
+        if given["model"] is None or None in given["forget"] or None in given["retain"]:
+            return None
+        words = ["wmdp-fast", "unlearn", given["model"]]
+        for kind in ("forget", "retain"):
+            words += [word for name in given[kind] for word in (f"--{kind}", name)]
+        words += _as_options(self.config_of(index), always=self.swept)
+        for name in ("data", "revision", "device"):
+            if given[name] is not None:
+                words += [f"--{name}", given[name]]
+        if given["trust_remote_code"]:
+            words.append("--trust-remote-code")
+        return shlex.join([*words, "--output", output])
+
+    def table(self) -> str:
+        """The runs by ascending forget accuracy, with the model before as the last row."""
+        rows = [(*self.swept, "forget", "95 % interval", "retain", "95 % interval", "lost", *self.texts, "")]
+        order = sorted(range(len(self.runs)), key=lambda index: (self.runs[index].aims or (2.0, 0.0), index))
+        for index in order:
+            run = self.runs[index]
+            named = tuple(cell(run.settings[name]) for name in self.swept)
+            mark = "best" if index == self.best else "front" if index in self.front else ""
+            rows.append((*named, *self._cells(run), mark))
+        rows.append((*("" for _ in self.swept), *self._cells(self.base), "before"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.rjust, row, widths)).rstrip() for row in rows]
+        lines = [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+        forget, retain = self.base.forget, self.base.retain
+        if forget is not None and retain is not None:
+            lines.append(
+                f"chance: forget {forget.chance:.4f}, retain {retain.chance:.4f}; forget is {forget.n} questions,"
+                f" retain {retain.n}"
+            )
+        if self.texts:
+            lines.append(f"{', '.join(self.texts)}: word perplexity, lower is better; it decides about no run")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON has it."""
+        return {
+            "base": asdict(self.base),
+            "runs": [
+                {
+                    **asdict(run),
+                    "front": index in self.front,
+                    "best": index == self.best,
+                    "command": self.command(index),
+                }
+                for index, run in enumerate(self.runs)
+            ],
+            "swept": list(self.swept),
+            "settings": self.config.to_json(),
+            "inputs": self.inputs,
+            "max_loss": self.max_loss,
+            "why_no_best": self.why_no_best,
+            "kept": None if self.kept is None else str(self.kept),
+        }
+
+    def _cells(self, run: SweepRun) -> tuple[str, ...]:
+        forget, retain, before = run.forget, run.retain, self.base.retain
+        if forget is None or retain is None or before is None:
+            return ("failed", "", "failed", "", "", *("" for _ in self.texts))
+        lost = "" if run is self.base else f"{before.value - retain.value:+.4f}"
+        return (
+            f"{forget.value:.4f}",
+            f"{forget.low:.3f}-{forget.high:.3f}",
+            f"{retain.value:.4f}",
+            f"{retain.low:.3f}-{retain.high:.3f}",
+            lost,
+            *(number_text(run.scores[name]["word_perplexity"]) for name in self.texts),
+        )
+
+
+def check_max_loss(max_loss: float) -> None:
+    """Raises ValueError if it is no number of points from 0 to 100."""
+    if not 0 <= max_loss <= 100:
+        raise ValueError(f"max_loss must be a number of points of accuracy from 0 to 100, not {max_loss}")
+
+
+def cell(value: Any) -> str:
+    """A setting as text, the values of topics with slashes between."""
+    return "/".join(map(cell, value)) if isinstance(value, tuple) else _as_word(value)
+
+
+def _as_options(config: RMUConfig, always: Sequence[str]) -> list[str]:
+    """Settings as options of `wmdp-fast unlearn`: those that are not the default, and those that were swept."""
+    words = []
+    default = RMUConfig()
+    for one in dataclasses.fields(config):
+        value = getattr(config, one.name)
+        if one.name == "save_every" or (value == getattr(default, one.name) and one.name not in always):
+            continue
+        option = f"--{one.name.replace('_', '-')}"
+        if one.name == "master_weights":
+            words.append(option)
+        else:
+            values = value if isinstance(value, tuple) else (value,)
+            words += [option, ",".join(map(_as_word, values))]
+    return words
+
+
+def _as_word(value: Any) -> str:
+    """A value as an option has it, exactly: 1200 for 1200.0."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def _as_setting(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

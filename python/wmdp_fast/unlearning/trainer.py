@@ -1,0 +1,753 @@
+"""A run of RMU, once everything is read: the loop, the evaluations on the way, and what is written in the end."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import time
+import warnings
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from wmdp_fast.checkpoints import checkpoint, tensor_file
+from wmdp_fast.checkpoints.saved_dtype import Saving, choose
+from wmdp_fast.exceptions import DivergedError, ModelError, WmdpFastWarning
+from wmdp_fast.models.row_length import fresh_rotary, length_rules
+from wmdp_fast.models.threads import computing, only_user
+from wmdp_fast.models.vocabulary import refuse_unknown_in_corpus
+from wmdp_fast.runtime import environment, strict_json
+from wmdp_fast.runtime.progress import Bar, progress_bar
+from wmdp_fast.scoring.trie import why_not
+from wmdp_fast.unlearning import divergence, reporting
+from wmdp_fast.unlearning import evaluations as measuring
+from wmdp_fast.unlearning.batches import Batch, lengths_by_batch, num_batches, packed_documents, padded_documents
+from wmdp_fast.unlearning.card import model_card
+from wmdp_fast.unlearning.held_out import trained_on
+from wmdp_fast.unlearning.optim import AdamW
+from wmdp_fast.unlearning.parameters import pick
+from wmdp_fast.unlearning.preflight import check_depth
+from wmdp_fast.unlearning.rmu.branches import Branches
+from wmdp_fast.unlearning.rmu.effect import Effect, advice, effect_of
+from wmdp_fast.unlearning.rmu.step import (
+    MEASURES,
+    Step,
+    clip_gradients,
+    control_vectors,
+    gradient_norm,
+    mean_norm,
+    retain_noise,
+)
+from wmdp_fast.unlearning.source import base_id, steps_available
+from wmdp_fast.unlearning.state import State, load_state, save_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from wmdp_fast.data.corpora import CorpusTokens
+    from wmdp_fast.evaluation import PhaseClock
+    from wmdp_fast.unlearning.activation_cache import TrunkCache
+    from wmdp_fast.unlearning.request import Request
+    from wmdp_fast.unlearning.rmu.config import RMUConfig
+    from wmdp_fast.unlearning.source import Corpora, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearnResult:
+    """A finished run.
+
+    Attributes:
+        config: The settings.
+        steps: Optimizer steps done.
+        best_step: The step whose weights these are; `steps` unless a later one gave up something it should keep.
+        stopped: Why the run ended before its steps were done, or None.
+        picked: What was trained, a line for each parameter.
+        steering_coeffs: Of each topic, as given or found.
+        effects: Of each topic, how activations differ from those of the model before, as the weights are saved.
+        saving: In what type weights are saved, and what that loses.
+        control_vectors: Of each topic, steering coefficient included, [1, 1, d].
+        tensors: The changed tensors, by the checkpoint's names; by the model's for one that was in memory.
+        metrics: What was measured, a dictionary for each step and each evaluation.
+        evaluations: Accuracies by step; before the first step in the first one.
+        seconds: Wall time by phase.
+        model: The model, if it was in memory or had to be for evaluations. It is updated.
+        output: The new checkpoint's folder, or None.
+    """
+
+    config: RMUConfig
+    steps: int
+    best_step: int
+    stopped: str | None
+    picked: tuple[str, ...]
+    steering_coeffs: tuple[float, ...]
+    effects: tuple[Effect, ...]
+    saving: Saving
+    control_vectors: tuple[Tensor, ...] = field(repr=False)
+    tensors: dict[str, Tensor] = field(repr=False)
+    metrics: list[dict[str, Any]] = field(repr=False)
+    evaluations: list[dict[str, Any]]
+    seconds: dict[str, float]
+    model: PreTrainedModel | None = field(repr=False)
+    output: Path | None
+
+
+class Run:
+    """The run itself, once everything is read.
+
+    Args:
+        request: What the user asked for.
+        source: The model.
+        corpora: The tokens.
+        clock: Adds up seconds by phase.
+        target: Folder to write the new checkpoint to, or None.
+        work: Folder for metrics and state, or None.
+        cache: Where activations are kept that training does not change.
+        after_step: Called after each step with the number of steps done, while the model has their weights.
+
+    Attributes:
+        steering_coeffs: Of each topic, once the first step is done.
+        last_measures: What the last step measured, by the names of the metrics.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        source: Source,
+        corpora: Corpora,
+        clock: PhaseClock,
+        target: Path | None,
+        work: Path | None,
+        cache: TrunkCache | None = None,
+        after_step: Callable[[int], None] | None = None,
+    ) -> None:
+        self._request, self._source, self._corpora, self._clock = request, source, corpora, clock
+        self._cache, self._after_step = cache, after_step or (lambda _steps: None)
+        self._config, self._target, self._work = request.config, target, work
+        self._topics = request.topics
+        self.steering_coeffs: list[float] = []
+        self.last_measures: dict[str, float] = {}
+        decoder, config = source.decoder, request.config
+        check_depth(source.name, source.num_layers, config)
+        for corpus in (*corpora.forget, *corpora.retain):
+            refuse_unknown_in_corpus(decoder.model, source.tokenizer, corpus)
+        self._picked = pick(decoder.layers, decoder.prefix, config.updated_layers, config.parameters)
+        self._trained: dict[str, nn.Parameter] = {one.name: one.parameter for one in self._picked}
+        self._device = next(iter(self._trained.values())).device
+        self._dtype = next(iter(self._trained.values())).dtype
+        self._largest_weight = 0.0
+        self._saved_step = 0
+        request.note("training:")
+        for one in self._picked:
+            request.note(f"  {one}")
+        _warn_of_dropout(decoder.model)
+        self._total = self._count_steps()
+        self._longest = self._longest_document()
+        self._evaluations: list[dict[str, Any]] = []
+        self._best: tuple[int, dict[str, Tensor]] | None = None
+        self._stopped: str | None = None
+        self._packed = False  # whether documents are run without padding
+        # The types that the checkpoint has trained parameters in; those in memory if it is the model that has none.
+        self._stored = {name: parameter.dtype for name, parameter in self._trained.items()}
+        if source.base is not None:
+            self._stored = checkpoint.stored_dtypes(decoder.model, self._trained, source.base)
+        elif config.save_dtype not in ("auto", "checkpoint"):
+            raise ValueError("save_dtype is for a model on disk: one in memory is saved in the type that it has there")
+        self._branches: Branches | None = None
+        self._control_vectors: list[Tensor] = []
+
+    def result(self, *, resume: bool) -> UnlearnResult:
+        """Trains, evaluates, writes, and puts the model's flags back."""
+        model = self._source.whole or self._source.decoder.model
+        with only_user(model), fresh_rotary(model), _as_found(model, self._trained):
+            branches = Branches(self._source.decoder, self._config.layer_id, self._trained, self._cache)
+            self._branches = branches
+            self._packed = self._can_pack(branches)
+            try:
+                result = self._trained_result(branches, resume=resume)
+            except BaseException:
+                for name, parameter in self._trained.items():
+                    parameter.data.copy_(branches.originals[name])
+                raise
+        if self._cache is not None:
+            self._request.note(self._cache.summary())
+        return result
+
+    def _trained_result(self, branches: Branches, *, resume: bool) -> UnlearnResult:
+        config, clock = self._config, self._clock
+        optimizer = AdamW(self._trained, config.learning_rate, master_weights=config.master_weights)
+        identity = self._identity(branches.originals)
+        state = load_state(self._work, identity) if resume and self._work is not None else None
+        begun = time.perf_counter()
+        before = 0.0
+        if state is None:
+            coefficients, controls = self._controls(branches)
+            divergence.check_base(self._source.name, coefficients, self._dtype)
+        else:
+            coefficients = state.steering_coeffs
+            controls = [state.tensors[f"control.{topic}"].to(self._device) for topic in range(len(self._topics))]
+            self._restore(state, optimizer)
+            before = state.seconds
+            self._request.note(f"resuming after step {state.step}")
+        self.steering_coeffs, self._control_vectors = coefficients, controls
+        self._request.note("steering coefficients: " + ", ".join(f"{value:.4g}" for value in coefficients))
+
+        trackers = reporting.open_trackers(
+            self._request.report_to, self._target.name if self._target else "unlearn", config.to_json()
+        )
+        metrics = Metrics(self._work, optimizer.steps, trackers)
+        step = Step(branches, self._trained, masked=config.mode == "masked")
+
+        def save() -> None:
+            if self._work is not None:
+                spent = before + time.perf_counter() - begun
+                with clock("save state"):
+                    self._save(optimizer, controls, coefficients, identity, spent)
+
+        try:
+            if self._request.evaluates and not self._evaluations:
+                self._evaluate(0, metrics)
+            with self._bar(optimizer.steps) as bar:
+                while optimizer.steps < self._total and self._stopped is None:
+                    with clock("steps"):
+                        row = self._step(step, optimizer, controls)
+                    metrics.add(row)
+                    self._check(row["step"])
+                    bar.set_postfix(
+                        forget=f"{row['forget_loss']:.4g}", retain=f"{row['retain_loss']:.4g}", refresh=False
+                    )
+                    bar.update()
+                    self._after_step(optimizer.steps)
+                    if self._is_time_to_evaluate(optimizer.steps):
+                        self._evaluate(optimizer.steps, metrics)
+                    if config.save_every and optimizer.steps % config.save_every == 0:
+                        save()
+            if config.save_every and optimizer.steps % config.save_every:
+                save()
+        finally:
+            metrics.close()
+        best_step = self._take_best(optimizer.steps)
+        saving = self._round()
+        effects = self.effects(best_step)
+        with clock("write"):
+            changed = self._changed(saving)
+            record = self._record(optimizer.steps, best_step, coefficients, effects, saving, changed)
+            if self._target is not None:
+                self._write(self._target, changed, branches.originals, record, metrics)
+        return UnlearnResult(
+            config=config,
+            steps=optimizer.steps,
+            best_step=best_step,
+            stopped=self._stopped,
+            picked=tuple(map(str, self._picked)),
+            steering_coeffs=tuple(coefficients),
+            effects=effects,
+            saving=saving,
+            control_vectors=tuple(vector.cpu() for vector in controls),
+            tensors=changed,
+            metrics=metrics.rows,
+            evaluations=self._evaluations,
+            seconds=clock.seconds,
+            model=self._source.whole,
+            output=self._target,
+        )
+
+    def _count_steps(self) -> int:
+        config = self._config
+        available = steps_available(config, self._corpora)
+        if available < config.max_steps:
+            warnings.warn(
+                f"the corpora last for {available} steps, not {config.max_steps}: add documents, or raise epochs",
+                WmdpFastWarning,
+                stacklevel=2,
+            )
+        return min(config.max_steps, available)
+
+    def _longest_document(self) -> int:
+        """Most tokens of a document.
+
+        Raises:
+            ModelError: Rotary angles of documents would depend on which others are in their batch, or came before.
+        """
+        config, model = self._config, self._source.decoder.model
+        corpora = [
+            *(
+                (corpus, topic.max_length, "max_length")
+                for corpus, topic in zip(self._corpora.forget, self._topics, strict=True)
+            ),
+            *((corpus, config.retain_max_length, "retain_max_length") for corpus in self._corpora.retain),
+        ]
+        longest = 0
+        for corpus, max_length, option in corpora:
+            batches = [
+                one for one in lengths_by_batch(corpus, batch_size=config.batch_size, max_length=max_length) if one
+            ]
+            longest = max(longest, *map(max, batches))
+            for rule in length_rules(model, longest):
+                beyond = [lengths for lengths in batches if max(lengths) > rule.trained]
+                advice = f"lower {option} to {rule.trained}"
+                if beyond and rule.kind == "dynamic":
+                    raise ModelError(
+                        f"{corpus.name}: rotary angles ({rule.kind}) of documents of more than {rule.trained} tokens"
+                        f" depend on those of earlier batches; {advice}"
+                    )
+                if config.mode == "masked" and any(min(lengths) <= rule.trained for lengths in beyond):
+                    raise ModelError(
+                        f"{corpus.name}: one document of more than {rule.trained} tokens changes the rotary angles"
+                        f" ({rule.kind}) of all in its batch; {advice}, or take mode reference, which does so as the"
+                        " original RMU does"
+                    )
+        return longest
+
+    def _controls(self, branches: Branches) -> tuple[list[float], list[Tensor]]:
+        """Steering coefficients, and control vectors times these."""
+        units = control_vectors(
+            len(self._topics),
+            self._source.decoder.hidden_size,
+            dtype=self._dtype,
+            seed=self._config.seed,
+        )
+        coefficients = []
+        for index, topic in enumerate(self._topics):
+            if topic.steering_coeff is not None:
+                coefficients.append(float(topic.steering_coeff))
+                continue
+            batch = self._batch(self._corpora.forget[index], 0, topic.max_length)
+            with computing():
+                activations = branches.frozen(branches.trunk(batch))
+            coefficients.append(topic.auto_factor * mean_norm(activations, batch.attention_mask))
+        return coefficients, [
+            (unit * coefficient).to(self._device) for unit, coefficient in zip(units, coefficients, strict=True)
+        ]
+
+    def _step(self, step: Step, optimizer: AdamW, controls: Sequence[Tensor]) -> dict[str, Any]:
+        """One optimizer step and the numbers to watch."""
+        config, done = self._config, optimizer.steps
+        begun = time.perf_counter()
+        topic, turn = done % len(self._topics), done // len(self._topics)
+        pairs = []
+        for part in range(config.grad_accum):
+            index = turn * config.grad_accum + part
+            forget, retain = self._corpora.forget[topic], self._corpora.retain[topic]
+            pairs.append(
+                (
+                    self._batch(forget, index, self._topics[topic].max_length),
+                    self._batch(retain, index, config.retain_max_length),
+                )
+            )
+        with computing():
+            gradients, measured = step.losses_and_gradients(
+                pairs, controls[topic], self._topics[topic].alpha, noise=self._noise(pairs, done)
+            )
+        norm = gradient_norm(gradients)
+        if config.grad_clip is not None:
+            clip_gradients(gradients, norm, config.grad_clip)
+        optimizer.step(gradients)
+        largest = divergence.largest_weight(self._trained.values())
+        # One copy from the device.
+        *values, self._largest_weight = torch.cat([measured, norm.reshape(1), largest.reshape(1)]).tolist()
+        self.last_measures = dict(zip((*MEASURES, "grad_norm"), values, strict=True))
+        seconds = time.perf_counter() - begun
+        tokens = sum(forget.num_tokens + retain.num_tokens for forget, retain in pairs)
+        return {
+            "step": optimizer.steps,
+            "topic": topic,
+            **self.last_measures,
+            "seconds": round(seconds, 6),
+            "tokens": tokens,
+            "tokens_per_second": round(tokens / seconds, 1),
+            "peak_memory_mb": round(reporting.peak_memory(self._device), 1),
+        }
+
+    def _check(self, step: int) -> None:
+        """Raises if the last step has no numbers any more, and says what is kept of the steps before."""
+        try:
+            divergence.check_step(
+                self._source.name, step, self.last_measures, self._largest_weight, self._config, self._dtype
+            )
+        except DivergedError as error:
+            if self._saved_step and self._work is not None:
+                error.add_note(
+                    f"the state after step {self._saved_step} is kept in {self._work}; the same settings would diverge"
+                    f" again from there. max_steps {self._saved_step} gives the checkpoint of that step; remove the"
+                    " folder to begin anew with other settings"
+                )
+            raise
+
+    def _noise(self, pairs: Sequence[tuple[Batch, Batch]], step: int) -> list[Tensor] | None:
+        if self._config.retain_noise == 0.0:
+            return None
+        width = self._source.decoder.hidden_size
+        return [
+            self._config.retain_noise
+            * retain_noise(torch.Size((*retain.shape, width)), seed=self._config.seed, step=step, part=part)
+            for part, (_, retain) in enumerate(pairs)
+        ]
+
+    def _batch(self, corpus: CorpusTokens, index: int, max_length: int, *, packed: bool | None = None) -> Batch:
+        size, packed = self._config.batch_size, self._packed if packed is None else packed
+        index %= num_batches(corpus, size)
+        if packed:
+            return packed_documents(corpus, index, batch_size=size, max_length=max_length, device=self._device)
+        pad_id = self._source.pad_id
+        return padded_documents(
+            corpus, index, batch_size=size, max_length=max_length, pad_id=pad_id, device=self._device
+        )
+
+    def _can_pack(self, branches: Branches) -> bool:
+        """Whether documents are run without padding; if they are not, although the loss leaves it out, says why."""
+        if self._config.mode == "reference":
+            return False
+        reason = self._why_padded(branches)
+        if reason is not None:
+            self._request.note(f"documents are padded: {reason}")
+        return reason is None
+
+    def _why_padded(self, branches: Branches) -> str | None:
+        if reason := why_not(self._source.decoder.model, self._longest, arguments=("position_ids",)):
+            return reason
+        corpus, length = self._corpora.forget[0], self._topics[0].max_length
+        padded, packed = (self._batch(corpus, 0, length, packed=packed) for packed in (False, True))
+        with computing():
+            return branches.why_not_packed(padded, packed)
+
+    def _is_time_to_evaluate(self, steps: int) -> bool:
+        if not self._request.evaluates:
+            return False
+        every = self._request.eval_every
+        return steps == self._total or (every is not None and steps % every == 0)
+
+    def _evaluate(self, steps: int, metrics: Metrics) -> None:
+        """Scores the whole model as it is now, and looks at the conditions."""
+        request = self._request
+        folder = None if self._work is None else self._work / checkpoint.EVALUATIONS / f"step-{steps}"
+        with self._clock("evaluate"), self.as_saved():
+            result = measuring.measure(
+                self._source,
+                request.eval_tasks,
+                request.eval_options,
+                steps=steps,
+                folder=folder,
+                samples=request.log_samples,
+                texts=request.eval_text,
+            )
+        scores = {name: dict(result[name].metrics) for name in result}
+        kept = {} if folder is None else {"results": f"{checkpoint.EVALUATIONS}/{folder.name}"}
+        self._evaluations.append(
+            {"step": steps, "scores": scores, "questions": {name: result[name].sample_len for name in result}, **kept}
+        )
+        metrics.add({"step": steps, "evaluation": scores})
+        shown = ", ".join(f"{task} {metric} {value:.3f}" for task, of in scores.items() for metric, value in of.items())
+        self._request.note(f"step {steps}: {shown}")
+        before = self._evaluations[0]["scores"]
+        if failed := [one.text for one in self._request.keep_while if not one.holds(scores, before)]:
+            self._stopped = f"at step {steps} no longer {failed[0]}"
+        else:
+            weights = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
+            self._best = (steps, weights) if self._request.keep_while else None
+            if steps and self._request.stop_when and all(one.holds(scores, before) for one in self._request.stop_when):
+                self._stopped = f"at step {steps} {' and '.join(one.text for one in self._request.stop_when)}"
+
+    def _take_best(self, steps: int) -> int:
+        """Puts the weights of the best step into the model, and returns its number."""
+        if not self._request.keep_while or self._best is None or self._best[0] == steps:
+            return steps
+        best_step, weights = self._best
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(weights[name])
+        # What was evaluated after it belongs to weights that are gone.
+        self._evaluations = [one for one in self._evaluations if one["step"] <= best_step]
+        return best_step
+
+    def _bar(self, done: int) -> Bar:
+        return progress_bar(what="unlearning", unit="step", total=self._total, done=done, shown=self._request.progress)
+
+    def _identity(self, originals: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What two runs must agree in for one to go on where the other stopped."""
+        settings = self._config.to_json()
+        settings.pop("save_every")
+        return {
+            "settings": settings,
+            "weights": tensor_file.digest({name: tensor_file.as_bytes(tensor) for name, tensor in originals.items()}),
+            "forget corpora": [corpus.content_hash for corpus in self._corpora.forget],
+            "retain corpora": [corpus.content_hash for corpus in self._corpora.retain],
+            "number of steps": self._total,
+            "evaluations": [self._request.eval_tasks, self._request.eval_every],
+            # A state of a run without texts does not name them.
+            **({"texts": texts} if (texts := [text.content_hash for text in self._request.eval_text]) else {}),
+        }
+
+    def _save(
+        self,
+        optimizer: AdamW,
+        controls: Sequence[Tensor],
+        coefficients: Sequence[float],
+        identity: dict[str, Any],
+        seconds: float,
+    ) -> None:
+        tensors: dict[str, Tensor] = {f"weights.{name}": parameter for name, parameter in self._trained.items()}
+        tensors |= optimizer.state
+        tensors |= {f"control.{index}": vector for index, vector in enumerate(controls)}
+        best_step = None
+        if self._best is not None:
+            best_step, weights = self._best
+            tensors |= {f"best.{name}": tensor for name, tensor in weights.items()}
+        state = State(optimizer.steps, tensors, list(coefficients), self._evaluations, best_step, seconds)
+        if self._work is not None:
+            save_state(self._work, state, identity)
+            self._saved_step = state.step
+
+    def _restore(self, state: State, optimizer: AdamW) -> None:
+        optimizer.steps = self._saved_step = state.step
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(state.tensors[f"weights.{name}"])
+            for name, tensor in optimizer.state.items():
+                tensor.copy_(state.tensors[name])
+        self._evaluations = list(state.evaluations)
+        if state.best_step is not None:
+            weights = {name: state.tensors[f"best.{name}"].to(self._device) for name in self._trained}
+            self._best = (state.best_step, weights)
+        # A run that was stopped by its conditions and then could not write: look at them once more.
+        if self._evaluations and self._evaluations[-1]["step"] == state.step > 0:
+            scores, before = self._evaluations[-1]["scores"], self._evaluations[0]["scores"]
+            kept = all(one.holds(scores, before) for one in self._request.keep_while)
+            reached = self._request.stop_when and all(one.holds(scores, before) for one in self._request.stop_when)
+            if not kept or reached:
+                self._stopped = f"at step {state.step}"
+
+    def effects(self, steps: int) -> tuple[Effect, ...]:
+        """How activations of each topic differ from those of the model before, with the weights as they are.
+
+        Args:
+            steps: How many have been done: documents beyond theirs are taken, if there are any.
+
+        Raises:
+            DivergedError: They are infinite or NaN.
+        """
+        if self._branches is None:
+            raise RuntimeError("the run has not begun")
+        found = []
+        for topic, (forget, retain) in enumerate(zip(self._corpora.forget, self._corpora.retain, strict=True)):
+            turns = -(-(steps - topic) // len(self._topics)) if steps > topic else 0
+            following = turns * self._config.grad_accum
+            unseen = following < num_batches(forget, self._config.batch_size)
+            index = following if unseen else following - 1
+            batches = [
+                self._batch(forget, index, self._topics[topic].max_length, packed=False),
+                self._batch(retain, index, self._config.retain_max_length, packed=False),
+            ]
+            pairs = [self._branches.now_and_before(batch) for batch in batches]
+            masks = [batch.attention_mask for batch in batches]
+            control = self._control_vectors[topic]
+            found.append(effect_of(topic, control, pairs[0], masks[0], pairs[1], masks[1], unseen=unseen))
+        divergence.check_effects(self._source.name, steps, found, self._config, self._dtype)
+        return tuple(found)
+
+    @contextlib.contextmanager
+    def as_saved(self) -> Iterator[None]:
+        """Inside, the model has the weights that would be saved now: what is measured is what others will load."""
+        saving = self._saving()
+        if not saving.lost:
+            yield
+            return
+        exact = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(saving.rounded(name, parameter))
+            try:
+                yield
+            finally:
+                for name, parameter in self._trained.items():
+                    parameter.copy_(exact[name])
+
+    def _saving(self) -> Saving:
+        if self._branches is None:
+            raise RuntimeError("the run has not begun")
+        return choose(self._config.save_dtype, self._trained, self._branches.originals, self._stored)
+
+    def _round(self) -> Saving:
+        """Gives the model the weights that are saved, and says what that changes."""
+        saving = self._saving()
+        if saving.lost:
+            with torch.no_grad():
+                for name, parameter in self._trained.items():
+                    parameter.copy_(saving.rounded(name, parameter))
+        return saving
+
+    def _changed(self, saving: Saving) -> dict[str, Tensor]:
+        """The trained tensors, by the checkpoint's names and in the types they are saved in if there is one."""
+        if self._source.base is not None:
+            dtype = None if saving.as_checkpoint else next(iter(saving.dtypes.values()))
+            return checkpoint.stored_tensors(self._source.decoder.model, self._trained, self._source.base, dtype)
+        return {name: tensor.detach().cpu().clone() for name, tensor in self._trained.items()}
+
+    def _record(
+        self,
+        steps: int,
+        best_step: int,
+        coefficients: Sequence[float],
+        effects: Sequence[Effect],
+        saving: Saving,
+        changed: Mapping[str, Tensor],
+    ) -> dict[str, Any]:
+        """The content of unlearn.json."""
+        return {
+            "name": self._target.name if self._target else self._source.name,
+            "method": "rmu",
+            "base": {"name": self._source.name, "id": base_id(self._source), "commit": self._source.commit},
+            "settings": self._config.to_json(),
+            "steps": steps,
+            "best_step": best_step,
+            "stopped": self._stopped,
+            "packed": self._packed,
+            "trained": [str(one) for one in self._picked],
+            "changed": sorted(changed),
+            "steering_coeffs": list(coefficients),
+            "effects": [one.to_json() for one in effects],
+            "verdict": advice(effects),
+            "saved": saving.to_json(),
+            "corpora": {
+                kind: [
+                    {"name": one.name, "documents": len(one), "content_hash": one.content_hash}
+                    for one in getattr(self._corpora, kind)
+                ]
+                for kind in ("forget", "retain")
+            },
+            "evaluations": self._evaluations,
+            "texts": [
+                {"name": one.name, "files": list(one.files), "content_hash": one.content_hash}
+                for one in self._request.eval_text
+            ],
+            "not_held_out": trained_on(self._request, self._request.eval_text),
+            "seconds": {phase: round(seconds, 3) for phase, seconds in self._clock.seconds.items()},
+            "trunk_cache": None if self._cache is None else asdict(self._cache.use),
+            "peak_memory_mb": round(reporting.peak_memory(self._device), 1),
+            "versions": environment.versions(),
+            "hardware": environment.hardware(),
+        }
+
+    def _write(
+        self,
+        target: Path,
+        changed: Mapping[str, Tensor],
+        originals: Mapping[str, Tensor],
+        record: dict[str, Any],
+        metrics: Metrics,
+    ) -> None:
+        """Writes the checkpoint, the delta, and the papers that belong to them."""
+        base, whole = self._source.base, self._source.whole
+        with checkpoint.new_folder(target) as folder:
+            if base is not None:
+                checkpoint.write_checkpoint(base, changed, folder)
+                before = base.digest(changed)
+            else:
+                before, changed = _save_from_memory(whole, self._source.tokenizer, self._trained, originals, folder)
+                record["changed"] = sorted(changed)
+            settings = {name: record[name] for name in ("method", "base", "settings", "steering_coeffs", "best_step")}
+            tensor_file.write_tensors(
+                folder / checkpoint.DELTA,
+                changed,
+                {
+                    "format": "pt",
+                    "method": "rmu",
+                    "base_tensors_sha256": before,
+                    "control_vectors": tensor_file.as_text(self._control_vectors),
+                    "wmdp_fast": strict_json.dumps(settings),
+                },
+            )
+            (folder / checkpoint.RECORD).write_text(strict_json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            (folder / checkpoint.CARD).write_text(model_card(record), encoding="utf-8")
+            for one in self._evaluations:
+                if self._work is not None and "results" in one:
+                    shutil.copytree(self._work / one["results"], folder / one["results"])
+            with (folder / checkpoint.METRICS).open("w", encoding="utf-8") as file:
+                file.writelines(strict_json.dumps(row) + "\n" for row in metrics.rows)
+
+
+class Metrics:
+    """The metrics of a run, kept, written and passed on."""
+
+    def __init__(self, work: Path | None, last_step: int, trackers: Sequence[reporting.Tracker]) -> None:
+        self._file = None if work is None else reporting.MetricsFile(work / checkpoint.METRICS, last_step)
+        self._trackers = trackers
+        self.rows: list[dict[str, Any]] = [] if self._file is None else self._file.rows
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Takes the numbers of a step, or an evaluation."""
+        if self._file is None:
+            self.rows.append(row)
+        else:
+            self._file.add(row)
+        numbers = {
+            name: value
+            for name, value in row.items()
+            if isinstance(value, (int, float)) and math.isfinite(value) and name != "step"
+        }
+        for task, scores in row.get("evaluation", {}).items():
+            numbers |= {f"{task}/{metric}": value for metric, value in scores.items()}
+        for tracker in self._trackers:
+            tracker.log(numbers, row["step"])
+
+    def close(self) -> None:
+        """Closes the file and the trackers."""
+        if self._file is not None:
+            self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def _warn_of_dropout(model: nn.Module) -> None:
+    """The branches share what dropout would make different, so it stays off, unlike in the original."""
+    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+        warnings.warn(
+            "the model has dropout, which the original RMU would leave on; here it is off",
+            WmdpFastWarning,
+            stacklevel=2,
+        )
+
+
+@contextlib.contextmanager
+def _as_found(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Inside, only trained parameters need gradients and nothing is in training mode; afterwards all is as before."""
+    training = [(module, module.training) for module in model.modules()]
+    needing = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for module, flag in training:
+            module.training = flag
+        for parameter, flag in needing:
+            parameter.requires_grad_(flag)
+
+
+def _save_from_memory(
+    model: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    trained: Mapping[str, nn.Parameter],
+    originals: Mapping[str, Tensor],
+    folder: Path,
+) -> tuple[str, dict[str, Tensor]]:
+    """Lets transformers save a model that has no files; returns the digest of what was there, and what is now."""
+    if model is None:
+        raise ModelError("there is no whole model to save")
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    saved = checkpoint.Checkpoint.open(folder)
+    base_model: Any = model.base_model
+    before = checkpoint.stored_tensors(base_model, originals, saved)
+    changed = checkpoint.stored_tensors(base_model, trained, saved)
+    return tensor_file.digest({name: tensor_file.as_bytes(tensor) for name, tensor in before.items()}), changed

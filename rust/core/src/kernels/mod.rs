@@ -1,0 +1,9 @@
+//! What of a model's work on a processor is no matrix product.
+
+pub mod attention;
+pub mod dtype;
+pub mod log_softmax;
+pub mod norm;
+pub mod rotary;
+pub(crate) mod rows;
+mod simd;

@@ -1,0 +1,190 @@
+"""Products by oneDNN beside torch's default."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from tests.support import tiny_models
+from wmdp_fast.models.fused import linear
+from wmdp_fast.models.fused.linear import onednn_linears, onednn_products
+from wmdp_fast.runtime import environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel
+
+pytestmark = pytest.mark.skipif(not linear.is_available(), reason="this torch or this processor is left as it is")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _not_on_intel() -> Iterator[None]:
+    """There MKL is faster; what oneDNN computes is the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(environment, "is_intel", lambda: False)
+        yield
+
+
+def replaced(model: nn.Module) -> set[str]:
+    """The names of the modules that are computed another way just now."""
+    return {name for name, module in model.named_modules() if "forward" in vars(module)}
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(torch.arange(1, 41).view(2, 20)).logits
+    return found
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@settings(deadline=None)  # the first product of a shape has its code made
+@given(
+    shape=st.lists(st.integers(0, 9), max_size=3),
+    widths=st.tuples(st.integers(1, 600), st.integers(1, 600)),
+    bias=st.booleans(),
+    strided=st.booleans(),
+)
+def test_a_linear_layer(shape: list[int], widths: tuple[int, int], bias: bool, strided: bool) -> None:
+    layer = nn.Linear(*widths, bias=bias)
+    rows = torch.randn(*shape, widths[0] * 2)[..., ::2] if strided else torch.randn(*shape, widths[0])
+    with torch.no_grad():
+        expected = layer(rows)
+        with onednn_products(layer):
+            assert replaced(layer) == {""}
+            found = layer(rows)
+    assert found.shape == expected.shape
+    if expected.numel():
+        assert_close(found, expected)
+
+
+@settings(deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    widths=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    bias=st.booleans(),
+    trained=st.booleans(),
+)
+def test_the_gradient_of_a_linear_layer(shape: list[int], widths: tuple[int, int], bias: bool, trained: bool) -> None:
+    layer = nn.Linear(*widths, bias=bias).requires_grad_(trained)
+    rows = torch.randn(*shape, widths[0]).requires_grad_()
+    wanted = [rows, *(layer.parameters() if trained else ())]
+    weights = torch.randn(*shape, widths[1])
+    expected = torch.autograd.grad((layer(rows) * weights).sum(), wanted)
+    with onednn_linears(layer):
+        assert replaced(layer) == {""}
+        product = layer(rows)
+    with torch.no_grad(), onednn_linears(layer):
+        assert torch.equal(layer(rows), product)
+    for found, other in zip(torch.autograd.grad((product * weights).sum(), wanted), expected, strict=True):
+        assert_close(found, other)
+
+
+@pytest.mark.parametrize("width", [1, 191, 192, 193, 1400])
+@pytest.mark.parametrize("rows", [(), (3,), (2, 5)])
+def test_a_linear_layer_whose_sums_are_cut(width: int, rows: tuple[int, ...]) -> None:
+    layer = nn.Linear(width, 40)
+    x = torch.randn(*rows, width)
+    with torch.no_grad():
+        found = linear.linear_of_short_sums(x, layer.weight, layer.bias)
+        assert_close(found, layer(x))
+
+
+@pytest.mark.parametrize("family", [*tiny_models.TRIE_FAMILIES, *tiny_models.PADDED_FAMILIES])
+def test_a_model_gives_the_same_logits_and_is_left_as_it_was(family: str) -> None:
+    model = tiny_models.build(family)
+    expected = logits(model)
+    with onednn_products(model):
+        found = logits(model)
+    assert_close(found, expected)
+    assert not replaced(model)
+    assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])  # swish and gelu
+def test_gated_blocks_are_found(family: str) -> None:
+    model = tiny_models.build(family)
+    with onednn_products(model):
+        assert {"model.layers.0.self_attn.q_proj", "model.layers.1.mlp"} <= replaced(model)
+
+
+def test_a_block_that_does_more_is_left_alone() -> None:
+    model = tiny_models.build("llama")
+    kind = type(model.model.layers[0].mlp)
+
+    class Doubled(kind):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    for layer in model.model.layers:
+        layer.mlp.__class__ = Doubled
+    expected = logits(model)
+    with onednn_products(model):
+        assert "model.layers.0.mlp" not in replaced(model)
+        assert "model.layers.0.mlp.up_proj" in replaced(model)
+        assert_close(logits(model), expected)
+
+
+def test_hooks_are_called() -> None:
+    model = tiny_models.build("llama")
+    called = []
+    names = ("model.layers.0.mlp", "model.layers.1.mlp.gate_proj", "model.layers.0.self_attn.o_proj")
+    for name in names:
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: called.append(name))
+    with onednn_products(model):
+        logits(model)
+    assert sorted(called) == sorted(names)
+
+
+def test_other_dtypes_and_other_layers_are_left_alone() -> None:
+    class Louder(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+            return 2 * super().forward(input)
+
+    quiet = nn.Linear(3, 3)
+    quiet.forward = torch.zeros_like
+    model = nn.ModuleList([nn.Linear(3, 3).double(), nn.Linear(3, 3).bfloat16(), Louder(3, 3), quiet])
+    with onednn_products(model):
+        assert replaced(model) == {"3"}
+        assert quiet(torch.ones(1, 3)).eq(0).all()
+    assert replaced(model) == {"3"}
+
+
+def test_a_model_is_left_as_it_was_after_an_error() -> None:
+    model = tiny_models.build("llama")
+    with pytest.raises(ZeroDivisionError), onednn_products(model):
+        raise ZeroDivisionError
+    assert not replaced(model)
+
+
+@settings(deadline=None)
+@given(inner=st.sampled_from([1, 255, 256, 257, 2100]), bias=st.booleans(), tokens=st.integers(0, 80))
+def test_a_gated_block(inner: int, bias: bool, tokens: int) -> None:
+    config = LlamaConfig(hidden_size=32, intermediate_size=inner, mlp_bias=bias)
+    block = LlamaMLP(config)
+    rows = torch.randn(1, tokens, 32)
+    with torch.no_grad():
+        expected = block(rows)
+        with onednn_products(block):
+            assert "" in replaced(block)
+            found = block(rows)
+    assert found.shape == expected.shape
+    if expected.numel():
+        assert_close(found, expected)
+
+
+def test_intels_processors_stay_with_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "is_intel", lambda: True)
+    layer = nn.Linear(3, 4)
+    with onednn_products(layer), onednn_linears(layer):
+        assert replaced(layer) == set()

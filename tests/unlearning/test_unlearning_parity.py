@@ -1,0 +1,198 @@
+"""The lean step against the plain original: the same bits, for every architecture and every choice of parameters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.reference import rmu as plain
+from tests.support import unlearning_runs as runs
+from wmdp_fast.unlearning.api import unlearn
+from wmdp_fast.unlearning.rmu.config import RMUConfig
+
+LENGTHS = (20, 30)
+COEFFICIENTS = (2.0, 3.0)
+ALPHAS = (100.0, 50.0)
+
+
+def both(
+    folder,
+    *,
+    topics,
+    dtype="auto",
+    parameters="mlp.down_proj",
+    layer_id=2,
+    update=(0, 1, 2),
+    steps=12,
+    seed=0,
+    lr=1e-3,
+    forget=None,
+    retain=None,
+    batch_size=2,
+    cache_trunk=None,
+):
+    """Runs both on the same data; returns the plain record and our result."""
+    forget = forget or [runs.documents(seed + 1 + topic) for topic in range(topics)]
+    retain = retain or runs.documents(seed + 100)
+    config = RMUConfig(
+        layer_id=layer_id,
+        update_layer_ids=update,
+        parameters=parameters,
+        steering_coeff=COEFFICIENTS[:topics],
+        alpha=ALPHAS[:topics],
+        learning_rate=lr,
+        batch_size=batch_size,
+        max_steps=steps,
+        max_length=LENGTHS[:topics],
+        retain_max_length=25,
+        seed=seed,
+        dtype=dtype,
+    )
+    ours = unlearn(
+        folder,
+        forget=[runs.corpus(topic) for topic in forget],
+        retain=runs.corpus(retain),
+        config=config,
+        progress=False,
+        cache_trunk=cache_trunk,
+    )
+    record = plain.rmu(
+        folder,
+        forget,
+        [retain] * topics,
+        layer_id=layer_id,
+        update=trained_names(ours, folder),
+        steering_coeffs=COEFFICIENTS[:topics],
+        alphas=ALPHAS[:topics],
+        lr=lr,
+        batch_size=batch_size,
+        max_steps=steps,
+        forget_max_lengths=LENGTHS[:topics],
+        retain_max_length=25,
+        pad_id=runs.PAD,
+        seed=seed,
+        dtype=dtype,
+    )
+    return record, ours
+
+
+def trained_names(ours, folder):
+    """The plain algorithm's names of what we trained: those of the whole model."""
+    from transformers import AutoModelForCausalLM
+
+    prefix = AutoModelForCausalLM.from_pretrained(folder).base_model_prefix
+    return [f"{prefix}.{line.split(':')[0]}" for line in ours.picked]
+
+
+def assert_same(record, ours, folder):
+    rows = ours.metrics
+    assert [row["forget_loss"] for row in rows] == record.forget_losses
+    assert [row["retain_loss"] for row in rows] == record.retain_losses
+    for mine, theirs in zip(ours.control_vectors, record.control_vectors, strict=True):
+        assert torch.equal(mine, theirs)
+    stored = stored_state(record.model, folder)
+    for name, tensor in ours.tensors.items():
+        assert torch.equal(tensor, stored[name]), name
+    # Before the first step the model is its own target; afterwards something was trained.
+    assert max(record.retain_losses) > 0 or ours.steps == 1
+
+
+def stored_state(model, folder):
+    """A model's tensors by the names its checkpoint has."""
+    from safetensors.torch import load_file
+
+    model.save_pretrained(folder / "after")
+    return load_file(folder / "after" / "model.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("topics", [1, 2])
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_losses_and_weights_are_bit_identical(tmp_path, family, topics, dtype):
+    folder = runs.saved_model(tmp_path, family, dtype)
+    record, ours = both(folder, topics=topics)
+    assert ours.steps == 12
+    assert_same(record, ours, folder)
+
+
+@pytest.mark.parametrize("family", [family for family in runs.FAMILIES if family not in ("llama", "mixtral")])
+def test_every_architecture_is_bit_identical(tmp_path, family):
+    folder = runs.saved_model(tmp_path, family)
+    assert_same(*both(folder, topics=2, steps=6), folder)
+
+
+@pytest.mark.parametrize("parameters", ["self_attn.o_proj", "mlp", "self_attn", "layernorm", r"q_proj|up_proj"])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_every_choice_of_parameters_is_bit_identical(tmp_path, family, parameters):
+    folder = runs.saved_model(tmp_path, family)
+    assert_same(*both(folder, topics=1, steps=5, parameters=parameters), folder)
+
+
+@pytest.mark.parametrize(("layer_id", "update"), [(0, (0,)), (3, (1, 3)), (3, (0, 2)), (2, (2,))])
+def test_every_choice_of_layers_is_bit_identical(tmp_path, layer_id, update):
+    folder = runs.saved_model(tmp_path, "llama")
+    assert_same(*both(folder, topics=2, steps=5, layer_id=layer_id, update=update), folder)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 30), min_size=4, max_size=8), min_size=3, max_size=3),
+    batch_size=st.integers(1, 4),
+    seed=st.integers(0, 2**20),
+)
+def test_any_documents_are_bit_identical(tmp_path_factory, lengths, batch_size, seed):
+    folder = runs.saved_model(tmp_path_factory.mktemp("model"), "llama")
+    made = [[[3 + (seed + i * j) % 90 for i in range(n)] for j, n in enumerate(corpus)] for corpus in lengths]
+    record, ours = both(folder, topics=2, steps=3, forget=made[:2], retain=made[2], batch_size=batch_size, seed=seed)
+    assert len(record.forget_losses) == ours.steps
+    assert_same(record, ours, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("dtype", "topics"),
+    [
+        ("float32", 1),
+        pytest.param(
+            "bfloat16",
+            2,
+            marks=pytest.mark.skipif(
+                not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU emulates bfloat16, which takes long"
+            ),
+        ),
+    ],
+)
+def test_a_real_model_is_bit_identical(smollm2_dir, tmp_path, dtype, topics):
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "base"
+    AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=dtype).save_pretrained(folder)
+    short = [runs.documents(seed, longest=12) for seed in range(3)]
+    record, ours = both(
+        folder, topics=topics, layer_id=7, update=(5, 6, 7), lr=5e-5, forget=short[:topics], retain=short[2]
+    )
+    assert_same(record, ours, folder)
+
+
+def test_long_documents_beside_short_ones_as_in_the_original(tmp_path):
+    """`longrope` takes its long factors for a whole batch if one document is beyond the trained length."""
+    folder = tmp_path / "model"
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0, 1.0, 1.0, 1.0],
+        "long_factor": [3.0, 5.0, 7.0, 9.0],
+        "original_max_position_embeddings": 15,
+    }
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "phi3", **runs._SIZES, initializer_range=0.2, rope_parameters=rope, original_max_position_embeddings=15
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    for topics in (1, 2):
+        record, ours = both(folder, topics=topics)
+        assert_same(record, ours, folder)
