@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from wmdp_fast.analysis.rescoring import rescore
     from wmdp_fast.evaluation import evaluate
     from wmdp_fast.integrations.training import EvalCallback
-    from wmdp_fast.prompts.prepare import load_tokenizer, plan
+    from wmdp_fast.prompts.prepare import plan
+    from wmdp_fast.prompts.tokenizer import load_tokenizer
     from wmdp_fast.rendered import RenderedContinuation, RenderedPrompt, rendered_prompts
     from wmdp_fast.report import report_html
     from wmdp_fast.results.result import EvalResult, GroupResult, TaskResult
@@ -73,7 +74,7 @@ _LAZY = {
     "compare": "wmdp_fast.analysis.comparison",
     "evaluate": "wmdp_fast.evaluation",
     "layers": "wmdp_fast.unlearning.rmu.profile",
-    "load_tokenizer": "wmdp_fast.prompts.prepare",
+    "load_tokenizer": "wmdp_fast.prompts.tokenizer",
     "plan": "wmdp_fast.prompts.prepare",
     "presets": "wmdp_fast.unlearning.rmu.presets",
     "read_results": "wmdp_fast.results.saved",

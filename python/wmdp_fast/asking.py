@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from wmdp_fast.exceptions import TaskError, WmdpFastWarning
 from wmdp_fast.prompts import cautions, prepare
 from wmdp_fast.prompts.chat import chat_contexts, system_text
+from wmdp_fast.prompts.tokenizer import load_tokenizer
 from wmdp_fast.results.provenance import model_type
 from wmdp_fast.tasks.resolve import resolve, without_tasks
 
@@ -235,7 +236,7 @@ class Encoder:
         """Waits for it, or loads it now.
 
         Raises:
-            TokenizerError: As `prepare.load_tokenizer`.
+            TokenizerError: As `load_tokenizer`.
         """
         if self._begun is not None:
             return self._begun.result()
@@ -243,7 +244,7 @@ class Encoder:
 
     def _load(self, tokenizer: PreTrainedTokenizerBase, prefix_token_id: int, model_type: str) -> Tokenizer:
         special = self._selection.compat.add_special_tokens(model_type)
-        return prepare.load_tokenizer(tokenizer, prefix_token_id=prefix_token_id, add_special_tokens=special)
+        return load_tokenizer(tokenizer, prefix_token_id=prefix_token_id, add_special_tokens=special)
 
 
 def check_counts(**given: int | None) -> None:

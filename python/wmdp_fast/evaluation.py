@@ -15,6 +15,7 @@ from wmdp_fast.asking import Asking, Cautions, Encoder, check_counts
 from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.prompts.chat import chat_template_source
 from wmdp_fast.prompts.texts import read_texts
+from wmdp_fast.results.near_tie import near_tie_of
 from wmdp_fast.results.provenance import details_of, how_it_was_run, model_type, what_decides_scores
 from wmdp_fast.results.result import EvalResult, GroupResult, TaskResult, output_folder, tokenizer_info
 from wmdp_fast.runtime.progress import progress_bar
@@ -37,10 +38,6 @@ if TYPE_CHECKING:
     from wmdp_fast.scoring.trie import Engine
     from wmdp_fast.tasks.resolve import Choices
     from wmdp_fast.text_run import TextRun
-
-# Margin in nats up to which rounding may have decided between two choices: one step between neighbouring numbers of
-# that type at the size of a typical logit (16 to 32); for float32 rather the noise of summing in another order.
-NEAR_TIE = {"bfloat16": 0.125, "float16": 0.015625, "float32": 1e-4}
 
 
 def evaluate(
@@ -199,7 +196,7 @@ def evaluate(
         _refuse_unknown_tokens(loaded, requests, [*read, *others])
         text_run = _text_run(loaded, encoder, texts, max_length)
     about.add_prompts(requests, [one.questions for one in (*read, *others)])
-    near_tie = NEAR_TIE.get(str(getattr(loaded, "dtype", "")).removeprefix("torch."), NEAR_TIE["float32"])
+    near_tie = near_tie_of(str(getattr(loaded, "dtype", "")))
     with contextlib.ExitStack() as kept:
         scoring = _Scoring(kept, loaded, engine, token_budget, score_mode, output, resume, progress, clock)
         results = {}

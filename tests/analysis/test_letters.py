@@ -20,8 +20,8 @@ from wmdp_fast.analysis.rescoring import rescore
 from wmdp_fast.cli.show import lines
 from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.report.gather import gather
-from wmdp_fast.results.result import EvalResult, TaskResult
-from wmdp_fast.results.saved import from_evaluation
+from wmdp_fast.results import letters
+from wmdp_fast.results.result import EvalResult, TaskResult, from_evaluation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,8 +97,8 @@ def test_evaluate_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_many_tasks_are_told_of_together() -> None:
-    one = statistics.Collapse(letter="A", predicted=80, right=20, n=80)
-    notes = statistics.letter_notes({f"task_{i}": one for i in range(9)})
+    one = letters.Collapse(letter="A", predicted=80, right=20, n=80)
+    notes = letters.letter_notes({f"task_{i}": one for i in range(9)})
     assert notes[0].startswith("9 tasks (task_0, task_1, task_2 and 6 more) are answered with one letter (A) to more")
 
 
@@ -115,7 +115,7 @@ def test_many_tasks_are_told_of_together() -> None:
     ],
 )
 def test_when_one_letter_is_told_of(predicted: list[int], gold: list[int], told: bool) -> None:
-    found = statistics.collapse(np.array(predicted), np.array(gold))
+    found = letters.collapse(np.array(predicted), np.array(gold))
     assert (found is not None) == told
 
 

@@ -395,7 +395,7 @@ def evaluate_calls(monkeypatch):
         calls.append((model, options))
         return Result()
 
-    monkeypatch.setattr(wmdp_fast, "evaluate", evaluate)
+    monkeypatch.setattr("wmdp_fast.evaluation.evaluate", evaluate)
     return calls
 
 

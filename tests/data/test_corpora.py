@@ -13,9 +13,10 @@ import pytest
 from tests.reference import corpus as reference
 from tests.support import tokenizers_zoo
 from tests.support.hub_stand_in import Hub, running
-from wmdp_fast.data.corpora import CORPORA, find_corpus, load_corpus
+from wmdp_fast.data.corpora import CORPORA, find_corpus
 from wmdp_fast.exceptions import DatasetError, DataUnavailableError
-from wmdp_fast.prompts.prepare import load_tokenizer
+from wmdp_fast.prompts.documents import load_corpus
+from wmdp_fast.prompts.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

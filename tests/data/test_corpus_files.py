@@ -24,7 +24,7 @@ from tests.support import tokenizers_zoo
 from tests.support.damage import cut, delete, flip
 from wmdp_fast._rust import EncodedCorpus, read_documents
 from wmdp_fast.exceptions import DatasetError
-from wmdp_fast.prompts.prepare import load_tokenizer
+from wmdp_fast.prompts.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,9 +11,9 @@ import torch
 
 import wmdp_fast as wf
 from wmdp_fast import demo
-from wmdp_fast.data.corpora import CorpusTokens
 from wmdp_fast.demo.unlearning import demo_config, retain_texts
 from wmdp_fast.demo.world import DOMAINS
+from wmdp_fast.prompts.documents import CorpusTokens
 
 CHANCE = 0.25
 SEEDS = range(5)

@@ -16,10 +16,10 @@ import wmdp_fast
 from tests.support import tiny_models
 from tests.support import unlearning_runs as runs
 from wmdp_fast._rust import Requests
-from wmdp_fast.data.corpora import CorpusTokens
 from wmdp_fast.exceptions import ModelError, TokenizerError
 from wmdp_fast.models.load import wrap_model
-from wmdp_fast.prompts.prepare import load_tokenizer
+from wmdp_fast.prompts.documents import CorpusTokens
+from wmdp_fast.prompts.tokenizer import load_tokenizer
 from wmdp_fast.scoring.trie import score
 from wmdp_fast.unlearning.rmu.config import RMUConfig
 from wmdp_fast.unlearning.rmu.profile import profile_layers

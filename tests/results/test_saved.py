@@ -16,7 +16,8 @@ from tests.support import saved_runs
 from tests.support.damage import cut, delete, flip
 from wmdp_fast._rust import read_samples
 from wmdp_fast.exceptions import DatasetError
-from wmdp_fast.results.saved import SavedGroup, SavedTask, from_evaluation, read_results
+from wmdp_fast.results.result import from_evaluation
+from wmdp_fast.results.saved import SavedGroup, SavedTask, read_results
 
 if TYPE_CHECKING:
     from pathlib import Path

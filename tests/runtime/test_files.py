@@ -55,9 +55,9 @@ def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path: Path) -> None:
 # Commands whose page or report is long enough not to fit; what they measure is made up.
 COMMANDS = {
     "sweep": """
-import wmdp_fast
 from tests.support import sweep_examples
-wmdp_fast.sweep = lambda *_, **__: sweep_examples.result()
+from wmdp_fast.unlearning.sweep import sweep as module
+module.sweep = lambda *_, **__: sweep_examples.result()
 arguments = ["sweep", "M", "--forget", "f", "--retain", "r", "--forget-tasks", "a", "--retain-tasks", "b",
              "--output", "O", "--html", sys.argv[1]]
 """,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,8 +13,11 @@ import pytest
 from tests.results.test_results import SIZES, eval_result
 from wmdp_fast.analysis.comparison import compare
 from wmdp_fast.exceptions import WmdpFastError
-from wmdp_fast.results.saved import SavedResults, from_evaluation
+from wmdp_fast.results.result import from_evaluation
 from wmdp_fast.runtime.tables import aligned, html_table
+
+if TYPE_CHECKING:
+    from wmdp_fast.results.saved import SavedResults
 
 
 class Cells(HTMLParser):

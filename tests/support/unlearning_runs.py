@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import wmdp_fast as wf
-from wmdp_fast.data.corpora import CorpusTokens
+from wmdp_fast.prompts.documents import CorpusTokens
 
 if TYPE_CHECKING:
     from pathlib import Path

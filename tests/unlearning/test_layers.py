@@ -16,8 +16,8 @@ from tests.reference import layers as reference
 from tests.support import tiny_models
 from wmdp_fast import demo
 from wmdp_fast.cli import main
-from wmdp_fast.data.corpora import CorpusTokens
 from wmdp_fast.exceptions import ModelError
+from wmdp_fast.prompts.documents import CorpusTokens
 from wmdp_fast.unlearning.rmu.profile import LayerProfile, profile_layers, separability, suggest
 
 

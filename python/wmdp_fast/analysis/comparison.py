@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from wmdp_fast import _rust
-from wmdp_fast.analysis.statistics import Letters, correct_answers, letter_notes, letters_of, share
+from wmdp_fast.analysis.statistics import Letters, correct_answers, letters_of, share
+from wmdp_fast.results.letters import letter_notes
 from wmdp_fast.results.perplexity import METRICS, change
-from wmdp_fast.results.saved import SavedGroup, SavedResults, SavedTask, from_evaluation, read_runs
+from wmdp_fast.results.result import from_evaluation
+from wmdp_fast.results.saved import SavedGroup, SavedResults, SavedTask, read_runs
 from wmdp_fast.runtime.tables import frame, html_table, number_text
 
 if TYPE_CHECKING:

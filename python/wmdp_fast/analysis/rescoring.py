@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast import _rust
-from wmdp_fast.analysis.statistics import (
-    RECOMPUTABLE,
-    Description,
-    correct_answers,
-    describe_group,
-    describe_task,
-    near_tie_margin,
-)
+from wmdp_fast.analysis.statistics import Description, correct_answers, describe_group, describe_task, near_tie_margin
 from wmdp_fast.exceptions import DatasetError
-from wmdp_fast.results.saved import SAMPLES_NAME, SavedResults, SavedTask, find_results, read_results, samples_file
+from wmdp_fast.results.saved import (
+    RECOMPUTABLE,
+    SAMPLES_NAME,
+    SavedResults,
+    SavedTask,
+    find_results,
+    read_results,
+    samples_file,
+)
 
 if TYPE_CHECKING:
     import os

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wmdp_fast import _rust
+from wmdp_fast.results.letters import Collapse, collapse, letter_of
+from wmdp_fast.results.near_tie import near_tie_of
+from wmdp_fast.results.saved import RECOMPUTABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,18 +24,8 @@ if TYPE_CHECKING:
 
     from wmdp_fast.results.saved import SavedGroup, SavedResults, SavedTask
 
-# lm-eval's metrics that are 0 or 1 for a question and follow from its log-likelihoods.
-RECOMPUTABLE = ("acc", "acc_norm", "acc_bytes")
-
 # Bins of equal width for calibration, as Guo et al. 2017 have them.
 NUM_BINS = 15
-
-# One choice that is answered to more than this share of the questions says more about the model's letters than about
-# what it knows; of fewer questions than these it may be chance.
-COLLAPSED_SHARE = 0.9
-_COLLAPSED_LEAST = 10
-# More tasks than these are told of in one sentence.
-_COLLAPSES_TOLD = 3
 
 # Fewest questions over which a letter's mean log-likelihood is taken.
 _CENTERED_LEAST = 10
@@ -105,29 +98,6 @@ class LetterBias:
     def shares(self) -> tuple[float, ...]:
         """Share of predictions by letter."""
         return tuple(count / sum(self.predicted) for count in self.predicted)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Collapse:
-    """One choice that is answered to nearly all questions, whatever is asked.
-
-    Attributes:
-        letter: The choice's letter.
-        predicted: To how many questions it is the answer.
-        right: Of how many it is the right one.
-        n: Number of questions.
-    """
-
-    letter: str
-    predicted: int
-    right: int
-    n: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.letter} is answered to {self.predicted} of {self.n} questions, of {self.right} of which it is the"
-            " right choice: this accuracy tells how often that letter is right, not what the model knows"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,12 +247,9 @@ def near_tie_margin(results: SavedResults) -> float:
     It is the one recorded with the results; for those of lm-eval, this package's for the model's dtype, and that of
     float32 if no dtype was recorded.
     """
-    from wmdp_fast.evaluation import NEAR_TIE  # It loads the tasks, which nothing else here needs.
-
     if "near_tie" in results.extra:
         return float(results.extra["near_tie"])
-    dtype = str(results.settings.get("model_dtype") or "float32").removeprefix("torch.")
-    return NEAR_TIE.get(dtype, NEAR_TIE["float32"])
+    return near_tie_of(str(results.settings.get("model_dtype") or "float32"))
 
 
 def describe_task(task: SavedTask, *, near_tie: float, confidence: float = 0.95) -> Description:
@@ -412,24 +379,6 @@ def letters_of(tasks: Sequence[SavedTask], *, confidence: float = 0.95) -> Lette
     )
 
 
-def collapse(predicted: npt.NDArray[np.int64], gold: npt.NDArray[np.int64]) -> Collapse | None:
-    """The choice that is answered to more than 90 % of the questions (10 or more), if it is not right that often too.
-
-    Args:
-        predicted: The choice answered to each question, `[n]`.
-        gold: The right one, `[n]`.
-    """
-    n = len(predicted)
-    if n < _COLLAPSED_LEAST:
-        return None
-    most = int(np.bincount(predicted).argmax())
-    count, right = int((predicted == most).sum()), int((gold == most).sum())
-    # Where nearly all answers are the same letter, answering it is no sign of anything.
-    if count <= COLLAPSED_SHARE * n or right > COLLAPSED_SHARE * count:
-        return None
-    return Collapse(letter=_letter(most), predicted=count, right=right, n=n)
-
-
 def guessing_text(description: Description) -> str | None:
     """Whether answers can be told from guessing, in words, where accuracy alone says less than that; else None."""
     chance, rank = description.chance, description.letters.rank
@@ -442,19 +391,6 @@ def guessing_text(description: Description) -> str | None:
         f"the accuracy is that of guessing, but the right choices rank {where} than guessing would have them: it knows"
         " more than the accuracy says"
     )
-
-
-def letter_notes(found: Mapping[str, Collapse]) -> list[str]:
-    """One sentence for each task that is answered with one letter; of many tasks one for all."""
-    if len(found) <= _COLLAPSES_TOLD:
-        return [f"{name}: {one}" for name, one in found.items()]
-    letters = sorted({one.letter for one in found.values()})
-    several = ", ".join(list(found)[:_COLLAPSES_TOLD]) + f" and {len(found) - _COLLAPSES_TOLD} more"
-    return [
-        f"{len(found)} tasks ({several}) are answered with one letter ({', '.join(letters)}) to more than"
-        f" {COLLAPSED_SHARE:.0%} of their questions: their accuracies tell how often that letter is right, not what the"
-        " model knows"
-    ]
 
 
 # Log-likelihoods of questions with as many choices, less each letter's mean, `[n, k]`; and the right choices, `[n]`.
@@ -517,11 +453,6 @@ def rank_test(strata: Sequence[tuple[npt.NDArray[np.float64], npt.NDArray[np.int
     return RankTest(beats=seen / total, expected=expected / total, z=z, p=math.erfc(abs(z) / math.sqrt(2)))
 
 
-def _letter(choice: int) -> str:
-    """The letter of a choice; a number beyond Z."""
-    return chr(ord("A") + choice) if choice < 26 else str(choice + 1)
-
-
 def _letter_bias(
     predicted: npt.NDArray[np.int64], gold: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
 ) -> LetterBias | None:
@@ -531,7 +462,7 @@ def _letter_bias(
     chosen = np.bincount(predicted, minlength=num_choices).tolist()
     chi_square, p = _rust.chi_square_uniform(chosen)
     return LetterBias(
-        letters=tuple(map(_letter, range(num_choices))),
+        letters=tuple(map(letter_of, range(num_choices))),
         predicted=tuple(chosen),
         right=tuple(np.bincount(gold, minlength=num_choices).tolist()),
         chi_square=chi_square,

@@ -114,8 +114,9 @@ def _run_ours(job: Job) -> tuple[Outcome, NDArray[np.float64]]:
     phases = _Phases(job.started)
     import torch
 
-    from wmdp_fast.evaluation import NEAR_TIE
     from wmdp_fast.prompts import prepare
+    from wmdp_fast.prompts.tokenizer import load_tokenizer
+    from wmdp_fast.results.near_tie import NEAR_TIE
     from wmdp_fast.results.result import TaskResult
     from wmdp_fast.scoring.trie import score
 
@@ -129,7 +130,7 @@ def _run_ours(job: Job) -> tuple[Outcome, NDArray[np.float64]]:
         phases.end("read")
         prompts = [prepare.render(one) for one in read]
         phases.end("render")
-        encoder = prepare.load_tokenizer(loaded.tokenizer, prefix_token_id=loaded.prefix_token_id)
+        encoder = load_tokenizer(loaded.tokenizer, prefix_token_id=loaded.prefix_token_id)
         requests = encoder.encode_requests(prompts, loaded.max_length)
         phases.end("tokenize")
     else:

@@ -21,7 +21,7 @@ from wmdp_fast.bench.report import peak_gb
 if TYPE_CHECKING:
     import torch
 
-    from wmdp_fast.data.corpora import CorpusTokens
+    from wmdp_fast.prompts.documents import CorpusTokens
     from wmdp_fast.unlearning.rmu.config import Mode
 
 STEERING_COEFF = 6.5
@@ -99,8 +99,8 @@ def main(folder: Path) -> None:
     # So that the time of importing them is no contestant's.
     from transformers import AutoModel, AutoModelForCausalLM  # noqa: F401
 
-    from wmdp_fast import unlearn  # noqa: F401
     from wmdp_fast.models.load import parse_device
+    from wmdp_fast.unlearning.api import unlearn  # noqa: F401
 
     device = parse_device(job.device)
     outcome = Outcome(device=_name_of(device), threads=torch.get_num_threads())
@@ -126,7 +126,8 @@ def config_of(job: Job, num_layers: int | None = None) -> Any:
 
 def _run_ours(job: Job, device: torch.device, outcome: Outcome) -> None:
     """This package, by its public function."""
-    from wmdp_fast import RMUConfig, unlearn
+    from wmdp_fast.unlearning.api import unlearn
+    from wmdp_fast.unlearning.rmu.config import RMUConfig
 
     begun = time.perf_counter()
     model: Any = job.model
@@ -253,7 +254,7 @@ def _first_layers(job: Job, device: torch.device) -> Any:
 
 def _corpora(job: Job) -> tuple[CorpusTokens, CorpusTokens]:
     """Random documents of the same length, so that nothing is padding."""
-    from wmdp_fast.data.corpora import CorpusTokens
+    from wmdp_fast.prompts.documents import CorpusTokens
 
     rng = np.random.default_rng(0)
     count = job.steps * job.batch_size

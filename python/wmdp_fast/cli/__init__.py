@@ -15,7 +15,7 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, TextIO
 
-from wmdp_fast import __version__
+from wmdp_fast._rust import __version__
 from wmdp_fast.cli import failures, terminal
 from wmdp_fast.cli.habits import Parser, with_dashes
 from wmdp_fast.exceptions import WmdpFastWarning

@@ -8,13 +8,12 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-import wmdp_fast
 from wmdp_fast.cli.asking import add_selection, add_wording
 from wmdp_fast.cli.options import positive_number, whole_number, whole_number_or_auto
 from wmdp_fast.scoring.server import Server
 
 if TYPE_CHECKING:
-    from wmdp_fast import EvalResult
+    from wmdp_fast.results.result import EvalResult
 
 SUMMARY = "Score a model on tasks or question files."
 
@@ -170,7 +169,9 @@ def run(arguments: argparse.Namespace) -> int:
     if hasattr(arguments, "show_prompts"):
         return _show_prompts(arguments, options)
     model = _take_server(arguments, options) or arguments.model
-    result = wmdp_fast.evaluate(model, **options, progress=not arguments.quiet)
+    from wmdp_fast.evaluation import evaluate
+
+    result = evaluate(model, **options, progress=not arguments.quiet)
     report(result, as_json=arguments.json)
     if result.saved_to is not None and not arguments.quiet:
         print(f"results: {result.saved_to}", file=sys.stderr)
@@ -191,7 +192,9 @@ def _show_prompts(arguments: argparse.Namespace, options: dict[str, Any]) -> int
         )
     _take_server(arguments, options)
     asking = {name: value for name, value in options.items() if name not in _OF_SCORING}
-    found = wmdp_fast.rendered_prompts(arguments.model, count=arguments.show_prompts, **asking)
+    from wmdp_fast.rendered import rendered_prompts
+
+    found = rendered_prompts(arguments.model, count=arguments.show_prompts, **asking)
     print(prompts.as_json(found) if arguments.json else prompts.as_text(found))
     return 0
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from wmdp_fast import _rust
 from wmdp_fast.analysis.comparison import probability_text
 from wmdp_fast.analysis.rescoring import rescore
-from wmdp_fast.analysis.statistics import RECOMPUTABLE, guessing_text, letter_notes
+from wmdp_fast.analysis.statistics import guessing_text
 from wmdp_fast.cli.options import share
+from wmdp_fast.results.letters import letter_notes
 from wmdp_fast.results.perplexity import METRICS
-from wmdp_fast.results.saved import SavedTask, read_runs
+from wmdp_fast.results.saved import RECOMPUTABLE, SavedTask, read_runs
 from wmdp_fast.runtime.tables import number_text
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import wmdp_fast
 from wmdp_fast.cli.asking import add_selection, add_wording, asked
 from wmdp_fast.cli.options import whole_number
 from wmdp_fast.cli.rmu_options import add_corpora, add_method, add_training, one_or_more, settings
@@ -98,8 +97,11 @@ def run(arguments: argparse.Namespace) -> int:
         from wmdp_fast.report.sweep import check_installed
 
         check_installed()
+    from wmdp_fast.unlearning.rmu.config import RMUConfig
+    from wmdp_fast.unlearning.sweep.sweep import sweep
+
     given = vars(arguments)
-    result = wmdp_fast.sweep(
+    result = sweep(
         arguments.model,
         forget=arguments.forget,
         retain=arguments.retain,
@@ -107,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
         forget_tasks=arguments.forget_tasks,
         retain_tasks=arguments.retain_tasks,
         output=arguments.output,
-        config=wmdp_fast.RMUConfig(**settings(arguments, swept=_AXES)),
+        config=RMUConfig(**settings(arguments, swept=_AXES)),
         eval_options=asked(arguments),
         progress=not arguments.quiet,
         note=None if arguments.quiet else _note,
@@ -139,6 +141,7 @@ def _note(line: str) -> None:
 
 def _axis(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     """The argparse type of several values of a setting, or of a range."""
+    from wmdp_fast.unlearning.sweep.search_space import Range
 
     def parse_all(text: str) -> Any:
         try:
@@ -146,7 +149,7 @@ def _axis(parse: Callable[[str], Any]) -> Callable[[str], Any]:
             if dots:
                 automatic = low.startswith("auto:")
                 first, last = (float(end.removeprefix("auto:")) for end in (low, high))
-                return wmdp_fast.Range(first, last, automatic=automatic)
+                return Range(first, last, automatic=automatic)
             return [one_or_more([parse(part.strip()) for part in value.split("/")]) for value in text.split(",")]
         except ValueError:
             raise argparse.ArgumentTypeError(

@@ -7,7 +7,6 @@ import os
 import sys
 from typing import Any
 
-import wmdp_fast
 from wmdp_fast.cli.asking import add_selection, add_wording, asked
 from wmdp_fast.cli.options import whole_number
 from wmdp_fast.cli.rmu_options import add_corpora, add_method, add_training, settings
@@ -78,11 +77,14 @@ def run(arguments: argparse.Namespace) -> int:
         "cache_limit",
     )
     options: dict[str, Any] = {name: given[name] for name in (*passed, "report_to") if name in given}
-    result = wmdp_fast.unlearn(
+    from wmdp_fast.unlearning.api import unlearn
+    from wmdp_fast.unlearning.rmu.config import RMUConfig
+
+    result = unlearn(
         arguments.model,
         forget=arguments.forget,
         retain=arguments.retain,
-        config=wmdp_fast.RMUConfig(**settings(arguments)),
+        config=RMUConfig(**settings(arguments)),
         output=arguments.output,
         eval_options=asked(arguments),
         progress=not arguments.quiet,

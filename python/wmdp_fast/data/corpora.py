@@ -1,14 +1,4 @@
-"""Forget and retain corpora as tokens: from files, or from the public corpora by name.
-
-A file is read as its extension says, also with .gz or .zst behind it:
-
-    .jsonl     on a line an object with the text under `field`, or a string, which is the text
-    .parquet   the column `field`
-    .txt       the file is one document
-
-With `raw_lines` every line of a .jsonl or .txt file as it stands is a document, line end included. So the original RMU
-read every .jsonl corpus but the bio forget corpus, JSON syntax and all, and its published numbers come from such text.
-"""
+"""Forget and retain corpora: files, or public corpora by name. `prompts.documents` reads and tokenizes them."""
 
 from __future__ import annotations
 
@@ -17,47 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wmdp_fast._rust import Tokenizer
 from wmdp_fast.data.locate import locate
 from wmdp_fast.exceptions import DataUnavailableError
-from wmdp_fast.prompts.prepare import load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
-    import numpy as np
-    from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerBase
 
 _EXTENSIONS = tuple(kind + packed for kind in (".jsonl", ".parquet", ".txt") for packed in ("", ".gz", ".zst"))
 _EXTENSIONS_IN_WORDS = ".jsonl, .parquet or .txt, also with .gz or .zst behind"
-
-
-@dataclass(frozen=True, eq=False)
-class CorpusTokens:
-    """The documents of a corpus as token ids, in the corpus's order, each cut to the length that was asked for.
-
-    Attributes:
-        name: What the user called the corpus: a path or a name on the hub.
-        tokens: int64 [N], all documents' ids one after another, special tokens included.
-        offsets: int64 [documents + 1]; document i is `tokens[offsets[i]:offsets[i + 1]]`.
-        content_hash: SHA-256 over the texts read, for the record of a run.
-        revision: Commit of the dataset on the hub if the corpus is from there, else None.
-    """
-
-    name: str
-    tokens: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    content_hash: str
-    revision: str | None = None
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def document(self, index: int) -> NDArray[np.int64]:
-        """The ids of one document: int64 [length]."""
-        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
 
 @dataclass(frozen=True)
@@ -126,50 +85,6 @@ CORPORA: dict[str, HubCorpus] = {
 }
 
 
-def load_corpus(
-    spec: str | PathLike[str] | Sequence[str | PathLike[str]],
-    tokenizer: PreTrainedTokenizerBase | Tokenizer,
-    *,
-    max_length: int,
-    num_documents: int | None = None,
-    min_chars: int = 0,
-    raw_lines: bool = False,
-    field: str = "text",
-    data: str | PathLike[str] | None = None,
-    revision: str | None = None,
-    offline: bool | None = None,
-) -> CorpusTokens:
-    """Reads and tokenizes a corpus.
-
-    Reading ends with the last document that is wanted. Tokens are those that transformers gives with `truncation=True`:
-    the tokenizer's special tokens stay, too long a text loses its end.
-
-    Args:
-        spec: A name of `CORPORA`; else a file, a folder of files, or a list of files, which are read in that order (a
-            folder's by name). A name that is also a path means the corpus; write `./name` for the path.
-        tokenizer: A tokenizer of transformers backed by the library tokenizers, or this package's own.
-        max_length: Most tokens of a document, special tokens included.
-        num_documents: Most documents to read; None reads all.
-        min_chars: Documents of no more characters than this are left out.
-        raw_lines: Whether each line of a .jsonl or .txt file as it stands is a document.
-        field: Key or column that holds the text.
-        data: Folder to use in place of the hub for corpora by name, laid out as `wmdp_fast.data.locate` says.
-        revision: Commit, tag or branch of the hub's dataset in place of the pinned one.
-        offline: Whether to use only what is cached. None does as `HF_HUB_OFFLINE` says.
-
-    Raises:
-        DataUnavailableError: The corpus is missing, gated or out of reach; says what to do.
-        DatasetError: A file holds something else than documents, or there are none; names file, row and field.
-        TokenizerError: The tokenizer is of another kind, or fails on a text.
-        ValueError: `max_length` leaves no room for text, `num_documents` is 0, or the tokens take more than 4 GiB.
-    """
-    name, files, commit = find_corpus(spec, data=data, revision=revision, offline=offline)
-    encoded = _rust_tokenizer(tokenizer).encode_corpus(
-        list(files), max_length=max_length, field=field, raw_lines=raw_lines, min_chars=min_chars, limit=num_documents
-    )
-    return CorpusTokens(name, encoded.tokens, encoded.offsets, encoded.content_hash, commit)
-
-
 def find_corpus(
     spec: str | PathLike[str] | Sequence[str | PathLike[str]],
     *,
@@ -208,11 +123,3 @@ def _in_folder(folder: Path) -> list[Path]:
         for entry in folder.iterdir()
         if entry.name.lower().endswith(_EXTENSIONS) and not entry.name.startswith(".") and entry.is_file()
     )
-
-
-def _rust_tokenizer(tokenizer: PreTrainedTokenizerBase | Tokenizer) -> Tokenizer:
-    if isinstance(tokenizer, Tokenizer):
-        return tokenizer
-    # The token in front of a continuation without a context; a corpus has neither.
-    prefix = next((token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None), 0)
-    return load_tokenizer(tokenizer, prefix_token_id=prefix)

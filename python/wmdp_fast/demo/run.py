@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import wmdp_fast
 from wmdp_fast import demo
 from wmdp_fast.demo.world import DOMAINS
 
@@ -74,7 +73,9 @@ def run_demo(output: str | PathLike[str], *, progress: bool = True) -> DemoRun:
     retain.write_text("".join(json.dumps({"text": text}) + "\n" for text in retain_texts()), encoding="utf-8")
     before = evaluate_domains(demo.model_path(), progress=progress)
     before.save(folder / "before", log_samples=True)
-    unlearnt = wmdp_fast.unlearn(
+    from wmdp_fast.unlearning.api import unlearn
+
+    unlearnt = unlearn(
         demo.model_path(),
         forget=demo.corpus_path("forget"),
         retain=retain,
@@ -102,7 +103,9 @@ def evaluate_domains(model: Path, folder: Path = demo.FOLDER, *, progress: bool 
         One task a domain, named after its subject; tables say which domain it is.
     """
     domains: dict[str, demo.Domain] = {DOMAINS[domain].file_name: domain for domain in get_args(demo.Domain)}
-    result = wmdp_fast.evaluate(
+    from wmdp_fast.evaluation import evaluate
+
+    result = evaluate(
         model,
         tasks=[demo.questions_path(domain, folder) for domain in domains.values()],
         template="mmlu",
@@ -144,7 +147,9 @@ def _with_the_other_sentence(model: Path) -> dict[demo.Domain, float]:
 
 def _evaluate(model: Path, domains: Sequence[demo.Domain], **asked: Any) -> EvalResult:
     questions = [demo.questions_path(domain) for domain in domains]
-    return wmdp_fast.evaluate(model, tasks=questions, dtype="float32", progress=False, **asked)
+    from wmdp_fast.evaluation import evaluate
+
+    return evaluate(model, tasks=questions, dtype="float32", progress=False, **asked)
 
 
 _WAYS = {

@@ -37,7 +37,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedTokenizerFast
 
 from wmdp_fast import demo
-from wmdp_fast.cli.options import whole_number
 from wmdp_fast.demo import world
 from wmdp_fast.demo.run import evaluate_domains
 from wmdp_fast.demo.world import DOMAINS, EVERYDAY_SUBJECT, LETTERS, Question, World
@@ -341,8 +340,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--seed", type=int, metavar="N", default=world.SHIPPED_SEED, help="of world and weights (default %(default)s)"
     )
-    parser.add_argument("--steps", type=whole_number(least=1), metavar="N", default=STEPS, help="(default %(default)s)")
+    parser.add_argument("--steps", type=int, metavar="N", default=STEPS, help="(default %(default)s)")
     arguments = parser.parse_args(argv)
+    if arguments.steps < 1:
+        parser.error(f"--steps must be at least 1, not {arguments.steps}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     torch.manual_seed(arguments.seed)

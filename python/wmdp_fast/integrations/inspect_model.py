@@ -28,7 +28,8 @@ from wmdp_fast.exceptions import ModelError, TokenizerError
 from wmdp_fast.models.load import evaluation_mode, load_model
 from wmdp_fast.models.row_length import cuts_for, length_rules
 from wmdp_fast.models.threads import computing
-from wmdp_fast.prompts.prepare import load_tokenizer, plan
+from wmdp_fast.prompts.prepare import plan
+from wmdp_fast.prompts.tokenizer import load_tokenizer
 from wmdp_fast.scoring.padded import (
     all_logits,
     auto_token_budget,

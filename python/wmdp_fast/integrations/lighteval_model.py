@@ -21,7 +21,7 @@ from lighteval.utils.cache_management import SampleCache, cached
 
 from wmdp_fast._rust import Prompts, Requests
 from wmdp_fast.models.load import load_model
-from wmdp_fast.prompts.prepare import load_tokenizer
+from wmdp_fast.prompts.tokenizer import load_tokenizer
 from wmdp_fast.scoring.trie import score
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from wmdp_fast._rust import Prompts, Requests, Tokenizer
 from wmdp_fast.exceptions import TokenizerError, WmdpFastWarning
 from wmdp_fast.models.load import LoadedModel, wrap_model
-from wmdp_fast.prompts.prepare import load_tokenizer
+from wmdp_fast.prompts.tokenizer import load_tokenizer
 from wmdp_fast.scoring.scores import PartialScores
 from wmdp_fast.scoring.trie import score
 

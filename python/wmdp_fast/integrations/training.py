@@ -18,6 +18,7 @@ from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models.load import wrap_model
 from wmdp_fast.models.threads import only_user
 from wmdp_fast.prompts import prepare
+from wmdp_fast.prompts.tokenizer import load_tokenizer
 from wmdp_fast.results.result import GroupResult, TaskResult
 from wmdp_fast.scoring.trie import score
 from wmdp_fast.tasks.resolve import resolve
@@ -164,7 +165,7 @@ class QuestionSample:
 
     def _encoded(self, loaded: LoadedModel) -> Requests:
         if self._requests is None or self._requests.max_length != loaded.max_length:
-            encoder = prepare.load_tokenizer(self.tokenizer, prefix_token_id=loaded.prefix_token_id)
+            encoder = load_tokenizer(self.tokenizer, prefix_token_id=loaded.prefix_token_id)
             self._requests = encoder.encode_requests(self._prompts, loaded.max_length)
         return self._requests
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from wmdp_fast._rust import Requests
-    from wmdp_fast.data.corpora import CorpusTokens
+    from wmdp_fast.prompts.documents import CorpusTokens
 
 
 def num_embeddings(model: torch.nn.Module) -> int | None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from wmdp_fast import _rust
 from wmdp_fast.analysis.comparison import compare, section_of
-from wmdp_fast.analysis.statistics import SIGNIFICANT, Letters, correct_answers, letter_notes, letters_of, share
+from wmdp_fast.analysis.statistics import SIGNIFICANT, Letters, correct_answers, letters_of, share
 from wmdp_fast.exceptions import DatasetError
 from wmdp_fast.report.content import (
     HASH_LENGTH,
@@ -33,6 +33,7 @@ from wmdp_fast.report.content import (
     Standing,
     TaskQuestions,
 )
+from wmdp_fast.results.letters import letter_notes
 from wmdp_fast.results.saved import SavedGroup, SavedResults, SavedTask, sample_lines
 
 if TYPE_CHECKING:

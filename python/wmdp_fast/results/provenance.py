@@ -8,7 +8,7 @@ import os
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
-from wmdp_fast import __version__
+from wmdp_fast._rust import __version__
 from wmdp_fast.results.result import run_config
 from wmdp_fast.tasks.resolve import DOC_TO_TEXT
 

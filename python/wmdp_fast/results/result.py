@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wmdp_fast import _rust
-from wmdp_fast.analysis import statistics
+from wmdp_fast.results import letters
+from wmdp_fast.results.saved import SavedResults, saved_results
 from wmdp_fast.runtime import environment
 from wmdp_fast.runtime.files import write_whole
 from wmdp_fast.runtime.tables import aligned, html_table, number_text
@@ -30,9 +31,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
-    from wmdp_fast.analysis.statistics import Collapse
     from wmdp_fast.results.perplexity import TextResult
-    from wmdp_fast.results.saved import SavedResults
     from wmdp_fast.tasks.resolve import Group, Task
 
 # What lm-eval writes where a standard error is not defined.
@@ -141,9 +140,9 @@ class TaskResult:
         return tuple(np.unique(np.diff(self.outcome.choice_offsets)).tolist())
 
     @property
-    def collapse(self) -> Collapse | None:
+    def collapse(self) -> letters.Collapse | None:
         """The choice that is answered to more than 90 % of the questions, if there is one."""
-        return statistics.collapse(self.outcome.predicted, self.outcome.answers)
+        return letters.collapse(self.outcome.predicted, self.outcome.answers)
 
     @property
     def num_fewshot(self) -> int:
@@ -319,8 +318,6 @@ class EvalResult:
         return self._saved().samples_frame()
 
     def _saved(self) -> SavedResults:
-        from wmdp_fast.results.saved import from_evaluation  # It knows of this module.
-
         return from_evaluation(self)
 
     @property
@@ -370,7 +367,7 @@ class EvalResult:
     def letter_notes(self) -> list[str]:
         """What to be told of tasks to nearly all of whose questions one letter is answered; usually nothing."""
         found = {name: task.collapse for name, task in self.tasks.items()}
-        return statistics.letter_notes({name: collapse for name, collapse in found.items() if collapse is not None})
+        return letters.letter_notes({name: collapse for name, collapse in found.items() if collapse is not None})
 
     def to_json(self, task_hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
         """The results file's contents: lm-eval's keys in lm-eval's order, then `wmdp_fast`.
@@ -599,6 +596,22 @@ class EvalResult:
             if below:
                 found[name] = below
         return found | {name: dict.fromkeys(text.metrics, False) for name, text in self.texts.items()}
+
+
+def from_evaluation(result: EvalResult) -> SavedResults:
+    """An evaluation of this process as `read_results` would read it after `result.save(..., log_samples=True)`."""
+    return saved_results(
+        json.loads(json.dumps(result.to_json(), default=str)),
+        None,
+        1,
+        lambda name: (
+            result.texts[name].documents
+            if name in result.texts
+            else _rust.Samples.from_outcome(
+                result.tasks[name].questions, result.tasks[name].prompts, result.tasks[name].outcome
+            )
+        ),
+    )
 
 
 def run_config(

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wmdp_fast import _rust
-from wmdp_fast.analysis.statistics import RECOMPUTABLE
 from wmdp_fast.exceptions import DatasetError
 from wmdp_fast.results.checks import metric_number, read_results_file
 from wmdp_fast.results.perplexity import Documents, read_documents_samples
@@ -28,7 +27,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
-    from wmdp_fast.results.result import EvalResult
+
+# lm-eval's metrics that are 0 or 1 for a question and follow from its log-likelihoods.
+RECOMPUTABLE = ("acc", "acc_norm", "acc_bytes")
 
 # `results_2026-11-24T15-00-00.123456.json`, or with another first part where the output path was a `.json` name.
 _RESULTS_NAME = re.compile(r"(?P<stem>.+)_(?P<time>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(\.\d+)?)\.json")
@@ -280,7 +281,7 @@ def read_results(path: str | os.PathLike[str], *, samples: bool = True) -> Saved
     """
     file, count = find_results(path)
     raw = read_results_file(file)
-    return _saved(raw, file, count, lambda task: _samples_beside(file, task, raw) if samples else None)
+    return saved_results(raw, file, count, lambda task: _samples_beside(file, task, raw) if samples else None)
 
 
 def read_runs(path: str | os.PathLike[str]) -> list[SavedResults]:
@@ -302,22 +303,6 @@ def read_runs(path: str | os.PathLike[str]) -> list[SavedResults]:
     homes = _homes(given, levels=2)
     read = [replace(read_results(files[-1]), newest_of=len(files)) for _, files in sorted(homes.items())]
     return sorted(read, key=lambda one: one.raw.get("date") or 0)
-
-
-def from_evaluation(result: EvalResult) -> SavedResults:
-    """An evaluation of this process as `read_results` would read it after `result.save(..., log_samples=True)`."""
-    return _saved(
-        json.loads(json.dumps(result.to_json(), default=str)),
-        None,
-        1,
-        lambda name: (
-            result.texts[name].documents
-            if name in result.texts
-            else _rust.Samples.from_outcome(
-                result.tasks[name].questions, result.tasks[name].prompts, result.tasks[name].outcome
-            )
-        ),
-    )
 
 
 def find_results(path: str | os.PathLike[str]) -> tuple[Path, int]:
@@ -445,9 +430,17 @@ def _samples_beside(results: Path, task: str, raw: Mapping[str, Any]) -> _rust.S
     return _rust.read_samples(path, delimiter=delimiter)
 
 
-def _saved(
+def saved_results(
     raw: dict[str, Any], file: Path | None, count: int, samples_of: Callable[[str], _rust.Samples | Documents | None]
 ) -> SavedResults:
+    """A results file's content as an object.
+
+    Args:
+        raw: The file's JSON, checked.
+        file: The file; None for an evaluation of this process.
+        count: How many results there are where it lies.
+        samples_of: From the name of a task or a text to its samples or documents, or None if there are none.
+    """
     where = "results" if file is None else str(file)
     extra = raw.get("wmdp_fast") or {}
     below = {name: tuple(children) for name, children in (raw.get("group_subtasks") or {}).items() if children}

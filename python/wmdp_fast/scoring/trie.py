@@ -19,7 +19,8 @@ import torch
 
 from wmdp_fast._rust import Requests, Trie
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
-from wmdp_fast.models.attention.packed import Carried, Layout, NotPackableError, packed_attention, packed_batch
+from wmdp_fast.models.attention.layout import Layout
+from wmdp_fast.models.attention.packed import Carried, NotPackableError, packed_attention, packed_batch
 from wmdp_fast.models.attention.requirements import left_out
 from wmdp_fast.models.fused import fused_parts
 from wmdp_fast.models.fused.compiled import compiled_parts

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from wmdp_fast import __version__
+from wmdp_fast._rust import __version__
 from wmdp_fast.checkpoints import tensor_file
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.runtime import environment

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.checkpoints import checkpoint
-from wmdp_fast.data.corpora import CorpusTokens
 from wmdp_fast.evaluation import PhaseClock
 from wmdp_fast.exceptions import WmdpFastWarning
+from wmdp_fast.prompts.documents import CorpusTokens
 from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.unlearning import evaluations, preflight, stopping
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from wmdp_fast.unlearning.source import Corpus
+    from wmdp_fast.prompts.documents import Corpus
     from wmdp_fast.unlearning.trainer import UnlearnResult
 
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from wmdp_fast.models.attention.packed import Layout
+from wmdp_fast.models.attention.layout import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
 
     from torch import Tensor
 
-    from wmdp_fast.data.corpora import CorpusTokens
+    from wmdp_fast.prompts.documents import CorpusTokens
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmdp_fast._rust import read_documents
-from wmdp_fast.data.corpora import CorpusTokens, find_corpus
+from wmdp_fast.data.corpora import find_corpus
+from wmdp_fast.prompts.documents import CorpusTokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

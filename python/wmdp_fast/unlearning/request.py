@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from os import PathLike
 
+    from wmdp_fast.prompts.documents import Corpus
     from wmdp_fast.prompts.texts import Text
     from wmdp_fast.unlearning.rmu.config import RMUConfig, Topic
-    from wmdp_fast.unlearning.source import Corpus
     from wmdp_fast.unlearning.stopping import Condition
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.checkpoints import checkpoint
-from wmdp_fast.data.corpora import CorpusTokens
 from wmdp_fast.models.partial import Decoder, decoder_of, load_first_layers
+from wmdp_fast.prompts.documents import Corpus, CorpusTokens
 from wmdp_fast.unlearning.batches import num_batches
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from wmdp_fast.unlearning.request import Request
     from wmdp_fast.unlearning.rmu.config import RMUConfig
-
-# A corpus as a user names it: a file or a name that `load_corpus` knows, or its tokens.
-Corpus = str | os.PathLike[str] | CorpusTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,11 +224,11 @@ def _load(
     *,
     raw_lines: bool,
 ) -> CorpusTokens:
-    from wmdp_fast.data import corpora
+    from wmdp_fast.prompts.documents import load_corpus
 
     if tokenizer is None:
         raise ValueError(f"{name} has no tokenizer, so the corpus {corpus} cannot be read; pass tokenizer=...")
-    read: CorpusTokens = corpora.load_corpus(
+    read: CorpusTokens = load_corpus(
         os.fspath(corpus),
         tokenizer,
         max_length=max_length,

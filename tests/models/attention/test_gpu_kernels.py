@@ -18,11 +18,11 @@ from tests.conftest import CHECKOUT
 from tests.models.attention.test_packed_attention import layout_of, tries
 from tests.reference import trie as reference
 from tests.support import tiny_models
-from wmdp_fast.models.attention.packed import Layout
+from wmdp_fast.models.attention.layout import Layout
 
 pytest.importorskip("triton")
 
-from wmdp_fast.models.attention import gpu_forward
+from wmdp_fast.models.attention import gpu, gpu_forward
 from wmdp_fast.models.fused import gates
 from wmdp_fast.models.fused import gpu_kernels as gpu_parts
 
@@ -69,7 +69,7 @@ def test_attention_is_dense_attention(dtype, rows, budget, heads, window, softca
         query = drawn(tokens, heads[0], sizes[0]).transpose(0, 1)
         own = [drawn(tokens, heads[1], size).transpose(0, 1) for size in sizes]
         runs = [*carried, (own[0], own[1])]
-        found = gpu_forward.attend_on_gpu(query, runs, layout_of(batch), window=window, **options)
+        found = gpu.attend_on_gpu(query, runs, layout_of(batch), window=window, **options)
         keys, values = (torch.cat(parts, dim=1) for parts in zip(*runs, strict=True))
         seen = reference.visible(batch.segments, batch.num_carried, window)
         arguments = [tensor.float().cpu() for tensor in (query, keys, values)]
@@ -104,7 +104,7 @@ def test_its_gradient_is_that_of_dense_attention(dtype, rows, heads, window, sof
     mine = [tensor.to(DEVICE).requires_grad_() for tensor in tensors]
     sinks = mine[3] if with_sinks else None
     layout = layout_of(batch)
-    out = gpu_forward.attend_on_gpu(mine[0], [(mine[1], mine[2])], layout, window=window, sinks=sinks, **options)
+    out = gpu.attend_on_gpu(mine[0], [(mine[1], mine[2])], layout, window=window, sinks=sinks, **options)
     found = torch.autograd.grad((out.float() * weights.float().to(DEVICE)).sum(), mine)
 
     theirs = [tensor.float().requires_grad_() for tensor in tensors]
@@ -122,7 +122,7 @@ def test_there_is_no_gradient_through_what_was_carried_over() -> None:
     runs = [(torch.randn(1, n, 16, device=DEVICE), torch.randn(1, n, 16, device=DEVICE)) for n in (2, 3)]
     layout = Layout(np.arange(2, 5), 2, np.array([[0, 2, 5, 0], [2, 5, 5, 2]]), np.zeros((0, 2), dtype=np.int64))
     with pytest.raises(ValueError, match="carried over has no gradient"):
-        gpu_forward.attend_on_gpu(query, runs, layout, scale=1.0)
+        gpu.attend_on_gpu(query, runs, layout, scale=1.0)
 
 
 @settings(max_examples=200, deadline=None)

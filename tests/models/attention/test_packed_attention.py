@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.reference import trie as reference
 from wmdp_fast import _rust
 from wmdp_fast.models.attention.cpu import attend_on_cpu
+from wmdp_fast.models.attention.layout import Layout
 from wmdp_fast.models.attention.packed import (
     Carried,
-    Layout,
     NotPackableError,
     PackedMask,
     attend,

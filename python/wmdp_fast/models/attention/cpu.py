@@ -1,4 +1,4 @@
-"""Attention over a packed token trie on a CPU: the kernel in Rust (`rust/core/src/kernels/attention`), with its gradient."""
+"""Attention over a packed token trie on a CPU: the kernel of `rust/core/src/kernels/attention`, with its gradient."""
 
 from __future__ import annotations
 

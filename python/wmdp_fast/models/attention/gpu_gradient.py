@@ -1,4 +1,4 @@
-"""The gradient of `gpu_attention`, as FlashAttention has it: weights are computed again from the softmax's sums."""
+"""The gradient of `gpu_forward`, as FlashAttention has it: weights are computed again from the softmax's sums."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from wmdp_fast.models.attention.gpu_forward import (
 )
 
 if TYPE_CHECKING:
-    from wmdp_fast.models.attention.packed import Layout
+    from wmdp_fast.models.attention.layout import Layout
 
 
 class AttentionWithGradient(torch.autograd.Function):
-    """Attention as torch differentiates it; the arguments are those of `attend_on_gpu`."""
+    """Attention as torch differentiates it; the arguments are those of `gpu.attend_on_gpu`."""
 
     @staticmethod
     def forward(

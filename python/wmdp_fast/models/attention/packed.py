@@ -6,8 +6,8 @@ all of it::
 
     token q sees token k  <=>  k <= q < subtree_end[k]
 
-No mask is built. One call of a kernel does a layer: on a CPU it is in Rust (`rust/core/src/kernels/attention`), on a GPU in
-Triton (`gpu_attention`). Keys and values of the segments that the next batch hangs below are carried over to it, so a
+No mask is built. One call of a kernel does a layer: on a CPU in Rust (`rust/core/src/kernels/attention`), on a GPU in
+Triton (`gpu_forward`). Keys and values of the segments that the next batch hangs below are carried over to it, so a
 prefix is run once however many batches it spans.
 
 Sliding windows (by position along the path), soft caps and attention sinks are exact. Whatever else a model asks of its
@@ -18,10 +18,9 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -32,7 +31,10 @@ from wmdp_fast.models.attention.cpu import attend_on_cpu
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
+
+    from wmdp_fast.models.attention.layout import Layout
 
     _KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -41,51 +43,6 @@ ATTENTION_NAME = "wmdp_fast_packed"
 
 class NotPackableError(ModelError):
     """A model asks something of its attention that a packed trie does not offer; the message says what."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the segments of a batch lie.
-
-    Attributes:
-        positions: int64 [T], the depth in tokens of each token of the batch.
-        num_carried: Tokens carried over from the batch before: one path of the trie, root first.
-        segments: int64 [S, 4], depth-first: first key, last key + 1, subtree's last key + 1, position of the first key.
-        keep: int64 [K, 2], runs of keys (first, last + 1) that the next batch wants carried over: one path, root first.
-    """
-
-    positions: NDArray[np.int64]
-    num_carried: int
-    segments: NDArray[np.int64]
-    keep: NDArray[np.int64]
-    _on_device: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    @classmethod
-    def of_documents(cls, lengths: Sequence[int]) -> Layout:
-        """Documents of at least one token, one behind the other, none of which sees anything of another."""
-        ends = np.cumsum(lengths, dtype=np.int64)
-        starts = ends - np.asarray(lengths, dtype=np.int64)
-        return cls(
-            positions=np.concatenate([np.arange(length, dtype=np.int64) for length in lengths]),
-            num_carried=0,
-            segments=np.stack([starts, ends, ends, np.zeros_like(starts)], axis=1),
-            keep=np.zeros((0, 2), dtype=np.int64),
-        )
-
-    def on_device(
-        self, name: Any, arrays: Callable[[], Sequence[NDArray[Any]]], device: torch.device
-    ) -> tuple[torch.Tensor, ...]:
-        """Arrays made from this layout, as tensors on a device; made and brought there once for all that ask by name.
-
-        To a GPU they go by copies that nobody waits for, which takes pinned memory.
-        """
-        found = self._on_device.get((name, device))
-        if found is None:
-            tensors = [torch.from_numpy(array) for array in arrays()]
-            if device.type == "cuda":
-                tensors = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
-            found = self._on_device[name, device] = tuple(tensors)
-        return cast("tuple[torch.Tensor, ...]", found)
 
 
 class Carried:
@@ -281,7 +238,7 @@ def _kernel_for(device: torch.device) -> Callable[..., torch.Tensor]:
     if device.type != "cuda":
         raise NotPackableError(f"there is no packed attention for devices of the kind {device.type}")
     # Slow to import, and of no use on a CPU.
-    from wmdp_fast.models.attention.gpu_forward import attend_on_gpu
+    from wmdp_fast.models.attention.gpu import attend_on_gpu
 
     return attend_on_gpu
 

@@ -22,8 +22,8 @@ from wmdp_fast.unlearning.parameters import pick
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wmdp_fast.data.corpora import CorpusTokens
     from wmdp_fast.models.load import LoadedModel
+    from wmdp_fast.prompts.documents import CorpusTokens
     from wmdp_fast.unlearning.rmu.config import RMUConfig
     from wmdp_fast.unlearning.rmu.effect import Effect
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from wmdp_fast.data.corpora import CorpusTokens, load_corpus
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models.load import LoadedModel, evaluation_mode, load_model
 from wmdp_fast.models.partial import decoder_of
 from wmdp_fast.models.row_length import cuts_for, length_rules
 from wmdp_fast.models.threads import computing
 from wmdp_fast.models.vocabulary import refuse_unknown_in_corpus
+from wmdp_fast.prompts.documents import CorpusTokens, load_corpus
 from wmdp_fast.unlearning.rmu.config import AUTO_FACTOR, RMUConfig
 from wmdp_fast.unlearning.rmu.pilot import STEPS, Trial
 from wmdp_fast.unlearning.rmu.pilot import pilot as run_pilots

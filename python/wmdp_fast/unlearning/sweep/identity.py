@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from wmdp_fast.data.corpora import CorpusTokens
+    from wmdp_fast.prompts.documents import CorpusTokens
     from wmdp_fast.prompts.texts import Text
     from wmdp_fast.unlearning.activation_cache import TrunkCache
     from wmdp_fast.unlearning.rmu.config import RMUConfig

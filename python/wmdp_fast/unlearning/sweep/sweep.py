@@ -25,9 +25,9 @@ import torch
 
 from wmdp_fast import _rust
 from wmdp_fast.checkpoints import checkpoint
-from wmdp_fast.data.corpora import CorpusTokens
 from wmdp_fast.evaluation import PhaseClock
 from wmdp_fast.exceptions import DivergedError, ModelError, TaskError, WmdpFastWarning
+from wmdp_fast.prompts.documents import CorpusTokens
 from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.unlearning import evaluations, preflight
@@ -52,9 +52,10 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from wmdp_fast.prompts.documents import Corpus
     from wmdp_fast.prompts.texts import Text
     from wmdp_fast.results.result import TaskResult
-    from wmdp_fast.unlearning.source import Corpora, Corpus, Source
+    from wmdp_fast.unlearning.source import Corpora, Source
 
 RUNS = "runs.jsonl"
 TRUNK = "trunk"
