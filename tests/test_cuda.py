@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.scoring.test_trie_scoring import some_requests
 from tests.support import tiny_models
 from tests.support import unlearning_runs as runs
-from tests.unlearning.test_packed_documents import CONFIG, assert_alike
+from tests.support.packed_documents import CONFIG, assert_alike
+from tests.support.tries import some_requests
 from wmdp_fast.models.load import LoadedModel, wrap_model
 from wmdp_fast.scoring import trie as trie_scoring
 from wmdp_fast.scoring.padded import score_padded

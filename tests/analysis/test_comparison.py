@@ -13,6 +13,7 @@ import pytest
 import wmdp_fast as wf
 from tests.reference import statistics as reference
 from tests.support import saved_runs
+from tests.support.saved_runs import changed
 from wmdp_fast import _rust, cli
 from wmdp_fast.analysis.comparison import Comparison, Contrast, Difference, compare, order_doubt, section_of
 from wmdp_fast.results.saved import SavedResults, read_results
@@ -218,21 +219,6 @@ def test_rows_say_where_shots_differ_and_what_is_to_be_forgotten(runs: dict[tupl
     assert row_of(contrast, "animals").caveat == "2-shot before, 0/2-shot after"
     assert row_of(contrast, "birds").caveat is None
     assert "fish (forget) (2-shot before, 0-shot after)" in comparison.table()
-
-
-def changed(
-    results: Path, folder: Path, task: str, change: Callable[[dict[str, Any]], None], *, every: bool = False
-) -> Path:
-    """A copy of a run, one line (or every line) of one task's samples changed."""
-    folder.mkdir()
-    for file in results.parent.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    samples = folder / f"samples_{task}_{results.stem.removeprefix('results_')}.jsonl"
-    lines = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
-    for line in lines if every else lines[1:2]:
-        change(line)
-    samples.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return folder
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import wmdp_fast as wf
-from tests.results.test_results import NEAR_TIE, eval_result, task_of
 from tests.support import tiny_models
+from tests.support.evaluations import NEAR_TIE, eval_result, task_of
 from wmdp_fast import cli, evaluation
 from wmdp_fast._rust import PromptTemplate, QuestionSet
 from wmdp_fast.analysis import statistics

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from tests.analysis.test_comparison import changed
 from tests.reference import statistics as reference
 from tests.support import saved_runs
+from tests.support.saved_runs import changed
 from wmdp_fast import cli
 from wmdp_fast.analysis.rescoring import rescore
 from wmdp_fast.cli.show import bar, plain_terminal

@@ -11,16 +11,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.support.report_examples import HOSTILE
+
 pytest.importorskip("matplotlib", reason="needs the extra `plots`")
 pytest.importorskip("jinja2", reason="needs the extra `plots`")
 
 from tests.support import report_examples
 from wmdp_fast.report import figures, page, svg
-
-HOSTILE = (
-    "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
-    "\"'`&amp;{{7*7}}{%x%}$\\frac{1}$ ]]><!-- \x00\x1b\ud800\n"
-)
 
 
 class Reader(HTMLParser):

@@ -17,8 +17,8 @@ pytest.importorskip("axe_playwright_python", reason="needs the extra `browser`")
 from axe_playwright_python.sync_playwright import Axe
 from playwright import sync_api
 
-from tests.report.test_report import HOSTILE
 from tests.support import report_examples, sweep_examples
+from tests.support.report_examples import HOSTILE
 from wmdp_fast.report import page as report_page
 from wmdp_fast.report.sweep import sweep_html
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from tests.results.test_results import SIZES, eval_result
 from tests.support import saved_runs
 from tests.support.damage import cut, delete, flip
+from tests.support.evaluations import SIZES, eval_result
 from wmdp_fast._rust import read_samples
 from wmdp_fast.exceptions import DatasetError
 from wmdp_fast.results.result import from_evaluation

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from tests.results.test_results import SIZES, eval_result
+from tests.support.evaluations import SIZES, eval_result
 from wmdp_fast.analysis.comparison import compare
 from wmdp_fast.exceptions import WmdpFastError
 from wmdp_fast.results.result import from_evaluation

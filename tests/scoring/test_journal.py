@@ -334,7 +334,7 @@ def test_a_killed_process_is_gone_on_with_to_the_last_bit(llama_dir: Path, birds
     for number, (when, how) in enumerate([("1", "7"), ("8", "20"), ("save", "0")]):
         code = textwrap.dedent(script).replace("int(when)", "(int(when) if when != 'save' else -1)")
         argv = [sys.executable, "-c", code, str(llama_dir), str(birds), str(tmp_path / str(number)), when, how]
-        processes.append(subprocess.Popen(argv, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE))
+        processes.append(subprocess.Popen(argv, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE))
     for number, process in enumerate(processes):
         _, error = process.communicate(timeout=240)
         assert process.returncode == -signal.SIGKILL, error.decode()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.support import tiny_models
+from tests.support.tries import STEM, some_requests
 from wmdp_fast import Requests
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models.attention import packed
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOKENS = st.lists(st.integers(1, 40), min_size=1, max_size=6)
-STEM = list(range(1, 20))
 
 
 @st.composite
@@ -39,11 +39,6 @@ def requests(draw: st.DrawFn) -> Requests:
     contexts = [draw(stems) + draw(TOKENS) for _ in range(draw(st.integers(1, 6)))]
     choices = [draw(st.lists(TOKENS, min_size=1, max_size=4)) for _ in contexts]
     return Requests.from_tokens(contexts, choices, max_length=24)
-
-
-def some_requests() -> Requests:
-    contexts = [[*STEM, n, 3] for n in range(20, 28)]
-    return Requests.from_tokens(contexts, [[[1], [2, 3], [2, 4, 5]]] * 8, max_length=128)
 
 
 @pytest.mark.parametrize("family", tiny_models.TRIE_FAMILIES)

@@ -178,3 +178,9 @@ def report(
         else None,
         statistics={label or "Intervals": label or "Wilson."},
     )
+
+
+HOSTILE = (
+    "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+    "\"'`&amp;{{7*7}}{%x%}$\\frac{1}$ ]]><!-- \x00\x1b\ud800\n"
+)

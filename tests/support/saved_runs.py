@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import random
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.results import test_results
-from tests.results.test_results import MODEL_INFO, TOKENIZER, eval_result, write_lm_eval_tasks
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+import random
+from typing import TYPE_CHECKING
+
+from tests.support import evaluations
+from tests.support.evaluations import MODEL_INFO, TOKENIZER, eval_result, write_lm_eval_tasks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,7 +80,7 @@ def lm_eval_run(folder: Path, model: str, *, num_fewshot: int = 0, limit: int | 
 def our_result(model: str, *, num_fewshot: int = 0, limit: int | None = None) -> Any:
     """The same evaluation by this package."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(test_results, "score", lambda *text: score(model, *text))
+        patch.setattr(evaluations, "score", lambda *text: score(model, *text))
         return eval_result(num_fewshot, limit, model_name=model)
 
 
@@ -81,3 +88,18 @@ def our_run(folder: Path, model: str, *, num_fewshot: int = 0, limit: int | None
     """Lets this package evaluate and save; returns the results file."""
     path: Path = our_result(model, num_fewshot=num_fewshot, limit=limit).save(folder, log_samples=True)
     return path
+
+
+def changed(
+    results: Path, folder: Path, task: str, change: Callable[[dict[str, Any]], None], *, every: bool = False
+) -> Path:
+    """A copy of a run, one line (or every line) of one task's samples changed."""
+    folder.mkdir()
+    for file in results.parent.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    samples = folder / f"samples_{task}_{results.stem.removeprefix('results_')}.jsonl"
+    lines = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    for line in lines if every else lines[1:2]:
+        change(line)
+    samples.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return folder

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import wmdp_fast as wf
 from wmdp_fast.prompts.documents import CorpusTokens
+from wmdp_fast.unlearning.rmu.config import RMUConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,3 +82,14 @@ def unlearn(model, config, **options):
         progress=False,
         **options,
     )
+
+
+CONFIG = RMUConfig(
+    layer_id=2,
+    steering_coeff=2.0,
+    alpha=50.0,
+    learning_rate=0.05,
+    batch_size=2,
+    max_steps=4,
+    max_length=30,
+)

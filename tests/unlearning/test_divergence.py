@@ -107,7 +107,7 @@ def test_a_base_without_numbers_is_named_and_not_the_settings(tmp_path, coeffici
 
 
 def test_in_a_sweep_it_is_one_failed_run_and_every_line_is_json(tmp_path):
-    from tests.unlearning.test_unlearning_evaluations import CONFIG
+    from tests.support.unlearning_runs import CONFIG
 
     result = sweep(tmp_path, over={"learning_rate": [1e38, 1e-3], "max_steps": [1, 3]}, config=CONFIG)
     failed = [run.failed is not None for run in result.runs]

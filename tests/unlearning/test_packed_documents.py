@@ -14,20 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaModel
 
 import wmdp_fast as wf
 from tests.support import unlearning_runs as runs
+from tests.support.packed_documents import CONFIG, assert_alike
 from wmdp_fast.unlearning.batches import packed_documents, padded_documents
-from wmdp_fast.unlearning.rmu.config import RMUConfig
 from wmdp_fast.unlearning.trainer import Run
 
-CONFIG = RMUConfig(
-    layer_id=2,
-    steering_coeff=2.0,
-    alpha=50.0,
-    learning_rate=1e-3,
-    batch_size=2,
-    max_steps=4,
-    max_length=30,
-    mode="masked",
-)
 CPU = torch.device("cpu")
 
 
@@ -53,17 +43,6 @@ def test_both_kinds_of_batches_hold_the_same_tokens(lengths: list[int], batch_si
         assert packed.layout.segments.tolist() == segments
         assert packed.key == padded.key
         assert packed.num_tokens == sum(sizes)
-
-
-def assert_alike(packed: wf.UnlearnResult, padded: wf.UnlearnResult) -> None:
-    """Two runs with `CONFIG` have the same losses and end with the same weights, one of them with fewer tokens."""
-    for mine, theirs in zip(packed.metrics, padded.metrics, strict=True):
-        assert mine["tokens"] < theirs["tokens"]
-        assert mine["forget_loss_masked"] == pytest.approx(theirs["forget_loss_masked"], rel=1e-3)
-        assert mine["retain_loss_masked"] == pytest.approx(theirs["retain_loss_masked"], rel=1e-2, abs=1e-4)
-    for name, tensor in padded.tensors.items():
-        # The optimizer makes a step of a gradient however small, so where one is near 0 its rounding shows.
-        assert float((packed.tensors[name] - tensor).abs().mean()) < 0.01 * 4 * CONFIG.learning_rate
 
 
 @pytest.mark.parametrize("family", runs.FAMILIES)

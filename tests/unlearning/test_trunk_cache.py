@@ -13,8 +13,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support import plain_rmu
 from tests.support import unlearning_runs as runs
-from tests.unlearning import test_unlearning_parity as parity
 from wmdp_fast import cli, demo
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models.partial import decoder_of
@@ -68,11 +68,11 @@ class Counting:
 def test_filled_and_read_it_gives_the_plain_algorithms_bits(tmp_path, family, dtype):
     folder = runs.saved_model(tmp_path, family, dtype)
     options = {"topics": 2, "layer_id": 3, "update": (2, 3), "steps": 6}
-    record, cold = parity.both(folder, **options, cache_trunk=tmp_path / "cache")
-    parity.assert_same(record, cold, folder)
+    record, cold = plain_rmu.both(folder, **options, cache_trunk=tmp_path / "cache")
+    plain_rmu.assert_same(record, cold, folder)
     written = {path: path.read_bytes() for path in cached_files(tmp_path / "cache")}
-    record, warm = parity.both(folder, **options, cache_trunk=tmp_path / "cache")
-    parity.assert_same(record, warm, folder)
+    record, warm = plain_rmu.both(folder, **options, cache_trunk=tmp_path / "cache")
+    plain_rmu.assert_same(record, warm, folder)
     # Three turns of two topics: three batches of each forget corpus and of the retain corpus, and that one's target.
     assert len(written) == 3 + 3 + 3 + 3
     assert {path: path.read_bytes() for path in cached_files(tmp_path / "cache")} == written

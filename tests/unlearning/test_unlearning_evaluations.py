@@ -11,20 +11,11 @@ import pytest
 import wmdp_fast as wf
 from tests.support import tokenizers_zoo
 from tests.support import unlearning_runs as runs
+from tests.support.unlearning_runs import CONFIG
 from wmdp_fast import cli
 from wmdp_fast.exceptions import ModelError, TaskError
 from wmdp_fast.prompts.texts import read_texts
-from wmdp_fast.unlearning.rmu.config import RMUConfig
 
-CONFIG = RMUConfig(
-    layer_id=2,
-    steering_coeff=2.0,
-    alpha=50.0,
-    learning_rate=0.05,
-    batch_size=2,
-    max_steps=4,
-    max_length=30,
-)
 CHAT = "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }}\n{% endfor %}<assistant>"
 
 

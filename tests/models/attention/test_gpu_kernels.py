@@ -15,9 +15,9 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from tests.conftest import CHECKOUT
-from tests.models.attention.test_packed_attention import layout_of, tries
 from tests.reference import trie as reference
 from tests.support import tiny_models
+from tests.support.tries import layout_of, tries
 from wmdp_fast.models.attention.layout import Layout
 
 pytest.importorskip("triton")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.reference import trie as reference
+from tests.support.tries import VOCABULARY, layout_of, tries
 from wmdp_fast import _rust
 from wmdp_fast.models.attention.cpu import attend_on_cpu
 from wmdp_fast.models.attention.layout import Layout
@@ -24,29 +25,6 @@ from wmdp_fast.models.attention.packed import (
     packed_attention,
     packed_batch,
 )
-
-VOCABULARY = 64
-
-
-def layout_of(batch: reference.Batch) -> Layout:
-    return Layout(
-        positions=np.array(batch.position_ids),
-        num_carried=batch.num_carried,
-        segments=np.array(batch.segments).reshape(-1, 4),
-        keep=np.array(batch.keep, dtype=np.int64).reshape(-1, 2),
-    )
-
-
-@st.composite
-def tries(draw: st.DrawFn, longest: int = 12) -> list[reference.Row]:
-    """Rows that share beginnings: each continues a random part of one drawn before."""
-    rows: list[tuple[int, ...]] = [()]
-    for _ in range(draw(st.integers(1, 7))):
-        parent = draw(st.sampled_from(rows))
-        kept = parent[: draw(st.integers(0, len(parent)))]
-        rows.append(kept + tuple(draw(st.lists(st.integers(1, VOCABULARY - 1), min_size=1, max_size=longest))))
-    return [reference.Row(row, ((len(row) - 1, 0, i),)) for i, row in enumerate(rows[1:])]
-
 
 budgets = st.sampled_from([3, 7, 16, 1000])
 
