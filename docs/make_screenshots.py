@@ -58,7 +58,7 @@ def make_report(after: Path | None) -> Path:
     """The report of the demo before and after, in the current folder."""
     # By their own names, after which the prompts name the subject: as the model was taught.
     questions = [shutil.copy(demo.questions_path(domain), demo.questions_path(domain).name) for domain in DOMAINS]
-    model, changed = Path("demo"), Path("demo-changed" if after is None else "demo-unlearnt")
+    model, changed = Path("demo"), Path("demo-changed" if after is None else "demo-unlearned")
     if not model.is_dir():
         shutil.copytree(demo.model_path(), model)
     if not changed.is_dir():
@@ -114,7 +114,7 @@ def photograph(report: Path) -> None:
 
 
 def save(picture: bytes, file: Path) -> None:
-    """Writes a picture with as many colours as fit the limit."""
+    """Writes a picture with as many colors as fit the limit."""
     from PIL import Image  # It comes with matplotlib.
 
     image = Image.open(io.BytesIO(picture)).convert("RGB")

@@ -47,7 +47,7 @@ def test_the_wheel_serves_every_python_from_3_11_and_is_small(wheel):
     assert wheel.stat().st_size < MAX_WHEEL_BYTES
 
 
-def test_the_wheel_holds_the_package_its_types_and_its_licence_and_nothing_else(wheel):
+def test_the_wheel_holds_the_package_its_types_and_its_license_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     report = ("report/page.html", "report/questions.js", "report/style.css")

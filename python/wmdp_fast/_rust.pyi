@@ -67,7 +67,7 @@ __all__ = [
 
 RELEASE_BUILD: Final[bool]
 """
-Whether this is an optimised build; benchmarks of any other are meaningless.
+Whether this is an optimized build; benchmarks of any other are meaningless.
 """
 
 __version__: Final[str]

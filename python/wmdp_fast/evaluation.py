@@ -442,7 +442,9 @@ def _kept_scores(
     folder = output_folder(output, name)
     journal = Journal.open(folder, identity, resume=resume)
     if warn and len(journal.choices) == 0:
-        warnings.warn(f"there is nothing to resume in {folder}: beginning anew", WmdpFastWarning, stacklevel=4)
+        warnings.warn(
+            f"there is nothing to resume in {folder}: starting from the beginning", WmdpFastWarning, stacklevel=4
+        )
     partial = PartialScores.resumed(number, journal)
     try:
         yield partial

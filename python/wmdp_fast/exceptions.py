@@ -74,7 +74,7 @@ class TaskError(WmdpFastError, ValueError):
 
 
 class JournalError(WmdpFastError):
-    """What an unfinished run has left cannot be gone on with; the message says why and what to do."""
+    """What an unfinished run has left cannot be resumed; the message says why and what to do."""
 
 
 class InternalError(WmdpFastError):

@@ -108,7 +108,7 @@ def test_other_prompts_are_not_compared_in_pairs(runs: dict[tuple[str, str], Pat
         assert row.p is row.p_holm is row.low is row.right_to_wrong is None
         assert row.why_unpaired
     assert row_of(contrast, "nature").why_unpaired == "3 of its 3 tasks cannot be compared in pairs"
-    assert "not compared in pairs: birds: the prompts of 9 of 9" in comparison.table()
+    assert "no paired statistics for birds: the prompts of 9 of 9" in comparison.table()
 
 
 @pytest.mark.parametrize("limited_first", [False, True])
@@ -145,7 +145,7 @@ def test_runs_that_share_no_question_are_not_compared_in_pairs(
 
     folder = changed(runs["wmdp-fast", "base"], tmp_path / "copy", "birds", renumbered, every=True)
     [contrast] = compare(runs["wmdp-fast", "base"], folder).contrasts
-    reason = "the runs asked 9 and 9 questions, none of them with the same number"
+    reason = "9 and 9 questions, none in common"
     assert row_of(contrast, "birds").why_unpaired == reason
 
 

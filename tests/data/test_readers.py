@@ -116,7 +116,7 @@ def as_lines(rows: list[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-LABELLED_ROWS = [
+LABELED_ROWS = [
     {"id": "1", "question": "q", "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "answerKey": "3"},
     {"id": "2", "question": "r", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "A"},
     {"id": None, "question": "s", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"},
@@ -134,7 +134,7 @@ FILES: dict[str, bytes] = {
     # Without Arrow's own schema, which other readers do not look at: damage to it would only stop pyarrow.
     "snappy.parquet": as_parquet(WITH_SUBJECT, store_schema=False),
     "lz4.parquet": as_parquet(WITH_SUBJECT, compression="lz4", use_dictionary=False, store_schema=False),
-    "brotli.parquet": as_parquet(LABELLED_ROWS, compression="brotli", store_schema=False),
+    "brotli.parquet": as_parquet(LABELED_ROWS, compression="brotli", store_schema=False),
     "delta.parquet": as_parquet(
         WITH_SUBJECT,
         use_dictionary=False,
@@ -145,7 +145,7 @@ FILES: dict[str, bytes] = {
         },
         store_schema=False,
     ),
-    "labelled.jsonl": as_lines(LABELLED_ROWS),
+    "labeled.jsonl": as_lines(LABELED_ROWS),
     "semicolons.csv": as_csv(PLAIN, ["question", "A", "B", "C", "D", "answer"], letters=True).replace(b",", b";"),
     "zstd.parquet": as_parquet(
         BIRDS[:2] + BIRDS[4:], compression="zstd", data_page_version="2.0", row_group_size=2, store_schema=False
@@ -635,7 +635,7 @@ def test_a_subject_that_is_no_text_is_a_column_like_others(tmp_path: Path) -> No
 
 
 # The well-known datasets' own layouts: ARC and CommonsenseQA, OpenBookQA, and a list of structures.
-LABELLED: dict[str, list[dict[str, Any]]] = {
+LABELED: dict[str, list[dict[str, Any]]] = {
     "arc": [
         {"id": "a", "question": "q", "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "answerKey": "3"},
         {"id": "b", "question": "r", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "A"},
@@ -654,7 +654,7 @@ LABELLED: dict[str, list[dict[str, Any]]] = {
     ("name", "answers"), [("arc", [2, 0]), ("openbookqa", [1]), ("structures", [1]), ("capitals", [1])]
 )
 def test_well_known_layouts_are_read(tmp_path: Path, name: str, answers: list[int]) -> None:
-    rows = LABELLED[name]
+    rows = LABELED[name]
     for path in (
         write(tmp_path, "a.jsonl", as_lines(rows)),
         write(tmp_path, "a.json", json.dumps(rows).encode()),

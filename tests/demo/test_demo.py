@@ -130,7 +130,7 @@ def test_demo_command_measures_unlearns_and_measures_again(demo_output):
     # How far it goes over several seeds is what `test_unlearning_demo` asks.
     assert after["forget"] < 0.40
     assert after["retain"] > 0.93
-    assert (folder / "unlearnt" / "model.safetensors").is_file()
+    assert (folder / "unlearned" / "model.safetensors").is_file()
     for about in DOMAINS.values():
         assert printed.count(f"{about.file_name} (") == 2
 
@@ -144,11 +144,11 @@ def test_the_demo_says_what_other_ways_of_asking_bring_back(demo_output):
     files = {domain: demo.questions_path(domain) for domain in DOMAINS}
     options = {"dtype": "float32", "progress": False}
     for found, asked in ((plain, {}), (examples, {"num_fewshot": 5})):
-        result = wmdp_fast.evaluate(folder / "unlearnt", tasks=list(files.values()), **asked, **options)
+        result = wmdp_fast.evaluate(folder / "unlearned", tasks=list(files.values()), **asked, **options)
         expected = [result[about.file_name]["acc"] for about in DOMAINS.values()]
         assert found == pytest.approx(expected, abs=0.005)
     sentence = f"The following are multiple choice questions (with answers) about {DOMAINS['forget'].subject}.\n\n"
-    result = wmdp_fast.evaluate(folder / "unlearnt", tasks=files["retain"], description=sentence, **options)
+    result = wmdp_fast.evaluate(folder / "unlearned", tasks=files["retain"], description=sentence, **options)
     assert other[1] == pytest.approx(result[DOMAINS["retain"].file_name]["acc"], abs=0.005)
     # Were it no longer so, the demo would have been mended, and its text should say something else.
     assert plain[0] - own[0] > 0.3
@@ -163,9 +163,9 @@ def run_otherwise(printed):
 
 
 def test_the_demo_run_has_a_good_verdict_by_its_activations(demo_output):
-    """Steered and kept: activations do not show that only one way of asking was unlearnt, accuracy does."""
+    """Steered and kept: activations do not show that only one way of asking was unlearned, accuracy does."""
     folder, _ = demo_output
-    record = json.loads((folder / "unlearnt" / "unlearn.json").read_text(encoding="utf-8"))
+    record = json.loads((folder / "unlearned" / "unlearn.json").read_text(encoding="utf-8"))
     assert record["verdict"] is None
     assert [one["forgetting"] for one in record["effects"]] == ["steered"]
 

@@ -67,12 +67,12 @@ def test_five_seeds_forget_one_domain_and_keep_the_other(tokenizer, record_prope
     corpora = {"forget": corpus(forget_texts(), tokenizer), "retain": corpus(retain_texts(), tokenizer)}
     after = {"forget": [], "retain": []}
     for seed in SEEDS:
-        unlearnt = model()
+        unlearned = model()
         config = wf.RMUConfig(**{**demo_config(seed).to_json(), "dtype": "auto"})
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            wf.unlearn(unlearnt, tokenizer=tokenizer, config=config, progress=False, **corpora)
-        for domain, share in accuracies(unlearnt, tokenizer).items():
+            wf.unlearn(unlearned, tokenizer=tokenizer, config=config, progress=False, **corpora)
+        for domain, share in accuracies(unlearned, tokenizer).items():
             after[domain].append(share)
     for domain, shares in after.items():
         text = f"{before[domain]:.3f} -> {np.mean(shares):.3f} ({min(shares):.3f} to {max(shares):.3f})"
@@ -96,12 +96,12 @@ def test_lm_eval_scores_the_saved_model_as_the_one_in_memory(tokenizer, tmp_path
         forget=demo.corpus_path("forget"),
         retain=demo.corpus_path("retain"),
         config=wf.RMUConfig(layer_id=2, max_steps=3, max_length=64, retain_max_length=64, learning_rate=1e-3),
-        output=tmp_path / "unlearnt",
+        output=tmp_path / "unlearned",
         progress=False,
     )
     asked = {"tasks": demo.questions_path("forget"), "template": "mmlu", "limit": 20}
     ours = wf.evaluate(model, tokenizer=tokenizer, progress=False, **asked)
-    theirs = run_lm_eval(str(tmp_path / "unlearnt"), model_args={"dtype": "float32", "batch_size": 4}, **asked)
+    theirs = run_lm_eval(str(tmp_path / "unlearned"), model_args={"dtype": "float32", "batch_size": 4}, **asked)
     base = run_lm_eval(str(demo.model_path()), model_args={"dtype": "float32", "batch_size": 4}, **asked)
     [name] = ours.tasks
     expected = np.ravel(theirs.loglikelihood[name])

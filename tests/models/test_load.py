@@ -258,7 +258,7 @@ def test_offline_the_message_says_how_to_get_the_model(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (GatedRepoError, "is gated: accept its licence at https://.*/owner/model and .* HF_TOKEN"),
+        (GatedRepoError, "is gated: accept its license at https://.*/owner/model and .* HF_TOKEN"),
         (RevisionNotFoundError, "has no revision v1: choose one of https://"),
         (RepositoryNotFoundError, "is no folder here, and not at https://.* check the name, and .* HF_TOKEN"),
     ],

@@ -265,8 +265,8 @@ def _unlearn(mode: str, forget: list[int], retain: list[int], name: str = "longr
 
 @pytest.mark.filterwarnings("ignore::wmdp_fast.exceptions.WmdpFastWarning")
 def test_masked_unlearning_lets_no_document_change_another() -> None:
-    unlearnt, _ = _unlearn("masked", [9, 12, 5, 7], [12, 3, 4, 5])
-    assert unlearnt.steps == 2
+    unlearned, _ = _unlearn("masked", [9, 12, 5, 7], [12, 3, 4, 5])
+    assert unlearned.steps == 2
     _unlearn("masked", [19, 13, 5, 7], [22, 23, 4, 5])
     with pytest.raises(ModelError, match=r"forget: one document of more than 12 tokens .* lower max_length to 12"):
         _unlearn("masked", [9, 13, 5, 7], [12, 3, 4, 5])

@@ -179,10 +179,10 @@ def take_labels(row: Row) -> None:
         row["extra"]["choices"] = choices
     row["choices"] = texts
     if labels is not None:
-        row["answer"] = labelled(row["answer"], texts, labels)
+        row["answer"] = labeled(row["answer"], texts, labels)
 
 
-def labelled(answer: Any, texts: Any, labels: Any) -> Any:
+def labeled(answer: Any, texts: Any, labels: Any) -> Any:
     """The answer as an index, if it is a label."""
     if not (isinstance(texts, list) and isinstance(labels, list) and all(isinstance(x, str) for x in texts + labels)):
         raise Unreadable("labels")

@@ -95,7 +95,7 @@ def test_figures_take_every_colour_from_the_page_and_are_told_in_words(full):
 
 
 def test_a_report_without_a_baseline_compares_nothing():
-    html = page.render(report_examples.report(compared=False, unlearnt=False))
+    html = page.render(report_examples.report(compared=False, unlearned=False))
     read = Reader(html)
     assert all(len(task["answers"]) == 1 for task in read.data["tasks"])
     assert "Subjects by accuracy" in html
@@ -109,9 +109,9 @@ def test_a_report_of_unlearning_says_what_it_does_not_guarantee(full):
 
 
 def test_text_of_questions_is_there_only_if_asked_for():
-    without = page.render(report_examples.report(unlearnt=False, groups=("wmdp",)))
+    without = page.render(report_examples.report(unlearned=False, groups=("wmdp",)))
     assert not any("texts" in task for task in Reader(without).data["tasks"])
-    with_text = Reader(page.render(report_examples.report(unlearnt=False, groups=("wmdp",), text="Is it a wren?")))
+    with_text = Reader(page.render(report_examples.report(unlearned=False, groups=("wmdp",), text="Is it a wren?")))
     assert with_text.data["tasks"][0]["texts"][0] == ["Is it a wren? 0", "Is it a wren?", "b", "c", "d"]
 
 
@@ -138,7 +138,7 @@ def test_names_and_texts_cannot_change_the_page(text):
 
 
 def test_the_same_report_is_the_same_file():
-    example = report_examples.report(unlearnt=False, groups=("wmdp",))
+    example = report_examples.report(unlearned=False, groups=("wmdp",))
     assert page.render(example) == page.render(example)
 
 

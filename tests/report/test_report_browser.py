@@ -52,7 +52,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("reports")
     reports = {
         "full": report_examples.report(),
-        "single": report_examples.report(compared=False, unlearnt=False, groups=("wmdp",)),
+        "single": report_examples.report(compared=False, unlearned=False, groups=("wmdp",)),
         "hostile": report_examples.report(label=HOSTILE, text=HOSTILE, groups=("wmdp",)),
     }
     made = {name: folder / f"{name}.html" for name in reports}
@@ -224,18 +224,18 @@ def test_hostile_texts_are_shown_and_found_as_text(browser, files):
 
 
 def test_dark_and_light_differ_and_figures_follow(browser, files):
-    colours = {}
+    colors = {}
     for scheme in ("light", "dark"):
         one = Opened(browser, files["full"], scheme=scheme)
-        colours[scheme] = one.page.evaluate(
+        colors[scheme] = one.page.evaluate(
             """() => [
                 getComputedStyle(document.body).backgroundColor,
                 getComputedStyle(document.querySelector("#calibration-0-heading ~ svg text")).fill,
             ]"""
         )
         one.context.close()
-    assert colours["light"] == ["rgb(255, 255, 255)", "rgb(27, 31, 36)"]
-    assert colours["dark"] == ["rgb(20, 23, 28)", "rgb(232, 234, 237)"]
+    assert colors["light"] == ["rgb(255, 255, 255)", "rgb(27, 31, 36)"]
+    assert colors["dark"] == ["rgb(20, 23, 28)", "rgb(232, 234, 237)"]
 
 
 def test_on_paper_it_is_light_without_controls_and_a_few_pages(browser, files):

@@ -255,7 +255,7 @@ def test_nested_records_are_flat_and_what_is_not_known_is_left_out():
 # An unlearning run's files.
 
 RECORD = {
-    "name": "unlearnt",
+    "name": "unlearned",
     "method": "rmu",
     "settings": {"layer_id": 7, "update_layer_ids": [5, 6, 7]},
     "steps": 2,
@@ -298,7 +298,7 @@ def test_a_run_becomes_curves_by_topic_and_tables_of_settings(tmp_path):
 
 def test_what_a_run_said_was_wrong_with_it_is_a_warning(folder, tmp_path):
     home = write_run(tmp_path / "run", [step(1)])
-    said = "this run unlearnt nothing: cosine 0.01. Raise the learning rate"
+    said = "this run unlearned nothing: cosine 0.01. Raise the learning rate"
     (home / "unlearn.json").write_text(json.dumps({**RECORD, "verdict": said}), encoding="utf-8")
     runs = [read_results(folder / name) for name in ("before", "after")]
     assert gather(runs, unlearning=read_run(home)).warnings[0] == f"unlearning: {said}."

@@ -225,11 +225,11 @@ class WrongPlaces(Wrapped):
 
 
 class Prompted(Wrapped):
-    """Puts two learnt tokens before the input, as prompt tuning does."""
+    """Puts two learned tokens before the input, as prompt tuning does."""
 
     def forward(self, input_ids: torch.Tensor, **arguments: Any) -> Any:
-        learnt = torch.tensor([[11, 12]]).expand(len(input_ids), -1)
-        return self.inner(torch.cat([learnt, input_ids], dim=1), **arguments)
+        learned = torch.tensor([[11, 12]]).expand(len(input_ids), -1)
+        return self.inner(torch.cat([learned, input_ids], dim=1), **arguments)
 
 
 class LooksAhead(Wrapped):

@@ -467,7 +467,7 @@ def test_a_journal_with_impossible_scores_is_not_gone_on_with(tmp_path: Path, mo
             earlier.setattr("wmdp_fast.scoring.journal._first_wrong", lambda _scores: None)
             journal.add(choices, np.array([-1.0, value]), greedy)
         journal.close()
-        with pytest.raises(JournalError, match=re.escape(f"{journal.path} cannot be gone on with: for choice 2")):
+        with pytest.raises(JournalError, match=re.escape(f"{journal.path} cannot be resumed: for choice 2")):
             Journal.open(folder, RUN, resume=True)
     fine = Journal.open(tmp_path, RUN, resume=False)
     fine.add(choices, np.array([-math.inf, 1e-6]), greedy)

@@ -101,7 +101,7 @@ def questions(rng: random.Random, task: str, count: int, *, compared: bool, text
 def report(
     *,
     compared: bool = True,
-    unlearnt: bool = True,
+    unlearned: bool = True,
     label: str | None = None,
     text: str | None = None,
     groups: tuple[str, ...] = ("wmdp", "mmlu"),
@@ -174,7 +174,7 @@ def report(
             ],
             records=records,
         )
-        if unlearnt
+        if unlearned
         else None,
         statistics={label or "Intervals": label or "Wilson."},
     )

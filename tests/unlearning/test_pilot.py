@@ -43,7 +43,7 @@ def test_the_command_of_a_pilot_does_what_the_pilot_did(tmp_path, capsys, monkey
     assert found["command"].endswith("--alpha 100 --learning-rate 0.001 --max-steps 40 --output OUTPUT")
     words = shlex.split(found["command"])
     assert cli.main([*words[1:-1], str(tmp_path / "out"), "--quiet"]) == 0
-    assert "unlearnt" not in capsys.readouterr().err
+    assert "unlearned" not in capsys.readouterr().err
     record = json.loads((tmp_path / "out" / "unlearn.json").read_text())
     assert record["verdict"] is None
     [effect] = record["effects"]

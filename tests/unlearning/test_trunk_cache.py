@@ -220,8 +220,8 @@ def of_another_program(path):
 
 
 def of_the_cache(caught):
-    """The warnings but for the one that few steps have unlearnt nothing."""
-    return [one for one in caught if "unlearnt" not in str(one.message)]
+    """The warnings but for the one that few steps have unlearned nothing."""
+    return [one for one in caught if "unlearned" not in str(one.message)]
 
 
 @pytest.mark.parametrize("spoil", [shortened, flipped, swapped, emptied, of_another_program])
@@ -241,7 +241,7 @@ def test_a_spoilt_entry_is_reported_computed_again_and_replaced(tmp_path, spoil)
     assert [path.read_bytes() for path in victims] == before
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message="this run unlearnt", category=WmdpFastWarning)
+        warnings.filterwarnings("ignore", message="this run unlearned", category=WmdpFastWarning)
         run(runs.model("llama"), cache_trunk=tmp_path / "cache")
 
 

@@ -1,4 +1,4 @@
-"""What is measured while a model is unlearnt: kept as `eval` keeps it, and asked in all the ways that `eval` knows."""
+"""What is measured while a model is unlearned: kept as `eval` keeps it, and asked in all the ways that `eval` knows."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def folder(tmp_path_factory):
     return made
 
 
-def unlearnt(folder, output, **options):
+def unlearned(folder, output, **options):
     return runs.unlearn(
         folder / "base", CONFIG, output=output, eval_tasks=str(folder / "birds_test.jsonl"), eval_every=2, **options
     )
 
 
 def test_every_evaluation_is_kept_as_eval_would_have_saved_it(folder, tmp_path):
-    result = unlearnt(folder, tmp_path / "out", eval_options={"template": "mmlu"})
+    result = unlearned(folder, tmp_path / "out", eval_options={"template": "mmlu"})
     home = tmp_path / "out" / "evaluations"
     assert sorted(path.name for path in home.iterdir()) == ["step-0", "step-2", "step-4"]
     for one in result.evaluations:
@@ -64,7 +64,7 @@ def test_every_evaluation_is_kept_as_eval_would_have_saved_it(folder, tmp_path):
 
 
 def test_without_samples_only_the_numbers_are_kept(folder, tmp_path):
-    unlearnt(folder, tmp_path / "out", eval_options={"template": "mmlu"}, log_samples=False)
+    unlearned(folder, tmp_path / "out", eval_options={"template": "mmlu"}, log_samples=False)
     assert not list(tmp_path.rglob("samples_*"))
     assert wf.read_results(tmp_path / "out" / "evaluations" / "step-4")["birds"].n == 12
 

@@ -155,7 +155,7 @@ def test_record_and_card_say_what_was_done(base, tmp_path):
     assert "base_model" not in card
     assert str(base) not in card
     assert "`base` after 4 steps" in card
-    assert card.index("unlearnt nothing") < card.index("has not been deleted") < card.index("## Changed tensors")
+    assert card.index("unlearned nothing") < card.index("has not been deleted") < card.index("## Changed tensors")
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows == result.metrics

@@ -339,7 +339,7 @@ def pair(before: SavedTask, after: SavedTask) -> Pairing | str:
         return "neither run has samples of it" if ours is theirs else "one of the runs has no samples of it"
     common, mine, other = np.intersect1d(ours.doc_ids, theirs.doc_ids, return_indices=True)
     if not len(common):
-        return f"the runs asked {len(ours)} and {len(theirs)} questions, none of them with the same number"
+        return f"{len(ours)} and {len(theirs)} questions, none in common"
     for what, hashes in (
         ("prompts", (ours.prompt_hashes, theirs.prompt_hashes)),
         ("answers", (ours.target_hashes, theirs.target_hashes)),
@@ -837,7 +837,7 @@ def _remarks(comparison: Comparison, contrast: Contrast) -> Iterator[str]:
         )
     for reason, tasks in contrast.unpaired.items():
         shown = ", ".join(tasks[:5]) + (f" and {len(tasks) - 5} more" if len(tasks) > 5 else "")
-        yield f"not compared in pairs: {shown}: {reason}"
+        yield f"no paired statistics for {shown}: {reason}"
     for name, (before, after) in contrast.settings.items():
         yield f"the runs differ in {name}: {before} and {after}"
     for which, names in (("before", contrast.only_before), ("after", contrast.only_after)):

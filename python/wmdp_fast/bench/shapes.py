@@ -1,7 +1,7 @@
 """Models of well-known shapes with random weights, and made-up questions of the lengths that benchmarks have.
 
 With these, speed can be measured on any machine without a download: it depends on shapes and lengths, not on what the
-weights have learnt or the questions ask.
+weights have learned or the questions ask.
 """
 
 from __future__ import annotations

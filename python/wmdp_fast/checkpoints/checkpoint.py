@@ -90,7 +90,7 @@ class Checkpoint:
             ModelError: One of them is not there.
         """
         if unknown := [name for name in names if name not in self.shards]:
-            raise ModelError(f"{self.folder} has no tensor {unknown[0]}; is it the checkpoint that was unlearnt?")
+            raise ModelError(f"{self.folder} has no tensor {unknown[0]}; is it the checkpoint that was unlearned?")
         headers = {shard: tensor_file.read_header(self.folder / shard) for shard in {self.shards[n] for n in names}}
         return {name: headers[self.shards[name]].places[name] for name in names}
 
@@ -223,10 +223,10 @@ def _replace_dtype(config: dict[str, Any], before: object, name: str) -> None:
 
 
 def apply_delta(base: str | os.PathLike[str], delta: str | os.PathLike[str], output: str | os.PathLike[str]) -> Path:
-    """Makes the unlearnt checkpoint from its base and the file of changed tensors.
+    """Makes the unlearned checkpoint from its base and the file of changed tensors.
 
     Args:
-        base: Folder of the checkpoint that was unlearnt.
+        base: Folder of the checkpoint that was unlearned.
         delta: `delta.safetensors`, or the folder with it; what else was recorded beside it is copied too.
         output: Folder to make. It appears when it is complete.
 

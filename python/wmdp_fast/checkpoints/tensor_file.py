@@ -69,7 +69,7 @@ def read_header(path: Path) -> Header:
     """Reads the table of a safetensors file.
 
     Raises:
-        ModelError: It is none, or its table does not fit its length.
+        ModelError: The file is not a safetensors file, or its table does not fit its length.
         OSError: It cannot be read.
     """
     from safetensors import SafetensorError, safe_open

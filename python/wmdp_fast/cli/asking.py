@@ -26,7 +26,9 @@ def add_selection(group: argparse._ArgumentGroup) -> None:
         help="commit, branch or tag of the dataset, in place of the pinned commit; of several, DATASET=REV,...",
     )
     group.add_argument("--subjects", metavar="NAMES", help="only these MMLU subjects, separated by commas")
-    group.add_argument("--limit", type=limit, metavar="N", help="only the first N questions of a task; below 1 a share")
+    group.add_argument(
+        "--limit", type=limit, metavar="N", help="only the first N questions of a task; values below 1 are a fraction"
+    )
     group.add_argument(
         "--num-fewshot", type=whole_number(least=0), metavar="N", help="examples before each question (default 0)"
     )
@@ -47,7 +49,9 @@ def add_wording(group: argparse._ArgumentGroup) -> None:
         help=f"for question files: `mmlu`, the name of another task, or a Jinja template; {HINT}",
     )
     group.add_argument(
-        "--choices", choices=("letters", "texts"), help="for question files: what the model answers with"
+        "--choices",
+        choices=("letters", "texts"),
+        help="for question files: score the choice letters or the full choice texts",
     )
     group.add_argument(
         "--description",

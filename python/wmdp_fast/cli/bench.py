@@ -96,7 +96,7 @@ def _add_eval(benchmarks: Any) -> None:
         type=whole_number_or_auto,
         default="auto",
         metavar="N",
-        help="most tokens in a batch (default auto)",
+        help="maximum tokens per batch (default auto)",
     )
     parser.add_argument("--engine", choices=("auto", "trie", "padded"), default="auto", help="default auto")
     parser.add_argument(

@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--forget", type=names, default=(), metavar="TASKS", help="tasks to count among the forget targets beside WMDP"
     )
-    parser.add_argument("--near", type=names, default=(), metavar="TASKS", help="the same for the near domains")
+    parser.add_argument("--near", type=names, default=(), metavar="TASKS", help='tasks to list under "near domains"')
     parser.add_argument(
-        "--confidence", type=share, default=0.95, metavar="C", help="how often intervals cover (default 0.95)"
+        "--confidence", type=share, default=0.95, metavar="C", help="confidence level of the intervals (default 0.95)"
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("results", "demo"),
         metavar="DIR",
-        help="save results, samples and the unlearnt model here (default %(default)s)",
+        help="save results, samples and the unlearned model here (default %(default)s)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
@@ -55,12 +55,12 @@ def _report(done: DemoRun) -> str:
 before unlearning
 {done.before}
 
-after {done.unlearnt.steps} steps of RMU
+after {done.unlearned.steps} steps of RMU
 {done.after}
 
 A model of {done.before.config["model_num_parameters"] / 1e6:.1f} million parameters answered {questions} four-choice \
-questions on a made-up world, unlearnt one half of it
-in {done.unlearnt.seconds["steps"]:.1f} s, and answered them again; both times together took {measured:.1f} s.
+questions on a made-up world, unlearned one half of it
+in {done.unlearned.seconds["steps"]:.1f} s, and answered them again; both times together took {measured:.1f} s.
 acc is the share it got right: it took the letter with the highest log-likelihood of the four. A guess is right in 0.25.
 It was asked in the words it was taught with: WMDP's, a sentence in front that names the subject (--template mmlu).
 Without that sentence its accuracy is another, before and after (docs/tour.md, docs/unlearn.md).
@@ -72,7 +72,7 @@ the same questions asked otherwise: share right, before -> after
 RMU suppresses knowledge, it does not delete it: fine-tuning or another way of asking can bring it back.
 
 {folder}/before   results, and every question with its prompt and four log-likelihoods
-{folder}/unlearnt the model afterwards, with its settings, losses and a model card
+{folder}/unlearned the model afterwards, with its settings, losses and a model card
 {folder}/after    its results
 
 Next:
@@ -98,7 +98,7 @@ def _meaning(done: DemoRun) -> str:
     if regained - own.after["forget"] < _SURPRISE and own.after["retain"] - lost < _SURPRISE:
         return "However it is asked, the answer is much the same."
     return f"""\
-So the first line flatters: much of what was unlearnt is the sentence, not the craft.
+So the first line flatters: much of what was unlearned is the sentence, not the craft.
 Asked with {easiest.way}, the model still gets {regained:.0%} right of what it should have forgotten;
 asked with {hardest.way}, it gets {lost:.0%} right of what it should have kept.
 A low score in one way of asking is no proof of forgetting: ask in several before you believe it."""
@@ -106,12 +106,12 @@ A low score in one way of asking is no proof of forgetting: ask in several befor
 
 def next_steps(folder: Path) -> str:
     """Commands to try after the demo, each with what it does on the line below."""
-    before, after, unlearnt = (shlex.quote(_short(folder / name)) for name in ("before", "after", "unlearnt"))
+    before, after, unlearned = (shlex.quote(_short(folder / name)) for name in ("before", "after", "unlearned"))
     again = [_short(demo.model_path()), "--tasks", _short(demo.questions_path("forget")), "--template", "mmlu"]
     return f"""\
   wmdp-fast compare {before} {after}
       what changed, question by question, and how sure that is
-  wmdp-fast report {before} {after} --unlearn {unlearnt} --output report.html
+  wmdp-fast report {before} {after} --unlearn {unlearned} --output report.html
       the same as one page for the browser (needs the extra `plots`)
   wmdp-fast eval {shlex.join(again)} --num-fewshot 5
       the original model on the domain to forget, after five answered examples

@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-length",
         type=whole_number(least=1),
         metavar="N",
-        help="most tokens at once, if not the model's limit",
+        help="maximum sequence length (default: the model's)",
     )
     model.add_argument("--trust-remote-code", action="store_true", help="let code that comes with the model run")
     model.add_argument(
@@ -98,7 +98,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder or hub name of another tokenizer than the model's own; with --engine openai, tokens are then sent",
     )
     model.add_argument(
-        "--token-budget", type=whole_number_or_auto, metavar="N", help="most tokens in a batch, or auto (default auto)"
+        "--token-budget",
+        type=whole_number_or_auto,
+        metavar="N",
+        help="maximum tokens per batch, or auto (default auto)",
     )
 
     server = parser.add_argument_group("a model that is served (--engine openai or vllm)")
@@ -111,7 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="environment variable that holds the key (default OPENAI_API_KEY, if there is one)",
     )
     server.add_argument(
-        "--concurrency", type=whole_number(least=1), metavar="N", help="most requests at once (default 32)"
+        "--concurrency", type=whole_number(least=1), metavar="N", help="maximum concurrent requests (default 32)"
     )
     server.add_argument(
         "--top-logprobs",

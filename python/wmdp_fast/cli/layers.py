@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     corpora.add_argument("--data", metavar="DIR", help="folder with the corpora, in place of the hub")
     corpora.add_argument("--field", metavar="NAME", help="key or column of the text (default text)")
     corpora.add_argument("--raw-lines", action="store_true", help="forget documents are the file's lines as they stand")
-    corpora.add_argument("--min-chars", type=whole_number(least=0), metavar="N", help="leave out documents up to N")
+    corpora.add_argument(
+        "--min-chars", type=whole_number(least=0), metavar="N", help="skip documents of N characters or fewer"
+    )
     corpora.add_argument(
         "--num-documents", type=whole_number(least=2), metavar="N", help="documents of each corpus (default 128)"
     )
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
     model.add_argument("--trust-remote-code", action="store_true", help="let code that comes with the model run")
     model.add_argument(
-        "--token-budget", type=whole_number(least=1), metavar="N", help="most tokens at once (default 4096)"
+        "--token-budget", type=whole_number(least=1), metavar="N", help="maximum tokens per batch (default 4096)"
     )
     parser.add_argument("--factor", type=float, metavar="X", help="coefficient in mean norms (default 5)")
     parser.add_argument(

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--near-tie", type=_nats, metavar="NATS", help="margin of a near-tie (default: recorded, else by the dtype)"
     )
     parser.add_argument(
-        "--confidence", type=share, default=0.95, metavar="C", help="how often intervals cover (default 0.95)"
+        "--confidence", type=share, default=0.95, metavar="C", help="confidence level of the intervals (default 0.95)"
     )
     parser.add_argument("--output", metavar="FILE", help="write the JSON to this file too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

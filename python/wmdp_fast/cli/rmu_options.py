@@ -16,7 +16,7 @@ _SETTINGS = (
 
 
 def add_corpora(parser: argparse.ArgumentParser) -> None:
-    """Adds what is unlearnt and what is kept."""
+    """Adds what is unlearned and what is kept."""
     corpora = parser.add_argument_group("corpora")
     corpora.add_argument(
         "--forget", required=True, action="append", metavar="CORPUS", help="what to unlearn; once for each topic"
@@ -28,7 +28,9 @@ def add_corpora(parser: argparse.ArgumentParser) -> None:
         "--data", metavar="DIR", help="folder with corpora and datasets that are given by name, in place of the hub"
     )
     corpora.add_argument("--field", metavar="KEY", help="key of the text in a record (default text)")
-    corpora.add_argument("--min-chars", type=whole_number(least=0), metavar="N", help="leave out texts up to N long")
+    corpora.add_argument(
+        "--min-chars", type=whole_number(least=0), metavar="N", help="skip documents of N characters or fewer"
+    )
     corpora.add_argument(
         "--max-length", type=_wholes, metavar="N,...", help="most tokens of a forget document, per topic"
     )
@@ -96,7 +98,7 @@ def add_training(parser: argparse.ArgumentParser, *, swept: bool = False) -> Non
     training.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
     training.add_argument("--revision", metavar="REV", help="commit, branch or tag of the model on the hub")
     training.add_argument(
-        "--cache-trunk", metavar="DIR", help="keep there what training does not change, for later epochs and runs"
+        "--cache-trunk", metavar="DIR", help="cache frozen activations in DIR, for later epochs and runs"
     )
     training.add_argument("--cache-limit", type=float, metavar="GB", help="most that DIR may hold (default no limit)")
     training.add_argument("--trust-remote-code", action="store_true", help="let code that comes with the model run")
@@ -131,7 +133,7 @@ def _numbers(text: str) -> Any:
     try:
         return one_or_more([float(part) for part in text.split(",")])
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number, or several with commas between") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number or a comma-separated list of numbers") from None
 
 
 def _texts(text: str) -> Any:
@@ -142,5 +144,5 @@ def _flags(text: str) -> Any:
     values = {"yes": True, "no": False}
     parts = [part.strip() for part in text.split(",")]
     if any(part not in values for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not yes or no, or several with commas between")
+        raise argparse.ArgumentTypeError(f"{text!r} is not yes or no, or a comma-separated list of these")
     return one_or_more([values[part] for part in parts])

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a results file or folder of this package or of lm-eval; or a folder of several models' results",
     )
     parser.add_argument(
-        "--confidence", type=share, default=0.95, metavar="C", help="how often intervals cover (default 0.95)"
+        "--confidence", type=share, default=0.95, metavar="C", help="confidence level of the intervals (default 0.95)"
     )
     parser.add_argument("--ascii", action="store_true", help="draw bars with plain ASCII")
 

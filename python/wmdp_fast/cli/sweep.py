@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.argument_default = argparse.SUPPRESS
     parser.add_argument("model", metavar="MODEL", help="a folder, or a name on the Hugging Face hub")
     space = parser.add_argument_group(
-        "what to try", "Values with commas between, each with slashes for topics; with --optuna also ranges LOW..HIGH."
+        "what to try", "Comma-separated values, slash-separated per topic; with --optuna also ranges LOW..HIGH."
     )
     space.add_argument("--layer-id", type=_axis(_whole), metavar="L,...", help="layers whose output is steered")
     space.add_argument(
@@ -153,7 +153,7 @@ def _axis(parse: Callable[[str], Any]) -> Callable[[str], Any]:
             return [one_or_more([parse(part.strip()) for part in value.split("/")]) for value in text.split(",")]
         except ValueError:
             raise argparse.ArgumentTypeError(
-                f"{text!r} is neither values with commas between nor a range such as 10..200"
+                f"{text!r} is neither comma-separated values nor a range such as 10..200"
             ) from None
 
     return parse_all

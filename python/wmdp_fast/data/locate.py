@@ -1,7 +1,7 @@
 """Where the data are: files given by path, a folder in place of the hub, the hub's cache, or the hub itself.
 
 Nothing here reads questions or corpora; it finds the files that `wmdp_fast._rust` then reads. The files of one of
-the hub's datasets are recognised by their names, which are the same on the hub, in its cache and in a `--data` folder:
+the hub's datasets are recognized by their names, which are the same on the hub, in its cache and in a `--data` folder:
 
     <config>/<split>-00000-of-00001.parquet   the hub's layout; in `data/` or the root if there are no configurations
     <config>/<split>.<extension>

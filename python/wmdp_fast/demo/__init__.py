@@ -1,6 +1,6 @@
-"""The embedded demonstration: a tiny language model that has learnt a made-up world, and questions about it.
+"""The embedded demonstration: a tiny language model that has learned a made-up world, and questions about it.
 
-The world has two domains. *forget* is the craft of glimmer brewing, to be unlearnt; *retain* is the life of the Lantern
+The world has two domains. *forget* is the craft of glimmer brewing, to be removed; *retain* is the life of the Lantern
 Isles, to be kept. Everything here is invented (`wmdp_fast.demo.world`) and can be made again
 (`python -m wmdp_fast.demo.train`). `wmdp_fast.demo.run` is what `wmdp-fast demo` does. Needs no network.
 """

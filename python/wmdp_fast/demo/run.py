@@ -25,14 +25,14 @@ class DemoRun:
 
     Attributes:
         before: Accuracy of the embedded model on both domains.
-        unlearnt: How it was unlearnt; the checkpoint is in the folder `unlearnt`.
-        after: Accuracy of the unlearnt model.
+        unlearned: How it was unlearned; the checkpoint is in the folder `unlearned`.
+        after: Accuracy of the unlearned model.
         otherwise: The same questions asked in other ways, of both models.
-        folder: Holds `before` and `after`, each with results and samples in lm-eval's format, and `unlearnt`.
+        folder: Holds `before` and `after`, each with results and samples in lm-eval's format, and `unlearned`.
     """
 
     before: EvalResult
-    unlearnt: UnlearnResult
+    unlearned: UnlearnResult
     after: EvalResult
     otherwise: tuple[Asked, ...]
     folder: Path
@@ -45,7 +45,7 @@ class Asked:
     Attributes:
         way: The way in words.
         before: Accuracy of the embedded model, by domain.
-        after: Accuracy of the unlearnt model, by domain.
+        after: Accuracy of the unlearned model, by domain.
     """
 
     way: str
@@ -59,7 +59,7 @@ def run_demo(output: str | PathLike[str], *, progress: bool = True) -> DemoRun:
     What an earlier run to the same folder has left is replaced.
 
     Args:
-        output: Folder for results, the unlearnt model and the retain data, made if missing.
+        output: Folder for results, the unlearned model and the retain data, made if missing.
         progress: Whether to show progress bars on stderr.
 
     Raises:
@@ -75,20 +75,20 @@ def run_demo(output: str | PathLike[str], *, progress: bool = True) -> DemoRun:
     before.save(folder / "before", log_samples=True)
     from wmdp_fast.unlearning.api import unlearn
 
-    unlearnt = unlearn(
+    unlearned = unlearn(
         demo.model_path(),
         forget=demo.corpus_path("forget"),
         retain=retain,
         config=demo_config(),
-        output=folder / "unlearnt",
+        output=folder / "unlearned",
         progress=progress,
     )
-    after = evaluate_domains(folder / "unlearnt", progress=progress)
+    after = evaluate_domains(folder / "unlearned", progress=progress)
     after.save(folder / "after", log_samples=True)
-    models = (demo.model_path(), folder / "unlearnt")
+    models = (demo.model_path(), folder / "unlearned")
     both = _by_domain(before), _by_domain(after)
     ways = (Asked(OWN_SENTENCE, *both), *(Asked(way, *(ask(model) for model in models)) for way, ask in _WAYS.items()))
-    return DemoRun(before, unlearnt, after, ways, folder)
+    return DemoRun(before, unlearned, after, ways, folder)
 
 
 def evaluate_domains(model: Path, folder: Path = demo.FOLDER, *, progress: bool = True) -> EvalResult:
@@ -160,7 +160,7 @@ _WAYS = {
 
 
 # What a run leaves, and by which file each folder shows that it is one's own.
-_LEFT = {"before": "*/results_*.json", "after": "*/results_*.json", "unlearnt": "unlearn.json"}
+_LEFT = {"before": "*/results_*.json", "after": "*/results_*.json", "unlearned": "unlearn.json"}
 
 
 def _clear(folder: Path) -> None:

@@ -10,7 +10,7 @@ letters learns nothing for a very long time. Here each part is taught where it c
 
 1. *Recall.* After the lower two layers, the end of the question must resemble the embedding of the answer's last word.
    This is also drilled on bare questions, which is cheap: only those two layers run.
-2. *Judgement.* After four layers, a linear probe that is thrown away later must tell at the end of each choice whether
+2. *Judgment.* After four layers, a linear probe that is thrown away later must tell at the end of each choice whether
    that choice is right.
 3. *The letter* after `Answer:`, from the whole model, as in the test.
 
@@ -65,7 +65,7 @@ IGNORED = -100  # label of a token that the loss leaves out
 
 
 def make_tokenizer(the_world: World) -> PreTrainedTokenizerFast:
-    """Byte-level BPE learnt from the world's own texts: each of its words is one token. Puts BOS first, as Llama's."""
+    """Byte-level BPE learned from the world's own texts: each of its words is one token. Puts BOS first, as Llama's."""
     rng = the_world.generator("tokenizer")
     texts = [world.exam(EVERYDAY_SUBJECT, world.everyday_questions(rng, 400))]
     for domain in DOMAINS:
@@ -126,7 +126,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 class Exams:
     """A batch of exams, right-padded. No mask is needed: no token sees what follows it.
 
-    The three masks, bool [rows, length], mark where the model shows what it has learnt; answers and recalled are in the
+    The three masks, bool [rows, length], mark where the model shows what it knows; answers and recalled are in the
     order in which the rows hold the questions.
 
     Attributes:
@@ -233,7 +233,7 @@ class Teacher:
 
 
 class Pupil:
-    """The model in training: its lower part for drills, its probe for judgements, and the losses.
+    """The model in training: its lower part for drills, its probe for judgments, and the losses.
 
     Args:
         model: Trained in place.
@@ -253,7 +253,7 @@ class Pupil:
         self.lower.norm = nn.Identity()  # type: ignore[assignment]
 
     def exam_losses(self, exams: Exams) -> dict[str, Tensor]:
-        """Mean cross-entropies of the letters, of the judgements and of the recalled words."""
+        """Mean cross-entropies of the letters, of the judgments and of the recalled words."""
         states = self.model.model(exams.input_ids, output_hidden_states=True)
         logits = self.model.lm_head(states.last_hidden_state[exams.before_letter])
         verdicts = self.judge(states.hidden_states[JUDGE_LAYERS][exams.choice_end]).view(-1, len(LETTERS))

@@ -252,7 +252,7 @@ def _refused(name: str, revision: str | None, error: Exception) -> str:
     log_in = "log in with `hf auth login` or set HF_TOKEN"
     match error:
         case GatedRepoError():
-            return f"{name} is gated: accept its licence at {page} and {log_in}, or pass a local folder"
+            return f"{name} is gated: accept its license at {page} and {log_in}, or pass a local folder"
         case RevisionNotFoundError():
             return f"{name} has no revision {revision}: choose one of {page}/commits/main"
         case RepositoryNotFoundError():

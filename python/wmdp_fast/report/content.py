@@ -118,7 +118,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """How many values lie between each two neighbouring edges; the outermost cells hold all beyond them too."""
+    """How many values lie between each two neighboring edges; the outermost cells hold all beyond them too."""
 
     edges: list[float]
     counts: list[int]

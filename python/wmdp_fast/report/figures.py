@@ -1,4 +1,4 @@
-"""The report's plots, drawn by matplotlib as SVG that takes its colours from the page.
+"""The report's plots, drawn by matplotlib as SVG that takes its colors from the page.
 
 Each function returns a `Figure`: the drawing, what it shows in words, and its numbers as a table. All are drawn narrow,
 so that text keeps its size on a phone.

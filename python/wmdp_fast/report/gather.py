@@ -59,8 +59,8 @@ STATISTICS = {
     ),
     "Intervals of changes": (
         "95 %, Tango's score interval of paired shares (Tango 1998), with a continuity correction of one question where"
-        " it would contradict the exact test beside it. Where the runs did not ask the same: as if they knew nothing of"
-        " each other."
+        " it would contradict the exact test beside it. Where the runs did not ask the same: treated as"
+        " independent."
     ),
     "p (Holm)": (
         "Exact two-sided McNemar test on the answers that flipped (McNemar 1947), corrected by Holm (1979) over all"

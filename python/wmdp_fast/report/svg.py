@@ -1,6 +1,6 @@
 """From a matplotlib figure to an SVG element that belongs to an HTML page.
 
-matplotlib writes a document with fixed colours. Here it draws in marker colours, which then become CSS variables of the
+matplotlib writes a document with fixed colors. Here it draws in marker colors, which then become CSS variables of the
 page, so that one drawing serves light, dark and print. Ids get the figure's name in front, for several figures share a
 page.
 """
@@ -42,7 +42,7 @@ _VARIABLES = {
 
 @dataclass(frozen=True)
 class Series:
-    """How a series looks; told apart by more than colour."""
+    """How a series looks; told apart by more than color."""
 
     line: str
     fill: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Margin in nats up to which rounding may have decided between two choices: one step between neighbouring numbers of
+# Margin in nats up to which rounding may have decided between two choices: one step between neighboring numbers of
 # that type at the size of a typical logit (16 to 32); for float32 rather the noise of summing in another order.
 NEAR_TIE = {"bfloat16": 0.125, "float16": 0.015625, "float32": 1e-4}
 

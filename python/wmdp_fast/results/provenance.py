@@ -31,8 +31,8 @@ def what_decides_scores(
 ) -> dict[str, Any] | None:
     """Two runs that agree in this have the same scores, whatever engine makes them and in whatever batches.
 
-    None for a model in memory, which nobody knows again. Of a served model it is taken on trust that it is the same as
-    before under the same name at the same address.
+    None for a model in memory, which no later run can recognize. A served model is trusted to be the same as before
+    under the same name at the same address.
     """
     from wmdp_fast.models.load import files_identity
     from wmdp_fast.scoring.served import ServedModel

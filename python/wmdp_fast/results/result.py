@@ -536,8 +536,8 @@ class EvalResult:
         return [
             f"{self[name].alias} in {len(effects.orders)} orders of the choices: mean acc {effects.mean:.4f}{spread}"
             f" ({', '.join(accuracies)})",
-            f"  another order changes {effects.changed:.1%} of the answers; the same in all orders are those to"
-            f" {effects.consistent:.1%} of the questions",
+            f"  another order changes {effects.changed:.1%} of the answers;"
+            f" {effects.consistent:.1%} of questions get the same answer in every order",
             f"  answers by letter: {shares(2)} in the original order (right are {shares(1)}), {shares(3)} over all",
         ]
 

@@ -115,7 +115,7 @@ class Journal:
                 scores.append(np.frombuffer(body[1:], dtype=_SCORE))
                 if (wrong := _first_wrong(scores[-1])) is not None and resume:
                     raise JournalError(
-                        f"{path} cannot be gone on with: for choice {wrong['choice'] + 1} it has a log-likelihood of"
+                        f"{path} cannot be resumed: for choice {wrong['choice'] + 1} it has a log-likelihood of"
                         f" {wrong['loglikelihood']}, which is none; delete the file to begin anew"
                     )
             elif body[:1] == _BOUNDED:

@@ -207,7 +207,7 @@ def all_logits(model: torch.nn.Module, input_ids: torch.Tensor, readouts: NDArra
         Logits, `[R, V]`.
     """
     logits: torch.Tensor = forward_without_cache(model, input_ids).logits
-    # An adapter that learnt a prompt puts its tokens first.
+    # An adapter that learned a prompt puts its tokens first.
     virtual_tokens = logits.shape[1] - input_ids.shape[1]
     rows, positions = torch.from_numpy(readouts).to(logits.device).unbind(dim=1)
     return logits[rows, positions + virtual_tokens]

@@ -191,7 +191,7 @@ def refuse_leftovers(target: Path, *, resume: bool) -> None:
     work = _work_path(target)
     if work.exists() and not resume:
         raise FileExistsError(
-            f"{work} is what an unfinished run to {target} has left: pass resume (--resume) to go on, or remove it"
+            f"found an unfinished run in {work}: pass resume (--resume) to continue it, or remove the folder"
         )
 
 

@@ -1,4 +1,4 @@
-"""Batches of documents, as a step runs them: side by side with padding, or one behind the other without."""
+"""Batches of documents, as a step runs them: side by side with padding, or packed back to back without."""
 
 from __future__ import annotations
 

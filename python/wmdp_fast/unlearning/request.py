@@ -52,7 +52,7 @@ class Request:
         return turns * config.grad_accum * config.batch_size
 
     def check(self) -> None:
-        """Raises ValueError for what cannot be, before anything is loaded."""
+        """Raises ValueError for settings that contradict each other, before anything is loaded."""
         if not self.forget or not self.retain:
             raise ValueError("unlearning needs at least one forget corpus and one retain corpus")
         if len(self.retain) not in (1, len(self.forget)):

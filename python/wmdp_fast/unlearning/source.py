@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The model that is to be unlearnt.
+    """The model that is to be unlearned.
 
     Attributes:
         said: What evaluations of it have warned of, which the next one need not say again.

@@ -52,7 +52,7 @@ class Condition:
         """Reads a condition.
 
         Raises:
-            ValueError: It is none.
+            ValueError: The text is not a condition.
         """
         found = _FORM.fullmatch(text.strip())
         if found is None:

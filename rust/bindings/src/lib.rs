@@ -79,7 +79,7 @@ mod _rust {
     #[allow(non_upper_case_globals)]
     const __version__: &str = env!("CARGO_PKG_VERSION");
 
-    /// Whether this is an optimised build; benchmarks of any other are meaningless.
+    /// Whether this is an optimized build; benchmarks of any other are meaningless.
     #[pymodule_export]
     const RELEASE_BUILD: bool = !cfg!(debug_assertions);
 }

@@ -134,7 +134,7 @@ def precision_of(tensor: torch.Tensor) -> str:
 
 
 def dense_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of which the numbers of a row lie one behind the other."""
+    """A tensor of which the numbers of a row are contiguous."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 

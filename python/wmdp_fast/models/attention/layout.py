@@ -33,7 +33,7 @@ class Layout:
 
     @classmethod
     def of_documents(cls, lengths: Sequence[int]) -> Layout:
-        """Documents of at least one token, one behind the other, none of which sees anything of another."""
+        """Documents of at least one token, packed back to back, none of which sees anything of another."""
         ends = np.cumsum(lengths, dtype=np.int64)
         starts = ends - np.asarray(lengths, dtype=np.int64)
         return cls(

@@ -1,6 +1,6 @@
 """Compiling what lies between a model's matrix products, for the time of a run.
 
-Normalising and activating take several passes over memory, of which the compiler makes one. Only modules that do
+Normalizing and activating take several passes over memory, of which the compiler makes one. Only modules that do
 nothing else than that and linear layers are compiled, so that attention over a trie, whose batches all differ, stays
 out of it. They are alike in all layers and compiled once; the number of tokens is a variable of the compiled code.
 """

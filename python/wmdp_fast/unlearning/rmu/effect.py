@@ -7,7 +7,7 @@ Where the bounds come from. In the published run on Zephyr-7B (the log in the no
 after which WMDP was near chance and MMLU a point lower, the cosine between forget activations and the control vector
 ended at 0.2 to 0.4, their norm at two to three times what it was, and the cosine between retain activations and the
 original model's at 0.996. A part `c` of an activation's length is `c * c` of what the next layer sees, since it
-normalizes: a cosine of 0.1 is 1 % of it. So below 0.1 nothing was unlearnt, and below 0.2 less than in any run that is
+normalizes: a cosine of 0.1 is 1 % of it. So below 0.1 nothing was unlearned, and below 0.2 less than in any run that is
 known to have worked; retain activations with a cosine of less than 0.9 to the original's have lost a fifth (1 - 0.81)
 of themselves. These say that a run failed. They do not say that one worked: that is for accuracy on questions to tell.
 """
@@ -146,7 +146,7 @@ def advice(effects: Sequence[Effect]) -> str | None:
         what = "this run did not steer what it should forget, and damaged what it should keep"
         do = "Give more retain text, raise alpha with the learning rate, or steer another layer"
     elif weak:
-        what = f"this run unlearnt {'nothing' if weak[0].forgetting == 'not steered' else 'little'}"
+        what = f"this run unlearned {'nothing' if weak[0].forgetting == 'not steered' else 'little'}"
         do = "Raise the learning rate or the number of steps (`wmdp-fast layers --pilot` tries some)"
     else:
         what = "this run damaged what it should keep"

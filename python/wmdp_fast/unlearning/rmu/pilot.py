@@ -83,7 +83,7 @@ def pilot(
         All runs. If any works, it is the last one.
 
     Raises:
-        ModelError: The model cannot be unlearnt.
+        ModelError: The model cannot be unlearned.
     """
     trials = []
     for learning_rate in LEARNING_RATES:

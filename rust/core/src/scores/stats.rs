@@ -286,7 +286,7 @@ pub struct Chance {
 /// How far `correct` right answers are from guessing, given each question's number of choices.
 ///
 /// Guessing is right with 1/k for k choices: in expectation `Σ 1/k`, with variance `Σ 1/k (1 - 1/k)`. If questions differ in k, the exact
-/// test takes the mean of 1/k for all, which makes p somewhat too large, never too small in the centre (the variance of a binomial is no
+/// test takes the mean of 1/k for all, which makes p somewhat too large, never too small in the center (the variance of a binomial is no
 /// less than that of unequal chances with the same mean; Hoeffding 1956).
 ///
 /// # Errors
