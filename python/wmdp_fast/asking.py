@@ -16,6 +16,7 @@ from wmdp_fast.prompts.chat import chat_contexts, system_text
 from wmdp_fast.prompts.tokenizer import load_tokenizer
 from wmdp_fast.results.provenance import model_type
 from wmdp_fast.tasks.resolve import resolve, without_tasks
+from wmdp_fast.tasks.typed_text import typed_line_breaks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from wmdp_fast.prompts.chat import ChatPrompts
     from wmdp_fast.prompts.prepare import TaskQuestions
     from wmdp_fast.scoring.served import ServedModel
-    from wmdp_fast.tasks.resolve import Choices, Selection
+    from wmdp_fast.tasks.resolve import Selection
+    from wmdp_fast.tasks.task import Choices
 
 # Most tokens of a prompt for a served model that nobody knows the limit of: the server refuses what is too long.
 _NO_LIMIT = 1 << 20
@@ -187,7 +189,7 @@ class Cautions:
         columns = cautions.columns_without_json(read)
         self.details: dict[str, Any] = {"columns_without_json": columns}
         self._sentences: list[str] = []
-        self._warn(cautions.typed_line_breaks({"system_instruction": system_instruction}))
+        self._warn(typed_line_breaks({"system_instruction": system_instruction}))
         self._warn(cautions.repeated_examples(read))
         if log_samples:
             self._warn(cautions.about_columns(columns))

@@ -15,9 +15,11 @@ from wmdp_fast.asking import Asking, Cautions, Encoder, check_counts
 from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.prompts.chat import chat_template_source
 from wmdp_fast.prompts.texts import read_texts
+from wmdp_fast.results.lm_eval_files import tokenizer_info
 from wmdp_fast.results.near_tie import near_tie_of
+from wmdp_fast.results.paths import output_folder
 from wmdp_fast.results.provenance import details_of, how_it_was_run, model_type, what_decides_scores
-from wmdp_fast.results.result import EvalResult, GroupResult, TaskResult, output_folder, tokenizer_info
+from wmdp_fast.results.result import EvalResult, GroupResult, TaskResult
 from wmdp_fast.runtime.progress import progress_bar
 from wmdp_fast.scoring.journal import Journal
 from wmdp_fast.scoring.server import Server
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from wmdp_fast.scoring.scores import PartialScores, ScoreMode, Scores
     from wmdp_fast.scoring.served import ServedModel
     from wmdp_fast.scoring.trie import Engine
-    from wmdp_fast.tasks.resolve import Choices
+    from wmdp_fast.tasks.task import Choices
     from wmdp_fast.text_run import TextRun
 
 

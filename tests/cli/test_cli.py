@@ -27,7 +27,7 @@ from wmdp_fast import _rust, cli
 from wmdp_fast.cli import doctor
 from wmdp_fast.cli import eval as cli_eval
 from wmdp_fast.exceptions import DatasetError, WmdpFastWarning
-from wmdp_fast.tasks.resolve import GROUPS, TAGS, TASKS
+from wmdp_fast.tasks.definitions import GROUPS, TAGS, TASKS
 
 
 def raising(error: BaseException):

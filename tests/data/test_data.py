@@ -16,7 +16,8 @@ import pytest
 from tests.support.hub_stand_in import running
 from wmdp_fast.data.locate import Located, local_questions, locate, locate_all
 from wmdp_fast.exceptions import DataUnavailableError
-from wmdp_fast.tasks.resolve import TASKS, resolve
+from wmdp_fast.tasks.definitions import TASKS
+from wmdp_fast.tasks.resolve import resolve
 
 BIO = TASKS["wmdp_bio"]
 ASTRONOMY = replace(TASKS["mmlu_astronomy"], num_fewshot=5)

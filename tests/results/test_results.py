@@ -28,11 +28,9 @@ from tests.support.evaluations import (
     write_lm_eval_tasks,
 )
 from wmdp_fast._rust import PromptTemplate, QuestionSet
-from wmdp_fast.results.result import (
-    TaskResult,
-    run_config,
-    sanitize_model_name,
-)
+from wmdp_fast.results.lm_eval_files import run_config
+from wmdp_fast.results.paths import sanitize_model_name
+from wmdp_fast.results.result import TaskResult
 from wmdp_fast.runtime import environment
 
 

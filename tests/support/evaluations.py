@@ -11,14 +11,9 @@ import numpy as np
 import pytest
 
 from wmdp_fast._rust import PromptTemplate, QuestionSet
-from wmdp_fast.results.result import (
-    EvalResult,
-    GroupResult,
-    TaskResult,
-    run_config,
-    tokenizer_info,
-)
-from wmdp_fast.tasks.resolve import DOC_TO_TEXT, Group, Task
+from wmdp_fast.results.lm_eval_files import run_config, tokenizer_info
+from wmdp_fast.results.result import EvalResult, GroupResult, TaskResult
+from wmdp_fast.tasks.task import DOC_TO_TEXT, Group, Task
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -24,7 +24,8 @@ from wmdp_fast.report.content import (
     TaskQuestions,
     Unlearning,
 )
-from wmdp_fast.tasks.resolve import GROUPS, TASKS, Task
+from wmdp_fast.tasks.definitions import GROUPS, TASKS
+from wmdp_fast.tasks.task import Task
 
 EDGES = [-8.0 + cell * 0.5 for cell in range(33)]
 

@@ -12,7 +12,9 @@ import pytest
 
 from wmdp_fast import PromptTemplate
 from wmdp_fast.exceptions import DataUnavailableError, TaskError
-from wmdp_fast.tasks.resolve import COMPATS, GROUPS, SUBJECTS, TAGS, TASKS, resolve
+from wmdp_fast.tasks.compat import COMPATS
+from wmdp_fast.tasks.definitions import GROUPS, SUBJECTS, TAGS, TASKS
+from wmdp_fast.tasks.resolve import resolve
 
 MMLU_GROUPS = ["mmlu_stem", "mmlu_other", "mmlu_social_sciences", "mmlu_humanities"]
 

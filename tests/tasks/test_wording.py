@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tests.support import tiny_models
 from wmdp_fast import PromptTemplate, QuestionSet, TaskError, WmdpFastWarning, cli, evaluate
 from wmdp_fast.cli.text_or_file import LARGEST, text_or_file
-from wmdp_fast.prompts import cautions
 from wmdp_fast.tasks.resolve import resolve
+from wmdp_fast.tasks.typed_text import typed_line_breaks
 
 ROW = {"question": "Is a wren a bird?", "choices": ["yes", "no"], "answer": 0, "topic": "birds"}
 
@@ -184,7 +184,7 @@ def test_an_unknown_template_from_a_file_is_quoted_in_part(quiz, tmp_path, capsy
     ],
 )
 def test_a_typed_backslash_n_is_told(name, text, warned):
-    found = cautions.typed_line_breaks({name: text})
+    found = typed_line_breaks({name: text})
     assert len(found) == warned
     for sentence in found:
         option = f"--{name.replace('_', '-')}"
@@ -194,7 +194,7 @@ def test_a_typed_backslash_n_is_told(name, text, warned):
 
 
 def test_many_openings_without_an_end_take_no_time():
-    assert cautions.typed_line_breaks({"template": "{{" * 500_000}) == []
+    assert typed_line_breaks({"template": "{{" * 500_000}) == []
 
 
 def test_an_evaluation_warns_once_of_each_and_keeps_it(quiz, model, capsys):

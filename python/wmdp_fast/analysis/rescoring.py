@@ -14,15 +14,8 @@ from typing import TYPE_CHECKING, Any
 from wmdp_fast import _rust
 from wmdp_fast.analysis.statistics import Description, correct_answers, describe_group, describe_task, near_tie_margin
 from wmdp_fast.exceptions import DatasetError
-from wmdp_fast.results.saved import (
-    RECOMPUTABLE,
-    SAMPLES_NAME,
-    SavedResults,
-    SavedTask,
-    find_results,
-    read_results,
-    samples_file,
-)
+from wmdp_fast.results.paths import SAMPLES_NAME, find_results, samples_file
+from wmdp_fast.results.saved import RECOMPUTABLE, SavedResults, SavedTask, read_results
 
 if TYPE_CHECKING:
     import os

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from os import PathLike
     from pathlib import Path
 
-    from wmdp_fast.tasks.resolve import Task
+    from wmdp_fast.tasks.task import Task
 
 # Longer than any prompt here, so that nothing is cut off.
 _MAX_LENGTH = 1 << 20

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.data.locate import locate_all
 from wmdp_fast.exceptions import DataUnavailableError, WmdpFastError
-from wmdp_fast.tasks.resolve import TASKS
+from wmdp_fast.tasks.definitions import TASKS
 
 if TYPE_CHECKING:
     from wmdp_fast.data.locate import Located
-    from wmdp_fast.tasks.resolve import Task
+    from wmdp_fast.tasks.task import Task
 
 SUMMARY = "Run lm-eval with its model `wmdp-fast`: all of `hf`'s arguments, faster. Takes lm-eval's arguments."
 

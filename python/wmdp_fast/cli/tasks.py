@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from wmdp_fast.tasks.resolve import GROUPS, TAGS, TASKS, Group, Task
+from wmdp_fast.tasks.definitions import GROUPS, TAGS, TASKS
+from wmdp_fast.tasks.task import Group, Task
 
 if TYPE_CHECKING:
     import argparse

@@ -14,7 +14,8 @@ import numpy as np
 
 from wmdp_fast import _rust
 from wmdp_fast.exceptions import DatasetError, WmdpFastError, WmdpFastWarning
-from wmdp_fast.results.saved import read_results, results_below, sample_lines, samples_file
+from wmdp_fast.results.paths import results_below, sample_lines, samples_file
+from wmdp_fast.results.saved import read_results
 from wmdp_fast.runtime.files import replacing
 
 if TYPE_CHECKING:

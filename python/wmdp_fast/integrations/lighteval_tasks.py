@@ -14,7 +14,7 @@ from lighteval.metrics.metrics import Metrics
 from lighteval.tasks.lighteval_task import LightevalTaskConfig
 from lighteval.tasks.requests import Doc
 
-from wmdp_fast.tasks.resolve import TASKS
+from wmdp_fast.tasks.definitions import TASKS
 
 
 def wmdp_prompt(line: dict[str, Any], task_name: str) -> Doc:

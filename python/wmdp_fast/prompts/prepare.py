@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from wmdp_fast._rust import PaddedBatch, Prompts, Requests
-    from wmdp_fast.tasks.resolve import Task
+    from wmdp_fast.tasks.task import Task
 
 # Tokens in a batch of `plan`, unless the caller knows better.
 DEFAULT_TOKEN_BUDGET = 8192

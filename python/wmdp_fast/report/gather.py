@@ -34,7 +34,8 @@ from wmdp_fast.report.content import (
     TaskQuestions,
 )
 from wmdp_fast.results.letters import letter_notes
-from wmdp_fast.results.saved import SavedGroup, SavedResults, SavedTask, sample_lines
+from wmdp_fast.results.paths import sample_lines
+from wmdp_fast.results.saved import SavedGroup, SavedResults, SavedTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

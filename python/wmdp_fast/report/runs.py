@@ -11,7 +11,7 @@ from wmdp_fast.analysis.comparison import section_of
 from wmdp_fast.exceptions import DatasetError
 from wmdp_fast.report.content import Curve, Facts, Plot, Unlearning
 from wmdp_fast.report.gather import records
-from wmdp_fast.tasks.resolve import GROUPS
+from wmdp_fast.tasks.definitions import GROUPS
 
 if TYPE_CHECKING:
     import os

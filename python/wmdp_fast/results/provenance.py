@@ -9,8 +9,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 from wmdp_fast._rust import __version__
-from wmdp_fast.results.result import run_config
-from wmdp_fast.tasks.resolve import DOC_TO_TEXT
+from wmdp_fast.results.lm_eval_files import run_config
+from wmdp_fast.tasks.task import DOC_TO_TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

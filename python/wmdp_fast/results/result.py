@@ -7,9 +7,7 @@ a samples file.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +17,8 @@ import numpy as np
 
 from wmdp_fast import _rust
 from wmdp_fast.results import letters
+from wmdp_fast.results.lm_eval_files import NOT_AVAILABLE, sha256
+from wmdp_fast.results.paths import names_a_file, output_folder, sanitize_model_name
 from wmdp_fast.results.saved import SavedResults, saved_results
 from wmdp_fast.runtime import environment
 from wmdp_fast.runtime.files import write_whole
@@ -32,10 +32,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from wmdp_fast.results.perplexity import TextResult
-    from wmdp_fast.tasks.resolve import Group, Task
+    from wmdp_fast.tasks.task import Group, Task
 
-# What lm-eval writes where a standard error is not defined.
-_NOT_AVAILABLE = "N/A"
 
 # To which side the table's columns are moved.
 _SIDES = "lrrlrl"
@@ -345,7 +343,7 @@ class EvalResult:
             lead = ("  " * depth + result.alias, str(result.sample_len), shots)
             for metric, value in result.metrics.items():
                 error = result.stderr[metric]
-                stderr = _NOT_AVAILABLE if error is None else number_text(error)
+                stderr = NOT_AVAILABLE if error is None else number_text(error)
                 rows.append((*lead, metric, number_text(value), f"± {stderr}"))
                 lead = ("", "", "")
         return rows
@@ -414,10 +412,10 @@ class EvalResult:
             "model_name": self.model_name,
             "model_name_sanitized": sanitize_model_name(self.model_name),
             "system_instruction": self.system_instruction,
-            "system_instruction_sha": _sha256(self.system_instruction),
+            "system_instruction_sha": sha256(self.system_instruction),
             "fewshot_as_multiturn": self.fewshot_as_multiturn,
             "chat_template": self.chat_template,
-            "chat_template_sha": _sha256(self.chat_template),
+            "chat_template_sha": sha256(self.chat_template),
             "total_evaluation_time_seconds": str(self.total_seconds),
             "wmdp_fast": {
                 "score_mode": self.score_mode,
@@ -463,7 +461,7 @@ class EvalResult:
         """
         time = datetime.now().isoformat().replace(":", "-")  # Local time, as lm-eval has it.
         folder = output_folder(output_path, self.model_name)
-        stem = Path(output_path).stem if _names_a_file(output_path) else "results"
+        stem = Path(output_path).stem if names_a_file(output_path) else "results"
         results_file = folder / f"{stem}_{time}.json"
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -614,73 +612,6 @@ def from_evaluation(result: EvalResult) -> SavedResults:
     )
 
 
-def run_config(
-    model: str,
-    model_args: Mapping[str, Any] | None,
-    *,
-    model_info: Mapping[str, Any] | None = None,
-    batch_size: str | int | None = None,
-    batch_sizes: Sequence[int] = (),
-    device: str | None = None,
-    limit: float | None = None,
-) -> dict[str, Any]:
-    """How a model was run, as lm-eval's `config` section has it.
-
-    Nothing here is drawn at random, so seeds and bootstrap iterations are None: examples are the first ones, and
-    standard errors come from a formula.
-
-    Args:
-        model: lm-eval's name for the kind of model (`hf`), or the class of a model that was passed in.
-        model_args: What the model was loaded with (`pretrained`, `dtype`, ...).
-        model_info: `model_num_parameters`, `model_dtype`, `model_revision`, `model_sha`, and `peft_sha` if there is an
-            adapter.
-        batch_size: Batch size or token budget that was asked for.
-        batch_sizes: Batch sizes found by trying.
-        device: Where the model ran.
-        limit: Most questions of a task, if there was a limit.
-    """
-    return {
-        "model": model,
-        "model_args": None if model_args is None else dict(model_args),
-        **(model_info or {}),
-        "batch_size": batch_size,
-        "batch_sizes": list(batch_sizes),
-        "device": device,
-        "use_cache": None,
-        "limit": limit,
-        "bootstrap_iters": None,
-        "gen_kwargs": None,
-        "random_seed": None,
-        "numpy_seed": None,
-        "torch_seed": None,
-        "fewshot_seed": None,
-    }
-
-
-def tokenizer_info(tokenizer: Any, max_length: int | None) -> dict[str, Any]:
-    """A transformers tokenizer's special tokens and the longest input if it is known, as lm-eval records them."""
-    special = {
-        f"tokenizer_{kind}_token": [getattr(tokenizer, f"{kind}_token"), str(getattr(tokenizer, f"{kind}_token_id"))]
-        for kind in ("pad", "eos", "bos")
-    }
-    return {**special, "eot_token_id": tokenizer.eos_token_id, "max_length": max_length}
-
-
-def output_folder(output_path: str | os.PathLike[str], model_name: str) -> Path:
-    """The folder that `EvalResult.save` writes to."""
-    path = Path(output_path)
-    return path.parent if _names_a_file(path) else path / sanitize_model_name(model_name)
-
-
-def _names_a_file(output_path: str | os.PathLike[str]) -> bool:
-    return Path(output_path).suffix == ".json"
-
-
-def sanitize_model_name(name: str) -> str:
-    r"""A model's name as a folder name: each run of `"<>:/\|?*[]` becomes two underscores, as in lm-eval."""
-    return re.sub(r'["<>:/|\\?*\[\]]+', "__", name)
-
-
 def _look_up(result: TaskResult | GroupResult, metric: str) -> float | None:
     key = metric.removesuffix(",none")
     if key in result.metrics:
@@ -695,9 +626,5 @@ def _lm_eval_metrics(result: TaskResult | GroupResult) -> dict[str, float | str]
     for metric, value in result.metrics.items():
         stderr = result.stderr[metric]
         found[f"{metric},none"] = value
-        found[f"{metric}_stderr,none"] = _NOT_AVAILABLE if stderr is None else stderr
+        found[f"{metric}_stderr,none"] = NOT_AVAILABLE if stderr is None else stderr
     return found
-
-
-def _sha256(text: str | None) -> str | None:
-    return hashlib.sha256(text.encode()).hexdigest() if text else None
