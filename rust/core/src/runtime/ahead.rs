@@ -56,8 +56,7 @@ impl<T: Send + 'static> Ahead<T> {
     pub fn next(&mut self, patience: Duration) -> Result<Waited<T>> {
         if self.process != std::process::id() {
             return Err(Error::InvalidArgument(
-                "batches that were begun before a fork cannot be resumed in the child: begin them there"
-                    .to_owned(),
+                "batches that were begun before a fork cannot be resumed in the child: begin them there".to_owned(),
             ));
         }
         let Some(receiver) = &self.receiver else { return Ok(Waited::Result(None)) };
