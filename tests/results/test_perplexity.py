@@ -387,7 +387,7 @@ def test_two_models_are_compared_document_by_document(llama_dir: Path, tmp_path:
         assert "perplexities (lower is better): 95% interval of the change" in text
         assert "McNemar" not in text
     assert compared.to_frame()["metric"].tolist() == list(rows)
-    assert "not compared in pairs: held_out: the runs read other documents" in str(
+    assert "no paired statistics for held_out: the runs read other documents" in str(
         wf.compare(before, wf.evaluate(llama_dir, text={"held_out": ["a", "b"]}, device="cpu", progress=False))
     )
 
