@@ -38,6 +38,17 @@ def bootstrap(values: list[float], resamples: int, seed: int, confidence: float)
     return float(low), float(high)
 
 
+def binomial_test(successes: int, n: int, chance: float) -> float:
+    """In whole numbers, so exact: the outcomes no more likely than the one seen, with scipy's tolerance of 1e-7."""
+    right, whole = chance.as_integer_ratio()
+    wrong = whole - right
+    weights = [wrong**n]
+    for k in range(n):
+        weights.append(weights[-1] * (n - k) * right // ((k + 1) * wrong))
+    seen = weights[successes] * (10**7 + 1)
+    return sum(weight for weight in weights if weight * 10**7 <= seen) / whole**n
+
+
 def calibration_error(confidence: list[float], correct: list[bool], num_bins: int) -> float:
     """Expected calibration error over bins of equal width, each closed above."""
     error = 0.0

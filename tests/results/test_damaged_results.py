@@ -168,6 +168,7 @@ def test_null_is_as_if_a_field_were_not_there(results: Path, tmp_path: Path) -> 
         (folder / beside.name).write_bytes(beside.read_bytes())
     file = folder / results.name
     tried = 0
+    turn = 0
     for rule, _ in checks._RULES:
         if rule == "results":
             continue
@@ -176,7 +177,9 @@ def test_null_is_as_if_a_field_were_not_there(results: Path, tmp_path: Path) -> 
             holder[name] = None
             tried += 1
         file.write_text(json.dumps(changed), encoding="utf-8")
-        for command in commands(file, results, tmp_path):
+        # Reports and logs take longest, and have their turn rule by rule.
+        every, turn = commands(file, results, tmp_path), turn + 1
+        for command in (*every[:4], every[4 + turn % len(every[4:])]):
             assert attempt(command, file) == "", (rule, command)
     assert tried > 20
 
