@@ -87,7 +87,7 @@ def check_equal(fast: Tokenizer, slow: LmEvalTokenizer, tasks: list[Prompts]) ->
     ),
     delimiter=st.sampled_from([" ", "", "\n"]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_tokens_equal_lm_evals_pair_by_pair(
     kind: str, special: bool, tasks: list[tuple[str, list[tuple[str, list[str]]]]], delimiter: str
 ) -> None:

@@ -29,7 +29,7 @@ from wmdp_fast.models.fused import gpu_kernels as gpu_parts
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 # On a GPU most of them take a compilation of their own.
-EXAMPLES = 12 if ON_GPU else 25
+EXAMPLES = 12
 
 # Largest relative error of a number's last digits, times a few.
 TOLERANCE = {torch.float32: 4e-6, torch.float16: 2e-3} | ({torch.bfloat16: 2e-2} if ON_GPU else {})
