@@ -46,114 +46,125 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model", metavar="MODEL", help="a folder, a name on the Hugging Face hub, or with a server its name there"
     )
 
-    what = parser.add_argument_group("what to ask")
-    what.add_argument("--tasks", action="append", metavar="NAMES", help="tasks, groups or files, separated by commas")
-    what.add_argument(
+    _add_what(parser.add_argument_group("what to ask"))
+    _add_how(parser.add_argument_group("how to ask it"))
+    _add_model(parser.add_argument_group("the model"))
+    _add_server(parser.add_argument_group("a model that is served (--engine openai or vllm)"))
+    _add_output(parser.add_argument_group("output"))
+    parser.set_defaults(json=False, quiet=False, fail=parser.error)
+
+
+def _add_what(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--tasks", action="append", metavar="NAMES", help="tasks, groups or files, separated by commas")
+    group.add_argument(
         "--text",
         action="append",
         metavar="FILE",
         help="a held-out text (.jsonl, .parquet, .txt) to measure perplexity on; once for each",
     )
-    what.add_argument("--text-field", metavar="KEY", help="key of a document in a record of it (default text)")
-    what.add_argument("--data", metavar="DIR", help="folder with the datasets, in place of the hub")
-    add_selection(what)
+    group.add_argument("--text-field", metavar="KEY", help="key of a document in a record of it (default text)")
+    group.add_argument("--data", metavar="DIR", help="folder with the datasets, in place of the hub")
+    add_selection(group)
 
-    how = parser.add_argument_group("how to ask it")
-    add_wording(how)
-    how.add_argument(
+
+def _add_how(group: argparse._ArgumentGroup) -> None:
+    add_wording(group)
+    group.add_argument(
         "--permute-choices",
         choices=("cyclic", "all"),
         help="ask again with the choices in other orders, and report what that changes",
     )
 
-    model = parser.add_argument_group("the model")
-    model.add_argument("--revision", metavar="REV", help="commit, branch or tag of the model on the hub")
-    model.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="default: the checkpoint's")
-    model.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
-    model.add_argument("--peft", metavar="ADAPTER", help="PEFT adapter to put on the model")
-    model.add_argument(
+
+def _add_model(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--revision", metavar="REV", help="commit, branch or tag of the model on the hub")
+    group.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="default: the checkpoint's")
+    group.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
+    group.add_argument("--peft", metavar="ADAPTER", help="PEFT adapter to put on the model")
+    group.add_argument(
         "--max-length",
         type=whole_number(least=1),
         metavar="N",
         help="maximum sequence length (default: the model's)",
     )
-    model.add_argument("--trust-remote-code", action="store_true", help="let code that comes with the model run")
-    model.add_argument(
+    group.add_argument("--trust-remote-code", action="store_true", help="let code that comes with the model run")
+    group.add_argument(
         "--allow-missing", action="store_true", help="go on if the checkpoint lacks weights, with random ones"
     )
-    model.add_argument(
+    group.add_argument(
         "--score-mode",
         choices=("float32", "model"),
         help="precision of log-probabilities; `model` rounds to the model's as lm-eval does (default float32)",
     )
-    model.add_argument(
+    group.add_argument(
         "--engine",
         choices=("auto", "trie", "padded", *_SERVED),
         help="how to score: by token trie, on padded rows, or auto: by trie if the model can (default auto); or by a"
         " server that speaks OpenAI's protocol, or vLLM's",
     )
-    model.add_argument(
+    group.add_argument(
         "--tokenizer",
         metavar="T",
         help="folder or hub name of another tokenizer than the model's own; with --engine openai, tokens are then sent",
     )
-    model.add_argument(
+    group.add_argument(
         "--token-budget",
         type=whole_number_or_auto,
         metavar="N",
         help="maximum tokens per batch, or auto (default auto)",
     )
 
-    server = parser.add_argument_group("a model that is served (--engine openai or vllm)")
-    server.add_argument(
+
+def _add_server(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--base-url", metavar="URL", help="where, such as http://localhost:8000/v1 (the default for vllm)"
     )
-    server.add_argument(
+    group.add_argument(
         "--api-key-env",
         metavar="NAME",
         help="environment variable that holds the key (default OPENAI_API_KEY, if there is one)",
     )
-    server.add_argument(
+    group.add_argument(
         "--concurrency", type=whole_number(least=1), metavar="N", help="maximum concurrent requests (default 32)"
     )
-    server.add_argument(
+    group.add_argument(
         "--top-logprobs",
         type=whole_number(least=1),
         metavar="N",
         help="how many of the likeliest tokens to ask for (default 20)",
     )
-    server.add_argument(
+    group.add_argument(
         "--missing-letters",
         choices=("error", "bound", "ask"),
         help="about a letter that is not among those: stop, take their least log-probability, or ask for it by itself"
         " (default error; for vllm ask)",
     )
-    server.add_argument(
+    group.add_argument(
         "--timeout", type=positive_number, metavar="S", help="seconds that an answer may take (default 120)"
     )
-    server.add_argument(
+    group.add_argument(
         "--retries",
         type=whole_number(least=0),
         metavar="N",
         help="how often to ask again after 408, 429, 5xx, silence or a cut connection (default 6)",
     )
 
-    output = parser.add_argument_group("output")
-    output.add_argument("--output", metavar="DIR", help="save results here, in lm-eval's format")
-    output.add_argument("--log-samples", action="store_true", help="save every question with its scores too")
-    output.add_argument(
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--output", metavar="DIR", help="save results here, in lm-eval's format")
+    group.add_argument("--log-samples", action="store_true", help="save every question with its scores too")
+    group.add_argument(
         "--resume", action="store_true", help="go on from where the same run with the same --output was stopped"
     )
-    output.add_argument(
+    group.add_argument(
         "--show-prompts",
         type=whole_number(least=1),
         metavar="N",
         help="score nothing, but print the first N prompts of each task with their continuations and tokens; needs no"
         " weights, only config.json and the tokenizer",
     )
-    output.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
-    output.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
-    parser.set_defaults(json=False, quiet=False, fail=parser.error)
+    group.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
+    group.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
 
 
 def run(arguments: argparse.Namespace) -> int:

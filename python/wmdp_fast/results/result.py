@@ -391,14 +391,7 @@ class EvalResult:
             "versions": dict(sorted(versions.items())),
             "n-shot": dict(sorted(self._num_fewshot().items())),
             "higher_is_better": dict(sorted(self._higher_is_better().items())),
-            "n-samples": {
-                name: {"original": task.num_available, "effective": task.sample_len}
-                for name, task in self.tasks.items()
-            }
-            | {
-                name: {"original": text.text.available, "effective": text.sample_len}
-                for name, text in self.texts.items()
-            },
+            "n-samples": self._num_samples(),
             "config": dict(self.config),
             "git_hash": environment.git_commit(),
             "date": self.started,
@@ -417,28 +410,38 @@ class EvalResult:
             "chat_template": self.chat_template,
             "chat_template_sha": sha256(self.chat_template),
             "total_evaluation_time_seconds": str(self.total_seconds),
-            "wmdp_fast": {
-                "score_mode": self.score_mode,
-                "near_tie": self.near_tie,
-                **({"choice_orders": self._choice_orders()} if self.choice_orders else {}),
-                "tasks": {
-                    name: {
-                        "near_ties": task.num_near_ties,
-                        "file": task.questions.file,
-                        "dataset_revision": task.dataset_revision,
-                        "content_hash": task.questions.content_hash,
-                        **({} if (one := task.collapse) is None else {"one_letter": vars(one)}),
-                    }
-                    for name, task in self.tasks.items()
-                },
-                **({"texts": {name: text.details() for name, text in self.texts.items()}} if self.texts else {}),
-                "seconds": dict(self.timings),
-                "tokens": self.num_tokens,
-                "versions": self.versions,
-                "hardware": self.hardware,
-                **self.details,
-                "warnings": [*self.details.get("warnings", []), *self.letter_notes()],
+            "wmdp_fast": self._own_fields(),
+        }
+
+    def _num_samples(self) -> dict[str, dict[str, int]]:
+        """For each task and text, how many questions or documents there are and how many were asked."""
+        available = {name: task.num_available for name, task in self.tasks.items()}
+        available |= {name: text.text.available for name, text in self.texts.items()}
+        return {name: {"original": n, "effective": self[name].sample_len} for name, n in available.items()}
+
+    def _own_fields(self) -> dict[str, Any]:
+        """What lm-eval does not record."""
+        return {
+            "score_mode": self.score_mode,
+            "near_tie": self.near_tie,
+            **({"choice_orders": self._choice_orders()} if self.choice_orders else {}),
+            "tasks": {
+                name: {
+                    "near_ties": task.num_near_ties,
+                    "file": task.questions.file,
+                    "dataset_revision": task.dataset_revision,
+                    "content_hash": task.questions.content_hash,
+                    **({} if (one := task.collapse) is None else {"one_letter": vars(one)}),
+                }
+                for name, task in self.tasks.items()
             },
+            **({"texts": {name: text.details() for name, text in self.texts.items()}} if self.texts else {}),
+            "seconds": dict(self.timings),
+            "tokens": self.num_tokens,
+            "versions": self.versions,
+            "hardware": self.hardware,
+            **self.details,
+            "warnings": [*self.details.get("warnings", []), *self.letter_notes()],
         }
 
     def save(self, output_path: str | os.PathLike[str], *, log_samples: bool = False) -> Path:
