@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from wmdp_fast.exceptions import TaskError, WmdpFastWarning
 from wmdp_fast.prompts import cautions, prepare
 from wmdp_fast.prompts.chat import chat_contexts, system_text
-from wmdp_fast.prompts.tokenizer import load_tokenizer
+from wmdp_fast.prompts.tokenizer import load_tokenizer, prefix_token_id
 from wmdp_fast.results.provenance import model_type
 from wmdp_fast.tasks.resolve import resolve, without_tasks
 from wmdp_fast.tasks.typed_text import typed_line_breaks
@@ -227,8 +227,6 @@ class Encoder:
 
     def begin(self, tokenizer: PreTrainedTokenizerBase, model_type: str) -> None:
         """Begins to load it on a thread, which takes little of Python's time."""
-        from wmdp_fast.models.load import prefix_token_id
-
         if (prefix := prefix_token_id(tokenizer)) is not None:
             threads = ThreadPoolExecutor(max_workers=1)
             self._begun = threads.submit(self._load, tokenizer, prefix, model_type)

@@ -18,8 +18,9 @@ from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.results.lm_eval_files import tokenizer_info
 from wmdp_fast.results.near_tie import near_tie_of
 from wmdp_fast.results.paths import output_folder
-from wmdp_fast.results.provenance import details_of, how_it_was_run, model_type, what_decides_scores
+from wmdp_fast.results.provenance import model_type, run_config, run_details, run_identity
 from wmdp_fast.results.result import EvalResult, GroupResult, TaskResult
+from wmdp_fast.runtime.clock import PhaseClock
 from wmdp_fast.runtime.progress import progress_bar
 from wmdp_fast.scoring.journal import Journal
 from wmdp_fast.scoring.server import Server
@@ -214,7 +215,7 @@ def evaluate(
                 for group in selection.groups
             },
             model_name=loaded.name,
-            **how_it_was_run(loaded, tokenizer, dtype, revision, peft, token_budget, limit),
+            **run_config(loaded, tokenizer, dtype, revision, peft, token_budget, limit),
             timings=clock.seconds,
             num_tokens=sum(
                 done.tokens_useful if asked is None else asked.num_tokens for asked, done, _ in scoring.done
@@ -235,29 +236,13 @@ def evaluate(
                 else None
             ),
             fewshot_as_multiturn=asking.multiturn,
-            details=about.added_to(details_of(selection, loaded, prompts, *scoring.done[0])),
+            details=about.added_to(run_details(selection, loaded, prompts, *scoring.done[0])),
         )
         for note in result.letter_notes():
             warnings.warn(note, WmdpFastWarning, stacklevel=2)
         if output is not None:
             result = replace(result, saved_to=result.save(output, log_samples=log_samples))
     return result
-
-
-class PhaseClock:
-    """Adds up wall time by phase: `with clock("read"): ...`."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Counts the time spent inside as that of `phase`."""
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begun
 
 
 def _refuse_for_server(**given: bool) -> None:
@@ -394,7 +379,7 @@ class _Scoring:
 
     def tasks(self, prompts: Sequence[Prompts], requests: Requests | None) -> Scores:
         """Scores all choices of all tasks."""
-        identity = what_decides_scores(self.loaded, requests, prompts, self.score_mode)
+        identity = run_identity(self.loaded, requests, prompts, self.score_mode)
         partial = self._keep(identity, sum(one.num_choices for one in prompts), "choices")
         unit, what = ("input", "scoring") if hasattr(self.loaded, "model") else ("question", "asking")
         with self.clock("forward"), _progress_bar(unit, what, shown=self.progress) as advance:
@@ -408,7 +393,7 @@ class _Scoring:
         """Scores the windows of texts."""
         if run is None:
             return {}
-        identity = what_decides_scores(self.loaded, run.requests, (), self.score_mode)
+        identity = run_identity(self.loaded, run.requests, (), self.score_mode)
         partial = self._keep(identity, len(run), "windows of texts")
         with self.clock("texts"), _progress_bar("window", "reading texts", shown=self.progress) as advance:
             scores = run.score(
@@ -420,12 +405,14 @@ class _Scoring:
     def _keep(self, identity: Mapping[str, Any] | None, number: int, what: str) -> PartialScores:
         # A run that was stopped at its tasks has nothing of its texts, which is no surprise.
         expected = self.resume and not self.done
-        begun = _kept_scores(self.loaded.name, identity, number, self.output, what, resume=self.resume, warn=expected)
+        begun = _journaled_scores(
+            self.loaded.name, identity, number, self.output, what, resume=self.resume, warn=expected
+        )
         return self.kept.enter_context(begun)
 
 
 @contextlib.contextmanager
-def _kept_scores(
+def _journaled_scores(
     name: str,
     identity: Mapping[str, Any] | None,
     number: int,

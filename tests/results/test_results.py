@@ -28,7 +28,7 @@ from tests.support.evaluations import (
     write_lm_eval_tasks,
 )
 from wmdp_fast._rust import PromptTemplate, QuestionSet
-from wmdp_fast.results.lm_eval_files import run_config
+from wmdp_fast.results.lm_eval_files import config_section
 from wmdp_fast.results.paths import sanitize_model_name
 from wmdp_fast.results.result import TaskResult
 from wmdp_fast.runtime import environment
@@ -260,7 +260,7 @@ def test_without_samples_there_is_one_file_and_no_hashes(tmp_path: Path) -> None
 
 def test_settings_that_json_has_no_word_for_are_written_as_text(tmp_path: Path) -> None:
     # A path need not be UTF-8: Python shows such bytes as lone surrogates.
-    config = run_config("hf", {"pretrained": "toy\udcff", "dtype": np.dtype("float32")})
+    config = config_section("hf", {"pretrained": "toy\udcff", "dtype": np.dtype("float32")})
     results = eval_result(config=config).save(tmp_path)
     written = json.loads(results.read_text(encoding="utf-8"))["config"]["model_args"]
     assert written == {"pretrained": "toy\udcff", "dtype": "float32"}

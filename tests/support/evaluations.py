@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from wmdp_fast._rust import PromptTemplate, QuestionSet
-from wmdp_fast.results.lm_eval_files import run_config, tokenizer_info
+from wmdp_fast.results.lm_eval_files import config_section, tokenizer_info
 from wmdp_fast.results.result import EvalResult, GroupResult, TaskResult
 from wmdp_fast.tasks.task import DOC_TO_TEXT, Group, Task
 
@@ -119,7 +119,7 @@ def eval_result(num_fewshot: int = 0, limit: int | None = None, **options: Any) 
         "groups": groups,
         "model_name": "org/toy",
         "model_source": "hf",
-        "config": run_config("hf", {"pretrained": "org/toy"}, model_info=MODEL_INFO, batch_size=8, limit=limit),
+        "config": config_section("hf", {"pretrained": "org/toy"}, model_info=MODEL_INFO, batch_size=8, limit=limit),
         "timings": {"forward": 1.5},
         "num_tokens": 1234,
         "started": 1795469312.5,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast._rust import RELEASE_BUILD, Tokenizer
 from wmdp_fast.bench.report import BenchReport, Measurement, machine, peak_gb
 from wmdp_fast.exceptions import TokenizerError
 from wmdp_fast.prompts.prepare import DEFAULT_TOKEN_BUDGET, plan, read_tasks, render
+from wmdp_fast.runtime.clock import PhaseClock
 from wmdp_fast.tasks.resolve import resolve
 
 if TYPE_CHECKING:
@@ -52,17 +52,18 @@ def bench_data(
         raise TokenizerError(f"{path} does not exist; --tokenizer takes a tokenizer.json or a folder with one")
     selection = resolve(tasks, num_fewshot=num_fewshot)
 
-    clock = _Clock()
-    loaded = Tokenizer(path.read_text(encoding="utf-8"), add_special_tokens=True, prefix_token_id=0, prefix_text="\0")
-    clock.lap("load tokenizer")
-    read = read_tasks(selection.tasks, data=data)
-    clock.lap("read")
-    prompts = [render(one) for one in read]
-    clock.lap("render")
-    requests = loaded.encode_requests(prompts, _MAX_LENGTH)
-    clock.lap("tokenize")
-    batches = sum(1 for _ in plan(requests))
-    clock.lap("plan")
+    clock = PhaseClock()
+    with clock("load tokenizer"):
+        description = path.read_text(encoding="utf-8")
+        loaded = Tokenizer(description, add_special_tokens=True, prefix_token_id=0, prefix_text="\0")
+    with clock("read"):
+        read = read_tasks(selection.tasks, data=data)
+    with clock("render"):
+        prompts = [render(one) for one in read]
+    with clock("tokenize"):
+        requests = loaded.encode_requests(prompts, _MAX_LENGTH)
+    with clock("plan"):
+        batches = sum(1 for _ in plan(requests))
 
     questions = requests.num_questions
     ours = Measurement(
@@ -106,19 +107,6 @@ def bench_data(
     return BenchReport(work, ours, {"lm-eval": peer}, {"lm-eval": ratio})
 
 
-class _Clock:
-    """Seconds between calls, by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self.seconds[phase] = now - self._last
-        self._last = now
-
-
 def _lm_eval(tasks: Sequence[Task], tokenizer: Path, data: str | PathLike[str] | None, sample: int) -> Measurement:
     """lm-eval's context building and tokenization, as `simple_evaluate` does them, on questions of up to 8 tasks."""
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -138,7 +126,7 @@ def _lm_eval(tasks: Sequence[Task], tokenizer: Path, data: str | PathLike[str] |
         tiny = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
         model = HFLM(pretrained=LlamaForCausalLM(tiny), tokenizer=slow, backend="causal", device="cpu")
 
-        clock = _Clock()
+        clock = PhaseClock()
         pairs = []
         questions = 0
         for one in loaded.values():

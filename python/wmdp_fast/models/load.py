@@ -27,6 +27,7 @@ from wmdp_fast.models.reading import (
 )
 from wmdp_fast.models.row_length import fresh_rotary
 from wmdp_fast.models.threads import only_user
+from wmdp_fast.prompts.tokenizer import prefix_token_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -228,12 +229,6 @@ def files_identity(loaded: LoadedModel) -> str:
         files = locate.locate_adapter(loaded.peft)
         identity += f" + {files.commit or _folder_identity(files.folder)}"
     return identity
-
-
-def prefix_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token before a continuation that has no context, by lm-eval's rule: BOS, else EOS."""
-    prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return None if prefix is None else int(prefix)
 
 
 def _folder_identity(folder: Path) -> str:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from wmdp_fast.checkpoints.weight_files import CONFIG, read_json
 from wmdp_fast.exceptions import TokenizerError
 from wmdp_fast.models import locate
-from wmdp_fast.models.load import load_tokenizer, max_length, prefix_token_id
+from wmdp_fast.models.load import load_tokenizer, max_length
 from wmdp_fast.models.reading import check_config
+from wmdp_fast.prompts.tokenizer import prefix_token_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from wmdp_fast._rust import Tokenizer
 from wmdp_fast.data.corpora import find_corpus
-from wmdp_fast.prompts.tokenizer import load_tokenizer
+from wmdp_fast.prompts.tokenizer import load_tokenizer, prefix_token_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,5 +107,4 @@ def _rust_tokenizer(tokenizer: PreTrainedTokenizerBase | Tokenizer) -> Tokenizer
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
     # The token in front of a continuation without a context; a corpus has neither.
-    prefix = next((token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None), 0)
-    return load_tokenizer(tokenizer, prefix_token_id=prefix)
+    return load_tokenizer(tokenizer, prefix_token_id=prefix_token_id(tokenizer) or 0)

@@ -18,7 +18,7 @@ def load_tokenizer(
 
     Args:
         tokenizer: A tokenizer of transformers that the library `tokenizers` stands behind.
-        prefix_token_id: Token in front of a continuation that has no context; lm-eval takes BOS, else EOS.
+        prefix_token_id: Token in front of a continuation that has no context; see the function of that name.
         add_special_tokens: Whether texts get the tokenizer's special tokens; None leaves it to the tokenizer, which
             adds them if it has any.
 
@@ -37,3 +37,9 @@ def load_tokenizer(
         prefix_token_id=prefix_token_id,
         prefix_text=str(tokenizer.decode(prefix_token_id)),
     )
+
+
+def prefix_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token before a continuation that has no context, by lm-eval's rule: BOS, else EOS; None with neither."""
+    prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return None if prefix is None else int(prefix)

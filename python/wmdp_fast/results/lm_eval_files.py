@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 NOT_AVAILABLE = "N/A"
 
 
-def run_config(
+def config_section(
     model: str,
     model_args: Mapping[str, Any] | None,
     *,

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 from wmdp_fast._rust import __version__
-from wmdp_fast.results.lm_eval_files import run_config
+from wmdp_fast.results.lm_eval_files import config_section
 from wmdp_fast.tasks.task import DOC_TO_TEXT
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from wmdp_fast.tasks.resolve import Selection
 
 
-def what_decides_scores(
+def run_identity(
     loaded: LoadedModel | ServedModel, requests: Requests | None, prompts: Sequence[Prompts], score_mode: ScoreMode
 ) -> dict[str, Any] | None:
     """Two runs that agree in this have the same scores, whatever engine makes them and in whatever batches.
@@ -60,7 +60,7 @@ def what_decides_scores(
     }
 
 
-def how_it_was_run(
+def run_config(
     loaded: LoadedModel | ServedModel,
     tokenizer: PreTrainedTokenizerBase | str | PathLike[str] | None,
     dtype: str,
@@ -78,10 +78,10 @@ def how_it_was_run(
         if loaded.tokenizer is not None:
             arguments["tokenizer"] = loaded.tokenizer.name_or_path
         source = "local-completions"
-        return {"model_source": source, "config": run_config(source, arguments, limit=limit)}
+        return {"model_source": source, "config": config_section(source, arguments, limit=limit)}
     return {
         "model_source": "hf",
-        "config": run_config(
+        "config": config_section(
             "hf",
             _model_args(loaded, tokenizer, dtype, revision, peft),
             model_info=_model_info(loaded),
@@ -92,7 +92,7 @@ def how_it_was_run(
     }
 
 
-def details_of(
+def run_details(
     selection: Selection,
     loaded: LoadedModel | ServedModel,
     prompts: Sequence[Prompts],

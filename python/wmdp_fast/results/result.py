@@ -235,7 +235,7 @@ class EvalResult:
         texts: Results by text, in the order they were given.
         model_name: Name or path of the model; names the folder of the files.
         model_source: lm-eval's name for the kind of model (`hf`).
-        config: How the model was run; `run_config` makes it.
+        config: How the model was run; `config_section` makes it.
         timings: Seconds by phase: load, read, render, tokenize, forward, aggregate, texts.
         num_tokens: Tokens that went through the model, padding excluded.
         started: When the run began, seconds since 1970.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wmdp_fast.exceptions import ModelError
+from wmdp_fast.prompts.tokenizer import prefix_token_id
 from wmdp_fast.scoring.completion import (
     AnswerError,
     Place,
@@ -69,11 +70,7 @@ class ServedModel:
     @property
     def prefix_token_id(self) -> int | None:
         """Token that stands for an empty context, by lm-eval's rule: BOS, else EOS."""
-        if self.tokenizer is None:
-            return None
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        prefix: int | None = eos if bos is None else bos
-        return prefix
+        return None if self.tokenizer is None else prefix_token_id(self.tokenizer)
 
 
 def connect(server: Server, tokenizer: PreTrainedTokenizerBase | str | None = None) -> ServedModel:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.checkpoints import checkpoint
-from wmdp_fast.evaluation import PhaseClock
 from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.prompts.documents import CorpusTokens
 from wmdp_fast.prompts.texts import read_texts
+from wmdp_fast.runtime.clock import PhaseClock
 from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.unlearning import evaluations, preflight, stopping
 from wmdp_fast.unlearning.activation_cache import TrunkCache

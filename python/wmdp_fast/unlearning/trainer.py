@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from wmdp_fast.evaluation import PhaseClock
     from wmdp_fast.prompts.documents import CorpusTokens
+    from wmdp_fast.runtime.clock import PhaseClock
     from wmdp_fast.unlearning.activation_cache import TrunkCache
     from wmdp_fast.unlearning.request import Request
     from wmdp_fast.unlearning.rmu.config import RMUConfig

@@ -25,10 +25,10 @@ import torch
 
 from wmdp_fast import _rust
 from wmdp_fast.checkpoints import checkpoint
-from wmdp_fast.evaluation import PhaseClock
 from wmdp_fast.exceptions import DivergedError, ModelError, TaskError, WmdpFastWarning
 from wmdp_fast.prompts.documents import CorpusTokens
 from wmdp_fast.prompts.texts import read_texts
+from wmdp_fast.runtime.clock import PhaseClock
 from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.unlearning import evaluations, preflight
 from wmdp_fast.unlearning.activation_cache import TrunkCache
