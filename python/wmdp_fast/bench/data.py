@@ -129,15 +129,15 @@ def _lm_eval(tasks: Sequence[Task], tokenizer: Path, data: str | PathLike[str] |
         clock = PhaseClock()
         pairs = []
         questions = 0
-        for one in loaded.values():
-            one.set_config(key="num_fewshot", value=one.config.num_fewshot or 0)
-            one.build_all_requests(limit=-(-sample // len(loaded)), rank=0, world_size=1)
-            pairs += [request.args for request in one.instances]
-            questions += len({request.doc_id for request in one.instances})
-        clock.lap("render")
-        for context, continuation in pairs:
-            model._encode_pair(context, continuation)
-        clock.lap("tokenize")
+        with clock("render"):
+            for one in loaded.values():
+                one.set_config(key="num_fewshot", value=one.config.num_fewshot or 0)
+                one.build_all_requests(limit=-(-sample // len(loaded)), rank=0, world_size=1)
+                pairs += [request.args for request in one.instances]
+                questions += len({request.doc_id for request in one.instances})
+        with clock("tokenize"):
+            for context, continuation in pairs:
+                model._encode_pair(context, continuation)
     seconds = clock.seconds | {"render + tokenize": sum(clock.seconds.values())}
     return Measurement(
         seconds=seconds,
