@@ -371,7 +371,7 @@ def test_wrong_usage_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_real_model_scored_by_both_packages_has_no_difference(tmp_path: Path) -> None:
     """One torch model, evaluated and saved by lm-eval's `hf` backend and by `evaluate`."""
     from tests.support import tiny_models
-    from wmdp_fast.bench.lm_eval_peer import quiet_lm_eval, task_configs
+    from wmdp_fast.bench.lm_eval_baseline import quiet_lm_eval, task_configs
     from wmdp_fast.tasks.resolve import resolve
 
     pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra `lm-eval`)")

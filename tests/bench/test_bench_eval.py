@@ -1,4 +1,4 @@
-"""The benchmark of scoring: contestants agree, each figure is what it says, and other numbers make it fail."""
+"""The benchmark of scoring: workers agree, each figure is what it says, and other numbers make it fail."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from wmdp_fast._rust import Trie
 from wmdp_fast.bench import eval as bench
 from wmdp_fast.bench import shapes
 from wmdp_fast.bench.arithmetic import arithmetic, linear_layers, matrix_rate, visible_pairs
-from wmdp_fast.bench.contestant import Job, Outcome
 from wmdp_fast.bench.eval import bench_eval
 from wmdp_fast.bench.report import peak_gb
+from wmdp_fast.bench.worker import Job, Outcome
 from wmdp_fast.exceptions import WmdpFastError
 
 TINY = {"shape": "tiny", "workload": "mmlu-5shot", "limit": 1}
 
 
 @pytest.mark.slow
-def test_contestants_agree_and_are_compared(tmp_path, capsys):
+def test_workers_agree_and_are_compared(tmp_path, capsys):
     argv = ["bench", "eval", "--shape", "tiny", "--workload", "mmlu-5shot", "--limit", "2", "--token-budget", "512"]
     page = tmp_path / "results" / "report.md"
     assert cli.main([*argv, "--against", "lm-eval,padded", "--json", "--report", str(page)]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["failures"] == []
     assert set(report["peers"]) == {"lm-eval", "padded"}
-    for name, peer in report["peers"].items():
-        assert peer["notes"]["largest_difference"] < 1e-5
-        assert peer["units"]["questions"] == report["ours"]["units"]["questions"] == 114
+    for name, baseline in report["peers"].items():
+        assert baseline["notes"]["largest_difference"] < 1e-5
+        assert baseline["units"]["questions"] == report["ours"]["units"]["questions"] == 114
         assert {"start", "load", "forward", "total"} <= set(report["ratio"][name])
         assert report["ratio"][name]["forward"] == pytest.approx(
-            peer["seconds"]["forward"] / report["ours"]["seconds"]["forward"]
+            baseline["seconds"]["forward"] / report["ours"]["seconds"]["forward"]
         )
-        assert peer["units"]["tokens_run"] >= report["ours"]["units"]["tokens_run"]
-        assert 0.1 < peer["peak_gb"] < 10
+        assert baseline["units"]["tokens_run"] >= report["ours"]["units"]["tokens_run"]
+        assert 0.1 < baseline["peak_gb"] < 10
     assert report["ours"]["notes"]["engine"] == "trie"
     assert report["ours"]["notes"]["tokens_run_per_useful"] < 1.05
     text = page.read_text(encoding="utf-8")
@@ -64,7 +64,7 @@ def test_real_questions_are_read_rendered_and_tokenized_by_both(smollm2_dir, mml
     )
 
 
-def test_other_numbers_than_a_peers_are_a_failure(monkeypatch, capsys):
+def test_other_numbers_than_a_baselines_are_a_failure(monkeypatch, capsys):
     notes = {
         "engine": "trie", "dtype": "float32", "device": "cpu", "threads": 1, "token_budget": 8, "warnings": [],
         "device_wait_seconds": 0.0, "useful_tokens": 5, "why_no_matrix_rate": "made up",
@@ -72,7 +72,7 @@ def test_other_numbers_than_a_peers_are_a_failure(monkeypatch, capsys):
 
     def contest(job: Job):
         seconds = {"start": 1.0, "load": 1.0, "forward": 2.0, "aggregate": 0.0, "total": 4.0}
-        scores = np.array([-1.0, -2.0]) if job.contestant == "auto" else np.array([-1.0, -2.0 - 2e-4])
+        scores = np.array([-1.0, -2.0]) if job.worker == "auto" else np.array([-1.0, -2.0 - 2e-4])
         return Outcome(seconds, questions=1, tokens_run=5, peak_gb=1.0, notes=dict(notes)), scores
 
     monkeypatch.setattr(bench, "_run", contest)
@@ -92,7 +92,7 @@ def test_other_numbers_than_a_peers_are_a_failure(monkeypatch, capsys):
         ({"shape": "tiny", "workload": "gpqa"}, "no workload 'gpqa'; known: wmdp"),
         ({"shape": "tiny", "tasks": "wmdp"}, "a shape has no tokenizer"),
         ({"shape": "tiny", "workload": "wmdp", "dtype": "auto"}, "a shape has no dtype"),
-        ({"shape": "tiny", "workload": "wmdp", "against": ["vllm"]}, "unknown peer vllm"),
+        ({"shape": "tiny", "workload": "wmdp", "against": ["vllm"]}, "unknown baseline vllm"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options, problem):
@@ -100,7 +100,7 @@ def test_options_that_do_not_go_together_are_refused(options, problem):
         bench_eval(**options)
 
 
-def test_what_a_contestant_says_last_is_in_the_error():
+def test_what_a_worker_says_last_is_in_the_error():
     with pytest.raises(WmdpFastError, match=r"auto failed with exit code 1: .*/no/such/model"):
         bench_eval(model="/no/such/model", workload="wmdp", limit=1)
 

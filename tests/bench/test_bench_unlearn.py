@@ -1,4 +1,4 @@
-"""The benchmark of unlearning: contestants compute the same, arithmetic is counted rightly, else it fails."""
+"""The benchmark of unlearning: workers compute the same, arithmetic is counted rightly, else it fails."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.reference import rmu as reference
 from tests.support import tiny_models
 from wmdp_fast import cli
 from wmdp_fast.bench import unlearn as bench
-from wmdp_fast.bench.rmu_contestant import Job, Outcome
-from wmdp_fast.bench.rmu_peer import PlainRMU
+from wmdp_fast.bench.rmu_baseline import PlainRMU
+from wmdp_fast.bench.rmu_worker import Job, Outcome
 from wmdp_fast.bench.shapes import SHAPES
 from wmdp_fast.bench.unlearn import bench_unlearn, flops_of
 from wmdp_fast.exceptions import WmdpFastError
 
 TINY = Job(
-    contestant="wmdp-fast",
+    worker="wmdp-fast",
     model=None,
     shape="tiny",
     layer_id=1,
@@ -37,7 +37,7 @@ TINY = Job(
 
 
 @pytest.mark.slow
-def test_contestants_compute_the_same_and_are_compared(tmp_path, capsys):
+def test_workers_compute_the_same_and_are_compared(tmp_path, capsys):
     page = tmp_path / "report.md"
     argv = ["bench", "unlearn", "--shape", "tiny", "--layer-id", "1", "--length", "16", "--steps", "2"]
     argv += ["--dtype", "float32", "--device", "cpu", "--against", "plain,truncated", "--json", "--report", str(page)]
@@ -45,13 +45,13 @@ def test_contestants_compute_the_same_and_are_compared(tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["failures"] == []
     assert set(report["peers"]) == {"plain", "truncated"}
-    for name, peer in report["peers"].items():
-        assert peer["notes"]["forget_losses"] == report["ours"]["notes"]["forget_losses"]
-        assert peer["notes"]["retain_losses"] == report["ours"]["notes"]["retain_losses"]
+    for name, baseline in report["peers"].items():
+        assert baseline["notes"]["forget_losses"] == report["ours"]["notes"]["forget_losses"]
+        assert baseline["notes"]["retain_losses"] == report["ours"]["notes"]["retain_losses"]
         assert report["work"][f"losses against {name}"] == "the same to the last bit"
-        assert report["ratio"][name]["step"] == peer["seconds"]["step"] / report["ours"]["seconds"]["step"]
-        assert len(peer["notes"]["step_seconds"]) == 2
-        assert 0.01 < peer["peak_gb"] < 3
+        assert report["ratio"][name]["step"] == baseline["seconds"]["step"] / report["ours"]["seconds"]["step"]
+        assert len(baseline["notes"]["step_seconds"]) == 2
+        assert 0.01 < baseline["peak_gb"] < 3
     assert len(report["ours"]["notes"]["forget_losses"]) == 3
     assert report["ours"]["notes"]["retain_losses"][0] == 0.0
     text = page.read_text(encoding="utf-8")
@@ -61,12 +61,12 @@ def test_contestants_compute_the_same_and_are_compared(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_contestants_failure_is_told():
+def test_a_workers_failure_is_told():
     with pytest.raises(WmdpFastError, match=r"wmdp-fast failed with exit code 1: .*cuda:63"):
         bench_unlearn(shape="tiny", layer_id=1, device="cuda:63", dtype="float32")
 
 
-def test_the_peer_is_the_original_algorithm(tmp_path):
+def test_the_baseline_is_the_original_algorithm(tmp_path):
     model = tiny_models.build("llama")
     model.save_pretrained(tmp_path)
     tokens = torch.randint(8, 600, (2, 6, 12), generator=torch.Generator().manual_seed(0))
@@ -83,7 +83,7 @@ def test_the_peer_is_the_original_algorithm(tmp_path):
         retain_max_length=12,
         **settings,
     )
-    peer = PlainRMU(
+    baseline = PlainRMU(
         copy.deepcopy(model),
         model,
         layer_id=1,
@@ -92,12 +92,12 @@ def test_the_peer_is_the_original_algorithm(tmp_path):
         learning_rate=1e-3,
     )
     losses = [
-        peer.step(forget, retain, record.control_vectors[0], 100.0)
+        baseline.step(forget, retain, record.control_vectors[0], 100.0)
         for forget, retain in zip(tokens[0].split(2), tokens[1].split(2), strict=True)
     ]
     assert losses == list(zip(record.forget_losses, record.retain_losses, strict=True))
     theirs = record.model.state_dict()
-    assert all(torch.equal(weights, theirs[name]) for name, weights in peer.updated.state_dict().items())
+    assert all(torch.equal(weights, theirs[name]) for name, weights in baseline.updated.state_dict().items())
 
 
 @pytest.mark.parametrize("parameters", ["mlp.down_proj", "self_attn.o_proj"])
@@ -105,14 +105,14 @@ def test_arithmetic_is_counted_as_torch_counts_it(parameters):
     """Of the plain algorithm, whose every product torch sees. Torch counts attention in full, not its causal half."""
     from transformers import AutoModelForCausalLM
 
-    from wmdp_fast.bench.rmu_contestant import config_of
+    from wmdp_fast.bench.rmu_worker import config_of
 
     config = config_of(TINY)
     models = [AutoModelForCausalLM.from_config(config, attn_implementation="eager") for _ in range(2)]
-    peer = PlainRMU(*models, layer_id=1, update_layer_ids=[0, 1], parameters=parameters, learning_rate=1e-3)
+    baseline = PlainRMU(*models, layer_id=1, update_layer_ids=[0, 1], parameters=parameters, learning_rate=1e-3)
     tokens = torch.randint(8, 500, (2, 2, 16))
     with FlopCounterMode(display=False) as counter:
-        peer.step(tokens[0], tokens[1], torch.zeros(1, 1, config.hidden_size), 1.0)
+        baseline.step(tokens[0], tokens[1], torch.zeros(1, 1, config.hidden_size), 1.0)
     pairs = TINY.batch_size * TINY.length
     # For each pair and layer: three forward and two backward passes of twice the cost; one causal half each is missing.
     causal = pairs * config.num_hidden_layers * (3 + 2 * 2) * 2 * TINY.length * config.hidden_size
@@ -132,7 +132,7 @@ def test_the_formulas_are_those_published_for_zephyr():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_each_contestant_computes_less_than_the_one_before(shape):
+def test_each_worker_computes_less_than_the_one_before(shape):
     flops = flops_of(replace(TINY, shape=shape))
     assert flops.ours < flops.truncated < flops.plain
 
@@ -158,7 +158,7 @@ def test_wrong_arguments_are_refused():
         ({"shape": "tiny", "model": "x"}, "give either"),
         ({"shape": "huge"}, "there is no shape 'huge'; known: tiny"),
         ({"shape": "tiny", "dtype": "auto"}, "no dtype of its own"),
-        ({"shape": "tiny", "against": ["fast"]}, "unknown peer fast; known: plain, truncated"),
+        ({"shape": "tiny", "against": ["fast"]}, "unknown baseline fast; known: plain, truncated"),
         ({"shape": "tiny"}, "layer 7 does not exist: the model has 2 layers"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -166,11 +166,11 @@ def test_wrong_arguments_are_refused():
 
 
 def test_other_losses_are_a_failure(monkeypatch):
-    """Contestants stand in here for real ones: one of them is made to compute something else."""
+    """Workers stand in here for real ones: one of them is made to compute something else."""
 
     def run(job: Job) -> Outcome:
-        retain = [0.0, 0.5] if job.contestant == "wmdp-fast" else [0.0, 0.5001]
-        forget = [1.0, 0.9] if job.contestant != "truncated" else [1.1, 0.9]
+        retain = [0.0, 0.5] if job.worker == "wmdp-fast" else [0.0, 0.5001]
+        forget = [1.0, 0.9] if job.worker != "truncated" else [1.1, 0.9]
         return Outcome(1.0, [2.0, 3.0, 4.0], forget, retain, 0.5, None, 1e9, "cpu", 1)
 
     monkeypatch.setattr(bench, "_run", run)

@@ -26,7 +26,7 @@ from lm_eval.models.huggingface import HFLM
 import wmdp_fast
 from tests.support import lm_eval_tasks, tiny_models, tokenizers_zoo
 from wmdp_fast import demo
-from wmdp_fast.bench.lm_eval_peer import quiet_lm_eval, task_configs
+from wmdp_fast.bench.lm_eval_baseline import quiet_lm_eval, task_configs
 from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.integrations.lm_eval import FastHFLM
 from wmdp_fast.tasks.resolve import resolve

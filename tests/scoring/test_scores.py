@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support import tiny_models
 from wmdp_fast._rust import TokenLogprobs
 from wmdp_fast.scoring import lm_head
-from wmdp_fast.scoring.lm_head import Readout
+from wmdp_fast.scoring.lm_head import ChunkedLMHead
 from wmdp_fast.scoring.scores import look_up
 
 
@@ -56,7 +56,7 @@ def test_a_row_or_token_that_is_not_there_is_an_error() -> None:
 def test_a_projection_is_read_a_part_of_the_vocabulary_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lm_head, "_PART", 7)
     model = tiny_models.loaded("llama").model
-    found = Readout.of(model, "float32")
+    found = ChunkedLMHead.of(model, "float32")
     assert found is not None
     hidden = torch.randn(5, found.head.in_features, generator=torch.Generator().manual_seed(0))
     readouts, tokens = torch.tensor([0, 4, 4, 2]), torch.tensor([1, 0, found.head.out_features - 1, 8])
@@ -71,9 +71,9 @@ def test_a_model_that_does_more_than_projecting_is_read_whole(family: str) -> No
     model = tiny_models.loaded(family).model
     model.config.logits_scaling = 2.0  # Granite's
     does_more = {"gemma2", "granite"}
-    assert (Readout.of(model, "float32") is None) == (family in does_more)
-    assert Readout.of(model, "model") is None
+    assert (ChunkedLMHead.of(model, "float32") is None) == (family in does_more)
+    assert ChunkedLMHead.of(model, "model") is None
     assert not any("forward" in vars(module) for module in model.modules())
     hook = model.get_output_embeddings().register_forward_hook(lambda *_: None)
-    assert Readout.of(model, "float32") is None
+    assert ChunkedLMHead.of(model, "float32") is None
     hook.remove()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wmdp_fast.bench.lm_eval_peer import quiet_lm_eval, task_configs
+from wmdp_fast.bench.lm_eval_baseline import quiet_lm_eval, task_configs
 from wmdp_fast.tasks.resolve import resolve
 
 if TYPE_CHECKING:

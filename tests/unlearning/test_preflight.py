@@ -16,7 +16,7 @@ from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models import load
 from wmdp_fast.models.partial import decoder_of, first_layers_without_weights
 from wmdp_fast.unlearning import source
-from wmdp_fast.unlearning.parameters import ROLES, pick
+from wmdp_fast.unlearning.parameters import ROLES, select_parameters
 
 # What is wrong, and what is said of it. {0} is the folder of the test.
 WRONG = [
@@ -152,7 +152,9 @@ def test_without_weights_the_same_parameters_are_found_as_with_them(tmp_path, fa
         found = []
         for decoder in (first.decoder, whole):
             try:
-                found.append([(one.name, one.shape) for one in pick(decoder.layers, decoder.prefix, (0, 2), role)])
+                found.append(
+                    [(one.name, one.shape) for one in select_parameters(decoder.layers, decoder.prefix, (0, 2), role)]
+                )
             except ModelError as error:
                 found.append(str(error))
         assert found[0] == found[1]

@@ -20,7 +20,7 @@ from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models.partial import decoder_of
 from wmdp_fast.unlearning.activation_cache import TrunkCache
 from wmdp_fast.unlearning.batches import Batch
-from wmdp_fast.unlearning.parameters import pick
+from wmdp_fast.unlearning.parameters import select_parameters
 from wmdp_fast.unlearning.rmu.branches import Branches
 from wmdp_fast.unlearning.rmu.config import RMUConfig
 
@@ -280,7 +280,9 @@ def test_a_full_disk_ends_the_cache_and_not_the_run(tmp_path, monkeypatch):
 def test_a_model_that_passes_more_than_its_residual_stream_is_refused(tmp_path):
     model = runs.model("llama")
     decoder = decoder_of(model)
-    trained = {one.name: one.parameter for one in pick(decoder.layers, decoder.prefix, (2,), "mlp.down_proj")}
+    trained = {
+        one.name: one.parameter for one in select_parameters(decoder.layers, decoder.prefix, (2,), "mlp.down_proj")
+    }
     branches = Branches(decoder, 2, trained, TrunkCache(tmp_path / "cache", decoder))
     first, second = model.model.layers[0], model.model.layers[2]
     passed = []

@@ -24,7 +24,7 @@ from wmdp_fast.unlearning import reporting
 from wmdp_fast.unlearning.batches import packed_documents, padded_documents
 from wmdp_fast.unlearning.card import wilson_interval
 from wmdp_fast.unlearning.optim import AdamW
-from wmdp_fast.unlearning.parameters import pick
+from wmdp_fast.unlearning.parameters import select_parameters
 from wmdp_fast.unlearning.rmu.branches import Branches
 from wmdp_fast.unlearning.rmu.config import RMUConfig
 from wmdp_fast.unlearning.rmu.step import Step
@@ -96,7 +96,7 @@ def test_roles_in_every_architecture(family):
     decoder = decoder_of(runs.model(family))
 
     def names(role):
-        return [one.name for one in pick(decoder.layers, decoder.prefix, (1, 2), role)]
+        return [one.name for one in select_parameters(decoder.layers, decoder.prefix, (1, 2), role)]
 
     down, output = DOWN.get(family, "mlp.down_proj.weight"), OUTPUT.get(family, "self_attn.o_proj.weight")
     assert names("mlp.down_proj") == [f"layers.1.{down}", f"layers.2.{down}"]
@@ -119,22 +119,22 @@ def test_listed_experts_are_picked_too():
     layer.block_sparse_moe.experts = torch.nn.ModuleList(
         torch.nn.ModuleDict({name: torch.nn.Linear(4, 4, bias=False) for name in ("w1", "w2", "w3")}) for _ in range(2)
     )
-    picked = pick(torch.nn.ModuleList([layer]), "layers", [0], "mlp.down_proj")
+    picked = select_parameters(torch.nn.ModuleList([layer]), "layers", [0], "mlp.down_proj")
     assert [one.name for one in picked] == [f"layers.0.block_sparse_moe.experts.{i}.w2.weight" for i in (0, 1)]
-    assert len(pick(torch.nn.ModuleList([layer]), "layers", [0], "mlp")) == 6
+    assert len(select_parameters(torch.nn.ModuleList([layer]), "layers", [0], "mlp")) == 6
 
 
 def test_regular_expressions_and_empty_picks():
     decoder = decoder_of(runs.model("llama"))
-    picked = pick(decoder.layers, "layers", [1], r"(q|k)_proj")
+    picked = select_parameters(decoder.layers, "layers", [1], r"(q|k)_proj")
     assert [one.name for one in picked] == ["layers.1.self_attn.q_proj.weight", "layers.1.self_attn.k_proj.weight"]
     assert str(picked[0]) == "layers.1.self_attn.q_proj.weight: 32 x 32, float32, 0.0 MB"
     with pytest.raises(ModelError, match=r"fits no parameter of layer 1.*self_attn\.q_proj\.weight"):
-        pick(decoder.layers, "layers", [1], "down_projection")
+        select_parameters(decoder.layers, "layers", [1], "down_projection")
     with pytest.raises(ValueError, match="neither a role"):
-        pick(decoder.layers, "layers", [1], "down(")
+        select_parameters(decoder.layers, "layers", [1], "down(")
     with pytest.raises(ValueError, match="has 4 layers, 0 to 3"):
-        pick(decoder.layers, "layers", [4], "mlp")
+        select_parameters(decoder.layers, "layers", [4], "mlp")
 
 
 # The loss and the optimizer
@@ -152,7 +152,9 @@ def test_regular_expressions_and_empty_picks():
 def test_masked_losses_are_those_of_a_loop_over_real_tokens(lengths, retain_lengths, alpha, seed, family, packed):
     model = MODELS.setdefault(family, runs.model(family))
     decoder = decoder_of(model)
-    trained = {one.name: one.parameter for one in pick(decoder.layers, decoder.prefix, (0, 1), "mlp.down_proj")}
+    trained = {
+        one.name: one.parameter for one in select_parameters(decoder.layers, decoder.prefix, (0, 1), "mlp.down_proj")
+    }
     branches = Branches(decoder, 1, trained)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():  # as if it had been trained already, so that the retain loss is not 0

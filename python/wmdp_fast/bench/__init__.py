@@ -1,1 +1,1 @@
-"""Benchmarks, each against a peer in the same run; `wmdp-fast bench` prints them."""
+"""Benchmarks, each against a baseline in the same run; `wmdp-fast bench` prints them."""

@@ -38,15 +38,15 @@ def bench_data(
         tokenizer: A `tokenizer.json`, or a folder that holds one.
         data: Folder with the datasets, in place of the hub.
         num_fewshot: Few-shot examples before each question.
-        against: Peers to run in the same process afterwards; `lm-eval` is the only one.
-        sample: How many questions a peer prepares; its figures are given for that many, ratios per question.
+        against: Baselines to run in the same process afterwards; `lm-eval` is the only one.
+        sample: How many questions a baseline prepares; its figures are given for that many, ratios per question.
 
     Raises:
         TokenizerError: There is no tokenizer at that path.
-        ValueError: A peer is unknown.
+        ValueError: A baseline is unknown.
     """
     if unknown := set(against) - {"lm-eval"}:
-        raise ValueError(f"unknown peer {', '.join(sorted(unknown))}; known: lm-eval")
+        raise ValueError(f"unknown baseline {', '.join(sorted(unknown))}; known: lm-eval")
     path = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
     if not path.is_file():
         raise TokenizerError(f"{path} does not exist; --tokenizer takes a tokenizer.json or a folder with one")
@@ -93,25 +93,25 @@ def bench_data(
     }
     if not against:
         return BenchReport(work, ours)
-    peer = _lm_eval(selection.tasks, path, data, sample)
-    theirs = peer.units["questions"]
+    baseline = _lm_eval(selection.tasks, path, data, sample)
+    theirs = baseline.units["questions"]
     ratio = {
-        phase: (peer.seconds[phase] / theirs) / (sum(ours.seconds[part] for part in parts) / questions)
+        phase: (baseline.seconds[phase] / theirs) / (sum(ours.seconds[part] for part in parts) / questions)
         for phase, parts in {
             "render": ["render"],
             "tokenize": ["tokenize"],
             "render + tokenize": ["render", "tokenize"],
         }.items()
     }
-    work["peer sample"] = f"{theirs} questions"
-    return BenchReport(work, ours, {"lm-eval": peer}, {"lm-eval": ratio})
+    work["baseline sample"] = f"{theirs} questions"
+    return BenchReport(work, ours, {"lm-eval": baseline}, {"lm-eval": ratio})
 
 
 def _lm_eval(tasks: Sequence[Task], tokenizer: Path, data: str | PathLike[str] | None, sample: int) -> Measurement:
     """lm-eval's context building and tokenization, as `simple_evaluate` does them, on questions of up to 8 tasks."""
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from wmdp_fast.bench.lm_eval_peer import quiet_lm_eval, task_configs
+    from wmdp_fast.bench.lm_eval_baseline import quiet_lm_eval, task_configs
 
     chosen = tasks[:: max(1, len(tasks) // 8)][:8]
     with quiet_lm_eval():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wmdp_fast.bench.agreement import tolerance
-from wmdp_fast.bench.lm_eval_peer import quiet_lm_eval, task_configs
+from wmdp_fast.bench.lm_eval_baseline import quiet_lm_eval, task_configs
 from wmdp_fast.bench.report import BenchReport, Measurement, machine
 from wmdp_fast.tasks.resolve import resolve
 
@@ -70,21 +70,21 @@ def bench_embed(
             task.set_config(key="num_fewshot", value=own)
             task.build_all_requests(limit=limit, rank=0, world_size=1)
         options: dict[str, Any] = {"dtype": dtype, "device": device, "batch_size": batch_size}
-        contestants = {"wmdp-fast": FastHFLM(model, **options), "hf": HFLM(model, **options)}
+        backends = {"wmdp-fast": FastHFLM(model, **options), "hf": HFLM(model, **options)}
         asked: dict[str, list[Any]] = {"texts": [], "documents": [], "tasks": []}
         for name, task in loaded.items():
             asked[name if name in asked else "tasks"] += task.instances
         asked = {phase: requests for phase, requests in asked.items() if requests}
-        seconds: dict[str, dict[str, float]] = {name: {} for name in contestants}
+        seconds: dict[str, dict[str, float]] = {name: {} for name in backends}
         difference = {}
         failures = []
         for phase, requests in asked.items():
             answers = {}
-            for name, contestant in contestants.items():
-                answer = getattr(contestant, requests[0].request_type)
+            for name, backend in backends.items():
+                answer = getattr(backend, requests[0].request_type)
                 answer(requests[:1], disable_tqdm=True)
                 # The batch size that was found for that one need not do for longer ones.
-                contestant.batch_sizes.clear()
+                backend.batch_sizes.clear()
                 begin = time.perf_counter()
                 found = answer(requests, disable_tqdm=True)
                 seconds[name][phase] = time.perf_counter() - begin

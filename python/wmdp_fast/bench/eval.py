@@ -1,6 +1,6 @@
 """`wmdp-fast bench eval`: how fast a model is scored, beside lm-eval on the same questions in the same run.
 
-Each contestant runs in a process of its own, one after the other, so that the time of a whole process and its peak
+Each worker runs in a process of its own, one after the other, so that the time of a whole process and its peak
 memory are its own. All score the same; if their numbers differ, the report says so and counts as failed.
 """
 
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from wmdp_fast.bench.agreement import tolerance
-from wmdp_fast.bench.contestant import Job, Outcome
 from wmdp_fast.bench.report import BenchReport, Measurement, machine
 from wmdp_fast.bench.shapes import SHAPES, WORKLOADS
+from wmdp_fast.bench.worker import Job, Outcome
 from wmdp_fast.exceptions import WmdpFastError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-PEERS = ("lm-eval", "padded")
+BASELINES = ("lm-eval", "padded")
 
 
 def bench_eval(
@@ -48,9 +48,9 @@ def bench_eval(
     engine: str = "auto",
     compiled: bool = False,
     against: Sequence[str] = (),
-    peer_batch_size: int = 16,
+    baseline_batch_size: int = 16,
 ) -> BenchReport:
-    """Scores questions with this package, then with each peer, and compares times, memory and numbers.
+    """Scores questions with this package, then with each baseline, and compares times, memory and numbers.
 
     Args:
         model: Folder of a model; or else `shape`.
@@ -66,18 +66,18 @@ def bench_eval(
         token_budget: Most tokens in a batch of this package's, or `auto`.
         engine: This package's engine: `auto`, `trie` or `padded`.
         compiled: Whether this package's engine compiles parts of the model first.
-        against: Peers, of `PEERS`.
-        peer_batch_size: Rows in a batch of lm-eval's.
+        against: Baselines, of `BASELINES`.
+        baseline_batch_size: Rows in a batch of lm-eval's.
 
     Raises:
         ValueError: Options exclude each other, or one is unknown.
-        WmdpFastError: A contestant failed; says what it said.
+        WmdpFastError: A worker failed; says what it said.
     """
     _check(model, shape, tokenizer, tasks, workload, dtype, against)
-    import torch  # noqa: F401 (so that `machine` sees GPUs: contestants alone have needed it so far)
+    import torch  # noqa: F401 (so that `machine` sees GPUs: workers alone have needed it so far)
 
     job = Job(
-        contestant=engine,
+        worker=engine,
         model=None if model is None else str(model),
         shape=shape,
         tokenizer=None if tokenizer is None else str(tokenizer),
@@ -90,7 +90,7 @@ def bench_eval(
         device=device,
         token_budget=token_budget,
         compiled=compiled,
-        batch_size=peer_batch_size,
+        batch_size=baseline_batch_size,
         matrix_rate=True,
         started=0.0,
     )
@@ -113,22 +113,22 @@ def bench_eval(
     if warned := notes["warnings"]:
         work["warnings"] = "; ".join(warned)
     work |= _facts(ours)
-    for peer in against:
-        theirs, their_scores = _run(replace(job, contestant=peer, matrix_rate=False))
-        report.peers[peer] = _measurement(theirs, notes)
-        report.ratio[peer] = {
+    for baseline in against:
+        theirs, their_scores = _run(replace(job, worker=baseline, matrix_rate=False))
+        report.baselines[baseline] = _measurement(theirs, notes)
+        report.ratio[baseline] = {
             phase: theirs.seconds[phase] / seconds
             for phase, seconds in ours.seconds.items()
             if phase in theirs.seconds and seconds > 0 and phase not in ("read", "make up", "aggregate")
         }
         difference = np.abs(scores - their_scores)
         largest = float(difference.max(initial=0.0))
-        work[f"largest difference to {peer}"] = f"{largest:.2g} nats in a choice's log-likelihood"
-        report.peers[peer].notes["largest_difference"] = largest
+        work[f"largest difference to {baseline}"] = f"{largest:.2g} nats in a choice's log-likelihood"
+        report.baselines[baseline].notes["largest_difference"] = largest
         # Not `>`: NaN is not fine.
         if notes["dtype"] == "float32" and not (difference <= tolerance(their_scores)).all():
             report.failures.append(
-                f"the log-likelihood of a choice differs from {peer}'s by {largest:.2g}, more than rounding"
+                f"the log-likelihood of a choice differs from {baseline}'s by {largest:.2g}, more than rounding"
                 " explains: one of the two is wrong"
             )
     return report
@@ -150,29 +150,29 @@ def _check(
         raise ValueError("a shape has no tokenizer: give one to answer tasks with, or a workload in place of tasks")
     if shape is not None and dtype == "auto":
         raise ValueError("a shape has no dtype of its own: give float32, bfloat16 or float16")
-    if unknown := sorted(set(against) - set(PEERS)):
-        raise ValueError(f"unknown peer {', '.join(unknown)}; known: {', '.join(PEERS)}")
+    if unknown := sorted(set(against) - set(BASELINES)):
+        raise ValueError(f"unknown baseline {', '.join(unknown)}; known: {', '.join(BASELINES)}")
 
 
 def _run(job: Job) -> tuple[Outcome, NDArray[np.float64]]:
-    """Runs a contestant in a process of its own."""
+    """Runs a worker in a process of its own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         timed = replace(job, started=time.time())
         (folder / "job.json").write_text(json.dumps(asdict(timed)), encoding="utf-8")
-        command = [sys.executable, "-m", "wmdp_fast.bench.contestant", name]
+        command = [sys.executable, "-m", "wmdp_fast.bench.worker", name]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)  # noqa: S603 (our own module)
         if done.returncode != 0:
             said = done.stderr.decode(errors="replace").strip().splitlines()
             raise WmdpFastError(
-                f"{job.contestant} failed with exit code {done.returncode}: {said[-1] if said else 'it said nothing'}"
+                f"{job.worker} failed with exit code {done.returncode}: {said[-1] if said else 'it said nothing'}"
             )
         outcome = Outcome(**json.loads((folder / "outcome.json").read_text(encoding="utf-8")))
         return outcome, np.load(folder / "scores.npy")
 
 
 def _measurement(outcome: Outcome, ours: dict[str, Any]) -> Measurement:
-    """A contestant's figures; rates are those of its forward phase."""
+    """A worker's figures; rates are those of its forward phase."""
     forward = outcome.seconds["forward"]
     rates = {
         "questions": outcome.questions / forward,

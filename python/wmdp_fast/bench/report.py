@@ -1,4 +1,4 @@
-"""What every benchmark reports: the work, our figures, the peers' figures in the same run, and the ratios."""
+"""What every benchmark reports: the work, our figures, the baselines' figures in the same run, and the ratios."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wmdp_fast.runtime import environment
 
 @dataclass(frozen=True)
 class Measurement:
-    """Figures of one contestant.
+    """Figures of one worker.
 
     Attributes:
         seconds: Wall time by phase, and `total`.
@@ -41,23 +41,23 @@ class BenchReport:
     Attributes:
         work: What was run, on what, with which versions.
         ours: This package's figures.
-        peers: Each peer's figures by name.
-        ratio: For each peer and phase, its seconds per unit over ours: above 1 means this package is faster.
-        failures: What must not be, such as other numbers than a peer's; the command then exits with 1.
+        baselines: Each baseline's figures by name.
+        ratio: For each baseline and phase, its seconds per unit over ours: above 1 means this package is faster.
+        failures: What must not be, such as other numbers than a baseline's; the command then exits with 1.
     """
 
     work: dict[str, Any]
     ours: Measurement
-    peers: dict[str, Measurement] = field(default_factory=dict)
+    baselines: dict[str, Measurement] = field(default_factory=dict)
     ratio: dict[str, dict[str, float]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain objects."""
-        return asdict(self)
+        """The report as plain objects; `baselines` are under `peers` there, the name that saved reports have."""
+        return {"peers" if name == "baselines" else name: value for name, value in asdict(self).items()}
 
     def table(self) -> str:
-        """The report as text: one line a phase, one column a contestant."""
+        """The report as text: one line a phase, one column a worker."""
         lines = [f"{key}: {value}" for key, value in self.work.items() if not isinstance(value, dict)]
         return "\n".join([*lines, "", *_align(self._rows())])
 
@@ -91,23 +91,25 @@ class BenchReport:
         )
 
     def _rows(self) -> list[list[str]]:
-        phases = list(dict.fromkeys([*self.ours.seconds, *(p for peer in self.peers.values() for p in peer.seconds)]))
-        header = ["phase", "wmdp-fast", *self.peers, *(f"ratio to {name}" for name in self.peers)]
+        phases = list(
+            dict.fromkeys([*self.ours.seconds, *(p for baseline in self.baselines.values() for p in baseline.seconds)])
+        )
+        header = ["phase", "wmdp-fast", *self.baselines, *(f"ratio to {name}" for name in self.baselines)]
         rows = [
             [
                 phase,
                 _seconds(self.ours.seconds.get(phase)),
-                *(_seconds(peer.seconds.get(phase)) for peer in self.peers.values()),
-                *(_ratio(self.ratio.get(name, {}).get(phase)) for name in self.peers),
+                *(_seconds(baseline.seconds.get(phase)) for baseline in self.baselines.values()),
+                *(_ratio(self.ratio.get(name, {}).get(phase)) for name in self.baselines),
             ]
             for phase in phases
         ]
         for unit, rate in self.ours.per_second.items():
-            theirs = [peer.per_second.get(unit) for peer in self.peers.values()]
-            rows.append([f"{unit}/s", _rate(rate), *map(_rate, theirs), *("" for _ in self.peers)])
-        peers = self.peers.values()
-        rows += _peaks("peak memory", self.ours.peak_gb, [peer.peak_gb for peer in peers])
-        rows += _peaks("GPU tensors, peak", self.ours.gpu_peak_gb, [peer.gpu_peak_gb for peer in peers])
+            theirs = [baseline.per_second.get(unit) for baseline in self.baselines.values()]
+            rows.append([f"{unit}/s", _rate(rate), *map(_rate, theirs), *("" for _ in self.baselines)])
+        baselines = self.baselines.values()
+        rows += _peaks("peak memory", self.ours.peak_gb, [baseline.peak_gb for baseline in baselines])
+        rows += _peaks("GPU tensors, peak", self.ours.gpu_peak_gb, [baseline.gpu_peak_gb for baseline in baselines])
         return [header, *rows]
 
 

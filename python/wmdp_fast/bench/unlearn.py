@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.bench.report import BenchReport, Measurement, machine
-from wmdp_fast.bench.rmu_contestant import Job, Outcome, config_of
+from wmdp_fast.bench.rmu_worker import Job, Outcome, config_of
 from wmdp_fast.bench.shapes import SHAPES
 from wmdp_fast.exceptions import WmdpFastError
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
     from wmdp_fast.unlearning.rmu.config import Mode
 
-PEERS = ("plain", "truncated")
+BASELINES = ("plain", "truncated")
 
-# By so much may a loss of the first step differ from a peer's: bfloat16 has some three digits.
+# By so much may a loss of the first step differ from a baseline's: bfloat16 has some three digits.
 TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations of a step by each contestant; two for each multiplication and its addition.
+    """Floating-point operations of a step by each worker; two for each multiplication and its addition.
 
     Attributes:
         ours: Of this package.
@@ -58,7 +58,7 @@ def bench_unlearn(
     dtype: str = "bfloat16",
     device: str = "auto",
 ) -> BenchReport:
-    """Times steps of RMU on random tokens, each contestant in a process of its own.
+    """Times steps of RMU on random tokens, each worker in a process of its own.
 
     Args:
         model: Folder of a model; or else `shape`.
@@ -76,7 +76,7 @@ def bench_unlearn(
 
     Raises:
         ValueError: Neither or both of model and shape are given, or one is unknown.
-        WmdpFastError: A contestant failed; says how.
+        WmdpFastError: A worker failed; says how.
     """
     if (model is None) == (shape is None):
         raise ValueError("give either a model's folder or a shape")
@@ -84,10 +84,10 @@ def bench_unlearn(
         raise ValueError(f"there is no shape {shape!r}; known: {', '.join(SHAPES)}")
     if shape is not None and dtype == "auto":
         raise ValueError("a shape has no dtype of its own: give float32, bfloat16 or float16")
-    if unknown := sorted(set(against) - set(PEERS)):
-        raise ValueError(f"unknown peer {', '.join(unknown)}; known: {', '.join(PEERS)}")
+    if unknown := sorted(set(against) - set(BASELINES)):
+        raise ValueError(f"unknown baseline {', '.join(unknown)}; known: {', '.join(BASELINES)}")
     job = Job(
-        contestant="wmdp-fast",
+        worker="wmdp-fast",
         model=None if model is None else str(model),
         shape=shape,
         layer_id=layer_id,
@@ -102,7 +102,7 @@ def bench_unlearn(
     )
     flops = flops_of(job)
     ours = _run(job)
-    rate = _run(replace(job, contestant="matrices")).matrix_rate
+    rate = _run(replace(job, worker="matrices")).matrix_rate
     work: dict[str, Any] = {
         "benchmark": "unlearn",
         "model": model if shape is None else f"{shape}, random weights",
@@ -118,22 +118,23 @@ def bench_unlearn(
         "wmdp-fast computes": _arithmetic(flops.ours, ours, rate),
     }
     report = BenchReport(work, _measurement(job, ours, flops.ours, rate))
-    for peer in against:
-        theirs = _run(replace(job, contestant=peer))
-        work[f"{peer} computes"] = _arithmetic(getattr(flops, peer), theirs, rate)
-        report.peers[peer] = _measurement(job, theirs, getattr(flops, peer), rate)
-        report.ratio[peer] = {
-            phase: report.peers[peer].seconds[phase] / report.ours.seconds[phase] for phase in ("load", "step")
+    for baseline in against:
+        theirs = _run(replace(job, worker=baseline))
+        work[f"{baseline} computes"] = _arithmetic(getattr(flops, baseline), theirs, rate)
+        report.baselines[baseline] = _measurement(job, theirs, getattr(flops, baseline), rate)
+        report.ratio[baseline] = {
+            phase: report.baselines[baseline].seconds[phase] / report.ours.seconds[phase] for phase in ("load", "step")
         }
         difference = _difference(ours, theirs)
-        report.peers[peer].notes["largest_relative_difference_of_losses"] = difference
-        work[f"losses against {peer}"] = (
+        report.baselines[baseline].notes["largest_relative_difference_of_losses"] = difference
+        work[f"losses against {baseline}"] = (
             "the same to the last bit" if difference == 0 else f"differ by {difference:.2g}"
         )
         first = _difference(ours, theirs, steps=1)
         if not first <= TOLERANCE:
             report.failures.append(
-                f"the first losses differ from {peer}'s by {first:.2g}, more than {TOLERANCE}: one of the two is wrong"
+                f"the first losses differ from {baseline}'s by {first:.2g}, more than {TOLERANCE}: one of the two is"
+                " wrong"
             )
     work["machine"] = machine()
     return report
@@ -156,7 +157,7 @@ def flops_of(job: Job) -> Flops:
     from transformers import AutoModel
 
     from wmdp_fast.models.partial import decoder_of
-    from wmdp_fast.unlearning.parameters import pick
+    from wmdp_fast.unlearning.parameters import select_parameters
 
     config = config_of(job)
     with torch.device("meta"):
@@ -171,7 +172,7 @@ def flops_of(job: Job) -> Flops:
         for name, one in layer.named_parameters()
         if one.dim() > 1
     )
-    picked = pick(decoder.layers, decoder.prefix, job.update_layer_ids, job.parameters)
+    picked = select_parameters(decoder.layers, decoder.prefix, job.update_layer_ids, job.parameters)
     trained = sum(int(one.parameter.numel() * (active if ".experts." in one.name else 1)) for one in picked)
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     attention = 2 * job.length * text.num_attention_heads * head_size  # causal: half of all pairs
@@ -198,16 +199,16 @@ def _active_share(config: Any) -> float:
 
 
 def _run(job: Job) -> Outcome:
-    """Runs a contestant in a process of its own."""
+    """Runs a worker in a process of its own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
-        command = [sys.executable, "-m", "wmdp_fast.bench.rmu_contestant", name]
+        command = [sys.executable, "-m", "wmdp_fast.bench.rmu_worker", name]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)  # noqa: S603 (our own module)
         if done.returncode != 0:
             said = done.stderr.decode(errors="replace").strip().splitlines()
             raise WmdpFastError(
-                f"{job.contestant} failed with exit code {done.returncode}: {said[-1] if said else 'it said nothing'}"
+                f"{job.worker} failed with exit code {done.returncode}: {said[-1] if said else 'it said nothing'}"
             )
         return Outcome(**json.loads((folder / "outcome.json").read_text(encoding="utf-8")))
 

@@ -33,9 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--data", metavar="DIR", help="folder with the datasets, in place of the hub")
     data.add_argument("--num-fewshot", type=whole_number(least=0), default=0, metavar="N", help="examples (default 0)")
-    data.add_argument("--against", action="append", default=[], choices=("lm-eval",), help="a peer to compare with")
+    data.add_argument("--against", action="append", default=[], choices=("lm-eval",), help="a baseline to compare with")
     data.add_argument(
-        "--sample", type=whole_number(least=1), default=200, metavar="N", help="questions a peer prepares (default 200)"
+        "--sample",
+        type=whole_number(least=1),
+        default=200,
+        metavar="N",
+        help="questions a baseline prepares (default 200)",
     )
     _add_output(data)
     data.set_defaults(benchmark=_data)
@@ -54,7 +58,11 @@ def _add_unlearn(benchmarks: Any) -> None:
         "--shape", choices=SHAPES, help="in place of a model: this shape, random weights (default smollm2-135m)"
     )
     parser.add_argument(
-        "--against", type=_rmu_peers, default=(), metavar="PEERS", help="plain, truncated, or both with a comma between"
+        "--against",
+        type=_rmu_baselines,
+        default=(),
+        metavar="BASELINES",
+        help="plain, truncated, or both with a comma between",
     )
     parser.add_argument("--layer-id", type=whole_number(least=0), default=7, metavar="L", help="default 7")
     parser.add_argument(
@@ -103,10 +111,19 @@ def _add_eval(benchmarks: Any) -> None:
         "--compile", action="store_true", dest="compiled", help="compile norms and feed-forward blocks first"
     )
     parser.add_argument(
-        "--against", type=_peers, default=(), metavar="PEERS", help="lm-eval, padded, or both separated by a comma"
+        "--against",
+        type=_baselines,
+        default=(),
+        metavar="BASELINES",
+        help="lm-eval, padded, or both separated by a comma",
     )
     parser.add_argument(
-        "--peer-batch-size", type=whole_number(least=1), default=16, metavar="N", help="lm-eval's rows (default 16)"
+        "--peer-batch-size",
+        dest="baseline_batch_size",
+        type=whole_number(least=1),
+        default=16,
+        metavar="N",
+        help="lm-eval's rows (default 16)",
     )
     _add_output(parser)
     parser.set_defaults(benchmark=_eval)
@@ -189,16 +206,16 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(arguments).items() if name not in _OWN}
 
 
-def _peers(text: str) -> tuple[str, ...]:
-    return _known_peers(text, ("lm-eval", "padded"))
+def _baselines(text: str) -> tuple[str, ...]:
+    return _known_baselines(text, ("lm-eval", "padded"))
 
 
-def _rmu_peers(text: str) -> tuple[str, ...]:
-    return _known_peers(text, ("plain", "truncated"))
+def _rmu_baselines(text: str) -> tuple[str, ...]:
+    return _known_baselines(text, ("plain", "truncated"))
 
 
-def _known_peers(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    peers = tuple(dict.fromkeys(text.split(",")))
-    if unknown := [peer for peer in peers if peer not in known]:
-        raise argparse.ArgumentTypeError(f"unknown peer {unknown[0]!r}; known: {', '.join(known)}")
-    return peers
+def _known_baselines(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    baselines = tuple(dict.fromkeys(text.split(",")))
+    if unknown := [baseline for baseline in baselines if baseline not in known]:
+        raise argparse.ArgumentTypeError(f"unknown baseline {unknown[0]!r}; known: {', '.join(known)}")
+    return baselines

@@ -28,7 +28,7 @@ _PART = 1024
 
 
 @dataclass(frozen=True)
-class Readout:
+class ChunkedLMHead:
     """A model without its projection onto the vocabulary, and that projection.
 
     Attributes:
@@ -40,7 +40,7 @@ class Readout:
     head: nn.Linear
 
     @classmethod
-    def of(cls, model: nn.Module, score_mode: ScoreMode) -> Readout | None:
+    def of(cls, model: nn.Module, score_mode: ScoreMode) -> ChunkedLMHead | None:
         """The parts of a model whose logits are nothing but that projection, and that can be read in this mode.
 
         Whether they are is tried on made-up hidden states.

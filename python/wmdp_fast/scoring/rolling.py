@@ -17,7 +17,7 @@ import torch
 from wmdp_fast.models.fused.forwards import replaced_forwards
 from wmdp_fast.models.load import evaluation_mode
 from wmdp_fast.models.threads import computing
-from wmdp_fast.scoring.lm_head import Readout
+from wmdp_fast.scoring.lm_head import ChunkedLMHead
 from wmdp_fast.scoring.padded import all_logits, are_close, forward_without_cache, score_padded
 from wmdp_fast.scoring.scores import PartialScores, TargetScores, look_up
 
@@ -66,9 +66,9 @@ def _reader(
     model: torch.nn.Module, device: torch.device, score_mode: ScoreMode
 ) -> Callable[[torch.Tensor, PaddedBatch], TargetScores] | None:
     """What runs a batch and looks up its targets; None if the model must be run as a whole."""
-    readout = Readout.of(model, score_mode)
-    if readout is not None:
-        return _InParts(readout.base, readout.look_up, _ROWS, readout.head.weight.dtype, score_mode)
+    lm_head = ChunkedLMHead.of(model, score_mode)
+    if lm_head is not None:
+        return _InParts(lm_head.base, lm_head.look_up, _ROWS, lm_head.head.weight.dtype, score_mode)
     unwrap: Any = getattr(model, "get_base_model", lambda: model)
     inner: Any = unwrap()
     base = getattr(inner, "base_model", inner)

@@ -20,7 +20,7 @@ import torch
 from wmdp_fast._rust import Requests, Trie
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models.attention.layout import Layout
-from wmdp_fast.models.attention.packed import Carried, NotPackableError, packed_attention, packed_batch
+from wmdp_fast.models.attention.packed import NotPackableError, PrefixKVCache, packed_attention, packed_batch
 from wmdp_fast.models.attention.requirements import left_out
 from wmdp_fast.models.fused import fused_parts
 from wmdp_fast.models.fused.compiled import compiled_parts
@@ -29,7 +29,7 @@ from wmdp_fast.models.row_length import length_rules
 from wmdp_fast.models.threads import computing, only_user
 from wmdp_fast.models.vocabulary import refuse_unknown_in_requests
 from wmdp_fast.scoring.journal import Plan
-from wmdp_fast.scoring.lm_head import Readout
+from wmdp_fast.scoring.lm_head import ChunkedLMHead
 from wmdp_fast.scoring.padded import (
     CPU_TOKEN_BUDGET,
     auto_token_budget,
@@ -289,7 +289,7 @@ def _score(
     """Scores by trie; `faster` is what the model's parts are made faster by meanwhile."""
     tokens = _TokenScores(requests)
     with only_user(loaded.model), computing():
-        readout = Readout.of(loaded.model, score_mode)
+        lm_head = ChunkedLMHead.of(loaded.model, score_mode)
     resumed = partial.resumed_plan("trie", token_budget)
     if resumed is not None:
         budget = resumed.token_budget
@@ -303,12 +303,12 @@ def _score(
             start = trie.first_unfinished(partial.finished) if resumed is None else resumed.start
             resumed = None
             partial.begin(Plan("trie", token_budget, budget, start))
-            readouts = _readout_budget(loaded) if readout is None else budget
+            readouts = _readout_budget(loaded) if lm_head is None else budget
             # Only where some may be left out are the batches made twice.
             needed: Mapping[int, bool] = defaultdict(lambda: True)
             if partial.finished.any():
                 needed = tokens.needed(trie.batches(budget, readouts, start), partial.finished)
-            pipeline = _Pipeline(loaded, readout, trie, tokens, partial, score_mode, progress, begin)
+            pipeline = _Pipeline(loaded, lm_head, trie, tokens, partial, score_mode, progress, begin)
             failed = pipeline.run(trie.batches(budget, readouts, start), needed)
             done = failed is None
             if failed is not None:
@@ -326,7 +326,7 @@ class _Pipeline:
     """
 
     loaded: LoadedModel
-    readout: Readout | None
+    lm_head: ChunkedLMHead | None
     trie: Trie
     tokens: _TokenScores
     partial: PartialScores
@@ -336,7 +336,7 @@ class _Pipeline:
 
     def run(self, batches: Iterator[TrieBatch], needed: Mapping[int, bool]) -> TrieBatch | None:
         """Runs the batches that are needed; returns the one for which memory ran out, if one did."""
-        carried = Carried()
+        cache = PrefixKVCache()
         pending: _Pending | None = None
         try:
             index = -1
@@ -348,9 +348,9 @@ class _Pipeline:
                 if batch is None:
                     return None
                 if not needed[index]:
-                    carried.skip(batch.num_carried, batch.keep)
+                    cache.skip(batch.num_carried, batch.keep)
                     continue
-                started = self._start(batch, carried, None if pending is None else pending.ended)
+                started = self._start(batch, cache, None if pending is None else pending.ended)
                 # Nothing of the batch before may be lost, whatever becomes of this one.
                 pending, before = None, pending
                 if before is not None:
@@ -366,17 +366,19 @@ class _Pipeline:
             if pending is not None:
                 self._finish(pending)
 
-    def _start(self, batch: TrieBatch, carried: Carried, previous: torch.cuda.Event | None) -> _Pending | None:
+    def _start(self, batch: TrieBatch, cache: PrefixKVCache, previous: torch.cuda.Event | None) -> _Pending | None:
         """Asks for one forward pass after the previous one has ended; None if memory ran out."""
         layout = Layout(batch.position_ids, batch.num_carried, batch.segments, batch.keep)
         try:
-            return self._pass(layout, batch, carried, previous)
+            return self._pass(layout, batch, cache, previous)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             return None
 
-    def _pass(self, layout: Layout, batch: TrieBatch, carried: Carried, previous: torch.cuda.Event | None) -> _Pending:
+    def _pass(
+        self, layout: Layout, batch: TrieBatch, cache: PrefixKVCache, previous: torch.cuda.Event | None
+    ) -> _Pending:
         with computing():
             on_device = _OnDevice(batch, self.loaded.device, previous)
             inputs: dict[str, Any] = {
@@ -387,11 +389,11 @@ class _Pipeline:
                 "use_cache": False,
             }
             targets = on_device["target_readouts"], on_device["target_tokens"]
-            if self.readout is not None:
-                with packed_batch(layout, carried):
-                    hidden = self.readout.base(**inputs).last_hidden_state[0, on_device["readouts"]]
-                return _Pending(batch, on_device, self.readout.look_up(hidden, *targets), hidden.dtype)
-            with packed_batch(layout, carried):
+            if self.lm_head is not None:
+                with packed_batch(layout, cache):
+                    hidden = self.lm_head.base(**inputs).last_hidden_state[0, on_device["readouts"]]
+                return _Pending(batch, on_device, self.lm_head.look_up(hidden, *targets), hidden.dtype)
+            with packed_batch(layout, cache):
                 logits = self.loaded.model(**inputs, logits_to_keep=on_device["readouts"]).logits[0]
             return _Pending(batch, on_device, look_up(logits, *targets, self.score_mode), logits.dtype)
 

@@ -33,7 +33,7 @@ ROLES = {
 
 
 @dataclass(frozen=True)
-class Picked:
+class TrainedParameter:
     """A parameter that is trained.
 
     Attributes:
@@ -58,7 +58,9 @@ class Picked:
         return f"{self.name}: {size}, {dtype}, {megabytes:.1f} MB"
 
 
-def pick(layers: nn.ModuleList, prefix: str, layer_ids: Iterable[int], wanted: str) -> list[Picked]:
+def select_parameters(
+    layers: nn.ModuleList, prefix: str, layer_ids: Iterable[int], wanted: str
+) -> list[TrainedParameter]:
     """Finds the parameters of a role, or those whose name fits a regular expression, in some layers of a model.
 
     Args:
@@ -68,7 +70,7 @@ def pick(layers: nn.ModuleList, prefix: str, layer_ids: Iterable[int], wanted: s
         wanted: A role of `ROLES`, or a regular expression that is searched in the names within a layer.
 
     Raises:
-        ModelError: A layer has none of them, or what was picked is quantized.
+        ModelError: A layer has none of them, or what was selected is quantized.
         ValueError: The regular expression is none, or there is no such layer.
     """
     try:
@@ -85,12 +87,12 @@ def pick(layers: nn.ModuleList, prefix: str, layer_ids: Iterable[int], wanted: s
             )
         names = dict(layers[index].named_parameters())
         found = [
-            Picked(f"{prefix}.{index}.{name}", index, parameter)
+            TrainedParameter(f"{prefix}.{index}.{name}", index, parameter)
             for name, parameter in names.items()
             if pattern.search(name)
         ]
         if not found:
-            raise ModelError(_nothing_picked(wanted, index, list(names)))
+            raise ModelError(_nothing_selected(wanted, index, list(names)))
         picked += found
     for one in picked:
         if not one.parameter.is_floating_point() or one.parameter.element_size() < 2:
@@ -100,7 +102,7 @@ def pick(layers: nn.ModuleList, prefix: str, layer_ids: Iterable[int], wanted: s
     return picked
 
 
-def _nothing_picked(wanted: str, index: int, names: Sequence[str]) -> str:
+def _nothing_selected(wanted: str, index: int, names: Sequence[str]) -> str:
     meaning = "role" if wanted in ROLES else "regular expression"
     return (
         f"the {meaning} {wanted!r} fits no parameter of layer {index}, so it would not be trained; the layer has"

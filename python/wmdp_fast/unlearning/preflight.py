@@ -9,7 +9,7 @@ from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models.load import parse_device, parse_dtype
 from wmdp_fast.models.partial import decoder_of, first_layers_without_weights
 from wmdp_fast.unlearning import reporting
-from wmdp_fast.unlearning.parameters import pick
+from wmdp_fast.unlearning.parameters import select_parameters
 from wmdp_fast.unlearning.source import read_corpora, steps_available, tokenizer_of
 
 if TYPE_CHECKING:
@@ -87,4 +87,4 @@ def check_depth(name: str, num_layers: int, config: RMUConfig) -> None:
 def _check_parameters(name: str, decoder: Decoder, num_layers: int, configs: Iterable[RMUConfig]) -> None:
     for config in configs:
         check_depth(name, num_layers, config)
-        pick(decoder.layers, decoder.prefix, config.updated_layers, config.parameters)
+        select_parameters(decoder.layers, decoder.prefix, config.updated_layers, config.parameters)

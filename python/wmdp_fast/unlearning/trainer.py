@@ -28,7 +28,7 @@ from wmdp_fast.unlearning.batches import Batch, lengths_by_batch, num_batches, p
 from wmdp_fast.unlearning.card import model_card
 from wmdp_fast.unlearning.held_out import trained_on
 from wmdp_fast.unlearning.optim import AdamW
-from wmdp_fast.unlearning.parameters import pick
+from wmdp_fast.unlearning.parameters import select_parameters
 from wmdp_fast.unlearning.preflight import check_depth
 from wmdp_fast.unlearning.rmu.branches import Branches
 from wmdp_fast.unlearning.rmu.effect import Effect, advice, effect_of
@@ -137,7 +137,7 @@ class Run:
         check_depth(source.name, source.num_layers, config)
         for corpus in (*corpora.forget, *corpora.retain):
             refuse_unknown_in_corpus(decoder.model, source.tokenizer, corpus)
-        self._picked = pick(decoder.layers, decoder.prefix, config.updated_layers, config.parameters)
+        self._picked = select_parameters(decoder.layers, decoder.prefix, config.updated_layers, config.parameters)
         self._trained: dict[str, nn.Parameter] = {one.name: one.parameter for one in self._picked}
         self._device = next(iter(self._trained.values())).device
         self._dtype = next(iter(self._trained.values())).dtype

@@ -133,16 +133,16 @@ def test_there_is_no_gradient_through_what_was_carried_over() -> None:
     st.sampled_from([(1, 1), (2, 3), (16, 16), (128, 64)]),
 )
 def test_tiles_have_what_their_tokens_see(rows, budget, window, blocks) -> None:
-    height, width = blocks
+    block_m, block_n = blocks
     for batch in reference.pack(rows, budget, 1000, min_saving=None):
         layout = layout_of(batch)
-        tiles = gpu_forward.Tiles.of(layout, height=height, width=width, window=window)
+        tiles = gpu_forward.Tiles.of(layout, block_m=block_m, block_n=block_n, window=window)
         seen = reference.visible(batch.segments, batch.num_carried, window).numpy()
-        assert len(tiles.offsets) == -(-len(batch.input_ids) // height)
+        assert len(tiles.offsets) == -(-len(batch.input_ids) // block_m)
         assert tiles.offsets[0, 0] == 0
         assert tiles.offsets[-1, 2] == len(tiles.runs)
         for tile, (first, other, end) in enumerate(tiles.offsets.tolist()):
-            by_tile = seen[tile * height : (tile + 1) * height]
+            by_tile = seen[tile * block_m : (tile + 1) * block_m]
             looked_at = np.zeros(seen.shape[1], dtype=int)
             for start, stop in tiles.runs[first:end].tolist():
                 assert start < stop
@@ -151,13 +151,13 @@ def test_tiles_have_what_their_tokens_see(rows, budget, window, blocks) -> None:
             assert looked_at.max() <= 1
             assert (looked_at >= by_tile.any(axis=0)).all()
             for start, stop in tiles.runs[first:other].tolist():
-                assert (stop - start) % width == 0
+                assert (stop - start) % block_n == 0
                 assert by_tile[:, start:stop].all()
 
 
 def test_documents_one_behind_another_see_nothing_of_each_other() -> None:
     layout = Layout.of_documents([3, 1, 5])
-    tiles = gpu_forward.Tiles.of(layout, height=4, width=2, window=None)
+    tiles = gpu_forward.Tiles.of(layout, block_m=4, block_n=2, window=None)
     assert tiles.offsets.tolist() == [[0, 0, 1], [1, 1, 2], [2, 2, 3]]
     assert tiles.runs.tolist() == [[0, 4], [4, 8], [4, 9]]
 

@@ -18,9 +18,9 @@ from wmdp_fast import _rust
 from wmdp_fast.models.attention.cpu import attend_on_cpu
 from wmdp_fast.models.attention.layout import Layout
 from wmdp_fast.models.attention.packed import (
-    Carried,
     NotPackableError,
     PackedMask,
+    PrefixKVCache,
     attend,
     packed_attention,
     packed_batch,
@@ -46,7 +46,7 @@ def test_attention_over_a_trie_is_dense_attention(rows, budget, heads, window, s
     generator = torch.Generator().manual_seed(len(rows))
     sinks = torch.randn(heads[0], generator=generator) if with_sinks else None
     scale = sizes[0] ** -0.5
-    carried = Carried()
+    cache = PrefixKVCache()
     keys, values = {}, {}  # by the tokens up to and with the one whose key it is
     for batch in reference.pack(rows, budget, 1000, min_saving=None):
         layout = layout_of(batch)
@@ -54,15 +54,15 @@ def test_attention_over_a_trie_is_dense_attention(rows, budget, heads, window, s
         query = torch.randn(heads[0], tokens, sizes[0], generator=generator)
         key = torch.randn(heads[1], tokens, sizes[0], generator=generator)
         value = torch.randn(heads[1], tokens, sizes[1], generator=generator)
-        carried.begin()
-        mask = PackedMask(layout, carried, window)
+        cache.begin()
+        mask = PackedMask(layout, cache, window)
         out = attend(query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks)
         kept_before = (keys.get("k", key[:, :0]), values.get("v", value[:, :0]))
         all_keys, all_values = torch.cat([kept_before[0], key], 1), torch.cat([kept_before[1], value], 1)
         seen = reference.visible(batch.segments, batch.num_carried, window)
         expected = reference.dense_attention(query, all_keys, all_values, seen, scale, softcap, sinks)
         torch.testing.assert_close(out, expected, atol=4e-6, rtol=2e-5)
-        carried.commit()
+        cache.commit()
         kept = [i for start, end in batch.keep for i in range(start, end)]
         keys["k"], values["v"] = all_keys[:, kept], all_values[:, kept]
 
@@ -227,10 +227,10 @@ def test_a_model_over_a_trie_is_the_model_over_each_row(model_of, family, data) 
     rows = data.draw(tries())
     budget = data.draw(budgets)
     logits: dict[int, torch.Tensor] = {}
-    carried = Carried()
+    cache = PrefixKVCache()
     with torch.inference_mode(), packed_attention(model):
         for batch in reference.pack(rows, budget, 1000, min_saving=None):
-            with packed_batch(layout_of(batch), carried):
+            with packed_batch(layout_of(batch), cache):
                 out = model(
                     input_ids=torch.tensor([batch.input_ids]),
                     position_ids=torch.tensor([batch.position_ids]),
@@ -239,7 +239,7 @@ def test_a_model_over_a_trie_is_the_model_over_each_row(model_of, family, data) 
                     logits_to_keep=torch.tensor(batch.readouts, dtype=torch.long),
                 ).logits[0]
             logits |= {t: out[r] for t, r in zip(batch.targets, batch.target_readouts, strict=True)}
-            assert carried.calls == model.config.num_hidden_layers
+            assert cache.calls == model.config.num_hidden_layers
     assert set(logits) == set(range(len(rows)))
     with torch.inference_mode():
         for i, row in enumerate(rows):

@@ -90,8 +90,8 @@ class _WithGradient(torch.autograd.Function):
         query, key, value, out, lse = ctx.saved_tensors
         heads, tokens, size = query.shape
         key_heads = key.shape[0]
-        for_query = _empty(key_heads, tokens, heads // key_heads * size)
-        for_key, for_value = _empty(*key.shape), _empty(*value.shape)
+        dq = _empty(key_heads, tokens, heads // key_heads * size)
+        dk, dv = _empty(*key.shape), _empty(*value.shape)
         _rust.packed_attention_gradient(
             _float32(query),
             _float32(key),
@@ -101,14 +101,14 @@ class _WithGradient(torch.autograd.Function):
             _float32(lse),
             _float32(out_gradient),
             _float32(lse_gradient),
-            for_query.numpy(),
-            for_key.numpy(),
-            for_value.numpy(),
+            dq.numpy(),
+            dk.numpy(),
+            dv.numpy(),
             threads=torch.get_num_threads(),
             **ctx.options,
         )
-        by_head = for_query.view(key_heads, tokens, -1, size).transpose(1, 2).reshape(heads, tokens, size)
-        return by_head.to(query.dtype), for_key.to(key.dtype), for_value.to(value.dtype), None, None
+        by_head = dq.view(key_heads, tokens, -1, size).transpose(1, 2).reshape(heads, tokens, size)
+        return by_head.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), None, None
 
 
 def _empty(*shape: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wmdp_fast.models.attention.gpu_forward import attend_with_sums
+from wmdp_fast.models.attention.gpu_forward import attend_with_lse
 from wmdp_fast.models.attention.gpu_gradient import AttentionWithGradient
 
 if TYPE_CHECKING:
@@ -52,4 +52,4 @@ def attend_on_gpu(
             raise ValueError("attention to keys that were carried over has no gradient")
         with_gradient: torch.Tensor = AttentionWithGradient.apply(query, *runs[0], sinks, layout, options)
         return with_gradient
-    return attend_with_sums(query, runs, layout, sinks=sinks, **options)[0]
+    return attend_with_lse(query, runs, layout, sinks=sinks, **options)[0]

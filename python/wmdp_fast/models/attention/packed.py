@@ -45,39 +45,42 @@ class NotPackableError(ModelError):
     """A model asks something of its attention that a packed trie does not offer; the message says what."""
 
 
-class Carried:
-    """Keys and values that one batch leaves to the next, for each attention call of a forward pass in their order."""
+class PrefixKVCache:
+    """Keys and values that one batch passes on to the next, for each attention call of a forward pass in their order.
+
+    They are those of a path of the trie from its root: the prefix that the next batch's segments hang below.
+    """
 
     def __init__(self) -> None:
-        self._given: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._left: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._current: list[_KeysAndValues] = []
+        self._next: list[_KeysAndValues] = []
 
     def begin(self) -> None:
-        """A forward pass begins: forgets what a failed one has left, but nothing of what that was given."""
-        self._left = []
+        """A forward pass begins: forgets what a failed one has put, but nothing of what that could get."""
+        self._next = []
 
-    def take(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def get(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Keys [key heads, carried, head size] and values for the attention call at hand; None in the first batch."""
-        return self._given[len(self._left)] if self._given else None
+        return self._current[len(self._next)] if self._current else None
 
-    def leave(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """What the next batch will be given for the attention call at hand; the next call follows."""
-        self._left.append((keys, values))
+    def put(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """What the next batch will get for the attention call at hand; the next call follows."""
+        self._next.append((keys, values))
 
     def commit(self) -> None:
-        """The forward pass is done: what it left is given to the next."""
-        self._given, self._left = self._left, []
+        """The forward pass is done: what it put is what the next one gets."""
+        self._current, self._next = self._next, []
 
     def skip(self, num_carried: int, keep: NDArray[np.int64]) -> None:
-        """A batch is left out; the next one is given what it wants of what this one was given."""
+        """A batch is left out; the next one gets what it wants of what this one would have got."""
         # What is carried is a path from the root, so what is wanted of it is its first tokens.
         wanted = max((stop for _, stop in keep.tolist() if stop <= num_carried), default=0)
-        self._given = [(keys[:, :wanted].clone(), values[:, :wanted].clone()) for keys, values in self._given]
+        self._current = [(keys[:, :wanted].clone(), values[:, :wanted].clone()) for keys, values in self._current]
 
     @property
     def calls(self) -> int:
         """Attention calls of the last finished forward pass."""
-        return len(self._given)
+        return len(self._current)
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class PackedMask:
     """What stands in for the attention mask: the batch, and the sliding window of the layers that this mask is for."""
 
     layout: Layout
-    carried: Carried | None
+    cache: PrefixKVCache | None
     window: int | None = None
 
 
@@ -131,15 +134,15 @@ def _configs(model: nn.Module) -> list[Any]:
 
 
 @contextmanager
-def packed_batch(layout: Layout, carried: Carried | None = None) -> Iterator[None]:
-    """The batch of the one forward pass inside; if that returns, what it leaves is what the next batch is given."""
-    if carried is not None:
-        carried.begin()
-    token = _batch.set(PackedMask(layout, carried))
+def packed_batch(layout: Layout, cache: PrefixKVCache | None = None) -> Iterator[None]:
+    """The batch of the one forward pass inside; once that returns, what it put in the cache is the next batch's."""
+    if cache is not None:
+        cache.begin()
+    token = _batch.set(PackedMask(layout, cache))
     try:
         yield
-        if carried is not None:
-            carried.commit()
+        if cache is not None:
+            cache.commit()
     finally:
         _batch.reset(token)
 
@@ -156,7 +159,7 @@ def packed_mask(
         raise NotPackableError(f"its mask is for {q_length} x {kv_length} tokens, the batch has {tokens}")
     if use_vmap:
         raise NotPackableError("it changes the causal mask")
-    return PackedMask(current.layout, current.carried, local_size)
+    return PackedMask(current.layout, current.cache, local_size)
 
 
 # What models pass along that says nothing about how to attend, or what the mask already says.
@@ -210,7 +213,7 @@ def attend(
         query: [heads, T, head size].
         key: [key heads, T, head size]; each serves heads / key heads query heads.
         value: [key heads, T, value size].
-        mask: The batch. What is left to its `carried`, if it has one, is ready for the next batch.
+        mask: The batch. What is put in its `cache`, if it has one, is ready for the next batch.
         scale: Factor of the scores.
         softcap: Scores s become `softcap * tanh(s / softcap)` (Gemma 2).
         sinks: [heads], the score of a key that every token sees and that has no value (gpt-oss).
@@ -218,7 +221,7 @@ def attend(
     Returns:
         [T, heads, value size].
     """
-    carried = None if mask.carried is None else mask.carried.take()
+    carried = None if mask.cache is None else mask.cache.get()
     runs = [run for run in (carried, (key, value)) if run is not None and run[0].shape[1]]
     options: dict[str, Any] = {"scale": scale, "window": mask.window, "softcap": softcap}
     if query.device.type == "cpu":
@@ -228,8 +231,8 @@ def attend(
             out = (out * torch.sigmoid(lse - sinks.float()).unsqueeze(-1)).to(out.dtype)
     else:
         out = _kernel_for(query.device)(query, runs, mask.layout, sinks=sinks, **options)
-    if mask.carried is not None:
-        mask.carried.leave(*_kept(runs, mask.layout.keep))
+    if mask.cache is not None:
+        mask.cache.put(*_kept(runs, mask.layout.keep))
     return out
 
 

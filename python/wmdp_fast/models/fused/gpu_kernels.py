@@ -32,13 +32,13 @@ def rms_norm(
     size = weight.numel()
     flat = rows.reshape(-1, size)
     out = torch.empty_like(flat)
-    block = triton.next_power_of_2(size)
-    height = max(1, _NUMBERS // block)
-    grid = (triton.cdiv(len(flat), height),)
+    block_n = triton.next_power_of_2(size)
+    block_m = max(1, _NUMBERS // block_n)
+    grid = (triton.cdiv(len(flat), block_m),)
     with torch.cuda.device_of(rows):
         _rms_norm[grid](
             flat, weight, out, len(flat), flat.stride(0), epsilon, offset,
-            size=size, rounds_first=rounds_first, height=height, block=block, enable_fp_fusion=True,
+            size=size, rounds_first=rounds_first, BLOCK_M=block_m, BLOCK_N=block_n, enable_fp_fusion=True,
         )  # fmt: skip
     return out.view(rows.shape)
 
@@ -46,10 +46,10 @@ def rms_norm(
 @triton.jit(do_not_specialize=["count"])
 def _rms_norm(
     rows, weight, out, count, stride, epsilon, offset,
-    size: tl.constexpr, rounds_first: tl.constexpr, height: tl.constexpr, block: tl.constexpr,
+    size: tl.constexpr, rounds_first: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0) * height + tl.arange(0, height)
-    column = tl.arange(0, block)
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tl.arange(0, BLOCK_N)
     is_there = (row < count)[:, None] & (column < size)[None, :]
     number = tl.load(rows + row.to(tl.int64)[:, None] * stride + column[None, :], mask=is_there, other=0.0)
     number = number.to(tl.float32)
@@ -81,7 +81,7 @@ def rotate(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Te
         # Products are rounded one by one, not as part of a sum.
         _rotate[tokens,](
             rows, cos, sin, out, rows.stride(0), rows.stride(1),
-            heads=heads, half=size // 2, heads_block=triton.next_power_of_2(heads), half_block=half,
+            heads=heads, half=size // 2, BLOCK_M=triton.next_power_of_2(heads), BLOCK_N=half,
             enable_fp_fusion=False,
         )  # fmt: skip
     return out.transpose(0, 1)
@@ -90,10 +90,10 @@ def rotate(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Te
 @triton.jit
 def _rotate(
     rows, cos, sin, out, row_head, row_token,
-    heads: tl.constexpr, half: tl.constexpr, heads_block: tl.constexpr, half_block: tl.constexpr,
+    heads: tl.constexpr, half: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
-    head, column = tl.arange(0, heads_block)[:, None], tl.arange(0, half_block)
+    head, column = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)
     is_column = column < half
     is_there = (head < heads) & is_column[None, :]
     at = rows + token * row_token + head * row_head + column[None, :]
@@ -117,14 +117,14 @@ def silu_times(opened: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
     out = torch.empty_like(opened)
     with torch.cuda.device_of(out):
         _silu_times[triton.cdiv(out.numel(), _NUMBERS),](
-            opened, inner, out, out.numel(), block=_NUMBERS, num_warps=8, enable_fp_fusion=True
+            opened, inner, out, out.numel(), BLOCK_N=_NUMBERS, num_warps=8, enable_fp_fusion=True
         )
     return out
 
 
 @triton.jit
-def _silu_times(opened, inner, out, count, block: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+def _silu_times(opened, inner, out, count, BLOCK_N: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     is_there = at < count
     number = tl.load(opened + at, mask=is_there, other=0.0).to(tl.float32)
     number = (number / (1 + tl.exp(-number))).to(out.dtype.element_ty).to(tl.float32)

@@ -124,7 +124,8 @@ def linear_of_short_sums(rows: torch.Tensor, weight: torch.Tensor, bias: torch.T
 
 def _replacements(model: nn.Module, tried: dict[Any, Any]) -> Iterator[tuple[nn.Module, _Forward]]:
     """The modules that can be computed by oneDNN, and how."""
-    # The projection onto the vocabulary is left out, as its rounding goes straight into the scores; see `readout`.
+    # The projection onto the vocabulary is left out, as its rounding goes straight into the scores, which
+    # `ChunkedLMHead` takes care of.
     head = getattr(model, "get_output_embeddings", lambda: None)()
     for module in model.modules():
         if _is_plain(module) and module is not head:

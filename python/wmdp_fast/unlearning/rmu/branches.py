@@ -127,13 +127,15 @@ class Branches:
         self._can_skip = False  # that it can is proven on the first batch that is not in the cache
         layer = self._layers[0]
         # Modules that own a trained parameter, and those around them.
-        self._owners = [m for m in layer.modules() if any(id(p) in ours for p in m.parameters(recurse=False))]
-        self._around = [m for m in layer.modules() if m is not layer and any(o in m.modules() for o in self._owners)]
-        self._apart = [
+        self._trained_modules = [m for m in layer.modules() if any(id(p) in ours for p in m.parameters(recurse=False))]
+        self._enclosing_modules = [
+            m for m in layer.modules() if m is not layer and any(o in m.modules() for o in self._trained_modules)
+        ]
+        self._untrained_modules = [
             child
-            for parent in (layer, *self._around)
+            for parent in (layer, *self._enclosing_modules)
             for child in parent.children()
-            if child not in self._around and any(parameter.dim() > 1 for parameter in child.parameters())
+            if child not in self._enclosing_modules and any(parameter.dim() > 1 for parameter in child.parameters())
         ]
 
     def trunk(self, batch: Batch) -> Trunk:
@@ -295,18 +297,23 @@ class Branches:
     def _recorded(self) -> Iterator[Shared]:
         """Fills a `Shared` while the first updated layer runs inside."""
         recording = _Recording()
-        handles = [module.register_forward_hook(recording.keep, with_kwargs=True) for module in self._apart]
-        for owner in self._owners:
-            handles.append(owner.register_forward_pre_hook(recording.part, with_kwargs=True))
-            handles.append(owner.register_forward_hook(recording.see_made, with_kwargs=True))
-        inner_first = [module for module in reversed(self._around) if module not in self._owners]
-        handles += [module.register_forward_hook(recording.see_passed_on, with_kwargs=True) for module in inner_first]
+        handles = [
+            module.register_forward_hook(recording.record_untrained_output, with_kwargs=True)
+            for module in self._untrained_modules
+        ]
+        for owner in self._trained_modules:
+            handles.append(owner.register_forward_pre_hook(recording.mark_first_trained_call, with_kwargs=True))
+            handles.append(owner.register_forward_hook(recording.record_trained_output, with_kwargs=True))
+        inner_first = [module for module in reversed(self._enclosing_modules) if module not in self._trained_modules]
+        handles += [
+            module.register_forward_hook(recording.detect_pass_through, with_kwargs=True) for module in inner_first
+        ]
         try:
             yield recording.shared
         finally:
             for handle in handles:
                 handle.remove()
-        recording.drop_what_is_not_needed()
+        recording.drop_unneeded()
 
 
 class _Recording:
@@ -318,39 +325,40 @@ class _Recording:
 
     def __init__(self) -> None:
         self.shared = Shared()
-        self._parted: tuple[nn.Module, tuple[Any, ...], dict[str, Any]] | None = None
-        self._made: tuple[Tensor, int] | None = None  # what the first trained matrix returned, and its version
+        self._first_trained_call: tuple[nn.Module, tuple[Any, ...], dict[str, Any]] | None = None
+        # What the first trained matrix returned, and its version.
+        self._trained_output: tuple[Tensor, int] | None = None
 
-    def keep(self, module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+    def record_untrained_output(self, module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         """A module without trained parameters has returned."""
-        if self._parted is None:
+        if self._first_trained_call is None:
             self.shared.outputs.setdefault(module, []).append(output)
 
-    def part(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def mark_first_trained_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module with trained parameters is called."""
-        if self._parted is None:
-            self._parted = (module, args, kwargs)
+        if self._first_trained_call is None:
+            self._first_trained_call = (module, args, kwargs)
 
-    def see_made(self, module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+    def record_trained_output(self, module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         """A module with trained parameters has returned."""
-        first = self._parted is not None and module is self._parted[0]
-        if first and self._made is None and isinstance(output, Tensor):
-            self._made = (output, output._version)
+        first = self._first_trained_call is not None and module is self._first_trained_call[0]
+        if first and self._trained_output is None and isinstance(output, Tensor):
+            self._trained_output = (output, output._version)
 
-    def see_passed_on(self, module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+    def detect_pass_through(self, module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         """A module around the first trained matrix has returned: maybe what that made, unchanged, and nothing else."""
-        if self._parted is None or self._made is None:
+        if self._first_trained_call is None or self._trained_output is None:
             return
-        made, version = self._made
+        made, version = self._trained_output
         items = output if isinstance(output, tuple) else (output,)
         others = [item for item in items if item is not made and item is not None]
         if made._version == version and not others and any(item is made for item in items):
-            owner, args, kwargs = self._parted
+            owner, args, kwargs = self._first_trained_call
             where = next(place for place, item in enumerate(items) if item is made)
             size = len(items) if isinstance(output, tuple) else None
             self.shared.resumed = (module, _resume(owner, args, kwargs, where, size))
 
-    def drop_what_is_not_needed(self) -> None:
+    def drop_unneeded(self) -> None:
         """Forgets outputs inside the module that will be resumed at its trained matrix."""
         if self.shared.resumed is not None:
             inside = set(self.shared.resumed[0].modules())

@@ -17,7 +17,7 @@ import torch
 from wmdp_fast.exceptions import DivergedError, WmdpFastWarning
 from wmdp_fast.models.partial import decoder_of
 from wmdp_fast.unlearning.api import unlearn
-from wmdp_fast.unlearning.parameters import pick
+from wmdp_fast.unlearning.parameters import select_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +104,7 @@ def _tried(loaded: LoadedModel, forget: CorpusTokens, retain: CorpusTokens, conf
     decoder = decoder_of(model)
     before = [
         (one.parameter, one.parameter.detach().clone())
-        for one in pick(decoder.layers, decoder.prefix, config.updated_layers, config.parameters)
+        for one in select_parameters(decoder.layers, decoder.prefix, config.updated_layers, config.parameters)
     ]
     effect, failed = None, None
     try:

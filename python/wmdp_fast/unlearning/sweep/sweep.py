@@ -34,7 +34,7 @@ from wmdp_fast.unlearning import evaluations, preflight
 from wmdp_fast.unlearning.activation_cache import TrunkCache
 from wmdp_fast.unlearning.api import cache_bytes, listed_corpora, listed_names, refuse_leftovers, work_folder
 from wmdp_fast.unlearning.held_out import trained_on
-from wmdp_fast.unlearning.parameters import pick
+from wmdp_fast.unlearning.parameters import select_parameters
 from wmdp_fast.unlearning.request import Request
 from wmdp_fast.unlearning.rmu.config import RMUConfig
 from wmdp_fast.unlearning.source import open_source
@@ -389,7 +389,7 @@ class _Sweep:
 
     def _picked(self, config: RMUConfig) -> Any:
         decoder = self._source.decoder
-        return pick(decoder.layers, decoder.prefix, config.updated_layers, config.parameters)
+        return select_parameters(decoder.layers, decoder.prefix, config.updated_layers, config.parameters)
 
     def _measured(self, run: SweepRun) -> SweepRun:
         """The run with what the model gets right now."""

@@ -1,6 +1,6 @@
-"""One contestant of `wmdp-fast bench unlearn`, in a process of its own so that its time and memory are its own.
+"""One worker of `wmdp-fast bench unlearn`, in a process of its own so that its time and memory are its own.
 
-`python -m wmdp_fast.bench.rmu_contestant FOLDER` reads `job.json` there and leaves `outcome.json`.
+`python -m wmdp_fast.bench.rmu_worker FOLDER` reads `job.json` there and leaves `outcome.json`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ SEED = 42
 
 @dataclass(frozen=True)
 class Job:
-    """What a contestant is to do.
+    """What a worker is to do.
 
     Attributes:
-        contestant: `wmdp-fast`, `plain` or `truncated`; or `matrices`, which only multiplies.
+        worker: `wmdp-fast`, `plain` or `truncated`; or `matrices`, which only multiplies.
         model: Folder of the model, or None for a shape.
         shape: One of `shapes.SHAPES`, or None.
         layer_id: The steered layer.
@@ -49,7 +49,7 @@ class Job:
         device: Where to run.
     """
 
-    contestant: str
+    worker: str
     model: str | None
     shape: str | None
     layer_id: int
@@ -65,7 +65,7 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What a contestant measured.
+    """What a worker measured.
 
     Attributes:
         load_seconds: To get the model or models.
@@ -96,7 +96,7 @@ def main(folder: Path) -> None:
     import torch
 
     before = _resident_gb()
-    # So that the time of importing them is no contestant's.
+    # So that the time of importing them is no worker's.
     from transformers import AutoModel, AutoModelForCausalLM  # noqa: F401
 
     from wmdp_fast.models.load import parse_device
@@ -104,7 +104,7 @@ def main(folder: Path) -> None:
 
     device = parse_device(job.device)
     outcome = Outcome(device=_name_of(device), threads=torch.get_num_threads())
-    {"wmdp-fast": _run_ours, "matrices": _multiply}.get(job.contestant, _run_peer)(job, device, outcome)
+    {"wmdp-fast": _run_ours, "matrices": _multiply}.get(job.worker, _run_baseline)(job, device, outcome)
     outcome.peak_gb = peak_gb() - before
     if device.type == "cuda":
         outcome.gpu_peak_gb = torch.cuda.max_memory_allocated(device) / 1e9
@@ -158,17 +158,17 @@ def _run_ours(job: Job, device: torch.device, outcome: Outcome) -> None:
     outcome.retain_losses = [row["retain_loss"] for row in result.metrics]
 
 
-def _run_peer(job: Job, device: torch.device, outcome: Outcome) -> None:
+def _run_baseline(job: Job, device: torch.device, outcome: Outcome) -> None:
     """The plain algorithm, or that with the layers above the steered one left away."""
     import torch
 
     from wmdp_fast.bench.arithmetic import synchronize
-    from wmdp_fast.bench.rmu_peer import PlainRMU
+    from wmdp_fast.bench.rmu_baseline import PlainRMU
 
     begun = time.perf_counter()
-    load = _first_layers if job.contestant == "truncated" else _whole
+    load = _first_layers if job.worker == "truncated" else _whole
     updated, frozen = load(job, device), load(job, device)
-    peer = PlainRMU(
+    baseline = PlainRMU(
         updated,
         frozen,
         layer_id=job.layer_id,
@@ -187,7 +187,7 @@ def _run_peer(job: Job, device: torch.device, outcome: Outcome) -> None:
     for step in range(job.steps):
         synchronize(device)
         begun = time.perf_counter()
-        losses = peer.step(forget[step], retain[step], control, ALPHA)
+        losses = baseline.step(forget[step], retain[step], control, ALPHA)
         synchronize(device)
         seconds = time.perf_counter() - begun
         outcome.forget_losses.append(losses[0])

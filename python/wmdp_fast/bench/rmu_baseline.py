@@ -1,4 +1,4 @@
-"""RMU written down plainly, as a peer to be measured against: two models, a hook, and nothing frozen or shared.
+"""RMU written down plainly, as a baseline to be measured against: two models, a hook, and nothing frozen or shared.
 
 This is how the original program goes: each step runs the updated model on forget and on retain data and the frozen one
 on retain data, from the first layer to the vocabulary, and differentiates with respect to every parameter up to the
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 
 from wmdp_fast.models.partial import decoder_of
-from wmdp_fast.unlearning.parameters import pick
+from wmdp_fast.unlearning.parameters import select_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +47,7 @@ class PlainRMU:
         self.updated, self.frozen = updated.train(), frozen.eval()
         decoder = decoder_of(updated)
         self._layers = decoder.layers[layer_id], decoder_of(frozen).layers[layer_id]
-        picked = pick(decoder.layers, decoder.prefix, update_layer_ids, parameters)
+        picked = select_parameters(decoder.layers, decoder.prefix, update_layer_ids, parameters)
         self._optimizer = _FormerAdamW([one.parameter for one in picked], learning_rate)
 
     def step(self, forget: Tensor, retain: Tensor, control: Tensor, alpha: float) -> tuple[float, float]:

@@ -1,6 +1,6 @@
-"""One contestant of `wmdp-fast bench eval`, in a process of its own so that its time and memory are its own.
+"""One worker of `wmdp-fast bench eval`, in a process of its own so that its time and memory are its own.
 
-`python -m wmdp_fast.bench.contestant FOLDER` reads `job.json` there and leaves `outcome.json` and `scores.npy`.
+`python -m wmdp_fast.bench.worker FOLDER` reads `job.json` there and leaves `outcome.json` and `scores.npy`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """What a contestant is to do.
+    """What a worker is to do.
 
     Attributes:
-        contestant: `trie`, `padded`, `auto` (this package's engines) or `lm-eval`.
+        worker: `trie`, `padded`, `auto` (this package's engines) or `lm-eval`.
         model: Folder of the model, or None for a shape.
         shape: One of `shapes.SHAPES`, or None.
         tokenizer: Folder of the tokenizer for a shape, or None.
@@ -48,7 +48,7 @@ class Job:
         started: Time at which the process was started.
     """
 
-    contestant: str
+    worker: str
     model: str | None
     shape: str | None
     tokenizer: str | None
@@ -68,7 +68,7 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What a contestant measured.
+    """What a worker measured.
 
     Attributes:
         seconds: By phase; `prepare` is what came between the model's files and its forward passes.
@@ -104,7 +104,7 @@ class _Phases:
 def main(folder: Path) -> None:
     """Runs the job in a folder."""
     job = Job(**json.loads((folder / "job.json").read_text(encoding="utf-8")))
-    outcome, scores = _run_lm_eval(job) if job.contestant == "lm-eval" else _run_ours(job)
+    outcome, scores = _run_lm_eval(job) if job.worker == "lm-eval" else _run_ours(job)
     np.save(folder / "scores.npy", scores)
     (folder / "outcome.json").write_text(json.dumps(asdict(outcome)), encoding="utf-8")
 
@@ -137,7 +137,7 @@ def _run_ours(job: Job) -> tuple[Outcome, NDArray[np.float64]]:
         requests = _made_up(job, loaded)
         phases.end("make up")
 
-    engine: Any = job.contestant
+    engine: Any = job.worker
     budget: Any = job.token_budget
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -181,7 +181,7 @@ def _run_ours(job: Job) -> tuple[Outcome, NDArray[np.float64]]:
 def _run_lm_eval(job: Job) -> tuple[Outcome, NDArray[np.float64]]:
     """lm-eval's `hf` model and `simple_evaluate`; its own code, with clocks between its steps."""
     phases = _Phases(job.started)
-    from wmdp_fast.bench.lm_eval_peer import quiet_lm_eval, task_configs
+    from wmdp_fast.bench.lm_eval_baseline import quiet_lm_eval, task_configs
     from wmdp_fast.tasks.resolve import resolve
 
     with quiet_lm_eval() as lm_eval:
@@ -279,7 +279,7 @@ def _load(job: Job) -> LoadedModel:
 def _load_description(harness: Any) -> LoadedModel:
     from wmdp_fast.models.load import wrap_model
 
-    return wrap_model(harness.model, harness.tokenizer, name="peer")
+    return wrap_model(harness.model, harness.tokenizer, name="baseline")
 
 
 def _read(job: Job) -> list[TaskQuestions]:

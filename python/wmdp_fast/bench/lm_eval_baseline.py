@@ -1,4 +1,4 @@
-"""lm-eval as a peer: its own code, given the same questions as this package.
+"""lm-eval as a baseline: its own code, given the same questions as this package.
 
 The tasks are handed over as inline configurations that read local files, so that lm-eval's own task index (10 s to
 build) and the network stay out of the comparison.
