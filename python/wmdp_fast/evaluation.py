@@ -21,6 +21,7 @@ from wmdp_fast.results.paths import output_folder
 from wmdp_fast.results.provenance import model_type, run_config, run_details, run_identity
 from wmdp_fast.results.result import EvalResult, GroupResult, TaskResult
 from wmdp_fast.runtime.clock import PhaseClock
+from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.runtime.progress import progress_bar
 from wmdp_fast.scoring.journal import Journal
 from wmdp_fast.scoring.server import Server
@@ -164,6 +165,8 @@ def evaluate(
     started, clock = time.time(), PhaseClock()
 
     # Everything cheap first: a misspelt task should not cost the loading of a model.
+    if output is not None:
+        check_folder(output_folder(output, _called(model)))
     asking = Asking(
         tasks=tasks,
         data=data,
@@ -243,6 +246,15 @@ def evaluate(
         if output is not None:
             result = replace(result, saved_to=result.save(output, log_samples=log_samples))
     return result
+
+
+def _called(model: str | PathLike[str] | PreTrainedModel | Server) -> str:
+    """What the results will call a model that is not loaded yet."""
+    if isinstance(model, Server):
+        return model.model
+    if isinstance(model, (str, os.PathLike)):
+        return os.fspath(model)
+    return getattr(model, "name_or_path", "") or type(model).__name__
 
 
 def _refuse_for_server(**given: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -411,3 +412,23 @@ def test_a_real_model_scored_by_both_packages_has_no_difference(tmp_path: Path) 
     assert (row.n, row.difference, row.right_to_wrong, row.wrong_to_right) == (25, 0, 0, 0)
     scores = [read_results(tmp_path / side).tasks["birds"].loglikelihood_matrix() for side in ("ours", "theirs")]
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+
+def test_json_has_null_where_a_metric_is_no_number(
+    runs: dict[tuple[str, str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other metrics than accuracy may be NaN, which JSON does not have."""
+    given = []
+    for model in ("base", "unlearned"):
+        shutil.copytree(runs["lm-eval", model].parent, tmp_path / model)
+        [file] = (tmp_path / model).glob("results_*.json")
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw["results"]["nature"]["f1,none"] = float("nan") if model == "base" else 0.5
+        raw["results"]["nature"]["f1_stderr,none"] = 0.1
+        file.write_text(json.dumps(raw), encoding="utf-8")
+        given.append(str(file))
+    assert cli.main(["compare", *given, "--json"]) == 0
+    out = capsys.readouterr().out
+    document = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    [row] = [row for row in document["contrasts"][0]["rows"] if row["metric"] == "f1"]
+    assert row["before"] is None

@@ -462,6 +462,41 @@ def test_wrong_values_are_wrong_usage(wrong, message, evaluate_calls, capsys):
     assert evaluate_calls == []
 
 
+_CORPORA = ["M", "--forget", "f", "--retain", "r", "--output", "o"]
+_SWEEP = ["sweep", *_CORPORA, "--forget-tasks", "a", "--retain-tasks", "b"]
+
+
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan", "1e999"])
+@pytest.mark.parametrize(
+    ("command", "option", "form"),
+    [
+        *(
+            (["unlearn", *_CORPORA], option, form)
+            for option, form in [
+                *((f"--{name}", "{}") for name in ("retain-noise", "learning-rate", "grad-clip", "cache-limit")),
+                *((name, form) for name in ("--alpha", "--steering-coeff") for form in ("{}", "1,{}")),
+                ("--steering-coeff", "auto:{}"),
+            ]
+        ),
+        *(
+            (_SWEEP, option, form)
+            for option, form in [
+                *((name, form) for name in ("--alpha", "--learning-rate") for form in ("{}", "1,{}", "1/{}", "1..{}")),
+                *(("--steering-coeff", form) for form in ("{}", "auto:{}", "auto:1..{}", "1/auto:{}")),
+                *((f"--{name}", "{}") for name in ("max-loss", "retain-noise", "grad-clip", "cache-limit")),
+            ]
+        ),
+        (["layers", "M", "--forget", "f"], "--factor", "{}"),
+    ],
+)
+def test_a_number_that_is_not_finite_is_wrong_usage(command, option, form, number, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*command, f"{option}={form.format(number)}"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {option}: " in error
+    assert "finite number" in error
+
+
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")

@@ -407,12 +407,18 @@ def test_the_folder_of_a_sweep_stands_for_the_model_before_and_every_point(folde
     places = {"before": "before", "layer_id=10": "after", "layer_id=9": "after"}
     for name, results in places.items():
         shutil.copytree(folder / results, tmp_path / "sweep" / "evaluations" / name)
+    record = tmp_path / "sweep" / "sweep.json"
+    record.write_text('{"measured": {"forget": ["birds"], "retain": ["clouds"]}}', encoding="utf-8")
     found = find([tmp_path / "sweep"])
+    assert found.forget == ("birds",)
     assert [one.path.relative_to(tmp_path / "sweep" / "evaluations").parts[0] for one in found.results] == [
         "before",
         "layer_id=9",
         "layer_id=10",
     ]
+    record.write_text("{}", encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"sweep\.json: does not say which tasks the sweep was to make worse"):
+        find([tmp_path / "sweep"])
 
 
 def test_results_of_lm_eval_are_shown_as_ours_are(folder, report):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wmdp_fast.runtime.files import replacing, write_whole
+from wmdp_fast import cli
+from wmdp_fast.runtime.files import check_file, check_folder, replacing, write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,6 +128,78 @@ def test_links_and_permissions_stay(tmp_path: Path) -> None:
     assert link.is_symlink()
     assert path.read_text(encoding="utf-8") == "new"
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def unwritable(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Places that no folder can be made at, by what is wrong, with what is said of them."""
+    (folder / "link").symlink_to(folder / "nowhere")
+    (folder / "file").write_text("mine", encoding="utf-8")
+    return {
+        "link": (folder / "link", "is a link to .*nowhere, which does not exist"),
+        "below a link": (folder / "link" / "below" / "it", "is a link to .*nowhere, which does not exist"),
+        "file": (folder / "file", "is a file, not a folder"),
+        "below a file": (folder / "file" / "below" / "it", "is a file, not a folder"),
+    }
+
+
+@pytest.mark.parametrize("wrong", ["link", "below a link", "file", "below a file"])
+def test_a_folder_that_cannot_be_is_found_before_it_is_needed(tmp_path: Path, wrong: str) -> None:
+    place, says = unwritable(tmp_path)[wrong]
+    with pytest.raises(OSError, match=says):
+        check_folder(place)
+    if "link" not in wrong:
+        with pytest.raises(OSError, match=says):
+            check_file(place / "page.html")
+    check_folder(tmp_path / "new" / "and" / "deep")
+    check_file(tmp_path / "new" / "page.html")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_a_file_that_cannot_be_is_found_before_it_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="is a folder, not a file"):
+        check_file(tmp_path)
+    # These are written through.
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for path in (tmp_path / "link", tmp_path / "link" / "page.html"):
+        check_file(path)
+    write_whole(tmp_path / "link" / "page.html", "new")
+    assert (tmp_path / "nowhere" / "page.html").read_text(encoding="utf-8") == "new"
+    check_file("/dev/stdout")
+
+
+# Commands that run for long or read much, each with a place to write to that cannot be, and what must not begin.
+BEGUN_TOO_EARLY = {
+    "eval": ("wmdp_fast.evaluation.Asking.read", "eval M --tasks wmdp_bio --output {link}"),
+    "eval to a name": ("wmdp_fast.evaluation.Asking.read", "eval M --tasks wmdp_bio --output {link}/r.json"),
+    "export": ("wmdp_fast.integrations.inspect_log.read_results", "export {results} --inspect --output {link}"),
+    "bench": ("wmdp_fast.bench.data.bench_data", "bench data --tasks t --tokenizer t --report {file}/r.md"),
+    "sweep": (
+        "wmdp_fast.unlearning.sweep.sweep.sweep",
+        "sweep M --forget f --retain r --forget-tasks a --retain-tasks b --output {new} --html {file}/r.html",
+    ),
+    "report": ("wmdp_fast.report.sources.find", "report {results} --output {file}/r.html"),
+    "compare": ("wmdp_fast.cli.compare.read_runs", "compare {results} {results} --html {file}/r.html"),
+    "rescore": ("wmdp_fast.cli.rescore.rescore", "rescore {results} --output {file}/r.json"),
+}
+
+
+@pytest.mark.parametrize("command", BEGUN_TOO_EARLY)
+def test_an_output_that_cannot_be_is_found_before_anything_is_read(
+    tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs = {"export": "inspect_ai", "sweep": "matplotlib"}
+    if command in needs:
+        pytest.importorskip(needs[command])
+    begun, words = BEGUN_TOO_EARLY[command]
+    monkeypatch.setattr(begun, lambda *_, **__: pytest.fail("began before the output was looked at"))
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "results_2026-11-24T15-00-00.json").write_text("{}", encoding="utf-8")
+    places = {name: tmp_path / name for name in ("link", "file", "results", "new")}
+    assert cli.main([word.format(**places) for word in words.split()]) == 1
+    says = "link is a link to" if "link" in words else "is a file, not a folder to write into"
+    assert says in capsys.readouterr().err
 
 
 def test_a_pipe_and_devices_are_written_to(tmp_path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.cli.options import whole_number, whole_number_or_auto, whole_numbers
-from wmdp_fast.runtime.files import write_whole
+from wmdp_fast.runtime import strict_json
+from wmdp_fast.runtime.files import check_file, write_whole
 
 if TYPE_CHECKING:
     from wmdp_fast.bench.report import BenchReport
@@ -166,8 +166,10 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs a benchmark and prints its report."""
+    if arguments.report is not None:
+        check_file(arguments.report)
     report: BenchReport = arguments.benchmark(arguments)
-    print(json.dumps(report.to_json(), indent=2, ensure_ascii=False) if arguments.json else report.table())
+    print(strict_json.dumps(report.to_json(), indent=2, ensure_ascii=False) if arguments.json else report.table())
     if arguments.report is not None:
         write_whole(arguments.report, report.markdown())
     for failure in report.failures:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING
 from wmdp_fast.analysis.comparison import compare, order_doubt
 from wmdp_fast.cli.options import names, share
 from wmdp_fast.results.saved import read_runs
-from wmdp_fast.runtime.files import write_whole
+from wmdp_fast.runtime import strict_json
+from wmdp_fast.runtime.files import check_file, write_whole
 
 if TYPE_CHECKING:
     import argparse
@@ -52,6 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Compares and prints."""
     if len(arguments.results) < 2 and not Path(arguments.results[0]).is_dir():
         arguments.fail("a comparison needs two results or more, or a folder of them")
+    if arguments.html is not None:
+        check_file(arguments.html)
     runs = [run for path in arguments.results for run in read_runs(path)]
     if len(runs) < 2:
         arguments.fail(f"a comparison needs two results or more; {arguments.results[0]} holds those of one model")
@@ -68,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
                 f"warning: {contrast.before} and {contrast.after}: {doubt}; the order is BEFORE AFTER", file=sys.stderr
             )
     if arguments.json:
-        print(json.dumps(comparison.to_json(), indent=2, ensure_ascii=False))
+        print(strict_json.dumps(comparison.to_json(), indent=2, ensure_ascii=False))
     else:
         print(comparison.markdown() if arguments.markdown else comparison.table())
     if arguments.html is not None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.cli.asking import add_selection, add_wording
 from wmdp_fast.cli.options import positive_number, whole_number, whole_number_or_auto
+from wmdp_fast.runtime import strict_json
 from wmdp_fast.scoring.server import Server
 
 if TYPE_CHECKING:
@@ -236,4 +236,4 @@ def _take_server(arguments: argparse.Namespace, options: dict[str, Any]) -> Serv
 
 def report(result: EvalResult, *, as_json: bool) -> None:
     """Prints a result on stdout, as a table or in lm-eval's JSON."""
-    print(json.dumps(result.to_json(), indent=2, ensure_ascii=False, default=str) if as_json else result.table())
+    print(strict_json.dumps(result.to_json(), indent=2, ensure_ascii=False, default=str) if as_json else result.table())

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
-from wmdp_fast.cli.options import whole_number
-from wmdp_fast.runtime.strict_json import finite
+from wmdp_fast.cli.options import finite_number, whole_number
+from wmdp_fast.runtime import strict_json
 
 SUMMARY = "Measure where a model tells forget from retain data, and suggest RMU's layer and coefficient."
 
@@ -41,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--token-budget", type=whole_number(least=1), metavar="N", help="maximum tokens per batch (default 4096)"
     )
-    parser.add_argument("--factor", type=float, metavar="X", help="coefficient in mean norms (default 5)")
+    parser.add_argument("--factor", type=finite_number, metavar="X", help="coefficient in mean norms (default 5)")
     parser.add_argument(
         "--pilot", action="store_true", help="find learning rate and alpha with runs of 40 steps on the suggested layer"
     )
@@ -54,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     options = {name: value for name, value in vars(arguments).items() if name not in _OWN}
     profile = profile_layers(arguments.model, arguments.forget, arguments.retain, note=_note, **options)
-    print(json.dumps(finite(profile.to_json()), indent=2, ensure_ascii=False) if arguments.json else profile.table())
+    print(strict_json.dumps(profile.to_json(), indent=2, ensure_ascii=False) if arguments.json else profile.table())
     return 0
 
 

@@ -29,6 +29,17 @@ def whole_number(least: int) -> Callable[[str], int]:
     return parse
 
 
+def finite_number(text: str) -> float:
+    """The argparse type of finite numbers."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a number") from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a finite number")
+    return value
+
+
 def positive_number(text: str) -> float:
     """The argparse type of finite numbers above 0."""
     try:

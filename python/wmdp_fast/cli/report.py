@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmdp_fast.cli.options import names
-from wmdp_fast.runtime.files import write_whole
+from wmdp_fast.runtime.files import check_file, write_whole
 
 if TYPE_CHECKING:
     import argparse
@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     from wmdp_fast.report import report_html
     from wmdp_fast.report.sources import find
 
+    check_file(arguments.output)
     found = find(arguments.results)
     for after in found.results[1:]:
         if doubt := order_doubt(found.results[0], after):
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     html = report_html(
         *found.results,
         names=arguments.names,
-        forget=arguments.forget,
+        forget=(*arguments.forget, *found.forget),
         unlearn=arguments.unlearn or found.unlearn,
         include_text=arguments.include_text,
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import TYPE_CHECKING
 
 from wmdp_fast.analysis.rescoring import rescore
 from wmdp_fast.cli.options import share
-from wmdp_fast.runtime.files import write_whole
+from wmdp_fast.runtime import strict_json
+from wmdp_fast.runtime.files import check_file, write_whole
 
 if TYPE_CHECKING:
     from wmdp_fast.analysis.rescoring import Rescored
@@ -37,8 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Computes, prints, and fails if the results file says something else."""
+    if arguments.output is not None:
+        check_file(arguments.output)
     rescored = rescore(arguments.samples, near_tie=arguments.near_tie, confidence=arguments.confidence)
-    text = json.dumps(rescored.to_json(), indent=2, ensure_ascii=False)
+    text = strict_json.dumps(rescored.to_json(), indent=2, ensure_ascii=False)
     print(text if arguments.json else table(rescored))
     if arguments.output is not None:
         write_whole(arguments.output, text + "\n")

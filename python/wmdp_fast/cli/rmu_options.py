@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from wmdp_fast.cli.options import whole_number, whole_numbers
+from wmdp_fast.cli.options import finite_number, whole_number, whole_numbers
 
 # Options that are fields of RMUConfig; what is not given stays away, and keeps the preset's value or the default.
 _SETTINGS = (
@@ -57,13 +57,13 @@ def add_method(parser: argparse.ArgumentParser, *, swept: bool = False) -> None:
     )
     if not swept:
         method.add_argument(
-            "--steering-coeff", type=_texts, metavar="C,...", help="a number, auto or auto:FACTOR, per topic"
+            "--steering-coeff", type=_coefficients, metavar="C,...", help="a number, auto or auto:FACTOR, per topic"
         )
         method.add_argument("--alpha", type=_numbers, metavar="A,...", help="weight of the retain loss, per topic")
     method.add_argument(
         "--mode", choices=("reference", "masked"), help="whether the loss counts padding, as the original's does"
     )
-    method.add_argument("--retain-noise", type=float, metavar="NU", help="noise on the retain target (RNA)")
+    method.add_argument("--retain-noise", type=finite_number, metavar="NU", help="noise on the retain target (RNA)")
     method.add_argument("--seed", type=int, metavar="N", help="of control vectors and noise")
 
 
@@ -71,7 +71,7 @@ def add_training(parser: argparse.ArgumentParser, *, swept: bool = False) -> Non
     """Adds the settings of the optimizer, what the model is loaded with, and the cache."""
     training = parser.add_argument_group("training")
     if not swept:
-        training.add_argument("--learning-rate", type=float, metavar="LR")
+        training.add_argument("--learning-rate", type=finite_number, metavar="LR")
     training.add_argument(
         "--batch-size", type=whole_number(least=1), metavar="N", help="documents of each kind at once"
     )
@@ -81,7 +81,7 @@ def add_training(parser: argparse.ArgumentParser, *, swept: bool = False) -> Non
         )
     training.add_argument("--epochs", type=whole_number(least=1), metavar="N", help="times through the corpora at most")
     training.add_argument("--grad-accum", type=whole_number(least=1), metavar="N", help="batches that make a step")
-    training.add_argument("--grad-clip", type=float, metavar="NORM")
+    training.add_argument("--grad-clip", type=finite_number, metavar="NORM")
     training.add_argument("--master-weights", action="store_true", help="optimizer state and weights in float32")
     if not swept:
         training.add_argument(
@@ -100,7 +100,9 @@ def add_training(parser: argparse.ArgumentParser, *, swept: bool = False) -> Non
     training.add_argument(
         "--cache-trunk", metavar="DIR", help="cache frozen activations in DIR, for later epochs and runs"
     )
-    training.add_argument("--cache-limit", type=float, metavar="GB", help="most that DIR may hold (default no limit)")
+    training.add_argument(
+        "--cache-limit", type=finite_number, metavar="GB", help="most that DIR may hold (default no limit)"
+    )
     training.add_argument("--trust-remote-code", action="store_true", help="let code that comes with the model run")
 
 
@@ -131,13 +133,21 @@ def _wholes(text: str) -> Any:
 
 def _numbers(text: str) -> Any:
     try:
-        return one_or_more([float(part) for part in text.split(",")])
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number or a comma-separated list of numbers") from None
+        return one_or_more([finite_number(part) for part in text.split(",")])
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number or a comma-separated list of them") from None
 
 
-def _texts(text: str) -> Any:
-    return one_or_more([part.strip() for part in text.split(",")])
+def coefficient(text: str) -> float | str:
+    """The argparse type of a steering coefficient: a finite number, `auto`, or `auto:` and such a number."""
+    if text in ("auto", "auto:"):
+        return text
+    number = finite_number(text.removeprefix("auto:"))
+    return text if text.startswith("auto:") else number
+
+
+def _coefficients(text: str) -> Any:
+    return one_or_more([coefficient(part.strip()) for part in text.split(",")])
 
 
 def _flags(text: str) -> Any:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.cli.asking import add_selection, add_wording, asked
-from wmdp_fast.cli.options import whole_number
-from wmdp_fast.cli.rmu_options import add_corpora, add_method, add_training, one_or_more, settings
-from wmdp_fast.runtime.files import write_whole
-from wmdp_fast.runtime.strict_json import finite
+from wmdp_fast.cli.options import finite_number, whole_number
+from wmdp_fast.cli.rmu_options import add_corpora, add_method, add_training, coefficient, one_or_more, settings
+from wmdp_fast.runtime import strict_json
+from wmdp_fast.runtime.files import check_file, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,10 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     space.add_argument("--layer-id", type=_axis(_whole), metavar="L,...", help="layers whose output is steered")
     space.add_argument(
-        "--steering-coeff", type=_axis(_coefficient), metavar="C,...", help="numbers, auto or auto:FACTOR"
+        "--steering-coeff", type=_axis(coefficient), metavar="C,...", help="numbers, auto or auto:FACTOR"
     )
-    space.add_argument("--alpha", type=_axis(float), metavar="A,...", help="weights of the retain loss")
-    space.add_argument("--learning-rate", type=_axis(float), metavar="LR,...", help="learning rates")
+    space.add_argument("--alpha", type=_axis(finite_number), metavar="A,...", help="weights of the retain loss")
+    space.add_argument("--learning-rate", type=_axis(finite_number), metavar="LR,...", help="learning rates")
     space.add_argument(
         "--max-steps", type=_axis(_whole), metavar="N,...", help="numbers of steps; all in one run, measured on the way"
     )
@@ -78,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--keep-best", metavar="DIR", help="write the checkpoint of the best run there")
     output.add_argument(
         "--max-loss",
-        type=float,
+        type=finite_number,
         metavar="POINTS",
         help="most points of accuracy that the best run may lose on the retain tasks (default 5)",
     )
@@ -97,6 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         from wmdp_fast.report.sweep import check_installed
 
         check_installed()
+        check_file(arguments.html)
     from wmdp_fast.unlearning.rmu.config import RMUConfig
     from wmdp_fast.unlearning.sweep.sweep import sweep
 
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
         from wmdp_fast.report.sweep import sweep_html
 
         write_whole(arguments.html, sweep_html(result))
-    print(json.dumps(finite(result.to_json()), indent=2, ensure_ascii=False) if arguments.json else _report(result))
+    print(strict_json.dumps(result.to_json(), indent=2, ensure_ascii=False) if arguments.json else _report(result))
     return 0
 
 
@@ -148,7 +148,7 @@ def _axis(parse: Callable[[str], Any]) -> Callable[[str], Any]:
             low, dots, high = text.partition("..")
             if dots:
                 automatic = low.startswith("auto:")
-                first, last = (float(end.removeprefix("auto:")) for end in (low, high))
+                first, last = (finite_number(end.removeprefix("auto:")) for end in (low, high))
                 return Range(first, last, automatic=automatic)
             return [one_or_more([parse(part.strip()) for part in value.split("/")]) for value in text.split(",")]
         except ValueError:
@@ -163,7 +163,3 @@ def _whole(text: str) -> int:
     if not text.isdecimal():
         raise ValueError(text)
     return int(text)
-
-
-def _coefficient(text: str) -> float | str:
-    return text if text.startswith("auto") else float(text)

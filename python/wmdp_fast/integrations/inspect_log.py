@@ -16,7 +16,7 @@ from wmdp_fast import _rust
 from wmdp_fast.exceptions import DatasetError, WmdpFastError, WmdpFastWarning
 from wmdp_fast.results.paths import results_below, sample_lines, samples_file
 from wmdp_fast.results.saved import read_results
-from wmdp_fast.runtime.files import replacing
+from wmdp_fast.runtime.files import check_folder, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,7 +45,7 @@ def export(folder: str | PathLike[str], output: str | PathLike[str] | None = Non
     Raises:
         DatasetError: A file holds something else; names it.
         FileNotFoundError: There are no results.
-        OSError: A log cannot be written; names it.
+        OSError: A log, or the folder for them, cannot be written; names it.
         WmdpFastError: inspect_ai is not installed.
     """
     try:
@@ -55,10 +55,12 @@ def export(folder: str | PathLike[str], output: str | PathLike[str] | None = Non
     found = results_below(Path(folder))
     if not found:
         raise FileNotFoundError(f"there are no results in {folder}: no results_<time>.json there or below")
+    targets = {path: Path(output) if output is not None else path.parent / "inspect" for path in found}
+    for target in targets.values():
+        check_folder(target)
     written = []
-    for path in found:
+    for path, target in targets.items():
         results = read_results(path, samples=False)
-        target = Path(output) if output is not None else path.parent / "inspect"
         for task in results.tasks.values():
             questions = _questions(task, results, path)
             if isinstance(questions, str):

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _EVALUATIONS = "evaluations"
 _BEFORE = "before"
 
+# The record of a sweep.
+_SWEEP = "sweep.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
@@ -30,10 +33,12 @@ class Sources:
     Attributes:
         results: The evaluations in order.
         unlearn: The folder of the unlearning run, if one was named.
+        forget: The tasks whose accuracy a sweep wanted to fall, if the folder of one was named.
     """
 
     results: list[SavedResults]
     unlearn: Path | None
+    forget: tuple[str, ...] = ()
 
 
 def find(paths: Sequence[str | os.PathLike[str]]) -> Sources:
@@ -49,6 +54,7 @@ def find(paths: Sequence[str | os.PathLike[str]]) -> Sources:
     """
     results: list[SavedResults] = []
     unlearn = None
+    forget: tuple[str, ...] = ()
     for path in map(Path, paths):
         if (path / RECORD).is_file():
             unlearn = path
@@ -56,9 +62,10 @@ def find(paths: Sequence[str | os.PathLike[str]]) -> Sources:
         elif (path / _EVALUATIONS / _BEFORE).is_dir():
             points = sorted(one for one in (path / _EVALUATIONS).iterdir() if one.is_dir() and one.name != _BEFORE)
             results += map(read_results, [path / _EVALUATIONS / _BEFORE, *sorted(points, key=_by_numbers)])
+            forget = (*forget, *_forgotten(path))
         else:
             results.append(read_results(path))
-    return Sources(results=results, unlearn=unlearn)
+    return Sources(results=results, unlearn=unlearn, forget=forget)
 
 
 def _ends(run: Path) -> list[Path]:
@@ -75,6 +82,17 @@ def _ends(run: Path) -> list[Path]:
             " after, and this folder with --unlearn",
         )
     return [kept[0], kept[-1]]
+
+
+def _forgotten(sweep: Path) -> list[str]:
+    """The tasks of a sweep whose accuracy should fall, by its own record."""
+    record = sweep / _SWEEP
+    try:
+        return list(map(str, json.loads(record.read_text(encoding="utf-8"))["measured"]["forget"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise DatasetError(
+            str(record), f"does not say which tasks the sweep was to make worse ({error!r}); is it damaged?"
+        ) from error
 
 
 def _by_numbers(folder: Path) -> list[str | int]:

@@ -21,6 +21,7 @@ import numpy as np
 
 from wmdp_fast.exceptions import DatasetError
 from wmdp_fast.results.student import p_value, quantile
+from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.files import write_whole
 
 if TYPE_CHECKING:
@@ -345,7 +346,7 @@ class TextResult:
             OSError: The file cannot be written; names it.
         """
         lines = list(self._lines())
-        write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        write_whole(path, "".join(strict_json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         hashes = "".join(line[f"{name}_hash"] for line in lines for name in ("doc", "prompt", "target"))
         return _sha256(hashes)
 

@@ -20,7 +20,7 @@ from wmdp_fast.results import letters
 from wmdp_fast.results.lm_eval_files import NOT_AVAILABLE, sha256
 from wmdp_fast.results.paths import names_a_file, output_folder, sanitize_model_name
 from wmdp_fast.results.saved import SavedResults, saved_results
-from wmdp_fast.runtime import environment
+from wmdp_fast.runtime import environment, strict_json
 from wmdp_fast.runtime.files import write_whole
 from wmdp_fast.runtime.tables import aligned, html_table, number_text
 
@@ -487,7 +487,8 @@ class EvalResult:
                 task_hashes[name] = text.write_samples(samples_file)
                 written.append(samples_file)
             # Last, so that a results file never tells of samples that are not there.
-            write_whole(results_file, json.dumps(self.to_json(task_hashes), indent=2, ensure_ascii=False, default=str))
+            content = strict_json.dumps(self.to_json(task_hashes), indent=2, ensure_ascii=False, default=str)
+            write_whole(results_file, content)
         except BaseException:
             for samples_file in written:
                 samples_file.unlink(missing_ok=True)
@@ -602,7 +603,7 @@ class EvalResult:
 def from_evaluation(result: EvalResult) -> SavedResults:
     """An evaluation of this process as `read_results` would read it after `result.save(..., log_samples=True)`."""
     return saved_results(
-        json.loads(json.dumps(result.to_json(), default=str)),
+        json.loads(strict_json.dumps(result.to_json(), default=str)),
         None,
         1,
         lambda name: (

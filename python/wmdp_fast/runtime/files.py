@@ -76,17 +76,36 @@ def check_folder(path: str | os.PathLike[str]) -> None:
     """Makes sure that a folder can be made or written to, before hours are spent on what belongs into it.
 
     Raises:
-        FileExistsError: It is a symbolic link that leads nowhere.
+        FileExistsError: It, or a folder that it should be in, is a symbolic link that leads nowhere.
         NotADirectoryError: It, or a folder that it should be in, is a file.
         PermissionError: It, or the folder that it should be in, cannot be written to.
     """
     folder = Path(path)
-    if folder.is_symlink() and not folder.exists():
-        raise FileExistsError(
-            f"{folder} is a link to {folder.readlink()}, which does not exist; make that folder, or remove the link"
-        )
-    home = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    for home in (folder, *folder.absolute().parents):
+        if home.exists():
+            break
+        if home.is_symlink():
+            raise FileExistsError(
+                f"{home} is a link to {home.readlink()}, which does not exist; make that folder, or remove the link"
+            )
     if not home.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "is a file, not a folder to write into", str(home))
     if not os.access(home, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, "cannot be written to", str(home))
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Makes sure that `write_whole` can write a file, before hours are spent on what belongs into it.
+
+    Raises:
+        IsADirectoryError: It is a folder.
+        FileExistsError, NotADirectoryError: As `check_folder`, of the folder that it should be in.
+        PermissionError: That folder, or the pipe or device that it is, cannot be written to.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, not a file to write", str(path))
+    if not target.exists() or target.is_file():
+        check_folder(target.parent)
+    elif not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, "cannot be written to", str(path))

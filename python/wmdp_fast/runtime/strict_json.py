@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
-def dumps(value: Any, *, indent: int | None = None) -> str:
-    """A value as JSON; `null` stands for a number that is not finite."""
-    return json.dumps(finite(value), indent=indent, allow_nan=False)
+def dumps(
+    value: Any, *, indent: int | None = None, ensure_ascii: bool = True, default: Callable[[Any], Any] | None = None
+) -> str:
+    """A value as JSON; `null` stands for a number that is not finite. The options are those of `json.dumps`."""
+    return json.dumps(finite(value), indent=indent, ensure_ascii=ensure_ascii, default=default, allow_nan=False)
 
 
 def finite(value: Any) -> Any:

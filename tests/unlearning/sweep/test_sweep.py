@@ -26,6 +26,7 @@ from wmdp_fast import cli, demo
 from wmdp_fast.cli import sweep as cli_sweep
 from wmdp_fast.cli.rmu_options import settings
 from wmdp_fast.exceptions import JournalError, ModelError, WmdpFastError
+from wmdp_fast.report import sources
 from wmdp_fast.report import sweep as sweep_page
 from wmdp_fast.unlearning.rmu.config import RMUConfig
 from wmdp_fast.unlearning.sweep import pareto
@@ -159,6 +160,20 @@ def told(result):
     for run in (found["base"], *found["runs"]):
         del run["seconds"]
     return json.dumps({name: found[name] for name in ("base", "runs", "swept", "settings")})
+
+
+def test_a_report_of_a_sweep_knows_what_was_to_be_forgotten(folder, tmp_path):
+    pytest.importorskip("matplotlib", reason="needs the extra `plots`")
+    swept(folder, tmp_path / "out", {"max_steps": [2]})
+    found = sources.find([tmp_path / "out"])
+    assert found.forget == ("birds",)
+    pages = {name: tmp_path / f"{name}.html" for name in ("by its record", "as told")}
+    assert cli.main(["report", str(tmp_path / "out"), "--output", str(pages["by its record"])]) == 0
+    kept = [
+        str(one) for one in sorted((tmp_path / "out" / "evaluations").iterdir(), key=lambda one: one.name != "before")
+    ]
+    assert cli.main(["report", *kept, "--forget", "birds", "--output", str(pages["as told"])]) == 0
+    assert pages["by its record"].read_text(encoding="utf-8") == pages["as told"].read_text(encoding="utf-8")
 
 
 def test_every_point_is_what_a_run_of_its_own_gives(folder, tmp_path):

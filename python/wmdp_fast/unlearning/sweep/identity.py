@@ -69,6 +69,7 @@ def check(
     corpora: Corpora,
     cache: TrunkCache,
     tasks: Mapping[str, list[str]],
+    leaves: Mapping[str, list[str]],
     eval_options: Mapping[str, Any],
     texts: Sequence[Text] = (),
 ) -> None:
@@ -81,7 +82,8 @@ def check(
         source: The model.
         corpora: The tokens.
         cache: Hashes the weights, which are the original ones.
-        tasks: What is measured.
+        tasks: What is measured, by the names that the user gave.
+        leaves: The tasks that these stand for, for whoever reads the results.
         eval_options: How.
         texts: What perplexity is measured on.
 
@@ -109,7 +111,8 @@ def check(
                 " folder"
             )
     extent = Extent(extent.layers, extent.max_steps, tuple(map(len, corpora.forget)), tuple(map(len, corpora.retain)))
-    text = strict_json.dumps({"identity": identity(extent), "extent": asdict(extent)}, indent=2)
+    record = {"identity": identity(extent), "extent": asdict(extent), "measured": dict(leaves)}
+    text = strict_json.dumps(record, indent=2)
     write_whole(folder / _FILE, text + "\n")
 
 

@@ -186,7 +186,7 @@ def sweep(
     with _results_folder(folder), RunsFile(folder / RUNS) as file:
         cache = TrunkCache(folder / TRUNK if cache_trunk is None else Path(cache_trunk), source.decoder, limit=limit)
         sweep_identity.check(
-            folder, base, extent, source, corpora, cache, tasks, request.eval_options, request.eval_text
+            folder, base, extent, source, corpora, cache, tasks, leaves, request.eval_options, request.eval_text
         )
         work = _Sweep(base, request, source, corpora, cache, tasks, leaves, file, folder, say)
         before = work.before()
