@@ -48,13 +48,13 @@ if TYPE_CHECKING:
     from wmdp_fast.results.saved import SavedResults, read_results
     from wmdp_fast.scoring.server import Server
     from wmdp_fast.unlearning.api import unlearn
+    from wmdp_fast.unlearning.result import UnlearnResult
     from wmdp_fast.unlearning.rmu.config import RMUConfig
     from wmdp_fast.unlearning.rmu.presets import PRESETS as presets  # noqa: N811 (the public name)
     from wmdp_fast.unlearning.rmu.profile import profile_layers as layers
     from wmdp_fast.unlearning.sweep.result import SweepResult
     from wmdp_fast.unlearning.sweep.search_space import Range
     from wmdp_fast.unlearning.sweep.sweep import sweep
-    from wmdp_fast.unlearning.trainer import UnlearnResult
 
 # Public names whose modules are imported when they are first asked for, so that `import wmdp_fast` stays quick.
 _LAZY = {
@@ -70,7 +70,7 @@ _LAZY = {
     "Server": "wmdp_fast.scoring.server",
     "SweepResult": "wmdp_fast.unlearning.sweep.result",
     "TaskResult": "wmdp_fast.results.result",
-    "UnlearnResult": "wmdp_fast.unlearning.trainer",
+    "UnlearnResult": "wmdp_fast.unlearning.result",
     "compare": "wmdp_fast.analysis.comparison",
     "evaluate": "wmdp_fast.evaluation",
     "layers": "wmdp_fast.unlearning.rmu.profile",

@@ -23,6 +23,7 @@ from wmdp_fast.models.partial import decoder_of
 from wmdp_fast.unlearning import reporting
 from wmdp_fast.unlearning.batches import packed_documents, padded_documents
 from wmdp_fast.unlearning.card import wilson_interval
+from wmdp_fast.unlearning.evaluation_loop import EvaluationLoop
 from wmdp_fast.unlearning.optim import AdamW
 from wmdp_fast.unlearning.parameters import select_parameters
 from wmdp_fast.unlearning.rmu.branches import Branches
@@ -440,21 +441,19 @@ def test_a_goal_ends_the_run(evaluated):
 
 
 def test_what_must_be_kept_takes_the_run_back(evaluated, monkeypatch):
-    from wmdp_fast.unlearning import trainer as module
-
     short = run(evaluated / "base", RMUConfig(**{**CONFIG.to_json(), "learning_rate": 0.05, "max_steps": 2}))
-    evaluate = module.Run._evaluate
+    evaluate = EvaluationLoop.evaluate
 
     def falling(self, steps, metrics):
         # The questions are too few to fall reliably; so say that they have after step 4.
         evaluate(self, steps, metrics)
         if steps == 4:
-            self._stopped = "at step 4 no longer birds.acc>=before-1"
-            self._best = kept[0]
-        kept[:] = [self._best]
+            self.stopped = "at step 4 no longer birds.acc>=before-1"
+            self.best = kept[0]
+        kept[:] = [self.best]
 
     kept = []
-    monkeypatch.setattr(module.Run, "_evaluate", falling)
+    monkeypatch.setattr(EvaluationLoop, "evaluate", falling)
     result = with_evaluation(evaluated, eval_every=2, keep_while="birds.acc>=before-1")
     assert (result.steps, result.best_step) == (4, 2)
     assert [one["step"] for one in result.evaluations] == [0, 2]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from wmdp_fast.results.result import EvalResult
-    from wmdp_fast.unlearning.trainer import UnlearnResult
+    from wmdp_fast.unlearning.result import UnlearnResult
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wmdp_fast.prompts.documents import Corpus
-    from wmdp_fast.unlearning.trainer import UnlearnResult
+    from wmdp_fast.unlearning.result import UnlearnResult
 
 
 def unlearn(

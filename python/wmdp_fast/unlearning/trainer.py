@@ -1,37 +1,31 @@
-"""A run of RMU, once everything is read: the loop, the evaluations on the way, and what is written in the end."""
+"""A run of RMU, once everything is read: the loop."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-import shutil
 import time
 import warnings
-from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from wmdp_fast.checkpoints import checkpoint, tensor_file
-from wmdp_fast.checkpoints.saved_dtype import Saving, choose
+from wmdp_fast.checkpoints import tensor_file
 from wmdp_fast.exceptions import DivergedError, ModelError, WmdpFastWarning
 from wmdp_fast.models.row_length import fresh_rotary, length_rules
 from wmdp_fast.models.threads import computing, only_user
 from wmdp_fast.models.vocabulary import refuse_unknown_in_corpus
-from wmdp_fast.runtime import environment, strict_json
 from wmdp_fast.runtime.progress import Bar, progress_bar
 from wmdp_fast.scoring.trie import why_not
-from wmdp_fast.unlearning import divergence, reporting
-from wmdp_fast.unlearning import evaluations as measuring
+from wmdp_fast.unlearning import divergence, output, reporting
 from wmdp_fast.unlearning.batches import Batch, lengths_by_batch, num_batches, packed_documents, padded_documents
-from wmdp_fast.unlearning.card import model_card
-from wmdp_fast.unlearning.held_out import trained_on
+from wmdp_fast.unlearning.evaluation_loop import EvaluationLoop
+from wmdp_fast.unlearning.metrics import Metrics
 from wmdp_fast.unlearning.optim import AdamW
 from wmdp_fast.unlearning.parameters import select_parameters
 from wmdp_fast.unlearning.preflight import check_depth
+from wmdp_fast.unlearning.result import UnlearnResult
 from wmdp_fast.unlearning.rmu.branches import Branches
-from wmdp_fast.unlearning.rmu.effect import Effect, advice, effect_of
+from wmdp_fast.unlearning.rmu.effect import effect_of
 from wmdp_fast.unlearning.rmu.step import (
     MEASURES,
     Step,
@@ -41,61 +35,23 @@ from wmdp_fast.unlearning.rmu.step import (
     mean_norm,
     retain_noise,
 )
-from wmdp_fast.unlearning.source import base_id, steps_available
+from wmdp_fast.unlearning.source import steps_available
 from wmdp_fast.unlearning.state import State, load_state, save_state
+from wmdp_fast.unlearning.trained_weights import TrainedWeights, as_found
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wmdp_fast.prompts.documents import CorpusTokens
     from wmdp_fast.runtime.clock import PhaseClock
     from wmdp_fast.unlearning.activation_cache import TrunkCache
     from wmdp_fast.unlearning.request import Request
-    from wmdp_fast.unlearning.rmu.config import RMUConfig
+    from wmdp_fast.unlearning.rmu.effect import Effect
     from wmdp_fast.unlearning.source import Corpora, Source
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnlearnResult:
-    """A finished run.
-
-    Attributes:
-        config: The settings.
-        steps: Optimizer steps done.
-        best_step: The step whose weights these are; `steps` unless a later one gave up something it should keep.
-        stopped: Why the run ended before its steps were done, or None.
-        picked: What was trained, a line for each parameter.
-        steering_coeffs: Of each topic, as given or found.
-        effects: Of each topic, how activations differ from those of the model before, as the weights are saved.
-        saving: In what type weights are saved, and what that loses.
-        control_vectors: Of each topic, steering coefficient included, [1, 1, d].
-        tensors: The changed tensors, by the checkpoint's names; by the model's for one that was in memory.
-        metrics: What was measured, a dictionary for each step and each evaluation.
-        evaluations: Accuracies by step; before the first step in the first one.
-        seconds: Wall time by phase.
-        model: The model, if it was in memory or had to be for evaluations. It is updated.
-        output: The new checkpoint's folder, or None.
-    """
-
-    config: RMUConfig
-    steps: int
-    best_step: int
-    stopped: str | None
-    picked: tuple[str, ...]
-    steering_coeffs: tuple[float, ...]
-    effects: tuple[Effect, ...]
-    saving: Saving
-    control_vectors: tuple[Tensor, ...] = field(repr=False)
-    tensors: dict[str, Tensor] = field(repr=False)
-    metrics: list[dict[str, Any]] = field(repr=False)
-    evaluations: list[dict[str, Any]]
-    seconds: dict[str, float]
-    model: PreTrainedModel | None = field(repr=False)
-    output: Path | None
 
 
 class Run:
@@ -138,9 +94,9 @@ class Run:
         for corpus in (*corpora.forget, *corpora.retain):
             refuse_unknown_in_corpus(decoder.model, source.tokenizer, corpus)
         self._picked = select_parameters(decoder.layers, decoder.prefix, config.updated_layers, config.parameters)
-        self._trained: dict[str, nn.Parameter] = {one.name: one.parameter for one in self._picked}
-        self._device = next(iter(self._trained.values())).device
-        self._dtype = next(iter(self._trained.values())).dtype
+        trained = {one.name: one.parameter for one in self._picked}
+        self._weights = TrainedWeights(trained, source, config.save_dtype)
+        self._device, self._dtype = self._weights.device, self._weights.dtype
         self._largest_weight = 0.0
         self._saved_step = 0
         request.note("training:")
@@ -149,31 +105,23 @@ class Run:
         _warn_of_dropout(decoder.model)
         self._total = self._count_steps()
         self._longest = self._longest_document()
-        self._evaluations: list[dict[str, Any]] = []
-        self._best: tuple[int, dict[str, Tensor]] | None = None
-        self._stopped: str | None = None
+        self._evaluations = EvaluationLoop(request, source, self._weights, clock, work, self._total)
         self._packed = False  # whether documents are run without padding
-        # The types that the checkpoint has trained parameters in; those in memory if it is the model that has none.
-        self._stored = {name: parameter.dtype for name, parameter in self._trained.items()}
-        if source.base is not None:
-            self._stored = checkpoint.stored_dtypes(decoder.model, self._trained, source.base)
-        elif config.save_dtype not in ("auto", "checkpoint"):
-            raise ValueError("save_dtype is for a model on disk: one in memory is saved in the type that it has there")
         self._branches: Branches | None = None
         self._control_vectors: list[Tensor] = []
 
     def result(self, *, resume: bool) -> UnlearnResult:
         """Trains, evaluates, writes, and puts the model's flags back."""
         model = self._source.whole or self._source.decoder.model
-        with only_user(model), fresh_rotary(model), _as_found(model, self._trained):
-            branches = Branches(self._source.decoder, self._config.layer_id, self._trained, self._cache)
+        with only_user(model), fresh_rotary(model), as_found(model, self._weights.parameters):
+            branches = Branches(self._source.decoder, self._config.layer_id, self._weights.parameters, self._cache)
+            branches.originals = self._weights.originals  # one copy is enough
             self._branches = branches
             self._packed = self._can_pack(branches)
             try:
                 result = self._trained_result(branches, resume=resume)
             except BaseException:
-                for name, parameter in self._trained.items():
-                    parameter.data.copy_(branches.originals[name])
+                self._weights.put_back()
                 raise
         if self._cache is not None:
             self._request.note(self._cache.summary())
@@ -181,8 +129,8 @@ class Run:
 
     def _trained_result(self, branches: Branches, *, resume: bool) -> UnlearnResult:
         config, clock = self._config, self._clock
-        optimizer = AdamW(self._trained, config.learning_rate, master_weights=config.master_weights)
-        identity = self._identity(branches.originals)
+        optimizer = AdamW(self._weights.parameters, config.learning_rate, master_weights=config.master_weights)
+        identity = self._identity()
         state = load_state(self._work, identity) if resume and self._work is not None else None
         begun = time.perf_counter()
         before = 0.0
@@ -202,7 +150,7 @@ class Run:
             self._request.report_to, self._target.name if self._target else "unlearn", config.to_json()
         )
         metrics = Metrics(self._work, optimizer.steps, trackers)
-        step = Step(branches, self._trained, masked=config.mode == "masked")
+        step = Step(branches, self._weights.parameters, masked=config.mode == "masked")
 
         def save() -> None:
             if self._work is not None:
@@ -211,10 +159,10 @@ class Run:
                     self._save(optimizer, controls, coefficients, identity, spent)
 
         try:
-            if self._request.evaluates and not self._evaluations:
-                self._evaluate(0, metrics)
+            if self._evaluations.is_due(0) and not self._evaluations.evaluations:
+                self._evaluations.evaluate(0, metrics)
             with self._bar(optimizer.steps) as bar:
-                while optimizer.steps < self._total and self._stopped is None:
+                while optimizer.steps < self._total and self._evaluations.stopped is None:
                     with clock("steps"):
                         row = self._step(step, optimizer, controls)
                     metrics.add(row)
@@ -224,39 +172,44 @@ class Run:
                     )
                     bar.update()
                     self._after_step(optimizer.steps)
-                    if self._is_time_to_evaluate(optimizer.steps):
-                        self._evaluate(optimizer.steps, metrics)
+                    if self._evaluations.is_due(optimizer.steps):
+                        self._evaluations.evaluate(optimizer.steps, metrics)
                     if config.save_every and optimizer.steps % config.save_every == 0:
                         save()
             if config.save_every and optimizer.steps % config.save_every:
                 save()
         finally:
             metrics.close()
-        best_step = self._take_best(optimizer.steps)
-        saving = self._round()
+        best_step = self._evaluations.take_best(optimizer.steps)
+        saving = self._weights.round()
         effects = self.effects(best_step)
         with clock("write"):
-            changed = self._changed(saving)
-            record = self._record(optimizer.steps, best_step, coefficients, effects, saving, changed)
+            result = UnlearnResult(
+                config=config,
+                steps=optimizer.steps,
+                best_step=best_step,
+                stopped=self._evaluations.stopped,
+                picked=tuple(map(str, self._picked)),
+                steering_coeffs=tuple(coefficients),
+                effects=effects,
+                saving=saving,
+                control_vectors=tuple(vector.cpu() for vector in controls),
+                tensors=self._weights.changed(saving),
+                metrics=metrics.rows,
+                evaluations=self._evaluations.evaluations,
+                seconds=clock.seconds,
+                model=self._source.whole,
+                output=self._target,
+            )
             if self._target is not None:
-                self._write(self._target, changed, branches.originals, record, metrics)
-        return UnlearnResult(
-            config=config,
-            steps=optimizer.steps,
-            best_step=best_step,
-            stopped=self._stopped,
-            picked=tuple(map(str, self._picked)),
-            steering_coeffs=tuple(coefficients),
-            effects=effects,
-            saving=saving,
-            control_vectors=tuple(vector.cpu() for vector in controls),
-            tensors=changed,
-            metrics=metrics.rows,
-            evaluations=self._evaluations,
-            seconds=clock.seconds,
-            model=self._source.whole,
-            output=self._target,
+                self._write(self._target, result)
+        return result
+
+    def _write(self, target: Path, result: UnlearnResult) -> None:
+        record = output.run_record(
+            result, self._request, self._source, self._corpora, self._weights, self._cache, packed=self._packed
         )
+        output.write(target, result, record, self._source, self._weights, self._work)
 
     def _count_steps(self) -> int:
         config = self._config
@@ -349,7 +302,7 @@ class Run:
         if config.grad_clip is not None:
             clip_gradients(gradients, norm, config.grad_clip)
         optimizer.step(gradients)
-        largest = divergence.largest_weight(self._trained.values())
+        largest = divergence.largest_weight(self._weights.parameters.values())
         # One copy from the device.
         *values, self._largest_weight = torch.cat([measured, norm.reshape(1), largest.reshape(1)]).tolist()
         self.last_measures = dict(zip((*MEASURES, "grad_norm"), values, strict=True))
@@ -417,65 +370,18 @@ class Run:
         with computing():
             return branches.why_not_packed(padded, packed)
 
-    def _is_time_to_evaluate(self, steps: int) -> bool:
-        if not self._request.evaluates:
-            return False
-        every = self._request.eval_every
-        return steps == self._total or (every is not None and steps % every == 0)
-
-    def _evaluate(self, steps: int, metrics: Metrics) -> None:
-        """Scores the whole model as it is now, and looks at the conditions."""
-        request = self._request
-        folder = None if self._work is None else self._work / checkpoint.EVALUATIONS / f"step-{steps}"
-        with self._clock("evaluate"), self.as_saved():
-            result = measuring.measure(
-                self._source,
-                request.eval_tasks,
-                request.eval_options,
-                steps=steps,
-                folder=folder,
-                samples=request.log_samples,
-                texts=request.eval_text,
-            )
-        scores = {name: dict(result[name].metrics) for name in result}
-        kept = {} if folder is None else {"results": f"{checkpoint.EVALUATIONS}/{folder.name}"}
-        self._evaluations.append(
-            {"step": steps, "scores": scores, "questions": {name: result[name].sample_len for name in result}, **kept}
-        )
-        metrics.add({"step": steps, "evaluation": scores})
-        shown = ", ".join(f"{task} {metric} {value:.3f}" for task, of in scores.items() for metric, value in of.items())
-        self._request.note(f"step {steps}: {shown}")
-        before = self._evaluations[0]["scores"]
-        if failed := [one.text for one in self._request.keep_while if not one.holds(scores, before)]:
-            self._stopped = f"at step {steps} no longer {failed[0]}"
-        else:
-            weights = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
-            self._best = (steps, weights) if self._request.keep_while else None
-            if steps and self._request.stop_when and all(one.holds(scores, before) for one in self._request.stop_when):
-                self._stopped = f"at step {steps} {' and '.join(one.text for one in self._request.stop_when)}"
-
-    def _take_best(self, steps: int) -> int:
-        """Puts the weights of the best step into the model, and returns its number."""
-        if not self._request.keep_while or self._best is None or self._best[0] == steps:
-            return steps
-        best_step, weights = self._best
-        with torch.no_grad():
-            for name, parameter in self._trained.items():
-                parameter.copy_(weights[name])
-        # What was evaluated after it belongs to weights that are gone.
-        self._evaluations = [one for one in self._evaluations if one["step"] <= best_step]
-        return best_step
-
     def _bar(self, done: int) -> Bar:
         return progress_bar(what="unlearning", unit="step", total=self._total, done=done, shown=self._request.progress)
 
-    def _identity(self, originals: Mapping[str, Tensor]) -> dict[str, Any]:
+    def _identity(self) -> dict[str, Any]:
         """What two runs must agree in for one to go on where the other stopped."""
         settings = self._config.to_json()
         settings.pop("save_every")
         return {
             "settings": settings,
-            "weights": tensor_file.digest({name: tensor_file.as_bytes(tensor) for name, tensor in originals.items()}),
+            "weights": tensor_file.digest(
+                {name: tensor_file.as_bytes(tensor) for name, tensor in self._weights.originals.items()}
+            ),
             "forget corpora": [corpus.content_hash for corpus in self._corpora.forget],
             "retain corpora": [corpus.content_hash for corpus in self._corpora.retain],
             "number of steps": self._total,
@@ -492,36 +398,26 @@ class Run:
         identity: dict[str, Any],
         seconds: float,
     ) -> None:
-        tensors: dict[str, Tensor] = {f"weights.{name}": parameter for name, parameter in self._trained.items()}
+        tensors: dict[str, Tensor] = {
+            f"weights.{name}": parameter for name, parameter in self._weights.parameters.items()
+        }
         tensors |= optimizer.state
         tensors |= {f"control.{index}": vector for index, vector in enumerate(controls)}
         best_step = None
-        if self._best is not None:
-            best_step, weights = self._best
+        if self._evaluations.best is not None:
+            best_step, weights = self._evaluations.best
             tensors |= {f"best.{name}": tensor for name, tensor in weights.items()}
-        state = State(optimizer.steps, tensors, list(coefficients), self._evaluations, best_step, seconds)
+        state = State(optimizer.steps, tensors, list(coefficients), self._evaluations.evaluations, best_step, seconds)
         if self._work is not None:
             save_state(self._work, state, identity)
             self._saved_step = state.step
 
     def _restore(self, state: State, optimizer: AdamW) -> None:
         optimizer.steps = self._saved_step = state.step
-        with torch.no_grad():
-            for name, parameter in self._trained.items():
-                parameter.copy_(state.tensors[f"weights.{name}"])
-            for name, tensor in optimizer.state.items():
-                tensor.copy_(state.tensors[name])
-        self._evaluations = list(state.evaluations)
-        if state.best_step is not None:
-            weights = {name: state.tensors[f"best.{name}"].to(self._device) for name in self._trained}
-            self._best = (state.best_step, weights)
-        # A run that was stopped by its conditions and then could not write: look at them once more.
-        if self._evaluations and self._evaluations[-1]["step"] == state.step > 0:
-            scores, before = self._evaluations[-1]["scores"], self._evaluations[0]["scores"]
-            kept = all(one.holds(scores, before) for one in self._request.keep_while)
-            reached = self._request.stop_when and all(one.holds(scores, before) for one in self._request.stop_when)
-            if not kept or reached:
-                self._stopped = f"at step {state.step}"
+        self._weights.put({name: state.tensors[f"weights.{name}"] for name in self._weights.parameters})
+        for name, tensor in optimizer.state.items():
+            tensor.copy_(state.tensors[name])
+        self._evaluations.restore(state)
 
     def effects(self, steps: int) -> tuple[Effect, ...]:
         """How activations of each topic differ from those of the model before, with the weights as they are.
@@ -551,157 +447,9 @@ class Run:
         divergence.check_effects(self._source.name, steps, found, self._config, self._dtype)
         return tuple(found)
 
-    @contextlib.contextmanager
-    def as_saved(self) -> Iterator[None]:
+    def as_saved(self) -> AbstractContextManager[None]:
         """Inside, the model has the weights that would be saved now: what is measured is what others will load."""
-        saving = self._saving()
-        if not saving.lost:
-            yield
-            return
-        exact = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
-        with torch.no_grad():
-            for name, parameter in self._trained.items():
-                parameter.copy_(saving.rounded(name, parameter))
-            try:
-                yield
-            finally:
-                for name, parameter in self._trained.items():
-                    parameter.copy_(exact[name])
-
-    def _saving(self) -> Saving:
-        if self._branches is None:
-            raise RuntimeError("the run has not begun")
-        return choose(self._config.save_dtype, self._trained, self._branches.originals, self._stored)
-
-    def _round(self) -> Saving:
-        """Gives the model the weights that are saved, and says what that changes."""
-        saving = self._saving()
-        if saving.lost:
-            with torch.no_grad():
-                for name, parameter in self._trained.items():
-                    parameter.copy_(saving.rounded(name, parameter))
-        return saving
-
-    def _changed(self, saving: Saving) -> dict[str, Tensor]:
-        """The trained tensors, by the checkpoint's names and in the types they are saved in if there is one."""
-        if self._source.base is not None:
-            dtype = None if saving.as_checkpoint else next(iter(saving.dtypes.values()))
-            return checkpoint.stored_tensors(self._source.decoder.model, self._trained, self._source.base, dtype)
-        return {name: tensor.detach().cpu().clone() for name, tensor in self._trained.items()}
-
-    def _record(
-        self,
-        steps: int,
-        best_step: int,
-        coefficients: Sequence[float],
-        effects: Sequence[Effect],
-        saving: Saving,
-        changed: Mapping[str, Tensor],
-    ) -> dict[str, Any]:
-        """The content of unlearn.json."""
-        return {
-            "name": self._target.name if self._target else self._source.name,
-            "method": "rmu",
-            "base": {"name": self._source.name, "id": base_id(self._source), "commit": self._source.commit},
-            "settings": self._config.to_json(),
-            "steps": steps,
-            "best_step": best_step,
-            "stopped": self._stopped,
-            "packed": self._packed,
-            "trained": [str(one) for one in self._picked],
-            "changed": sorted(changed),
-            "steering_coeffs": list(coefficients),
-            "effects": [one.to_json() for one in effects],
-            "verdict": advice(effects),
-            "saved": saving.to_json(),
-            "corpora": {
-                kind: [
-                    {"name": one.name, "documents": len(one), "content_hash": one.content_hash}
-                    for one in getattr(self._corpora, kind)
-                ]
-                for kind in ("forget", "retain")
-            },
-            "evaluations": self._evaluations,
-            "texts": [
-                {"name": one.name, "files": list(one.files), "content_hash": one.content_hash}
-                for one in self._request.eval_text
-            ],
-            "not_held_out": trained_on(self._request, self._request.eval_text),
-            "seconds": {phase: round(seconds, 3) for phase, seconds in self._clock.seconds.items()},
-            "trunk_cache": None if self._cache is None else asdict(self._cache.use),
-            "peak_memory_mb": round(reporting.peak_memory(self._device), 1),
-            "versions": environment.versions(),
-            "hardware": environment.hardware(),
-        }
-
-    def _write(
-        self,
-        target: Path,
-        changed: Mapping[str, Tensor],
-        originals: Mapping[str, Tensor],
-        record: dict[str, Any],
-        metrics: Metrics,
-    ) -> None:
-        """Writes the checkpoint, the delta, and the papers that belong to them."""
-        base, whole = self._source.base, self._source.whole
-        with checkpoint.new_folder(target) as folder:
-            if base is not None:
-                checkpoint.write_checkpoint(base, changed, folder)
-                before = base.digest(changed)
-            else:
-                before, changed = _save_from_memory(whole, self._source.tokenizer, self._trained, originals, folder)
-                record["changed"] = sorted(changed)
-            settings = {name: record[name] for name in ("method", "base", "settings", "steering_coeffs", "best_step")}
-            tensor_file.write_tensors(
-                folder / checkpoint.DELTA,
-                changed,
-                {
-                    "format": "pt",
-                    "method": "rmu",
-                    "base_tensors_sha256": before,
-                    "control_vectors": tensor_file.as_text(self._control_vectors),
-                    "wmdp_fast": strict_json.dumps(settings),
-                },
-            )
-            (folder / checkpoint.RECORD).write_text(strict_json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            (folder / checkpoint.CARD).write_text(model_card(record), encoding="utf-8")
-            for one in self._evaluations:
-                if self._work is not None and "results" in one:
-                    shutil.copytree(self._work / one["results"], folder / one["results"])
-            with (folder / checkpoint.METRICS).open("w", encoding="utf-8") as file:
-                file.writelines(strict_json.dumps(row) + "\n" for row in metrics.rows)
-
-
-class Metrics:
-    """The metrics of a run, kept, written and passed on."""
-
-    def __init__(self, work: Path | None, last_step: int, trackers: Sequence[reporting.Tracker]) -> None:
-        self._file = None if work is None else reporting.MetricsFile(work / checkpoint.METRICS, last_step)
-        self._trackers = trackers
-        self.rows: list[dict[str, Any]] = [] if self._file is None else self._file.rows
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Takes the numbers of a step, or an evaluation."""
-        if self._file is None:
-            self.rows.append(row)
-        else:
-            self._file.add(row)
-        numbers = {
-            name: value
-            for name, value in row.items()
-            if isinstance(value, (int, float)) and math.isfinite(value) and name != "step"
-        }
-        for task, scores in row.get("evaluation", {}).items():
-            numbers |= {f"{task}/{metric}": value for metric, value in scores.items()}
-        for tracker in self._trackers:
-            tracker.log(numbers, row["step"])
-
-    def close(self) -> None:
-        """Closes the file and the trackers."""
-        if self._file is not None:
-            self._file.close()
-        for tracker in self._trackers:
-            tracker.close()
+        return self._weights.as_saved()
 
 
 def _warn_of_dropout(model: nn.Module) -> None:
@@ -712,42 +460,3 @@ def _warn_of_dropout(model: nn.Module) -> None:
             WmdpFastWarning,
             stacklevel=2,
         )
-
-
-@contextlib.contextmanager
-def _as_found(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Inside, only trained parameters need gradients and nothing is in training mode; afterwards all is as before."""
-    training = [(module, module.training) for module in model.modules()]
-    needing = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    for parameter in trained.values():
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for module, flag in training:
-            module.training = flag
-        for parameter, flag in needing:
-            parameter.requires_grad_(flag)
-
-
-def _save_from_memory(
-    model: PreTrainedModel | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    trained: Mapping[str, nn.Parameter],
-    originals: Mapping[str, Tensor],
-    folder: Path,
-) -> tuple[str, dict[str, Tensor]]:
-    """Lets transformers save a model that has no files; returns the digest of what was there, and what is now."""
-    if model is None:
-        raise ModelError("there is no whole model to save")
-    model.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-    saved = checkpoint.Checkpoint.open(folder)
-    base_model: Any = model.base_model
-    before = checkpoint.stored_tensors(base_model, originals, saved)
-    changed = checkpoint.stored_tensors(base_model, trained, saved)
-    return tensor_file.digest({name: tensor_file.as_bytes(tensor) for name, tensor in before.items()}), changed

@@ -1,0 +1,123 @@
+"""Evaluations on the way: when they are due, what follows from them, and the weights that they call the best."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from wmdp_fast.checkpoints import checkpoint
+from wmdp_fast.unlearning import evaluations as measuring
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from wmdp_fast.runtime.clock import PhaseClock
+    from wmdp_fast.unlearning.metrics import Metrics
+    from wmdp_fast.unlearning.request import Request
+    from wmdp_fast.unlearning.source import Source
+    from wmdp_fast.unlearning.state import State
+    from wmdp_fast.unlearning.stopping import Scores
+    from wmdp_fast.unlearning.trained_weights import TrainedWeights
+
+
+class EvaluationLoop:
+    """The evaluations of a run.
+
+    Args:
+        request: What the user asked for: tasks, texts, conditions.
+        source: The model.
+        weights: What is trained.
+        clock: Adds up seconds by phase.
+        work: Folder for results, or None.
+        total: Steps of the run.
+
+    Attributes:
+        evaluations: Of each, its step, scores, numbers of questions, and where its results are kept.
+        stopped: Why the run should end, or None.
+        best: The step of the last evaluation that fulfilled `keep_while`, and its weights; None without conditions.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        source: Source,
+        weights: TrainedWeights,
+        clock: PhaseClock,
+        work: Path | None,
+        total: int,
+    ) -> None:
+        self._request, self._source, self._weights = request, source, weights
+        self._clock, self._work, self._total = clock, work, total
+        self.evaluations: list[dict[str, Any]] = []
+        self.stopped: str | None = None
+        self.best: tuple[int, dict[str, Tensor]] | None = None
+
+    def is_due(self, steps: int) -> bool:
+        """Whether the model is to be evaluated after so many steps."""
+        if not self._request.evaluates:
+            return False
+        every = self._request.eval_every
+        return steps in (0, self._total) or (every is not None and steps % every == 0)
+
+    def evaluate(self, steps: int, metrics: Metrics) -> None:
+        """Scores the whole model as it is now, and looks at the conditions."""
+        request = self._request
+        folder = None if self._work is None else self._work / checkpoint.EVALUATIONS / f"step-{steps}"
+        with self._clock("evaluate"), self._weights.as_saved():
+            result = measuring.measure(
+                self._source,
+                request.eval_tasks,
+                request.eval_options,
+                steps=steps,
+                folder=folder,
+                samples=request.log_samples,
+                texts=request.eval_text,
+            )
+        scores = {name: dict(result[name].metrics) for name in result}
+        kept = {} if folder is None else {"results": f"{checkpoint.EVALUATIONS}/{folder.name}"}
+        self.evaluations.append(
+            {"step": steps, "scores": scores, "questions": {name: result[name].sample_len for name in result}, **kept}
+        )
+        metrics.add({"step": steps, "evaluation": scores})
+        shown = ", ".join(f"{task} {metric} {value:.3f}" for task, of in scores.items() for metric, value in of.items())
+        request.note(f"step {steps}: {shown}")
+        self._decide(steps, scores)
+
+    def restore(self, state: State) -> None:
+        """Takes over what a run had evaluated before it was interrupted."""
+        self.evaluations = list(state.evaluations)
+        if state.best_step is not None:
+            device, parameters = self._weights.device, self._weights.parameters
+            self.best = (state.best_step, {name: state.tensors[f"best.{name}"].to(device) for name in parameters})
+        # A run that was stopped by its conditions and then could not write: look at them once more.
+        if self.evaluations and self.evaluations[-1]["step"] == state.step > 0:
+            scores, before = self.evaluations[-1]["scores"], self.evaluations[0]["scores"]
+            if self._broken(scores, before) or self._has_reached_its_goal(scores, before):
+                self.stopped = f"at step {state.step}"
+
+    def take_best(self, steps: int) -> int:
+        """Puts the weights of the best step into the model, and returns its number."""
+        if not self._request.keep_while or self.best is None or self.best[0] == steps:
+            return steps
+        best_step, weights = self.best
+        self._weights.put(weights)
+        # What was evaluated after it belongs to weights that are gone.
+        self.evaluations = [one for one in self.evaluations if one["step"] <= best_step]
+        return best_step
+
+    def _decide(self, steps: int, scores: Scores) -> None:
+        before = self.evaluations[0]["scores"]
+        if broken := self._broken(scores, before):
+            self.stopped = f"at step {steps} no longer {broken[0]}"
+            return
+        self.best = (steps, self._weights.copies()) if self._request.keep_while else None
+        if steps and self._has_reached_its_goal(scores, before):
+            self.stopped = f"at step {steps} {' and '.join(one.text for one in self._request.stop_when)}"
+
+    def _broken(self, scores: Scores, before: Scores) -> list[str]:
+        return [one.text for one in self._request.keep_while if not one.holds(scores, before)]
+
+    def _has_reached_its_goal(self, scores: Scores, before: Scores) -> bool:
+        goal = self._request.stop_when
+        return bool(goal) and all(one.holds(scores, before) for one in goal)

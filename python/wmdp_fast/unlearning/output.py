@@ -1,0 +1,154 @@
+"""What a run writes: the checkpoint, the delta, and the papers that belong to them."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from wmdp_fast.checkpoints import checkpoint, tensor_file
+from wmdp_fast.exceptions import ModelError
+from wmdp_fast.runtime import environment, strict_json
+from wmdp_fast.unlearning import reporting
+from wmdp_fast.unlearning.card import model_card
+from wmdp_fast.unlearning.held_out import trained_on
+from wmdp_fast.unlearning.rmu.effect import advice
+from wmdp_fast.unlearning.source import base_id
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from wmdp_fast.unlearning.activation_cache import TrunkCache
+    from wmdp_fast.unlearning.request import Request
+    from wmdp_fast.unlearning.result import UnlearnResult
+    from wmdp_fast.unlearning.source import Corpora, Source
+    from wmdp_fast.unlearning.trained_weights import TrainedWeights
+
+
+def run_record(
+    result: UnlearnResult,
+    request: Request,
+    source: Source,
+    corpora: Corpora,
+    weights: TrainedWeights,
+    cache: TrunkCache | None,
+    *,
+    packed: bool,
+) -> dict[str, Any]:
+    """The content of unlearn.json.
+
+    Args:
+        result: The finished run.
+        request: What the user asked for.
+        source: The model.
+        corpora: The tokens.
+        weights: What was trained.
+        cache: Where activations were kept.
+        packed: Whether documents were run without padding.
+    """
+    return {
+        "name": result.output.name if result.output else source.name,
+        "method": "rmu",
+        "base": {"name": source.name, "id": base_id(source), "commit": source.commit},
+        "settings": result.config.to_json(),
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "stopped": result.stopped,
+        "packed": packed,
+        "trained": list(result.picked),
+        "changed": sorted(result.tensors),
+        "steering_coeffs": list(result.steering_coeffs),
+        "effects": [one.to_json() for one in result.effects],
+        "verdict": advice(result.effects),
+        "saved": result.saving.to_json(),
+        "corpora": {
+            kind: [
+                {"name": one.name, "documents": len(one), "content_hash": one.content_hash}
+                for one in getattr(corpora, kind)
+            ]
+            for kind in ("forget", "retain")
+        },
+        "evaluations": result.evaluations,
+        "texts": [
+            {"name": one.name, "files": list(one.files), "content_hash": one.content_hash} for one in request.eval_text
+        ],
+        "not_held_out": trained_on(request, request.eval_text),
+        "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
+        "trunk_cache": None if cache is None else asdict(cache.use),
+        "peak_memory_mb": round(reporting.peak_memory(weights.device), 1),
+        "versions": environment.versions(),
+        "hardware": environment.hardware(),
+    }
+
+
+def write(
+    target: Path,
+    result: UnlearnResult,
+    record: dict[str, Any],
+    source: Source,
+    weights: TrainedWeights,
+    work: Path | None,
+) -> None:
+    """Writes the checkpoint, the delta, and the papers that belong to them.
+
+    Args:
+        target: The new folder.
+        result: The finished run.
+        record: The content of unlearn.json; of a model without files it gets the names that these now have.
+        source: The model.
+        weights: What was trained.
+        work: The run's working folder, which has the results of its evaluations.
+    """
+    changed = result.tensors
+    with checkpoint.new_folder(target) as folder:
+        if source.base is not None:
+            checkpoint.write_checkpoint(source.base, changed, folder)
+            before = source.base.digest(changed)
+        else:
+            before, changed = _save_from_memory(
+                source.whole, source.tokenizer, weights.parameters, weights.originals, folder
+            )
+            record["changed"] = sorted(changed)
+        settings = {name: record[name] for name in ("method", "base", "settings", "steering_coeffs", "best_step")}
+        tensor_file.write_tensors(
+            folder / checkpoint.DELTA,
+            changed,
+            {
+                "format": "pt",
+                "method": record["method"],
+                "base_tensors_sha256": before,
+                "control_vectors": tensor_file.as_text(result.control_vectors),
+                "wmdp_fast": strict_json.dumps(settings),
+            },
+        )
+        (folder / checkpoint.RECORD).write_text(strict_json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (folder / checkpoint.CARD).write_text(model_card(record), encoding="utf-8")
+        for one in result.evaluations:
+            if work is not None and "results" in one:
+                shutil.copytree(work / one["results"], folder / one["results"])
+        with (folder / checkpoint.METRICS).open("w", encoding="utf-8") as file:
+            file.writelines(strict_json.dumps(row) + "\n" for row in result.metrics)
+
+
+def _save_from_memory(
+    model: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    trained: Mapping[str, nn.Parameter],
+    originals: Mapping[str, Tensor],
+    folder: Path,
+) -> tuple[str, dict[str, Tensor]]:
+    """Lets transformers save a model that has no files; returns the digest of what was there, and what is now."""
+    if model is None:
+        raise ModelError("there is no whole model to save")
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    saved = checkpoint.Checkpoint.open(folder)
+    base_model: Any = model.base_model
+    before = checkpoint.stored_tensors(base_model, originals, saved)
+    changed = checkpoint.stored_tensors(base_model, trained, saved)
+    return tensor_file.digest({name: tensor_file.as_bytes(tensor) for name, tensor in before.items()}), changed

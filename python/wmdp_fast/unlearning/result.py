@@ -1,0 +1,55 @@
+"""What a run of unlearning gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from wmdp_fast.checkpoints.saved_dtype import Saving
+    from wmdp_fast.unlearning.rmu.config import RMUConfig
+    from wmdp_fast.unlearning.rmu.effect import Effect
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearnResult:
+    """A finished run.
+
+    Attributes:
+        config: The settings.
+        steps: Optimizer steps done.
+        best_step: The step whose weights these are; `steps` unless a later one gave up something it should keep.
+        stopped: Why the run ended before its steps were done, or None.
+        picked: What was trained, a line for each parameter.
+        steering_coeffs: Of each topic, as given or found.
+        effects: Of each topic, how activations differ from those of the model before, as the weights are saved.
+        saving: In what type weights are saved, and what that loses.
+        control_vectors: Of each topic, steering coefficient included, [1, 1, d].
+        tensors: The changed tensors, by the checkpoint's names; by the model's for one that was in memory.
+        metrics: What was measured, a dictionary for each step and each evaluation.
+        evaluations: Accuracies by step; before the first step in the first one.
+        seconds: Wall time by phase.
+        model: The model, if it was in memory or had to be for evaluations. It is updated.
+        output: The new checkpoint's folder, or None.
+    """
+
+    config: RMUConfig
+    steps: int
+    best_step: int
+    stopped: str | None
+    picked: tuple[str, ...]
+    steering_coeffs: tuple[float, ...]
+    effects: tuple[Effect, ...]
+    saving: Saving
+    control_vectors: tuple[Tensor, ...] = field(repr=False)
+    tensors: dict[str, Tensor] = field(repr=False)
+    metrics: list[dict[str, Any]] = field(repr=False)
+    evaluations: list[dict[str, Any]]
+    seconds: dict[str, float]
+    model: PreTrainedModel | None = field(repr=False)
+    output: Path | None
