@@ -14,7 +14,8 @@ from tests.support import unlearning_runs as runs
 from wmdp_fast import cli
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models import load
-from wmdp_fast.models.partial import decoder_of, first_layers_without_weights
+from wmdp_fast.models.decoder import decoder_of
+from wmdp_fast.models.partial import first_layers_without_weights
 from wmdp_fast.unlearning import source
 from wmdp_fast.unlearning.parameters import ROLES, select_parameters
 

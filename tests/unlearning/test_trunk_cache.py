@@ -17,7 +17,7 @@ from tests.support import plain_rmu
 from tests.support import unlearning_runs as runs
 from wmdp_fast import cli, demo
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
-from wmdp_fast.models.partial import decoder_of
+from wmdp_fast.models.decoder import decoder_of
 from wmdp_fast.unlearning.activation_cache import TrunkCache
 from wmdp_fast.unlearning.batches import Batch
 from wmdp_fast.unlearning.parameters import select_parameters

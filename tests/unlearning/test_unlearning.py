@@ -19,7 +19,7 @@ from tests.support import tokenizers_zoo
 from tests.support import unlearning_runs as runs
 from wmdp_fast import cli, demo
 from wmdp_fast.exceptions import ModelError, TaskError, WmdpFastWarning
-from wmdp_fast.models.partial import decoder_of
+from wmdp_fast.models.decoder import decoder_of
 from wmdp_fast.unlearning import reporting
 from wmdp_fast.unlearning.batches import packed_documents, padded_documents
 from wmdp_fast.unlearning.card import wilson_interval

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 
-from wmdp_fast.models.partial import decoder_of
+from wmdp_fast.models.decoder import decoder_of
 from wmdp_fast.unlearning.parameters import select_parameters
 
 if TYPE_CHECKING:

@@ -156,7 +156,7 @@ def flops_of(job: Job) -> Flops:
     import torch
     from transformers import AutoModel
 
-    from wmdp_fast.models.partial import decoder_of
+    from wmdp_fast.models.decoder import decoder_of
     from wmdp_fast.unlearning.parameters import select_parameters
 
     config = config_of(job)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from wmdp_fast.checkpoints.weight_files import CONFIG, shown
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models import locate
 from wmdp_fast.models.attention.requirements import take_eager_where_needed
+from wmdp_fast.models.decoder import Decoder, decoder_of
 from wmdp_fast.models.load import parse_device, parse_dtype
 from wmdp_fast.models.reading import check_config, failures_as, read_pretrained
 from wmdp_fast.models.threads import loading
@@ -23,24 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from transformers import PretrainedConfig, PreTrainedModel
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """A model without its head, and its layers.
-
-    Attributes:
-        model: Called with `input_ids` and `attention_mask`.
-        layers: Its decoder layers, maybe only the first ones.
-        prefix: Their name in it, such as `layers`.
-        hidden_size: Width of the residual stream.
-    """
-
-    model: PreTrainedModel
-    layers: nn.ModuleList
-    prefix: str
-    hidden_size: int
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -146,22 +129,6 @@ def _configuration(
             f"{name_or_path} has {available} layers, 0 to {available - 1}; layer {count - 1} does not exist"
         )
     return files, where, source, config, available
-
-
-def decoder_of(model: PreTrainedModel) -> Decoder:
-    """Finds the layers of a language model that is in memory.
-
-    Raises:
-        ModelError: It has no list of as many layers as its configuration says.
-    """
-    base: Any = model.base_model
-    config = base.config.get_text_config()
-    for name, module in base.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
-            return Decoder(base, module, name, config.hidden_size)
-    raise ModelError(
-        f"{type(base).__name__} has no list of {config.num_hidden_layers} decoder layers, so it cannot be unlearned"
-    )
 
 
 def _cut(config: PretrainedConfig, count: int) -> PretrainedConfig:

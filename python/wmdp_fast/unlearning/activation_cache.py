@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from wmdp_fast.models.partial import Decoder
+    from wmdp_fast.models.decoder import Decoder
 
 Kind = Literal["trunk", "frozen"]
 

@@ -6,8 +6,9 @@ import os
 from typing import TYPE_CHECKING
 
 from wmdp_fast.exceptions import ModelError
+from wmdp_fast.models.decoder import decoder_of
 from wmdp_fast.models.load import parse_device, parse_dtype
-from wmdp_fast.models.partial import decoder_of, first_layers_without_weights
+from wmdp_fast.models.partial import first_layers_without_weights
 from wmdp_fast.unlearning import reporting
 from wmdp_fast.unlearning.parameters import select_parameters
 from wmdp_fast.unlearning.source import read_corpora, steps_available, tokenizer_of
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from wmdp_fast.models.partial import Decoder
+    from wmdp_fast.models.decoder import Decoder
     from wmdp_fast.unlearning.request import Request
     from wmdp_fast.unlearning.rmu.config import RMUConfig
     from wmdp_fast.unlearning.source import Corpora

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.checkpoints import checkpoint
-from wmdp_fast.models.partial import Decoder, decoder_of, load_first_layers
+from wmdp_fast.models.decoder import Decoder, decoder_of
+from wmdp_fast.models.partial import load_first_layers
 from wmdp_fast.prompts.documents import Corpus, CorpusTokens
 from wmdp_fast.unlearning.batches import num_batches
 

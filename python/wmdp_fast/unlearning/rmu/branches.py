@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from wmdp_fast.exceptions import InternalError, ModelError
+from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models.attention.packed import (
     NotPackableError,
     PackedMask,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from wmdp_fast.models.partial import Decoder
+    from wmdp_fast.models.decoder import Decoder, LayerArguments
     from wmdp_fast.unlearning.activation_cache import TrunkCache
     from wmdp_fast.unlearning.batches import Batch
 
@@ -63,13 +63,13 @@ class Trunk:
     Attributes:
         batch: The batch.
         hidden: The residual stream that enters the first updated layer, [B, S, d].
-        calls: What the layers from there on are called with, besides the residual stream.
+        arguments: What the layers from there on are called with, besides the residual stream, by their numbers.
         shared: What both branches have in common within the first updated layer, once one of them has run.
     """
 
     batch: Batch
     hidden: Tensor
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    arguments: dict[int, LayerArguments]
     shared: Shared | None = None
 
 
@@ -86,10 +86,6 @@ def _are_same(first: Any, second: Any) -> bool:
     if isinstance(first, (list, tuple)):
         return len(first) == len(second) and all(map(_are_same, first, second))
     return bool(first is second or (isinstance(first, (bool, int, float, str)) and first == second))
-
-
-class _ReachedError(Exception):
-    """The forward pass is far enough."""
 
 
 class Branches:
@@ -112,20 +108,20 @@ class Branches:
         trained: Mapping[str, nn.Parameter],
         cache: TrunkCache | None = None,
     ) -> None:
-        self._model: Any = decoder.model
+        self._decoder = decoder
+        self._model = decoder.model
+        self._stop = layer_id + 1
         self._trained = dict(trained)
         self.originals = {name: parameter.detach().clone() for name, parameter in trained.items()}
         ours = {id(parameter) for parameter in trained.values()}
         holds = [any(id(parameter) in ours for parameter in layer.parameters()) for layer in decoder.layers]
         self.first = holds.index(True)
-        self._below = [decoder.layers[index] for index in range(self.first)]
-        self._layers = [decoder.layers[index] for index in range(self.first, layer_id + 1)]
         # Hashed now, while the weights are the original ones.
         self._trunks = None if cache is None or self.first == 0 else cache.entries("trunk", below=self.first)
-        self._frozen = None if cache is None else cache.entries("frozen", below=layer_id + 1)
+        self._frozen = None if cache is None else cache.entries("frozen", below=self._stop)
         self._fused_parts = partial(fused_parts, tried={})
         self._can_skip = False  # that it can is proven on the first batch that is not in the cache
-        layer = self._layers[0]
+        layer: Any = decoder.layers[self.first]
         # Modules that own a trained parameter, and those around them.
         self._trained_modules = [m for m in layer.modules() if any(id(p) in ours for p in m.parameters(recurse=False))]
         self._enclosing_modules = [
@@ -150,49 +146,21 @@ class Branches:
             return Trunk(batch, *self._up_to_first(batch))
         if (kept := self._trunks.get(batch.inputs)) is not None:
             return Trunk(batch, kept, self._up_to_first(batch, skip=True)[1])
-        hidden, calls = self._up_to_first(batch)
+        hidden, arguments = self._up_to_first(batch)
         if not self._can_skip:
-            if not _are_same(calls, self._up_to_first(batch, skip=True)[1]):
+            if not _are_same(arguments, self._up_to_first(batch, skip=True)[1]):
                 raise ModelError(
                     f"{type(self._model).__name__} passes more between its layers than the residual stream, so its"
                     " trunk cannot be kept: leave the trunk cache out"
                 )
             self._can_skip = True
         self._trunks.put(batch.inputs, hidden)
-        return Trunk(batch, hidden, calls)
+        return Trunk(batch, hidden, arguments)
 
-    def _up_to_first(
-        self, batch: Batch, *, skip: bool = False
-    ) -> tuple[Tensor, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
-        """What enters the first updated layer, and what the layers from there on are called with.
-
-        Args:
-            batch: The batch.
-            skip: Whether to leave out the layers below, so that only the calls are right (masks, positions).
-        """
-        hidden: list[Tensor] = []
-        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-        def record(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            if not hidden:
-                hidden.append(hidden_states)
-            calls.append((args, kwargs))
-            if len(calls) == len(self._layers):
-                raise _ReachedError
-            return hidden_states
-
-        def pass_on(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-            return hidden_states
-
-        forwards: dict[nn.Module, Callable[..., Any]] = dict.fromkeys(self._layers, record)
-        if skip:
-            forwards |= dict.fromkeys(self._below, pass_on)
-        with torch.no_grad(), self._faster(batch, self._below, self._fused_parts), replaced_forwards(forwards):
-            try:
-                self._model(**batch.inputs, use_cache=False)
-            except _ReachedError:
-                return hidden[0], calls
-        raise InternalError(f"{type(self._model).__name__} did not call its layers one after another")
+    def _up_to_first(self, batch: Batch, *, skip: bool = False) -> tuple[Tensor, dict[int, LayerArguments]]:
+        """What enters the first updated layer, and what the layers from there on are called with; see `run_to`."""
+        with torch.no_grad(), self._faster(batch, range(self.first), self._fused_parts):
+            return self._decoder.run_to(self.first, self._stop, batch.inputs, skip=skip)
 
     def updated(self, trunk: Trunk, *, share: bool = False) -> Tensor:
         """The output of the last layer with the parameters as they are: [B, S, d], with gradients for these alone.
@@ -261,12 +229,14 @@ class Branches:
                 parameter.data = current[name]
 
     def _run(self, trunk: Trunk, *, share: bool) -> Tensor:
-        with self._faster(trunk.batch, self._layers, onednn_linears):
-            return self._run_layers(trunk, share=share)
+        with self._faster(trunk.batch, range(self.first, self._stop), onednn_linears):
+            with self._sharing(trunk, share=share):
+                hidden = self._decoder.run_layers(self.first, self.first + 1, trunk.hidden, trunk.arguments)
+            return self._decoder.run_layers(self.first + 1, self._stop, hidden, trunk.arguments)
 
     @contextmanager
     def _faster(
-        self, batch: Batch, layers: Sequence[nn.Module], parts: Callable[[nn.Module], AbstractContextManager[None]]
+        self, batch: Batch, layers: range, parts: Callable[[nn.Module], AbstractContextManager[None]]
     ) -> Iterator[None]:
         """Inside, the model runs a packed batch, whose bits need not be the original's, and parts of layers are faster.
 
@@ -276,22 +246,21 @@ class Branches:
         if batch.layout is None:
             yield
         else:
-            with packed_attention(self._model), packed_batch(batch.layout), parts(nn.ModuleList(layers)):
+            these = nn.ModuleList(self._decoder.layers[index] for index in layers)
+            with packed_attention(self._model), packed_batch(batch.layout), parts(these):
                 yield
 
-    def _run_layers(self, trunk: Trunk, *, share: bool) -> Tensor:
-        hidden = trunk.hidden
-        for index, (layer, (args, kwargs)) in enumerate(zip(self._layers, trunk.calls, strict=True)):
-            if index == 0 and trunk.shared is not None:
-                with _replayed(trunk.shared):
-                    output = layer(hidden, *args, **kwargs)
-            elif index == 0 and share:
-                with self._recorded() as trunk.shared:
-                    output = layer(hidden, *args, **kwargs)
-            else:
-                output = layer(hidden, *args, **kwargs)
-            hidden = output[0] if isinstance(output, tuple) else output
-        return hidden
+    @contextmanager
+    def _sharing(self, trunk: Trunk, *, share: bool) -> Iterator[None]:
+        """Inside, the first updated layer takes from the other branch what both have in common, or keeps it for it."""
+        if trunk.shared is not None:
+            with _replayed(trunk.shared):
+                yield
+        elif share:
+            with self._recorded() as trunk.shared:
+                yield
+        else:
+            yield
 
     @contextmanager
     def _recorded(self) -> Iterator[Shared]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wmdp_fast.exceptions import DivergedError, WmdpFastWarning
-from wmdp_fast.models.partial import decoder_of
+from wmdp_fast.models.decoder import decoder_of
 from wmdp_fast.unlearning.api import unlearn
 from wmdp_fast.unlearning.parameters import select_parameters
 

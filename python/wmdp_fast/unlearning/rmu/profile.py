@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,8 @@ import numpy as np
 import torch
 
 from wmdp_fast.exceptions import ModelError
+from wmdp_fast.models.decoder import decoder_of, record_outputs
 from wmdp_fast.models.load import LoadedModel, evaluation_mode, load_model
-from wmdp_fast.models.partial import decoder_of
 from wmdp_fast.models.row_length import cuts_for, length_rules
 from wmdp_fast.models.threads import computing
 from wmdp_fast.models.vocabulary import refuse_unknown_in_corpus
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from wmdp_fast.models.partial import Decoder
+    from wmdp_fast.models.decoder import Decoder
 
 DEFAULT_DOCUMENTS = 128
 DEFAULT_MAX_LENGTH = 512
@@ -394,7 +393,7 @@ def _measure(
         for corpus, documents in enumerate(halves):
             cuts = _cuts(decoder.model, documents[half])
             for input_ids, mask in _batches(documents[half], token_budget, cuts, device):
-                with computing(), _outputs(decoder.layers) as outputs:
+                with computing(), record_outputs(decoder.layers) as outputs:
                     decoder.model(input_ids=input_ids, attention_mask=mask.long(), use_cache=False)
                 for layer_sums, hidden, direction in zip(sums[corpus], outputs, directions, strict=True):
                     layer_sums.add(hidden, mask, direction)
@@ -443,19 +442,3 @@ def _batches(
             ids[at, : len(row)] = row
             mask[at, : len(row)] = True
         yield torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
-
-
-@contextmanager
-def _outputs(layers: nn.ModuleList) -> Iterator[list[Tensor]]:
-    """Collects what each layer returns while a model runs inside."""
-    outputs: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        outputs.append(output[0] if isinstance(output, tuple) else output)
-
-    handles = [layer.register_forward_hook(keep) for layer in layers]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()

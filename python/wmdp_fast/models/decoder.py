@@ -1,0 +1,155 @@
+"""A language model's decoder layers: where they are, how to run some of them, and what they return.
+
+All of it goes through the model's own modules, so nothing here knows an architecture. What a layer is called with
+besides the residual stream (masks, positions) is made by the model, and kept from its call.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from wmdp_fast.exceptions import InternalError, ModelError
+from wmdp_fast.models.fused.forwards import replaced_forwards
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from transformers import PreTrainedModel
+
+    # The positional and the keyword arguments of a layer, besides the residual stream.
+    LayerArguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class _ReachedError(Exception):
+    """The forward pass is far enough."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A model without its head, and its layers.
+
+    Attributes:
+        model: Called with `input_ids` and `attention_mask`.
+        layers: Its decoder layers, maybe only the first ones.
+        prefix: Their name in it, such as `layers`.
+        hidden_size: Width of the residual stream.
+    """
+
+    model: PreTrainedModel
+    layers: nn.ModuleList
+    prefix: str
+    hidden_size: int
+
+    def run_to(
+        self, start: int, stop: int, inputs: Mapping[str, Tensor], *, skip: bool = False
+    ) -> tuple[Tensor, dict[int, LayerArguments]]:
+        """Runs the model up to layer `start`: all that is below it, and nothing of it.
+
+        Args:
+            start: A layer's number, from 0.
+            stop: Arguments are wanted of the layers from `start` to below `stop`.
+            inputs: What the model is called with, such as `input_ids` and `attention_mask`: `[B, S]`.
+            skip: Whether to leave the layers below `start` out, so that only the arguments are right.
+
+        Returns:
+            The residual stream that enters layer `start`, `[B, S, d]`, and for each layer from there to below `stop`
+            what the model calls it with otherwise: what `run_layers` takes.
+
+        Raises:
+            ValueError: There are no such layers.
+            InternalError: The model does not call its layers one after another, each once.
+        """
+        self._check(start, stop)
+        entering: list[Tensor] = []
+        arguments: dict[int, LayerArguments] = {}
+
+        def record(index: int, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if index != start + len(arguments):
+                raise InternalError(f"{type(self.model).__name__} called layer {index} out of turn")
+            if index == start:
+                entering.append(hidden_states)
+            arguments[index] = (args, kwargs)
+            if index == stop - 1:
+                raise _ReachedError
+            return hidden_states
+
+        def pass_on(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+            return hidden_states
+
+        forwards: dict[nn.Module, Any] = {self.layers[index]: partial(record, index) for index in range(start, stop)}
+        if skip:
+            forwards |= {self.layers[index]: pass_on for index in range(start)}
+        call: Any = self.model
+        with replaced_forwards(forwards):
+            try:
+                call(**inputs, use_cache=False)
+            except _ReachedError:
+                return entering[0], arguments
+        raise InternalError(f"{type(self.model).__name__} did not call its layers one after another")
+
+    def run_layers(self, start: int, stop: int, hidden: Tensor, arguments: Mapping[int, LayerArguments]) -> Tensor:
+        """Runs the layers from `start` to below `stop`.
+
+        Args:
+            start: The first layer's number.
+            stop: The last one's, + 1; no layer is run if it is `start`.
+            hidden: The residual stream that enters layer `start`, `[B, S, d]`.
+            arguments: For each of them what it is called with besides that, from `run_to`.
+
+        Returns:
+            What the last one returns, `[B, S, d]`.
+        """
+        for index in range(start, stop):
+            args, kwargs = arguments[index]
+            hidden = _residual(self.layers[index](hidden, *args, **kwargs))
+        return hidden
+
+    def _check(self, start: int, stop: int) -> None:
+        if not 0 <= start < stop <= len(self.layers):
+            raise ValueError(f"layers {start} to {stop - 1} of a model with layers 0 to {len(self.layers) - 1}")
+
+
+def decoder_of(model: PreTrainedModel) -> Decoder:
+    """Finds the layers of a language model that is in memory.
+
+    Raises:
+        ModelError: It has no list of as many layers as its configuration says.
+    """
+    base: Any = model.base_model
+    config = base.config.get_text_config()
+    for name, module in base.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
+            return Decoder(base, module, name, config.hidden_size)
+    raise ModelError(
+        f"{type(base).__name__} has no list of {config.num_hidden_layers} decoder layers, so it cannot be unlearned"
+    )
+
+
+@contextmanager
+def record_outputs(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collects what modules return while a model runs inside, in the order of their calls.
+
+    Of a module that returns a tuple, as a decoder layer may, its first item: the residual stream.
+    """
+    outputs: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs.append(_residual(output))
+
+    handles = [module.register_forward_hook(keep) for module in modules]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _residual(output: Any) -> Tensor:
+    """The residual stream in what a layer returned."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
