@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -15,15 +16,22 @@ pytest.importorskip("inspect_ai", reason="inspect_ai is not installed: pip insta
 
 import inspect_ai
 from inspect_ai.log import read_eval_log
-from inspect_ai.model import ChatCompletionChoice, ChatMessageAssistant, ModelOutput, get_model
+from inspect_ai.model import (
+    ChatCompletionChoice,
+    ChatMessageAssistant,
+    ChatMessageSystem,
+    ChatMessageUser,
+    ModelOutput,
+    get_model,
+)
 from transformers import PreTrainedTokenizerFast
 
 import wmdp_fast as wf
 from tests.support import tiny_models, tokenizers_zoo
 from wmdp_fast import demo
 from wmdp_fast.cli import main
-from wmdp_fast.exceptions import DatasetError
-from wmdp_fast.integrations import inspect_log, inspect_registry
+from wmdp_fast.exceptions import DatasetError, ModelError, TemplateError
+from wmdp_fast.integrations import inspect_log, inspect_model, inspect_registry
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,6 +101,52 @@ def test_letters_of_several_tokens_count_as_in_evaluate(tmp_path: Path, bos: boo
     found = [value for score in scores for _, value in sorted(score.metadata["logprobs"].items())]
     np.testing.assert_allclose(found, expected.outcome.loglikelihood, atol=1e-5)
     assert ["ABCDEFG".index(score.answer) for score in scores] == expected.outcome.predicted.tolist()
+
+
+# As SmolVLM's: a content is a list of parts, and of a plain text nothing is left.
+IN_PARTS = (
+    "{% for message in messages %}{{ message['role'] }}:{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}Answer:"
+)
+
+
+def tiny_api(folder: Path, *, chat_template: str | None = None, added: tuple[str, ...] = (), **options: Any) -> Any:
+    """Our provider with a tiny model, and a tokenizer with more tokens than it has embeddings for."""
+    tokenizer = copy.deepcopy(tiny_models.tokenizer())
+    model = tiny_models.build("llama")
+    model.resize_token_embeddings(len(tokenizer))
+    tokenizer.add_tokens(list(added))
+    tokenizer.chat_template = chat_template
+    for one in (model, tokenizer):
+        one.save_pretrained(folder)
+    args = {"model_path": str(folder), "dtype": "float32", "device": "cpu", **options}
+    return get_model("wmdp-fast/tiny", memoize=False, **args).api
+
+
+def test_a_chat_template_of_parts_keeps_the_question(tmp_path: Path) -> None:
+    api = tiny_api(tmp_path, chat_template=IN_PARTS)
+    api.chat_template = True
+    with pytest.warns(wf.WmdpFastWarning, match="it was given lists of parts"):
+        text = api._text([ChatMessageSystem(content="Say."), ChatMessageUser(content="Which moth?")])
+    assert text == "system:Say.user:Which moth?Answer:"
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [("{{ messages[0]['role'] }}", "leaves out the text of the last message"), (None, "has no chat template")],
+)
+def test_a_chat_template_that_loses_the_question_is_refused(tmp_path: Path, template: str | None, says: str) -> None:
+    api = tiny_api(tmp_path, chat_template=template)
+    api.chat_template = True
+    with pytest.raises(TemplateError, match=says):
+        api._text([ChatMessageUser(content="Which moth?")])
+
+
+@pytest.mark.parametrize(("token", "prompt"), [(" E", "Which moth?"), ("<new>", "Which <new> moth?")])
+def test_a_token_that_the_model_has_no_embedding_for_is_named(tmp_path: Path, token: str, prompt: str) -> None:
+    api = tiny_api(tmp_path, added=(token,))
+    with pytest.raises(ModelError, match=rf"a prompt or a letter has token \d+ \('{token}'\), but the model"):
+        api._answer([inspect_model._Ask(prompt, top=5)])
 
 
 def test_prompts_that_come_together_run_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

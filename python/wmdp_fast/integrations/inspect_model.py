@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 import time
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,13 @@ from inspect_ai.model import (
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
 from wmdp_fast._rust import Prompts, Requests
-from wmdp_fast.exceptions import ModelError, TokenizerError
+from wmdp_fast.exceptions import ModelError, TokenizerError, WmdpFastWarning
 from wmdp_fast.models.load import evaluation_mode, load_model
 from wmdp_fast.models.row_length import cuts_for, length_rules
 from wmdp_fast.models.threads import computing
+from wmdp_fast.models.vocabulary import num_embeddings, refuse_unknown_in_requests
+from wmdp_fast.prompts.cautions import about_chat
+from wmdp_fast.prompts.chat import chat_template_source, conversation
 from wmdp_fast.prompts.prepare import plan
 from wmdp_fast.prompts.tokenizer import load_tokenizer
 from wmdp_fast.scoring.padded import (
@@ -98,6 +102,9 @@ class FastModelAPI(ModelAPI):
         self.loaded = load_model(model_path or model_name, **model_args)
         self.batch_size = batch_size
         self.chat_template = chat_template
+        self._said: set[str] = set()
+        if chat_template:
+            chat_template_source(self.loaded.tokenizer)
         self._bare_letters = self._bare_letter_tokens()
         # A chat template writes the special tokens itself.
         self._encoder = load_tokenizer(
@@ -161,18 +168,23 @@ class FastModelAPI(ModelAPI):
     def _text(self, messages: list[ChatMessage]) -> str:
         if not self.chat_template:
             return "\n\n".join(message.text for message in messages)
-        tokenizer: Any = self.loaded.tokenizer
-        turns = [{"role": message.role, "content": message.text} for message in messages]
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        chat = conversation(self.loaded.tokenizer, [(message.role, message.text) for message in messages])
+        for sentence in about_chat(chat):
+            if sentence not in self._said:
+                self._said.add(sentence)
+                warnings.warn(f"{self.model_name}: {sentence}", WmdpFastWarning, stacklevel=2)
+        return chat.contexts[0]
 
     def _bare_letter_tokens(self) -> dict[int, str]:
         """Tokens that are one letter at the beginning of a line, and the letter."""
         tokenizer: Any = self.loaded.tokenizer
+        known = num_embeddings(self.loaded.model)
         found: dict[int, str] = {}
         start = tokenizer.encode("Answer:\n", add_special_tokens=False)
         for letter in string.ascii_uppercase:
             whole = tokenizer.encode(f"Answer:\n{letter}", add_special_tokens=False)
-            if len(whole) == len(start) + 1 and whole[:-1] == start:
+            # What the model has no embedding for, it cannot say either.
+            if len(whole) == len(start) + 1 and whole[:-1] == start and (known is None or whole[-1] < known):
                 found[whole[-1]] = letter
         return found
 
@@ -193,9 +205,10 @@ class FastModelAPI(ModelAPI):
         """Runs a batch; each answer is its likeliest token, the next likeliest, and the letters.
 
         Raises:
-            ModelError: The model's output is not a number.
+            ModelError: The model's output is not a number, or it has no embedding for a token of a prompt or a letter.
         """
         encoded = self._encode([ask.text for ask in asks], self._letters)
+        refuse_unknown_in_requests(self.loaded.model, self.loaded.tokenizer, encoded, lambda _: "a prompt or a letter")
         contexts = [encoded.context(number).tolist() for number in range(len(asks))]
         letters = [
             [encoded.continuation(number * len(self._letters) + place).tolist() for place in range(len(self._letters))]

@@ -74,7 +74,8 @@ def chat_template_source(tokenizer: PreTrainedTokenizerBase, chat_template: bool
     templates = getattr(tokenizer, "chat_template", None)
     if not templates:
         raise TemplateError(
-            "the tokenizer has no chat template; leave --apply-chat-template out, or use the chat model's own"
+            "the tokenizer has no chat template; ask without one (leave --apply-chat-template out), or use the chat"
+            " model's own"
         )
     if isinstance(templates, str):
         if isinstance(chat_template, str) and chat_template != "default":
@@ -147,17 +148,52 @@ def chat_contexts(
         if not contexts and question.strip() not in context:
             in_parts = True
             context, refused = _rendered(tokenizer, source, system, messages, in_parts=in_parts)
-        # A template that takes texts after all would print the list of parts as Python shows it.
-        if question.strip() not in context or (in_parts and _shows_parts(context, question)):
-            raise TemplateError(
-                f"the tokenizer's chat template leaves out the text of question {number}, or changes it, so that the"
-                " model would be asked something else; leave --apply-chat-template out, or use another template"
-            )
+        _refuse_without(question, context, f"question {number}", in_parts=in_parts)
         if not contexts:
             left_out = _left_out(context, [] if refused else system, turns)
         contexts.append(context)
         without_system = without_system or refused
     return ChatPrompts(contexts, "", without_system, in_parts, left_out)
+
+
+def conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]], *, chat_template: bool | str = True
+) -> ChatPrompts:
+    """Renders one conversation of any roles through a tokenizer's chat template.
+
+    Args:
+        tokenizer: A tokenizer of transformers that has a chat template.
+        messages: The role and the text of each message; the last one is what the model is asked.
+        chat_template: Name of the template where the tokenizer has several; True is its default.
+
+    Returns:
+        One context.
+
+    Raises:
+        TemplateError: The tokenizer has no such template, or the template fails or leaves the last message out.
+    """
+    source = chat_template_source(tokenizer, chat_template)
+    turns: list[Message] = [{"role": role, "content": text} for role, text in messages]
+    asked = messages[-1][1]
+    context, _ = _rendered(tokenizer, source, [], turns, in_parts=False)
+    if in_parts := asked.strip() not in context:
+        context, _ = _rendered(tokenizer, source, [], turns, in_parts=True)
+    _refuse_without(asked, context, "the last message", in_parts=in_parts)
+    system = [turn for turn in turns[:-1] if turn["role"] == "system"]
+    others = [turn for turn in turns[:-1] if turn["role"] != "system"]
+    return ChatPrompts(
+        [context], "", without_system=False, in_parts=in_parts, left_out=_left_out(context, system, others)
+    )
+
+
+def _refuse_without(asked: str, context: str, what: str, *, in_parts: bool) -> None:
+    """Raises TemplateError if a prompt lacks the text that the model is asked."""
+    # A template that takes texts after all would print the list of parts as Python shows it.
+    if asked.strip() not in context or (in_parts and _shows_parts(context, asked)):
+        raise TemplateError(
+            f"the tokenizer's chat template leaves out the text of {what}, or changes it, so that the model would be"
+            " asked something else; ask without one (leave --apply-chat-template out), or use another template"
+        )
 
 
 def _rendered(
