@@ -38,6 +38,13 @@ WRONG = [
         r"speaks of birds\.acc_norm",
     ),
     (["--eval-tasks", "{0}/birds.jsonl", "--eval-every", "2", "--stop-when", "birds.acc=0.3"], "is no condition"),
+    (["--eval-tasks", "{0}/birds.jsonl", "--apply-chat-template"], "the tokenizer has no chat template"),
+    (
+        ["--eval-tasks", "{0}/birds.jsonl", "--apply-chat-template", "--lm-eval-compat", "0.4.2"],
+        "lm-eval 0.4.2 could not apply chat templates",
+    ),
+    (["--eval-text", "{0}/forget.jsonl", "--num-fewshot", "2"], "num_fewshot: a text is read as it stands"),
+    (["--eval-text", "{0}/forget.jsonl", "--apply-chat-template"], "apply_chat_template: a text is read as it stands"),
     (["--grad-accum", "99"], "too few for grad_accum 99"),
     (["--forget", "{0}/forgett.jsonl", "--alpha", "1,1"], "neither a file or folder here nor the name"),
     (["--report-to", "mlflow"], "not one of tensorboard, wandb, trackio"),
@@ -45,6 +52,9 @@ WRONG = [
     (["--device", "tpu"], "device must be auto, cpu"),
     (["--cache-trunk", "{0}/birds.jsonl"], "is a file, not a folder"),
 ]
+
+# `sweep` has others of these names, or none.
+NOT_OF_SWEEPS = ("--eval-tasks", "--eval-text", "--report-to")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +102,9 @@ def test_a_mistyped_unlearn_is_refused_at_once(folder, tmp_path, capsys, wrong, 
 
 
 @pytest.mark.usefixtures("unread")
-@pytest.mark.parametrize(("wrong", "says"), [one for one in WRONG if one[0][0] not in ("--eval-tasks", "--report-to")])
+@pytest.mark.parametrize(
+    ("wrong", "says"), [one for one in WRONG if one[0][0] not in ("--eval-tasks", "--eval-text", "--report-to")]
+)
 def test_a_mistyped_sweep_is_refused_at_once(folder, tmp_path, capsys, wrong, says):
     questions = str(folder / "birds.jsonl")
     command = ["sweep", str(folder / "base"), *corpora(folder), "--layer-id", "1,2", "--max-steps", "4"]
@@ -100,6 +112,16 @@ def test_a_mistyped_sweep_is_refused_at_once(folder, tmp_path, capsys, wrong, sa
     wrong = [word.replace("{0}", str(folder)).replace("1,1", "1/1") for word in wrong]
     assert cli.main([*command, *wrong]) == 1
     assert re.search(says, capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_sweep_through_a_chat_template_that_is_not_there_is_refused_at_once(folder, tmp_path, capsys):
+    questions = str(folder / "birds.jsonl")
+    command = ["sweep", str(folder / "base"), *corpora(folder), "--layer-id", "1", "--max-steps", "4"]
+    command += ["--forget-tasks", questions, "--retain-tasks", questions, "--output", str(tmp_path / "out"), "--quiet"]
+    assert cli.main([*command, "--apply-chat-template"]) == 1
+    assert "the tokenizer has no chat template" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

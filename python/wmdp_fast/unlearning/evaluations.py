@@ -14,8 +14,9 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from wmdp_fast.asking import Asking
 from wmdp_fast.exceptions import DivergedError, ModelError, TaskError, WmdpFastWarning
-from wmdp_fast.prompts import prepare
+from wmdp_fast.prompts.chat import chat_template_source
 from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.results.perplexity import METRICS
 from wmdp_fast.tasks import resolve
@@ -24,15 +25,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from transformers import PreTrainedTokenizerBase
+
     from wmdp_fast.prompts.texts import Text
     from wmdp_fast.results.result import EvalResult
     from wmdp_fast.tasks.resolve import Selection
     from wmdp_fast.unlearning.source import Source
     from wmdp_fast.unlearning.stopping import Condition
 
-# The parameters of `evaluate` that say what is asked, by the function of this package that they are for.
-_OF_RESOLVE = ("subjects", "num_fewshot", "template", "choices", "description", "fewshot_file")
-_OF_READING = ("data", "dataset_revision", "limit")
+# The parameters of `evaluate` that say what is asked and how.
+_OF_ASKING = tuple(one.name for one in dataclasses.fields(Asking) if one.name != "tasks")
 
 
 def check_tasks(
@@ -52,16 +54,12 @@ def check_tasks(
         TemplateError: A template does not compile, or fails on its first question.
         DataUnavailableError, DatasetError, FileNotFoundError, ValueError: As `evaluate` does.
     """
-    if names:
-        selection = resolve.resolve(
-            names,
-            compat=options.get("lm_eval_compat", "current"),
-            **{name: options[name] for name in _OF_RESOLVE if name in options},
-        )
-    else:
-        selection = resolve.without_tasks(options.get("lm_eval_compat", "current"))
-    read = prepare.read_tasks(selection.tasks, **{name: options[name] for name in _OF_READING if name in options})
-    prepare.try_templates(read)
+    asking = Asking(tasks=list(names), **{name: options[name] for name in _OF_ASKING if name in options})
+    with warnings.catch_warnings():
+        # The first evaluation gives them.
+        warnings.simplefilter("ignore", WmdpFastWarning)
+        selection = asking.select(has_text=bool(texts))
+        asking.read(selection)
     measured = {task.name: task.metrics for task in selection.tasks}
     measured |= {group.name: group.metrics for group in selection.groups}
     read_texts(texts, taken=measured)
@@ -69,6 +67,12 @@ def check_tasks(
     for condition in conditions:
         condition.check(measured)
     return selection
+
+
+def check_chat_template(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> None:
+    """Raises TemplateError if the questions are to go through a chat template that the tokenizer does not have."""
+    if wanted := options.get("apply_chat_template"):
+        chat_template_source(tokenizer, wanted)
 
 
 def measure(

@@ -10,6 +10,7 @@ from wmdp_fast.models.decoder import decoder_of
 from wmdp_fast.models.load import parse_device, parse_dtype
 from wmdp_fast.models.partial import first_layers_without_weights
 from wmdp_fast.unlearning import reporting
+from wmdp_fast.unlearning.evaluations import check_chat_template
 from wmdp_fast.unlearning.parameters import select_parameters
 from wmdp_fast.unlearning.source import read_corpora, steps_available, tokenizer_of
 
@@ -52,6 +53,7 @@ def check(
     Raises:
         ImportError: A tracker is not installed.
         ModelError: The model is not there, or lacks a layer or parameters.
+        TemplateError: Questions are to go through a chat template that the tokenizer does not have.
         ValueError: A setting is impossible, or a corpus too short; and what `load_corpus` raises.
     """
     reporting.check_trackers(request.report_to)
@@ -69,6 +71,8 @@ def check(
             _check_parameters(name, first.decoder, first.num_layers, configs)
             if tokenizer is None:
                 tokenizer = tokenizer_of(name, first.folder, first.commit, trust_remote_code=trust_remote_code)
+    if tokenizer is not None:
+        check_chat_template(tokenizer, request.eval_options)
     corpora = read_corpora(request, tokenizer, name)
     steps_available(config, corpora)
     if not isinstance(model, (str, os.PathLike)):
