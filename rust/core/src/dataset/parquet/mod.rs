@@ -3,6 +3,7 @@
 //! These four are read column by column, which is fast; any other columns through the crate's rows, which know every type.
 
 mod pages;
+mod runs;
 mod thrift;
 mod values;
 

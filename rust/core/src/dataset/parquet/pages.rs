@@ -18,6 +18,7 @@ use parquet::file::reader::{ChunkReader, Length, RowGroupReader};
 use parquet::record::reader::RowIter;
 use parquet::schema::types::Type;
 
+use super::runs;
 use super::thrift::PageHeader;
 use crate::dataset::Budget;
 
@@ -93,7 +94,7 @@ impl RowGroupReader for BoundedGroup<'_> {
             values_left: u64::try_from(chunk.num_values()).unwrap_or_default(),
             least,
             codec: chunk.compression(),
-            levels: [descriptor.max_rep_level() > 0, descriptor.max_def_level() > 0],
+            max_levels: [descriptor.max_rep_level(), descriptor.max_def_level()],
             budget: Arc::clone(&self.budget),
             held_by_dictionary: 0,
             held_by_page: 0,
@@ -120,8 +121,8 @@ struct BoundedPages {
     values_left: u64,
     least: u64,
     codec: Compression,
-    /// Whether a page of the old form begins with repetition levels, and with definition levels.
-    levels: [bool; 2],
+    /// The highest repetition level and the highest definition level; levels that can only be 0 are not stored.
+    max_levels: [i16; 2],
     budget: Arc<Budget>,
     held_by_dictionary: u64,
     held_by_page: u64,
@@ -169,35 +170,99 @@ impl BoundedPages {
         Ok(())
     }
 
-    /// Delta encodings say their number of values once more, and lengths are allocated by that number.
-    fn check_deltas(&self, page: &Page) -> Result<()> {
-        let (buffer, values, encoding) = match page {
-            Page::DataPage { buf, num_values, encoding, .. } => {
-                let mut rest = buf.as_ref();
-                for _ in self.levels.iter().filter(|&&present| present) {
-                    let length = rest.first_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes) as usize);
-                    rest = rest.get(4 + length..).unwrap_or_default();
+    /// Refuses a page whose encodings say that there is more in it than is.
+    fn check_content(&self, page: &Page) -> Result<()> {
+        let Some(content) = Content::of(page, self.max_levels) else { return Ok(()) };
+        content.check_runs(self.max_levels)?;
+        content.check_deltas()
+    }
+}
+
+/// What a page of data holds.
+struct Content<'a> {
+    /// Repetition levels and definition levels, where they are stored as runs.
+    levels: [Option<&'a [u8]>; 2],
+    values: &'a [u8],
+    encoding: Encoding,
+    /// Number of levels, and the most values there can be.
+    count: u64,
+    most_values: u64,
+}
+
+impl<'a> Content<'a> {
+    /// None for a dictionary.
+    fn of(page: &'a Page, max_levels: [i16; 2]) -> Option<Self> {
+        match page {
+            Page::DataPage { buf, num_values, encoding, def_level_encoding, rep_level_encoding, .. } => {
+                let mut values = buf.as_ref();
+                let mut levels = [None, None];
+                for (place, stored_as) in [rep_level_encoding, def_level_encoding].into_iter().enumerate() {
+                    if max_levels[place] > 0 && *stored_as == Encoding::RLE {
+                        (levels[place], values) = sized(values);
+                    }
                 }
-                (rest, *num_values, *encoding)
+                let count = u64::from(*num_values);
+                Some(Self { levels, values, encoding: *encoding, count, most_values: count })
             }
-            Page::DataPageV2 { buf, num_values, encoding, def_levels_byte_len, rep_levels_byte_len, .. } => {
-                let levels = (*def_levels_byte_len as usize).saturating_add(*rep_levels_byte_len as usize);
-                (buf.get(levels..).unwrap_or_default(), *num_values, *encoding)
+            Page::DataPageV2 {
+                buf, num_values, encoding, num_nulls, def_levels_byte_len, rep_levels_byte_len, ..
+            } => {
+                let (repetitions, behind) = split(buf, *rep_levels_byte_len as usize);
+                let (definitions, values) = split(behind, *def_levels_byte_len as usize);
+                let [count, nulls] = [num_values, num_nulls].map(|&count| u64::from(count));
+                let levels = [repetitions, definitions].map(Some);
+                Some(Self { levels, values, encoding: *encoding, count, most_values: count.saturating_sub(nulls) })
             }
-            Page::DictionaryPage { .. } => return Ok(()),
+            Page::DictionaryPage { .. } => None,
+        }
+    }
+
+    /// Levels and places in a dictionary that claim bytes of which whole groups are not there.
+    fn check_runs(&self, max_levels: [i16; 2]) -> Result<()> {
+        let mut overruns = self.levels.iter().zip(max_levels).map(|(levels, max_level)| {
+            let width = (i16::BITS - max_level.leading_zeros()) as u8;
+            levels.is_some_and(|levels| runs::overrun(levels, width, self.count))
+        });
+        if overruns.any(|overrun| overrun) {
+            return Err(claims("more levels in a page than there are"));
+        }
+        let overrun = match (self.encoding, self.values.split_first()) {
+            (Encoding::RLE_DICTIONARY | Encoding::PLAIN_DICTIONARY, Some((&width, places))) => {
+                runs::overrun(places, width, self.most_values)
+            }
+            // Booleans.
+            (Encoding::RLE, _) => sized(self.values).0.is_some_and(|runs| runs::overrun(runs, 1, self.most_values)),
+            _ => false,
         };
-        let lists = match encoding {
+        if overrun { Err(claims("more values in a page than there are")) } else { Ok(()) }
+    }
+
+    /// Delta encodings say their number of values once more, and lengths are allocated by that number.
+    fn check_deltas(&self) -> Result<()> {
+        let lists = match self.encoding {
             Encoding::DELTA_BINARY_PACKED | Encoding::DELTA_LENGTH_BYTE_ARRAY => 1,
             Encoding::DELTA_BYTE_ARRAY => 2,
             _ => 0,
         };
-        let mut rest = buffer;
+        let mut rest = self.values;
         for _ in 0..lists {
-            rest = super::thrift::after_deltas(rest, u64::from(values))
+            rest = super::thrift::after_deltas(rest, self.count)
                 .ok_or_else(|| claims("more lengths in a page than it has values"))?;
         }
         Ok(())
     }
+}
+
+/// Bytes behind their length, and what follows; of bytes that are cut short there are none.
+fn sized(data: &[u8]) -> (Option<&[u8]>, &[u8]) {
+    let length = data.first_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes) as usize);
+    let behind = data.get(4..).unwrap_or_default();
+    (behind.get(..length), behind.get(length..).unwrap_or_default())
+}
+
+/// The first bytes, and what follows.
+fn split(data: &[u8], length: usize) -> (&[u8], &[u8]) {
+    data.split_at_checked(length).unwrap_or_default()
 }
 
 impl Drop for BoundedPages {
@@ -219,7 +284,7 @@ impl PageReader for BoundedPages {
         self.check_next()?;
         let page = self.inner.get_next_page()?;
         if let Some(page) = &page {
-            self.check_deltas(page)?;
+            self.check_content(page)?;
         }
         Ok(page)
     }

@@ -98,16 +98,9 @@ pub(super) fn check_schema(metadata: &[u8]) -> Result<(), String> {
 pub(super) fn after_deltas(data: &[u8], most: u64) -> Option<&[u8]> {
     let mut rest = data;
     let mut number = || -> Option<u64> {
-        let mut value = 0_u64;
-        for shift in (0..64).step_by(7) {
-            let (&byte, behind) = rest.split_first()?;
-            rest = behind;
-            value |= u64::from(byte & 0x7f).checked_shl(shift)?;
-            if byte < 0x80 {
-                return Some(value);
-            }
-        }
-        None
+        let (value, behind) = variable_length(rest)?;
+        rest = behind;
+        Some(value)
     };
     let (block, miniblocks, count, _first) = (number()?, number()?, number()?, number()?);
     if count > most || miniblocks == 0 || block > 1 << 30 || miniblocks > 1 << 20 {
@@ -130,6 +123,18 @@ pub(super) fn after_deltas(data: &[u8], most: u64) -> Option<&[u8]> {
         }
     }
     Some(rest)
+}
+
+/// A number of variable length, least significant seven bits first, and what stands behind it.
+pub(super) fn variable_length(data: &[u8]) -> Option<(u64, &[u8])> {
+    let mut value = 0_u64;
+    for (&byte, shift) in data.iter().zip((0..64).step_by(7)) {
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return Some((value, &data[shift as usize / 7 + 1..]));
+        }
+    }
+    None
 }
 
 /// Passes over a number of variable length.
