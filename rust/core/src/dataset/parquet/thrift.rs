@@ -128,10 +128,10 @@ pub(super) fn after_deltas(data: &[u8], most: u64) -> Option<&[u8]> {
 /// A number of variable length, least significant seven bits first, and what stands behind it.
 pub(super) fn variable_length(data: &[u8]) -> Option<(u64, &[u8])> {
     let mut value = 0_u64;
-    for (&byte, shift) in data.iter().zip((0..64).step_by(7)) {
-        value |= u64::from(byte & 0x7f) << shift;
+    for (place, &byte) in data.iter().enumerate().take(10) {
+        value |= u64::from(byte & 0x7f) << (7 * place);
         if byte < 0x80 {
-            return Some((value, &data[shift as usize / 7 + 1..]));
+            return Some((value, &data[place + 1..]));
         }
     }
     None
