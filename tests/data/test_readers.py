@@ -18,6 +18,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -742,6 +743,26 @@ def test_a_number_that_json_has_no_form_for_is_null_unless_a_template_names_it(
         with pytest.raises(DatasetError, match="not null") as caught:
             read_questions(write(tmp_path, "a.jsonl", content.encode()))
         assert caught.value.field == field
+
+
+@pytest.mark.parametrize("beyond", [False, True])
+@pytest.mark.parametrize("template", ["{{question}} {{x}}", "{{question}} {% if x %}{{ x | string }}{% endif %}"])
+@pytest.mark.parametrize("number", [2**63 - 1, 2**63, 2**64 - 1, -(2**63)])
+def test_large_integers_are_printed_as_jinja2_prints_them_or_refused(
+    tmp_path: Path, number: int, template: str, beyond: bool
+) -> None:
+    """Rendered here, or by jinja2 in its own process: the integers of 64 bits to the digit, none above."""
+    if beyond:
+        number *= 2 if number % 2 == 0 else 2**64
+    line = json.dumps({"question": "q", "choices": ["a", "b"], "answer": 0, "x": number})
+    questions = read_questions(write(tmp_path, "a.jsonl", line.encode()))
+    if -(2**63) <= number < 2**64:
+        plain = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(template).render(json.loads(line))
+        assert plain == f"q {number}"
+        assert PromptTemplate(template).render(questions).context(0) == plain
+    else:
+        with pytest.raises(TemplateError, match="which holds an integer of more than 64 bits"):
+            PromptTemplate(template).render(questions)
 
 
 def test_rows_in_memory_may_hold_what_json_has_no_form_for() -> None:

@@ -7,6 +7,8 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import wmdp_fast as wf
 from tests.support import tokenizers_zoo
@@ -269,3 +271,39 @@ def test_a_sweep_shows_perplexity_and_does_not_decide_by_it(folder, corpora, tmp
     other.write_text('{"text": "another owl"}\n')
     with pytest.raises(ModelError, match="a sweep with other texts"):
         wf.sweep(folder / "base", output=tmp_path / "out", eval_text=other, resume=True, **options)
+
+
+def changed_base(folder, tmp_path, change):
+    """A copy of the model, with something done to its weights."""
+    shutil.copytree(folder / "base", tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, {"format": "pt"})
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def asked(folder):
+    return {"eval_tasks": str(folder / "birds_test.jsonl"), "eval_options": {"template": "mmlu"}}
+
+
+def test_what_loading_warns_of_is_in_the_record(folder, tmp_path, asked):
+    """Weights without a place are not used, and whoever reads the record should know."""
+    surplus = {"model.surplus.weight": torch.zeros(3)}
+    base = changed_base(folder, tmp_path, lambda weights: weights.update(surplus))
+    with pytest.warns(wf.WmdpFastWarning, match=r"not used: model\.surplus\.weight"):
+        runs.unlearn(base, CONFIG, output=tmp_path / "out", **asked)
+    record = json.loads((tmp_path / "out" / "unlearn.json").read_text(encoding="utf-8"))
+    [note] = record["warnings"]
+    assert note.endswith("they are not used: model.surplus.weight")
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_missing_weights_end_the_run_without_advice_that_is_not_there(folder, tmp_path, asked, evaluated):
+    name = "model.layers.1.mlp.up_proj.weight"
+    base = changed_base(folder, tmp_path, lambda weights: weights.pop(name))
+    with pytest.raises(ModelError, match=r"would be random: .*layers\.1\.mlp\.up_proj\.weight") as caught:
+        runs.unlearn(base, CONFIG, output=tmp_path / "out", **(asked if evaluated else {}))
+    assert "allow" not in str(caught.value)
+    assert not list(tmp_path.glob("out*"))

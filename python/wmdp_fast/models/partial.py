@@ -41,6 +41,7 @@ class FirstLayers:
     folder: Path
     commit: str | None
     num_layers: int
+    notes: tuple[str, ...] = ()
 
 
 def load_first_layers(
@@ -80,9 +81,10 @@ def load_first_layers(
         model = moved.to(torch_device)
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{count} layers of {where} do not fit into memory on {torch_device}") from error
-    for note in take_eager_where_needed(model):
+    notes = take_eager_where_needed(model)
+    for note in notes:
         warnings.warn(f"{name_or_path}: {note}", WmdpFastWarning, stacklevel=2)
-    return FirstLayers(decoder_of(model), files.folder, files.commit, available)
+    return FirstLayers(decoder_of(model), files.folder, files.commit, available, tuple(notes))
 
 
 def first_layers_without_weights(

@@ -64,6 +64,7 @@ def run_record(
         "steering_coeffs": list(result.steering_coeffs),
         "effects": [one.to_json() for one in result.effects],
         "verdict": advice(result.effects),
+        "warnings": list(source.notes),
         "saved": result.saving.to_json(),
         "corpora": {
             kind: [

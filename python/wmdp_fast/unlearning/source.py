@@ -29,6 +29,7 @@ class Source:
     """The model that is to be unlearned.
 
     Attributes:
+        notes: What is to be known of how the model was loaded, as `LoadedModel.warnings`.
         said: What evaluations of it have warned of, which the next one need not say again.
     """
 
@@ -40,6 +41,7 @@ class Source:
     commit: str | None
     pad_id: int
     num_layers: int
+    notes: tuple[str, ...] = ()
     said: set[str] = field(default_factory=set)
 
 
@@ -82,7 +84,9 @@ def open_source(
         )
         held: Any = loaded.model
         base = None if loaded.path is None else checkpoint.Checkpoint.open(loaded.path)
-        return _described(name, decoder_of(held), held, loaded.tokenizer, base=base, commit=loaded.sha)
+        return _described(
+            name, decoder_of(held), held, loaded.tokenizer, base=base, commit=loaded.sha, notes=loaded.warnings
+        )
     first = load_first_layers(
         name,
         config.layer_id + 1,
@@ -101,6 +105,7 @@ def open_source(
         base=checkpoint.Checkpoint.open(first.folder),
         commit=first.commit,
         num_layers=first.num_layers,
+        notes=first.notes,
     )
 
 
@@ -113,6 +118,7 @@ def _described(
     base: checkpoint.Checkpoint | None,
     commit: str | None,
     num_layers: int | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Source:
     # The original pads with EOS.
     eos = getattr(tokenizer, "eos_token_id", None)
@@ -128,6 +134,7 @@ def _described(
         commit=commit,
         pad_id=0 if pad_id is None else int(pad_id),
         num_layers=num_layers or len(decoder.layers),
+        notes=notes,
     )
 
 
