@@ -38,11 +38,11 @@ from wmdp_fast.exceptions import (
 if TYPE_CHECKING:
     from wmdp_fast.analysis.comparison import Comparison, compare
     from wmdp_fast.analysis.rescoring import rescore
-    from wmdp_fast.evaluation import evaluate
+    from wmdp_fast.evaluation import evaluate, rendered_prompts
     from wmdp_fast.integrations.training import EvalCallback
     from wmdp_fast.prompts.prepare import plan
+    from wmdp_fast.prompts.rendered import RenderedContinuation, RenderedPrompt
     from wmdp_fast.prompts.tokenizer import load_tokenizer
-    from wmdp_fast.rendered import RenderedContinuation, RenderedPrompt, rendered_prompts
     from wmdp_fast.report import report_html
     from wmdp_fast.results.result import EvalResult, GroupResult, TaskResult
     from wmdp_fast.results.saved import SavedResults, read_results
@@ -64,8 +64,8 @@ _LAZY = {
     "GroupResult": "wmdp_fast.results.result",
     "RMUConfig": "wmdp_fast.unlearning.rmu.config",
     "Range": "wmdp_fast.unlearning.sweep.search_space",
-    "RenderedContinuation": "wmdp_fast.rendered",
-    "RenderedPrompt": "wmdp_fast.rendered",
+    "RenderedContinuation": "wmdp_fast.prompts.rendered",
+    "RenderedPrompt": "wmdp_fast.prompts.rendered",
     "SavedResults": "wmdp_fast.results.saved",
     "Server": "wmdp_fast.scoring.server",
     "SweepResult": "wmdp_fast.unlearning.sweep.result",
@@ -78,7 +78,7 @@ _LAZY = {
     "plan": "wmdp_fast.prompts.prepare",
     "presets": "wmdp_fast.unlearning.rmu.presets",
     "read_results": "wmdp_fast.results.saved",
-    "rendered_prompts": "wmdp_fast.rendered",
+    "rendered_prompts": "wmdp_fast.evaluation",
     "report_html": "wmdp_fast.report",
     "rescore": "wmdp_fast.analysis.rescoring",
     "sweep": "wmdp_fast.unlearning.sweep.sweep",

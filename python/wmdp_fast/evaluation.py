@@ -1,30 +1,34 @@
-"""Evaluation from task names to results: the one function that ties the parts together."""
+"""The package's front doors for evaluation: `evaluate`, from task names to results, and `rendered_prompts`."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from wmdp_fast._rust import OrderAnswers, aggregate
-from wmdp_fast.asking import Asking, Cautions, Encoder, check_counts
 from wmdp_fast.exceptions import WmdpFastWarning
+from wmdp_fast.prompts.cautions import Cautions
 from wmdp_fast.prompts.chat import chat_template_source
-from wmdp_fast.prompts.texts import read_texts
+from wmdp_fast.prompts.options import PromptOptions
+from wmdp_fast.prompts.rendered import RenderedPrompt, render_requests
+from wmdp_fast.prompts.texts import read_texts, text_requests
+from wmdp_fast.prompts.tokenizer import BackgroundTokenizer
 from wmdp_fast.results.lm_eval_files import tokenizer_info
 from wmdp_fast.results.near_tie import near_tie_of
 from wmdp_fast.results.paths import output_folder
-from wmdp_fast.results.provenance import model_type, run_config, run_details, run_identity
+from wmdp_fast.results.perplexity import text_results
+from wmdp_fast.results.provenance import run_config, run_details
 from wmdp_fast.results.result import EvalResult, GroupResult, TaskResult
 from wmdp_fast.runtime.clock import PhaseClock
 from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.runtime.progress import progress_bar
-from wmdp_fast.scoring.journal import Journal
-from wmdp_fast.scoring.server import Server
+from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
+from wmdp_fast.scoring.journaled import journaled_scores
+from wmdp_fast.scoring.model_source import model_source, tokenizer_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,15 +37,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wmdp_fast._rust import Prompts, Requests
-    from wmdp_fast.models.load import LoadedModel
     from wmdp_fast.prompts.prepare import TaskQuestions
-    from wmdp_fast.prompts.texts import Text
+    from wmdp_fast.prompts.texts import Text, TextRequests
     from wmdp_fast.results.perplexity import TextResult
+    from wmdp_fast.scoring.backend import Backend
     from wmdp_fast.scoring.scores import PartialScores, ScoreMode, Scores
-    from wmdp_fast.scoring.served import ServedModel
+    from wmdp_fast.scoring.server import Server
     from wmdp_fast.scoring.trie import Engine
+    from wmdp_fast.tasks.resolve import Selection
     from wmdp_fast.tasks.task import Choices
-    from wmdp_fast.text_run import TextRun
 
 
 def evaluate(
@@ -144,30 +148,8 @@ def evaluate(
         TokenizerError: A prompt cannot be tokenized.
         ValueError: An option has an impossible value.
     """
-    if output is None and (log_samples or resume):
-        raise ValueError(f"{'log_samples' if log_samples else 'resume'} needs an output folder")
-    if resume and not isinstance(model, (str, os.PathLike, Server)):
-        raise ValueError("resume is for models on disk: whether a model in memory is the same as before, nobody knows")
-    check_counts(max_length=max_length, token_budget=None if token_budget == "auto" else token_budget)
-    if isinstance(model, Server):
-        _refuse_for_server(
-            revision=revision is not None,
-            dtype=dtype != "auto",
-            device=device != "auto",
-            peft=peft is not None,
-            trust_remote_code=trust_remote_code,
-            allow_missing=allow_missing,
-            engine=engine != "auto",
-            token_budget=token_budget != "auto",
-            score_mode=score_mode != "float32",
-            text=bool(text),
-        )
-    started, clock = time.time(), PhaseClock()
-
-    # Everything cheap first: a misspelt task should not cost the loading of a model.
-    if output is not None:
-        check_folder(output_folder(output, _called(model)))
-    asking = Asking(
+    keeping = _Keeping(output=output, log_samples=log_samples, resume=resume, progress=progress)
+    prompting = PromptOptions(
         tasks=tasks,
         data=data,
         dataset_revision=dataset_revision,
@@ -185,62 +167,36 @@ def evaluate(
         fewshot_as_multiturn=fewshot_as_multiturn,
         max_length=max_length,
     )
-    selection = asking.select(has_text=bool(text))
+    loading = LoadOptions(
+        tokenizer=tokenizer,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        peft=peft,
+        trust_remote_code=trust_remote_code,
+        allow_missing=allow_missing,
+    )
+    scoring = ScoreOptions(score_mode=score_mode, engine=engine, token_budget=token_budget)
+    source = model_source(model, loading, scoring, resume=resume, has_text=bool(text))
+    clock = PhaseClock()
+
+    # Everything cheap first: a misspelt task should not cost the loading of a model.
+    if output is not None:
+        check_folder(output_folder(output, source.name))
+    selection = prompting.select(has_text=bool(text))
     with clock("read"):
-        read = asking.read(selection)
+        read = prompting.read(selection)
         taken = [*(task.name for task in selection.tasks), *(group.name for group in selection.groups)]
         texts = read_texts(text, field=text_field, limit=limit, taken=taken)
-    about = Cautions(read, system_instruction, log_samples=log_samples)
-    encoder = Encoder(selection)
+    cautions = Cautions(read, system_instruction, log_samples=log_samples)
+    encoder = BackgroundTokenizer(selection)
     with clock("load"):
-        loaded = _load(model, tokenizer, revision, dtype, device, peft, trust_remote_code, allow_missing, encoder.begin)
-    others = asking.in_other_orders(read)
-    with clock("render"):
-        prompts = [asking.prompts(one, loaded.tokenizer, about) for one in (*read, *others)]
-    with clock("tokenize"):
-        requests = asking.requests(loaded, encoder, prompts)
-        _refuse_unknown_tokens(loaded, requests, [*read, *others])
-        text_run = _text_run(loaded, encoder, texts, max_length)
-    about.add_prompts(requests, [one.questions for one in (*read, *others)])
-    near_tie = near_tie_of(str(getattr(loaded, "dtype", "")))
+        backend = source.open(encoder.begin)
+    asked = _asked(prompting, selection, backend, encoder, read, texts, cautions, clock)
+    cautions.add_prompts(asked.requests, [one.questions for one in (*read, *asked.others)])
     with contextlib.ExitStack() as kept:
-        scoring = _Scoring(kept, loaded, engine, token_budget, score_mode, output, resume, progress, clock)
-        results = {}
-        if prompts:
-            scores = scoring.tasks(prompts, requests)
-            with clock("aggregate"):
-                results = _aggregate(read, others, prompts, scores, near_tie, permute_choices)
-        of_texts = scoring.texts(text_run)
-        result = EvalResult(
-            tasks=results,
-            groups={
-                group.name: GroupResult.from_tasks(group, [results[task.name] for task in selection.leaves(group)])
-                for group in selection.groups
-            },
-            model_name=loaded.name,
-            **run_config(loaded, tokenizer, dtype, revision, peft, token_budget, limit),
-            timings=clock.seconds,
-            num_tokens=sum(
-                done.tokens_useful if asked is None else asked.num_tokens for asked, done, _ in scoring.done
-            ),
-            texts=of_texts,
-            started=started,
-            total_seconds=time.time() - started,
-            score_mode=score_mode,
-            near_tie=near_tie,
-            choice_orders=permute_choices,
-            tokenizer={}
-            if scoring.done[-1][0] is None
-            else tokenizer_info(loaded.tokenizer, max_length or loaded.max_length),
-            system_instruction=system_instruction,
-            chat_template=(
-                chat_template_source(loaded.tokenizer, apply_chat_template)
-                if apply_chat_template and loaded.tokenizer is not None
-                else None
-            ),
-            fewshot_as_multiturn=asking.multiturn,
-            details=about.added_to(run_details(selection, loaded, prompts, *scoring.done[0])),
-        )
+        scored = _score(asked, backend, prompting, keeping, kept, clock)
+        result = _result(asked, scored, backend, prompting, cautions, score_mode, clock)
         for note in result.letter_notes():
             warnings.warn(note, WmdpFastWarning, stacklevel=2)
         if output is not None:
@@ -248,58 +204,233 @@ def evaluate(
     return result
 
 
-def _called(model: str | PathLike[str] | PreTrainedModel | Server) -> str:
-    """What the results will call a model that is not loaded yet."""
-    if isinstance(model, Server):
-        return model.model
-    if isinstance(model, (str, os.PathLike)):
-        return os.fspath(model)
-    return getattr(model, "name_or_path", "") or type(model).__name__
+def rendered_prompts(
+    model: str | PathLike[str] | PreTrainedModel,
+    *,
+    count: int = 1,
+    tokenizer: PreTrainedTokenizerBase | str | PathLike[str] | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> list[RenderedPrompt]:
+    """The first prompts of each task with their tokens, exactly as `evaluate` scores them.
+
+    No weights are read: of a folder or a name on the hub the tokenizer's files and `config.json` are enough.
+
+    Args:
+        model: A folder or a name on the Hugging Face hub; or a model in memory, which needs `tokenizer`.
+        count: How many questions of each task.
+        tokenizer: Another tokenizer than the model's own: one in memory, a folder, or a name on the hub.
+        revision: Commit, branch or tag of the model on the hub.
+        trust_remote_code: Whether code that comes with the model may run.
+        options: What is asked and how: the parameters of `evaluate` from `tasks`, which is needed, to
+            `fewshot_as_multiturn`, and `max_length`.
+
+    Returns:
+        Task after task, question after question; with `permute_choices` a task's questions in their other orders come
+        after those of all tasks.
+
+    Warns:
+        WmdpFastWarning: As `evaluate`, about the prompts that are returned.
+
+    Raises:
+        ModelError: There is no configuration.
+        TypeError: There is no parameter of that name, or the model is served.
+        ValueError: `count` is below 1, or an option has an impossible value.
+        WmdpFastError: As `evaluate`, for whatever is wrong with tasks, questions, templates or tokenizer.
+    """
+    open_tokenizer = tokenizer_source(
+        model, LoadOptions(tokenizer=tokenizer, revision=revision, trust_remote_code=trust_remote_code)
+    )
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"count must be a whole number of questions of at least 1, not {count!r}")
+    prompting = PromptOptions(**options)
+    selection = prompting.select()
+    every = prompting.read(selection)
+    cautions = Cautions(every, prompting.system_instruction, log_samples=False)
+    loaded = open_tokenizer()
+    read = [replace(one, questions=one.questions.head(min(count, len(one.questions)))) for one in every]
+    both = [*read, *prompting.in_other_orders(read)]
+    prompts = [prompting.prompts(one, loaded.tokenizer, cautions) for one in both]
+    requests = prompting.requests(loaded, BackgroundTokenizer(selection), prompts)
+    if requests is None:
+        raise ValueError("without a tokenizer there are no tokens")
+    cautions.add_prompts(requests, [one.questions for one in both])
+    return list(render_requests(read, prompts, requests, loaded.tokenizer, prompting.permute_choices))
 
 
-def _refuse_for_server(**given: bool) -> None:
-    """Raises if an option was given that only a model which is run here has."""
-    if unfit := [name for name, is_given in given.items() if is_given]:
-        raise ValueError(f"{', '.join(unfit)} cannot be chosen for a model that is served: that is up to the server")
+@dataclass(frozen=True, kw_only=True)
+class _Keeping:
+    """The parameters of `evaluate` that say what is kept and shown of a run.
+
+    Raises:
+        ValueError: Something is to be kept, and there is no folder for it.
+    """
+
+    output: str | PathLike[str] | None
+    log_samples: bool
+    resume: bool
+    progress: bool
+
+    def __post_init__(self) -> None:
+        if self.output is None and (self.log_samples or self.resume):
+            raise ValueError(f"{'log_samples' if self.log_samples else 'resume'} needs an output folder")
 
 
-def _load(
-    model: str | PathLike[str] | PreTrainedModel | Server,
-    tokenizer: PreTrainedTokenizerBase | str | PathLike[str] | None,
-    revision: str | None,
-    dtype: str,
-    device: str,
-    peft: str | PathLike[str] | None,
-    trust_remote_code: bool,
-    allow_missing: bool,
-    on_tokenizer: Callable[[PreTrainedTokenizerBase, str], object],
-) -> LoadedModel | ServedModel:
-    from wmdp_fast.models.load import load_model, load_tokenizer, wrap_model
+@dataclass(frozen=True)
+class _Asked:
+    """What a model is asked.
 
-    if isinstance(tokenizer, os.PathLike):
-        tokenizer = os.fspath(tokenizer)
-    if isinstance(model, Server):
-        from wmdp_fast.scoring.served import connect
+    Attributes:
+        selection: The tasks.
+        read: The questions of each task.
+        others: The same with their choices in other orders.
+        prompts: The prompts of all these, in this order.
+        requests: All prompts as tokens; None if there are none, or the server makes the tokens.
+        texts: The texts to be read, if there are any.
+    """
 
-        return connect(model, tokenizer)
-    if isinstance(model, (str, os.PathLike)):
-        return load_model(
-            os.fspath(model),
-            tokenizer=tokenizer,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            peft=None if peft is None else os.fspath(peft),
-            trust_remote_code=trust_remote_code,
-            allow_missing=allow_missing,
-            on_tokenizer=on_tokenizer,
+    selection: Selection
+    read: list[TaskQuestions]
+    others: list[TaskQuestions]
+    prompts: list[Prompts]
+    requests: Requests | None
+    texts: TextRequests | None
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What came of it.
+
+    Attributes:
+        results: By task.
+        runs: What was asked as tokens, its scores, and what these were entered in: of tasks, then of texts.
+        near_tie: Margin in nats up to which rounding may have decided.
+        texts: Results by text.
+    """
+
+    results: dict[str, TaskResult]
+    runs: list[tuple[Requests | None, Scores, PartialScores]]
+    near_tie: float
+    texts: dict[str, TextResult]
+
+
+def _asked(
+    prompting: PromptOptions,
+    selection: Selection,
+    backend: Backend,
+    encoder: BackgroundTokenizer,
+    read: list[TaskQuestions],
+    texts: Sequence[Text],
+    cautions: Cautions,
+    clock: PhaseClock,
+) -> _Asked:
+    """Renders and tokenizes."""
+    others = prompting.in_other_orders(read)
+    both = [*read, *others]
+    with clock("render"):
+        prompts = [prompting.prompts(one, backend.tokenizer, cautions) for one in both]
+    with clock("tokenize"):
+        requests = prompting.requests(backend, encoder, prompts)
+        if requests is not None:
+            names = [f"{one.task.name}, question {row + 1}" for one in both for row in range(len(one.questions))]
+            backend.check_tokens(requests, names.__getitem__)
+        to_read = _text_requests(backend, encoder, texts, prompting.max_length)
+    return _Asked(selection, read, others, prompts, requests, to_read)
+
+
+def _text_requests(
+    backend: Backend, encoder: BackgroundTokenizer, texts: Sequence[Text], max_length: int | None
+) -> TextRequests | None:
+    """The texts, ready to be read; None if there are none."""
+    if not texts:
+        return None
+    length = max_length or backend.max_length
+    if length is None or backend.prefix_token_id is None:
+        raise TypeError("a model that reads texts needs a tokenizer and a maximum length")
+    found = text_requests(texts, encoder.of(backend), backend.prefix_token_id, length)
+    backend.check_tokens(found.requests, found.name_of)
+    return found
+
+
+def _score(
+    asked: _Asked,
+    backend: Backend,
+    prompting: PromptOptions,
+    keeping: _Keeping,
+    kept: contextlib.ExitStack,
+    clock: PhaseClock,
+) -> _Scored:
+    """Scores tasks, then texts. What is done lies in journals as long as `kept` is open."""
+    near_tie = near_tie_of(backend.dtype or "")
+    results: dict[str, TaskResult] = {}
+    runs: list[tuple[Requests | None, Scores, PartialScores]] = []
+    folder = None if keeping.output is None else output_folder(keeping.output, backend.name)
+    if asked.prompts:
+        identity = backend.identity(asked.requests, asked.prompts)
+        number = sum(one.num_choices for one in asked.prompts)
+        partial = kept.enter_context(
+            journaled_scores(folder, identity, number, "choices", resume=keeping.resume, warn=keeping.resume)
         )
-    if tokenizer is None:
-        raise ValueError("a model in memory needs its tokenizer: evaluate(model, tokenizer=..., tasks=...)")
-    given = {"revision": revision, "peft": peft, "dtype": dtype != "auto" or None, "device": device != "auto" or None}
-    if unfit := [name for name, value in given.items() if value is not None]:
-        raise ValueError(f"{', '.join(unfit)} cannot be changed for a model that is already in memory")
-    return wrap_model(model, load_tokenizer(tokenizer))
+        unit, what = backend.progress
+        with clock("forward"), _progress_bar(unit, what, shown=keeping.progress) as advance:
+            scores = backend.score(asked.prompts, asked.requests, progress=advance, partial=partial)
+        runs.append((asked.requests, scores, partial))
+        with clock("aggregate"):
+            results = _aggregate(asked.read, asked.others, asked.prompts, scores, near_tie, prompting.permute_choices)
+    if asked.texts is None:
+        return _Scored(results, runs, near_tie, {})
+    requests = asked.texts.requests
+    identity = backend.identity(requests, ())
+    # A run that was stopped at its tasks has nothing of its texts, which is no surprise.
+    warn = keeping.resume and not runs
+    partial = kept.enter_context(
+        journaled_scores(folder, identity, len(asked.texts), "windows of texts", resume=keeping.resume, warn=warn)
+    )
+    with clock("texts"), _progress_bar("window", "reading texts", shown=keeping.progress) as advance:
+        scores = backend.score_windows(requests, progress=advance, partial=partial)
+    runs.append((requests, scores, partial))
+    return _Scored(results, runs, near_tie, text_results(asked.texts, scores.loglikelihood))
+
+
+def _result(
+    asked: _Asked,
+    scored: _Scored,
+    backend: Backend,
+    prompting: PromptOptions,
+    cautions: Cautions,
+    score_mode: ScoreMode,
+    clock: PhaseClock,
+) -> EvalResult:
+    """The result of a run."""
+    selection = asked.selection
+    chat, tokenizer = prompting.apply_chat_template, backend.tokenizer
+    tells_tokens = tokenizer is not None and scored.runs[-1][0] is not None
+    length = prompting.max_length or backend.max_length
+    return EvalResult(
+        tasks=scored.results,
+        groups={
+            group.name: GroupResult.from_tasks(group, [scored.results[task.name] for task in selection.leaves(group)])
+            for group in selection.groups
+        },
+        model_name=backend.name,
+        **run_config(backend, prompting.limit),
+        num_tokens=sum(
+            done.tokens_useful if requests is None else requests.num_tokens for requests, done, _ in scored.runs
+        ),
+        texts=scored.texts,
+        near_tie=scored.near_tie,
+        choice_orders=prompting.permute_choices,
+        tokenizer=tokenizer_info(tokenizer, length) if tells_tokens else {},
+        system_instruction=prompting.system_instruction,
+        chat_template=chat_template_source(tokenizer, chat) if chat and tokenizer is not None else None,
+        fewshot_as_multiturn=prompting.multiturn,
+        details=cautions.added_to(run_details(selection, backend, asked.prompts, *scored.runs[0])),
+        score_mode=score_mode,
+        timings=clock.seconds,
+        started=clock.started,
+        total_seconds=time.time() - clock.started,
+    )
 
 
 @contextlib.contextmanager
@@ -316,151 +447,6 @@ def _progress_bar(unit: str, what: str, *, shown: bool) -> Iterator[Callable[[in
             bar.update(done - bar.n)
 
         yield advance
-
-
-def _text_run(
-    loaded: LoadedModel | ServedModel, encoder: Encoder, texts: Sequence[Text], max_length: int | None
-) -> TextRun | None:
-    """The texts, ready to be read by a model that is run here; None if there are none."""
-    if not texts:
-        return None
-    from wmdp_fast.scoring.served import ServedModel
-    from wmdp_fast.text_run import TextRun
-
-    if isinstance(loaded, ServedModel):
-        raise TypeError("a served model reads no texts")
-    found = encoder.get(loaded.tokenizer, loaded.prefix_token_id, model_type(loaded))
-    return TextRun(loaded, found, texts, max_length)
-
-
-def _refuse_unknown_tokens(
-    loaded: LoadedModel | ServedModel, requests: Requests | None, read: Sequence[TaskQuestions]
-) -> None:
-    """Raises ModelError, naming the question, if a token has no embedding in the model that is run here."""
-    from wmdp_fast.models.vocabulary import refuse_unknown_in_requests
-    from wmdp_fast.scoring.served import ServedModel
-
-    if requests is not None and not isinstance(loaded, ServedModel):
-        names = [f"{one.task.name}, question {row + 1}" for one in read for row in range(len(one.questions))]
-        refuse_unknown_in_requests(loaded.model, loaded.tokenizer, requests, names.__getitem__)
-
-
-def _score(
-    loaded: LoadedModel | ServedModel,
-    prompts: Sequence[Prompts],
-    requests: Requests | None,
-    engine: Engine,
-    token_budget: int | Literal["auto"],
-    score_mode: ScoreMode,
-    progress: Callable[[int, int], None],
-    partial: PartialScores,
-) -> Scores:
-    from wmdp_fast.scoring.served import ServedModel, score_served
-    from wmdp_fast.scoring.trie import score
-
-    if isinstance(loaded, ServedModel):
-        return score_served(loaded.server, prompts, requests=requests, progress=progress, partial=partial)
-    if requests is None:
-        raise ValueError("a model that is run here reads tokens")
-    return score(
-        loaded,
-        requests,
-        engine=engine,
-        token_budget=token_budget,
-        score_mode=score_mode,
-        progress=progress,
-        partial=partial,
-    )
-
-
-@dataclass(frozen=True)
-class _Scoring:
-    """How a model is scored, for tasks and texts alike. What is done lies in journals as long as `kept` is open."""
-
-    kept: contextlib.ExitStack
-    loaded: LoadedModel | ServedModel
-    engine: Engine
-    token_budget: int | Literal["auto"]
-    score_mode: ScoreMode
-    output: str | PathLike[str] | None
-    resume: bool
-    progress: bool
-    clock: PhaseClock
-    # What was asked, its scores, and what these were entered in: of tasks, then of texts.
-    done: list[tuple[Requests | None, Scores, PartialScores]] = field(default_factory=list)
-
-    def tasks(self, prompts: Sequence[Prompts], requests: Requests | None) -> Scores:
-        """Scores all choices of all tasks."""
-        identity = run_identity(self.loaded, requests, prompts, self.score_mode)
-        partial = self._keep(identity, sum(one.num_choices for one in prompts), "choices")
-        unit, what = ("input", "scoring") if hasattr(self.loaded, "model") else ("question", "asking")
-        with self.clock("forward"), _progress_bar(unit, what, shown=self.progress) as advance:
-            scores = _score(
-                self.loaded, prompts, requests, self.engine, self.token_budget, self.score_mode, advance, partial
-            )
-        self.done.append((requests, scores, partial))
-        return scores
-
-    def texts(self, run: TextRun | None) -> dict[str, TextResult]:
-        """Scores the windows of texts."""
-        if run is None:
-            return {}
-        identity = run_identity(self.loaded, run.requests, (), self.score_mode)
-        partial = self._keep(identity, len(run), "windows of texts")
-        with self.clock("texts"), _progress_bar("window", "reading texts", shown=self.progress) as advance:
-            scores = run.score(
-                token_budget=self.token_budget, score_mode=self.score_mode, progress=advance, partial=partial
-            )
-        self.done.append((run.requests, scores, partial))
-        return run.results(scores)
-
-    def _keep(self, identity: Mapping[str, Any] | None, number: int, what: str) -> PartialScores:
-        # A run that was stopped at its tasks has nothing of its texts, which is no surprise.
-        expected = self.resume and not self.done
-        begun = _journaled_scores(
-            self.loaded.name, identity, number, self.output, what, resume=self.resume, warn=expected
-        )
-        return self.kept.enter_context(begun)
-
-
-@contextlib.contextmanager
-def _journaled_scores(
-    name: str,
-    identity: Mapping[str, Any] | None,
-    number: int,
-    output: str | PathLike[str] | None,
-    what: str,
-    *,
-    resume: bool,
-    warn: bool,
-) -> Iterator[PartialScores]:
-    """Scores to be entered; if the run can be known again, they lie in a journal until the results are saved."""
-    from wmdp_fast.scoring.scores import PartialScores
-
-    if output is None or identity is None:
-        yield PartialScores.empty(number)
-        return
-    folder = output_folder(output, name)
-    journal = Journal.open(folder, identity, resume=resume)
-    if warn and len(journal.choices) == 0:
-        warnings.warn(
-            f"there is nothing to resume in {folder}: starting from the beginning", WmdpFastWarning, stacklevel=4
-        )
-    partial = PartialScores.resumed(number, journal)
-    try:
-        yield partial
-    except BaseException as error:
-        done = int(partial.finished.sum())
-        if done:
-            error.add_note(
-                f"{done} of {number} {what} are scored and kept in {journal.path}: the same again with"
-                " --resume (resume=True) goes on from there"
-            )
-            journal.close()
-        else:
-            journal.remove()
-        raise
-    journal.remove()
 
 
 def _aggregate(

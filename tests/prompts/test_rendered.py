@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import wmdp_fast as wf
 from tests.support import tiny_models, tokenizers_zoo
-from wmdp_fast import cli, evaluation
+from wmdp_fast import cli
+from wmdp_fast.scoring.local import LocalModel
 
 CHAT = (
     "{{ bos_token }}{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }}\n{% endfor %}"
@@ -84,13 +85,13 @@ WAYS = {
 def scored(monkeypatch, model, **options):
     """The prompts and requests that an evaluation gives to the model, and its result."""
     given = []
-    score = evaluation._score
+    score = LocalModel.score
 
-    def spy(loaded, prompts, requests, *rest):
+    def spy(self, prompts, requests, **options):
         given.append((prompts, requests))
-        return score(loaded, prompts, requests, *rest)
+        return score(self, prompts, requests, **options)
 
-    monkeypatch.setattr(evaluation, "_score", spy)
+    monkeypatch.setattr(LocalModel, "score", spy)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", wf.WmdpFastWarning)
         result = wf.evaluate(str(model), progress=False, **options)

@@ -206,7 +206,7 @@ def _show_prompts(arguments: argparse.Namespace, options: dict[str, Any]) -> int
         )
     _take_server(arguments, options)
     asking = {name: value for name, value in options.items() if name not in _OF_SCORING}
-    from wmdp_fast.rendered import rendered_prompts
+    from wmdp_fast.evaluation import rendered_prompts
 
     found = rendered_prompts(arguments.model, count=arguments.show_prompts, **asking)
     print(prompts.as_json(found) if arguments.json else prompts.as_text(found))

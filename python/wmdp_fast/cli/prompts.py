@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from wmdp_fast.rendered import RenderedPrompt
+    from wmdp_fast.prompts.rendered import RenderedPrompt
 
 # Columns of the lines with tokens.
 _WIDTH = 110

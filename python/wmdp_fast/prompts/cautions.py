@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from bisect import bisect_right
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
+
+from wmdp_fast.exceptions import WmdpFastWarning
+from wmdp_fast.tasks.typed_text import typed_line_breaks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -12,6 +16,42 @@ if TYPE_CHECKING:
     from wmdp_fast._rust import QuestionSet, Requests
     from wmdp_fast.prompts.chat import ChatPrompts
     from wmdp_fast.prompts.prepare import TaskQuestions
+
+
+class Cautions:
+    """Warns of what is unusual about a run's questions and prompts, and keeps it for the results."""
+
+    def __init__(self, read: Sequence[TaskQuestions], system_instruction: str | None, *, log_samples: bool) -> None:
+        columns = columns_without_json(read)
+        self.details: dict[str, Any] = {"columns_without_json": columns}
+        self._sentences: list[str] = []
+        self._warn(typed_line_breaks({"system_instruction": system_instruction}))
+        self._warn(repeated_examples(read))
+        if log_samples:
+            self._warn(about_columns(columns))
+
+    def add_prompts(self, requests: Requests | None, asked: Sequence[QuestionSet]) -> None:
+        """Adds what the prompts are as tokens; nothing if the server makes those."""
+        if requests is None:
+            return
+        self.details["truncated"], sentences = cut_prompts(requests, asked)
+        self._warn(sentences)
+        self.details["joined_choices"], sentences = joined_choices(requests)
+        self._warn(sentences)
+
+    def add_chat(self, task: str, chat: ChatPrompts) -> None:
+        """Adds how the chat template took a task's prompts; once, if they are asked in several orders."""
+        sentences = [f"{task}: {sentence}" for sentence in about_chat(chat)]
+        self._warn([sentence for sentence in sentences if sentence not in self._sentences])
+
+    def added_to(self, details: dict[str, Any]) -> dict[str, Any]:
+        """A run's details with these, its own warnings first."""
+        return details | self.details | {"warnings": [*details["warnings"], *self._sentences]}
+
+    def _warn(self, sentences: Sequence[str]) -> None:
+        self._sentences += sentences
+        for sentence in sentences:
+            warnings.warn(sentence, WmdpFastWarning, stacklevel=4)
 
 
 def repeated_examples(read: Sequence[TaskQuestions]) -> list[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wmdp_fast._rust import read_documents
+from wmdp_fast._rust import Requests, read_documents
 from wmdp_fast.exceptions import DatasetError, DataUnavailableError, TaskError, TokenizerError
 
 if TYPE_CHECKING:
@@ -67,6 +67,34 @@ class Windows:
     continuations: list[list[int]]
     documents: list[int]
     tokens: list[int]
+
+
+@dataclass(frozen=True)
+class TextRequests:
+    """Texts as a model is to read them.
+
+    Attributes:
+        texts: The texts.
+        windows: Their documents, cut up.
+        requests: Each window as a question with one choice.
+    """
+
+    texts: Sequence[Text]
+    windows: Windows
+    requests: Requests
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self.windows.documents)
+
+    def name_of(self, window: int) -> str:
+        """Text and document of a window, for messages."""
+        row = self.windows.documents[window]
+        for text in self.texts:
+            if row < len(text.documents):
+                return f"{text.name}, document {row + 1}"
+            row -= len(text.documents)
+        raise IndexError(f"there is no window {window}")
 
 
 def read_texts(
@@ -131,6 +159,13 @@ def windows_of(texts: Sequence[Text], tokenizer: Tokenizer, prefix_token_id: int
                 found.documents.append(len(found.tokens))
             found.tokens.append(len(tokens))
     return found
+
+
+def text_requests(texts: Sequence[Text], tokenizer: Tokenizer, prefix_token_id: int, max_length: int) -> TextRequests:
+    """Tokenizes texts for a model; arguments and errors are those of `windows_of`."""
+    windows = windows_of(texts, tokenizer, prefix_token_id, max_length)
+    continuations = [[one] for one in windows.continuations]
+    return TextRequests(texts, windows, Requests.from_tokens(windows.contexts, continuations, max_length))
 
 
 def rolling_windows(tokens: list[int], prefix: int, max_length: int) -> Iterator[tuple[list[int], list[int]]]:

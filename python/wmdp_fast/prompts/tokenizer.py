@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Protocol
 
 from wmdp_fast._rust import Tokenizer
 from wmdp_fast.exceptions import TokenizerError
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from transformers import PreTrainedTokenizerBase
+
+    from wmdp_fast.tasks.resolve import Selection
+
+
+class ReadsTokens(Protocol):
+    """What its prompts are tokenized by, of a model that is loaded, served or not there at all."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Its tokenizer of transformers, or None if its server tokenizes."""
+
+    @property
+    def prefix_token_id(self) -> int | None:
+        """Token that stands for an empty context; None without a tokenizer."""
+
+    @property
+    def max_length(self) -> int | None:
+        """Most tokens it reads at once, or None if nobody said."""
+
+    @property
+    def model_type(self) -> str:
+        """Transformers' name for its architecture; empty if it has none, or is served."""
 
 
 def load_tokenizer(
@@ -43,3 +68,35 @@ def prefix_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token before a continuation that has no context, by lm-eval's rule: BOS, else EOS; None with neither."""
     prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     return None if prefix is None else int(prefix)
+
+
+class BackgroundTokenizer:
+    """The Rust tokenizer, loaded on a thread while the weights are read: either takes some tenths of a second."""
+
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+        self._begun: Future[Tokenizer] | None = None
+
+    def begin(self, tokenizer: PreTrainedTokenizerBase, model_type: str) -> None:
+        """Begins to load it on a thread, which takes little of Python's time."""
+        if (prefix := prefix_token_id(tokenizer)) is not None:
+            threads = ThreadPoolExecutor(max_workers=1)
+            self._begun = threads.submit(self._load, tokenizer, prefix, model_type)
+            threads.shutdown(wait=False)
+
+    def of(self, model: ReadsTokens) -> Tokenizer:
+        """That of a model, which has one: waits for it, or loads it now.
+
+        Raises:
+            TokenizerError: As `load_tokenizer`.
+            ValueError: The model has no tokenizer, or this one neither BOS nor EOS.
+        """
+        if self._begun is not None:
+            return self._begun.result()
+        if model.tokenizer is None or model.prefix_token_id is None:
+            raise ValueError("without a tokenizer that has BOS or EOS there are no tokens")
+        return self._load(model.tokenizer, model.prefix_token_id, model.model_type)
+
+    def _load(self, tokenizer: PreTrainedTokenizerBase, prefix_token_id: int, model_type: str) -> Tokenizer:
+        special = self._selection.compat.add_special_tokens(model_type)
+        return load_tokenizer(tokenizer, prefix_token_id=prefix_token_id, add_special_tokens=special)

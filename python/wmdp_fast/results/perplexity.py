@@ -15,6 +15,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from wmdp_fast.prompts.texts import Text
+    from wmdp_fast.prompts.texts import Text, TextRequests
 
 # Metrics with what they are by; lm-eval has the first three.
 METRICS = {
@@ -376,6 +377,26 @@ class TextResult:
                     "token_perplexity": _number(_scaled("token_perplexity", -value / tokens)) if tokens else None,
                 },
             }
+
+
+def text_results(asked: TextRequests, loglikelihood: npt.NDArray[np.float64]) -> dict[str, TextResult]:
+    """Results by text; a document's log-likelihood is the sum over its windows.
+
+    Args:
+        asked: What was read.
+        loglikelihood: Of each window, in nats: float64 `[windows]`.
+    """
+    tokens = np.array(asked.windows.tokens, dtype=np.int64)
+    windows = np.bincount(asked.windows.documents, minlength=len(tokens)).astype(np.int64)
+    sums = np.zeros(len(tokens))
+    np.add.at(sums, asked.windows.documents, loglikelihood)
+    ends = accumulate((len(text.documents) for text in asked.texts), initial=0)
+    return {
+        text.name: TextResult.from_scores(
+            text, sums[slice(*of)], tokens[slice(*of)], windows[slice(*of)], asked.requests.max_length
+        )
+        for text, of in zip(asked.texts, pairwise(ends), strict=True)
+    }
 
 
 def _number(value: float | None) -> float | str:

@@ -14,10 +14,12 @@ class PhaseClock:
     """Adds up wall time by phase: `with clock("read"): ...`.
 
     Attributes:
+        started: When it was made, seconds since 1970.
         seconds: The time spent in each phase so far.
     """
 
     def __init__(self) -> None:
+        self.started = time.time()
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -58,6 +58,20 @@ class Scores:
     token_budget: int
     engine: str
     why_not_trie: str | None = None
+
+    def cost(self) -> dict[str, Any]:
+        """What results say they cost."""
+        return {
+            "token_budget": self.token_budget,
+            "batches": self.batches,
+            "tokens_run": self.tokens_run,
+            "tokens_useful": self.tokens_useful,
+            "seconds_waiting": self.seconds_waiting,
+        }
+
+    def source(self) -> dict[str, Any]:
+        """What else results say of where they are from."""
+        return {}
 
 
 @dataclass

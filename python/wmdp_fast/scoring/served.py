@@ -7,18 +7,22 @@ likeliest tokens. Choices of several tokens are one request each: for the log-pr
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from wmdp_fast._rust import __version__
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.prompts.tokenizer import prefix_token_id
+from wmdp_fast.scoring.backend import ModelRecord
 from wmdp_fast.scoring.completion import (
     AnswerError,
     Place,
@@ -50,7 +54,7 @@ _MOST_LENGTH = 1 << 31
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that a server has been found to serve.
+    """A model that a server has been found to serve; `Backend` describes what it offers.
 
     Attributes:
         server: Where.
@@ -71,6 +75,74 @@ class ServedModel:
     def prefix_token_id(self) -> int | None:
         """Token that stands for an empty context, by lm-eval's rule: BOS, else EOS."""
         return None if self.tokenizer is None else prefix_token_id(self.tokenizer)
+
+    @property
+    def model_type(self) -> str:
+        """Nothing: its architecture is the server's business."""
+        return ""
+
+    @property
+    def dtype(self) -> None:
+        """None: nobody said."""
+        return
+
+    @property
+    def attention(self) -> None:
+        """None: nobody said."""
+        return
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """None: nothing was loaded here but a tokenizer."""
+        return ()
+
+    @property
+    def progress(self) -> tuple[str, str]:
+        """A server is asked by the question."""
+        return "question", "asking"
+
+    def identity(self, requests: Requests | None, prompts: Sequence[Prompts]) -> dict[str, Any]:
+        """The server and what it is asked: it is trusted to serve the same model as before under the same name."""
+        asked = _content_hash(prompts) if requests is None else requests.content_hash
+        return {
+            "base url": self.server.base_url,
+            "served model": self.server.model,
+            "engine": self.server.protocol,
+            "missing letters": self.server.about_missing,
+            "questions and their text" if requests is None else "questions and their tokens": asked,
+            "wmdp_fast": __version__,
+        }
+
+    def record(self) -> ModelRecord:
+        """What lm-eval's `local-completions` records."""
+        arguments: dict[str, Any] = {"model": self.server.model, "base_url": self.server.base_url}
+        if self.tokenizer is not None:
+            arguments["tokenizer"] = self.tokenizer.name_or_path
+        return ModelRecord(model="local-completions", model_args=arguments)
+
+    def check_tokens(self, requests: Requests, name_of: Callable[[int], str]) -> None:
+        """Nothing is checked here: the server refuses tokens that its model does not know."""
+
+    def score(
+        self,
+        prompts: Sequence[Prompts],
+        requests: Requests | None,
+        *,
+        progress: Callable[[int, int], None],
+        partial: PartialScores,
+    ) -> ServedScores:
+        """Asks the server; see `score_served`."""
+        return score_served(self.server, prompts, requests=requests, progress=progress, partial=partial)
+
+    def score_windows(
+        self,
+        requests: Requests,  # noqa: ARG002
+        *,
+        progress: Callable[[int, int], None],  # noqa: ARG002
+        partial: PartialScores,  # noqa: ARG002
+    ) -> ServedScores:
+        """Raises TypeError: a server is asked about answers to questions alone."""
+        raise TypeError("a served model reads no texts")
 
 
 def connect(server: Server, tokenizer: PreTrainedTokenizerBase | str | None = None) -> ServedModel:
@@ -128,14 +200,38 @@ class ServedScores(Scores):
     """The scores of a served model, and what they took.
 
     Attributes:
+        server: Where it is served, and how it was asked.
+        sent: What the prompts were sent as.
         requests: Requests sent, those sent again included.
         repeated: Of those, how many were sent again.
         bounded: Choices that were not among the likeliest tokens and got the least of their log-probabilities.
     """
 
-    requests: int = 0
-    repeated: int = 0
-    bounded: int = 0
+    _: KW_ONLY
+    server: Server
+    sent: Literal["text", "tokens"]
+    requests: int
+    repeated: int
+    bounded: int
+
+    def cost(self) -> dict[str, Any]:
+        """What results say they cost; where a server was asked there were no batches of tokens."""
+        return {"tokens_run": self.tokens_run, "tokens_useful": self.tokens_useful}
+
+    def source(self) -> dict[str, Any]:
+        """The server and how it was asked."""
+        server = {
+            "base_url": self.server.base_url,
+            "model": self.server.model,
+            "sent": self.sent,
+            "top_logprobs": self.server.top_logprobs,
+            "missing_letters": self.server.about_missing,
+            "choices_bounded": self.bounded,
+            "concurrency": self.server.concurrency,
+            "requests": self.requests,
+            "requests_repeated": self.repeated,
+        }
+        return {"server": server}
 
 
 def score_served(
@@ -178,7 +274,24 @@ def score_served(
         client.close()
         partial.seconds += time.perf_counter() - begin
     scores = partial.scores(tokens_useful=partial.tokens_run, token_budget=server.concurrency, engine=server.protocol)
-    return ServedScores(**vars(scores), requests=client.sent, repeated=client.repeated, bounded=len(partial.bounded))
+    return ServedScores(
+        **vars(scores),
+        server=server,
+        sent="text" if requests is None else "tokens",
+        requests=client.sent,
+        repeated=client.repeated,
+        bounded=len(partial.bounded),
+    )
+
+
+def _content_hash(prompts: Sequence[Prompts]) -> str:
+    """SHA-256 of what is asked, as text."""
+    content = hashlib.sha256()
+    for own in prompts:
+        for index in range(len(own)):
+            texts = [own.continuation(index, choice) for choice in range(len(own.choices(index)))]
+            content.update(json.dumps([own.context(index), texts]).encode())
+    return content.hexdigest()
 
 
 def _out_of_reach(asker: _Asker, ask: Callable[[], None]) -> None:

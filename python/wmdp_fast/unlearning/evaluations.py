@@ -14,9 +14,9 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from wmdp_fast.asking import Asking
 from wmdp_fast.exceptions import DivergedError, ModelError, TaskError, WmdpFastWarning
 from wmdp_fast.prompts.chat import chat_template_source
+from wmdp_fast.prompts.options import PromptOptions
 from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.results.perplexity import METRICS
 from wmdp_fast.tasks import resolve
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from wmdp_fast.unlearning.stopping import Condition
 
 # The parameters of `evaluate` that say what is asked and how.
-_OF_ASKING = tuple(one.name for one in dataclasses.fields(Asking) if one.name != "tasks")
+_OF_PROMPTS = tuple(one.name for one in dataclasses.fields(PromptOptions) if one.name != "tasks")
 
 
 def check_tasks(
@@ -54,12 +54,12 @@ def check_tasks(
         TemplateError: A template does not compile, or fails on its first question.
         DataUnavailableError, DatasetError, FileNotFoundError, ValueError: As `evaluate` does.
     """
-    asking = Asking(tasks=list(names), **{name: options[name] for name in _OF_ASKING if name in options})
+    prompting = PromptOptions(tasks=list(names), **{name: options[name] for name in _OF_PROMPTS if name in options})
     with warnings.catch_warnings():
         # The first evaluation gives them.
         warnings.simplefilter("ignore", WmdpFastWarning)
-        selection = asking.select(has_text=bool(texts))
-        asking.read(selection)
+        selection = prompting.select(has_text=bool(texts))
+        prompting.read(selection)
     measured = {task.name: task.metrics for task in selection.tasks}
     measured |= {group.name: group.metrics for group in selection.groups}
     read_texts(texts, taken=measured)

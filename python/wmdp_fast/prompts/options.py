@@ -1,4 +1,4 @@
-"""How a run asks: from the parameters of `evaluate` to prompts and their tokens, before a model scores them.
+"""From the parameters of `evaluate` that say what to ask and how, to prompts and their tokens.
 
 `evaluate` and `rendered_prompts` both go through here, so that what is shown is what is scored.
 """
@@ -6,31 +6,24 @@
 from __future__ import annotations
 
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from wmdp_fast.exceptions import TaskError, WmdpFastWarning
-from wmdp_fast.prompts import cautions, prepare
+from wmdp_fast.prompts import prepare
 from wmdp_fast.prompts.chat import chat_contexts, system_text
-from wmdp_fast.prompts.tokenizer import load_tokenizer, prefix_token_id
-from wmdp_fast.results.provenance import model_type
 from wmdp_fast.tasks.resolve import resolve, without_tasks
-from wmdp_fast.tasks.typed_text import typed_line_breaks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from concurrent.futures import Future
     from os import PathLike
 
     from transformers import PreTrainedTokenizerBase
 
-    from wmdp_fast._rust import Prompts, QuestionSet, Requests, Tokenizer
-    from wmdp_fast.models.load import LoadedModel
-    from wmdp_fast.models.tokenizer_only import TokenizerOnly
-    from wmdp_fast.prompts.chat import ChatPrompts
+    from wmdp_fast._rust import Prompts, Requests
+    from wmdp_fast.prompts.cautions import Cautions
     from wmdp_fast.prompts.prepare import TaskQuestions
-    from wmdp_fast.scoring.served import ServedModel
+    from wmdp_fast.prompts.tokenizer import BackgroundTokenizer, ReadsTokens
     from wmdp_fast.tasks.resolve import Selection
     from wmdp_fast.tasks.task import Choices
 
@@ -42,8 +35,12 @@ _LARGEST = 1 << 62
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
-    """The parameters of `evaluate` that decide what is asked and how, described there."""
+class PromptOptions:
+    """The parameters of `evaluate` that decide what is asked and how, described there.
+
+    Raises:
+        ValueError: `max_length` is not a number of tokens.
+    """
 
     tasks: str | PathLike[str] | Sequence[str | PathLike[str]]
     data: str | PathLike[str] | None = None
@@ -61,6 +58,9 @@ class Asking:
     system_instruction: str | None = None
     fewshot_as_multiturn: bool | None = None
     max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        check_counts(max_length=self.max_length)
 
     @property
     def multiturn(self) -> bool:
@@ -168,83 +168,16 @@ class Asking:
         about.add_chat(task.name, chat)
         return prompts.with_contexts(chat.contexts, delimiter=chat.delimiter)
 
-    def requests(
-        self, loaded: LoadedModel | ServedModel | TokenizerOnly, encoder: Encoder, prompts: Sequence[Prompts]
-    ) -> Requests | None:
+    def requests(self, model: ReadsTokens, encoder: BackgroundTokenizer, prompts: Sequence[Prompts]) -> Requests | None:
         """The prompts as tokens; None if there are none, or for a served model without a tokenizer: it is sent text."""
         if not prompts:
             return None
-        if loaded.tokenizer is None or loaded.prefix_token_id is None:
+        if model.tokenizer is None:
             if self.max_length is not None:
                 raise ValueError("max_length needs the served model's tokenizer: name it with tokenizer (--tokenizer)")
             return None
-        found = encoder.get(loaded.tokenizer, loaded.prefix_token_id, model_type(loaded))
-        return found.encode_requests(prompts, self.max_length or min(loaded.max_length or _NO_LIMIT, _LARGEST))
-
-
-class Cautions:
-    """Warns of what is unusual about a run's questions and prompts, and keeps it for the results."""
-
-    def __init__(self, read: Sequence[TaskQuestions], system_instruction: str | None, *, log_samples: bool) -> None:
-        columns = cautions.columns_without_json(read)
-        self.details: dict[str, Any] = {"columns_without_json": columns}
-        self._sentences: list[str] = []
-        self._warn(typed_line_breaks({"system_instruction": system_instruction}))
-        self._warn(cautions.repeated_examples(read))
-        if log_samples:
-            self._warn(cautions.about_columns(columns))
-
-    def add_prompts(self, requests: Requests | None, asked: Sequence[QuestionSet]) -> None:
-        """Adds what the prompts are as tokens; nothing if the server makes those."""
-        if requests is None:
-            return
-        self.details["truncated"], sentences = cautions.cut_prompts(requests, asked)
-        self._warn(sentences)
-        self.details["joined_choices"], sentences = cautions.joined_choices(requests)
-        self._warn(sentences)
-
-    def add_chat(self, task: str, chat: ChatPrompts) -> None:
-        """Adds how the chat template took a task's prompts; once, if they are asked in several orders."""
-        sentences = [f"{task}: {sentence}" for sentence in cautions.about_chat(chat)]
-        self._warn([sentence for sentence in sentences if sentence not in self._sentences])
-
-    def added_to(self, details: dict[str, Any]) -> dict[str, Any]:
-        """A run's details with these, its own warnings first."""
-        return details | self.details | {"warnings": [*details["warnings"], *self._sentences]}
-
-    def _warn(self, sentences: Sequence[str]) -> None:
-        self._sentences += sentences
-        for sentence in sentences:
-            warnings.warn(sentence, WmdpFastWarning, stacklevel=4)
-
-
-class Encoder:
-    """The Rust tokenizer, begun to be loaded while the weights are read: either takes some tenths of a second."""
-
-    def __init__(self, selection: Selection) -> None:
-        self._selection = selection
-        self._begun: Future[Tokenizer] | None = None
-
-    def begin(self, tokenizer: PreTrainedTokenizerBase, model_type: str) -> None:
-        """Begins to load it on a thread, which takes little of Python's time."""
-        if (prefix := prefix_token_id(tokenizer)) is not None:
-            threads = ThreadPoolExecutor(max_workers=1)
-            self._begun = threads.submit(self._load, tokenizer, prefix, model_type)
-            threads.shutdown(wait=False)
-
-    def get(self, tokenizer: PreTrainedTokenizerBase, prefix_token_id: int, model_type: str) -> Tokenizer:
-        """Waits for it, or loads it now.
-
-        Raises:
-            TokenizerError: As `load_tokenizer`.
-        """
-        if self._begun is not None:
-            return self._begun.result()
-        return self._load(tokenizer, prefix_token_id, model_type)
-
-    def _load(self, tokenizer: PreTrainedTokenizerBase, prefix_token_id: int, model_type: str) -> Tokenizer:
-        special = self._selection.compat.add_special_tokens(model_type)
-        return load_tokenizer(tokenizer, prefix_token_id=prefix_token_id, add_special_tokens=special)
+        max_length = self.max_length or min(model.max_length or _NO_LIMIT, _LARGEST)
+        return encoder.of(model).encode_requests(prompts, max_length)
 
 
 def check_counts(**given: int | None) -> None:

@@ -1,0 +1,161 @@
+"""A model that is loaded here as a `Backend`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from wmdp_fast._rust import __version__
+from wmdp_fast.models.load import files_identity
+from wmdp_fast.models.vocabulary import refuse_unknown_in_requests
+from wmdp_fast.scoring.backend import LoadOptions, ModelRecord, ScoreOptions
+from wmdp_fast.scoring.rolling import score_windows
+from wmdp_fast.scoring.trie import score
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from wmdp_fast._rust import Prompts, Requests
+    from wmdp_fast.models.load import LoadedModel
+    from wmdp_fast.scoring.scores import PartialScores, Scores
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A loaded model and how it is scored; `Backend` describes what it offers.
+
+    Attributes:
+        loaded: The model.
+        load: How it was loaded.
+        options: How it is scored.
+    """
+
+    loaded: LoadedModel
+    load: LoadOptions
+    options: ScoreOptions
+
+    @property
+    def name(self) -> str:
+        """Folder or name on the hub, as it was given."""
+        return self.loaded.name
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer of transformers."""
+        return self.loaded.tokenizer
+
+    @property
+    def prefix_token_id(self) -> int:
+        """Token that stands for an empty context."""
+        return self.loaded.prefix_token_id
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens it reads at once, by lm-eval's rule."""
+        return self.loaded.max_length
+
+    @property
+    def model_type(self) -> str:
+        """Transformers' name for its architecture, or nothing for a model that has none."""
+        return str(getattr(getattr(self.loaded.model, "config", None), "model_type", ""))
+
+    @property
+    def dtype(self) -> str:
+        """Type of its weights."""
+        return str(self.loaded.dtype).removeprefix("torch.")
+
+    @property
+    def attention(self) -> str | None:
+        """The attention implementation of transformers that the model is set to."""
+        return getattr(getattr(self.loaded.model, "config", None), "_attn_implementation", None)
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What results should say of how it was loaded."""
+        return self.loaded.warnings
+
+    @property
+    def progress(self) -> tuple[str, str]:
+        """Inputs are counted: the trie does not count those that are the beginning of another one."""
+        return "input", "scoring"
+
+    def identity(self, requests: Requests | None, prompts: Sequence[Prompts]) -> dict[str, Any] | None:  # noqa: ARG002
+        """The model's files, dtype and device, and the tokens; None for a model that was in memory."""
+        if self.loaded.path is None:
+            return None
+        return {
+            "model files": files_identity(self.loaded),
+            "dtype": self.dtype,
+            "device": self.loaded.device.type,
+            "score mode": self.options.score_mode,
+            "questions and their tokens": _needed(requests).content_hash,
+            "wmdp_fast": __version__,
+        }
+
+    def record(self) -> ModelRecord:
+        """What lm-eval's `HFLM` records: its `model_args` and `get_model_info`."""
+        arguments: dict[str, Any] = {"pretrained": self.name, "dtype": self.load.dtype}
+        if isinstance(self.load.tokenizer, (str, os.PathLike)):
+            arguments["tokenizer"] = os.fspath(self.load.tokenizer)
+        if self.load.revision is not None:
+            arguments["revision"] = self.load.revision
+        if self.load.peft is not None:
+            arguments["peft"] = os.fspath(self.load.peft)
+        info = {
+            "model_num_parameters": self.loaded.num_parameters,
+            "model_dtype": str(self.loaded.dtype),
+            "model_revision": self.loaded.revision or "main",
+            "model_sha": self.loaded.sha or "",
+        }
+        return ModelRecord(
+            model="hf",
+            model_args=arguments,
+            model_info=info,
+            batch_size=self.options.token_budget,
+            device=str(self.loaded.device),
+        )
+
+    def check_tokens(self, requests: Requests, name_of: Callable[[int], str]) -> None:
+        """Raises ModelError, naming the question, if a token has no embedding."""
+        refuse_unknown_in_requests(self.loaded.model, self.tokenizer, requests, name_of)
+
+    def score(
+        self,
+        prompts: Sequence[Prompts],  # noqa: ARG002
+        requests: Requests | None,
+        *,
+        progress: Callable[[int, int], None],
+        partial: PartialScores,
+    ) -> Scores:
+        """Scores by trie or on padded rows; see `wmdp_fast.scoring.trie.score`."""
+        return score(
+            self.loaded,
+            _needed(requests),
+            engine=self.options.engine,
+            token_budget=self.options.token_budget,
+            score_mode=self.options.score_mode,
+            progress=progress,
+            partial=partial,
+        )
+
+    def score_windows(
+        self, requests: Requests, *, progress: Callable[[int, int], None], partial: PartialScores
+    ) -> Scores:
+        """Scores windows of texts; see `wmdp_fast.scoring.rolling.score_windows`."""
+        return score_windows(
+            self.loaded,
+            requests,
+            token_budget=self.options.token_budget,
+            score_mode=self.options.score_mode,
+            progress=progress,
+            partial=partial,
+        )
+
+
+def _needed(requests: Requests | None) -> Requests:
+    if requests is None:
+        raise ValueError("a model that is run here reads tokens")
+    return requests

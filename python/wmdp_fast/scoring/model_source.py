@@ -1,0 +1,180 @@
+"""From the argument `model` of `evaluate` and `rendered_prompts` to what stands behind it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
+from wmdp_fast.scoring.server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from os import PathLike
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from wmdp_fast.prompts.tokenizer import ReadsTokens
+    from wmdp_fast.scoring.backend import Backend
+    from wmdp_fast.scoring.local import LocalModel
+
+    OnTokenizer = Callable[[PreTrainedTokenizerBase, str], object]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that is not loaded or connected to yet.
+
+    Attributes:
+        name: What results will call it.
+        open: Loads it, or connects to its server. Takes what is called with the tokenizer and the model's type as soon
+            as these are known, if the model is loaded from files. Raises what `load_model`, `wrap_model` and `connect`
+            do.
+    """
+
+    name: str
+    open: Callable[[OnTokenizer], Backend]
+
+
+def model_source(
+    model: str | PathLike[str] | PreTrainedModel | Server,
+    load: LoadOptions,
+    score: ScoreOptions,
+    *,
+    resume: bool = False,
+    has_text: bool = False,
+) -> ModelSource:
+    """Checks that options fit the model, which is loaded or connected to later.
+
+    Args:
+        model: Files, a model in memory or a server.
+        load: How to load it.
+        score: How to score it.
+        resume: Whether an earlier run of the model is to be recognized.
+        has_text: Whether texts are to be read.
+
+    Raises:
+        ValueError: An option does not apply to such a model.
+    """
+    if isinstance(model, Server):
+        _refuse_for_server(load, score, has_text=has_text)
+        return ModelSource(model.model, lambda _: _connected(model, load))
+    if isinstance(model, (str, os.PathLike)):
+        where = os.fspath(model)
+        return ModelSource(where, lambda on_tokenizer: _loaded(where, load, score, on_tokenizer))
+    if resume:
+        raise ValueError("resume is for models on disk: whether a model in memory is the same as before, nobody knows")
+    tokenizer = _tokenizer_of(load, "evaluate")
+    _refuse_in_memory(load)
+    name = getattr(model, "name_or_path", "") or type(model).__name__
+    return ModelSource(name, lambda _: _in_memory(model, tokenizer, load, score))
+
+
+def tokenizer_source(
+    model: str | PathLike[str] | PreTrainedModel | Server, load: LoadOptions
+) -> Callable[[], ReadsTokens]:
+    """As `model_source`, for prompts alone: of files, only the tokenizer's and the configuration are read.
+
+    Raises:
+        TypeError: The model is served.
+        ValueError: The model is in memory, and there is no tokenizer.
+    """
+    if isinstance(model, Server):
+        raise TypeError(
+            "the prompts of a served model are shown by its tokenizer: name the folder, or the hub name, that has it"
+            " and config.json, in place of the server"
+        )
+    if isinstance(model, (str, os.PathLike)):
+        return lambda: _tokenizer_only(os.fspath(model), load)
+    tokenizer = _tokenizer_of(load, "rendered_prompts")
+    return lambda: _in_memory(model, tokenizer, load, ScoreOptions())
+
+
+def _refuse_for_server(load: LoadOptions, score: ScoreOptions, *, has_text: bool) -> None:
+    """Raises if an option was given that only a model which is run here has."""
+    given = {
+        "revision": load.revision is not None,
+        "dtype": load.dtype != "auto",
+        "device": load.device != "auto",
+        "peft": load.peft is not None,
+        "trust_remote_code": load.trust_remote_code,
+        "allow_missing": load.allow_missing,
+        "engine": score.engine != "auto",
+        "token_budget": score.token_budget != "auto",
+        "score_mode": score.score_mode != "float32",
+        "text": has_text,
+    }
+    if unfit := [name for name, is_given in given.items() if is_given]:
+        raise ValueError(f"{', '.join(unfit)} cannot be chosen for a model that is served: that is up to the server")
+
+
+def _connected(server: Server, load: LoadOptions) -> Backend:
+    from wmdp_fast.scoring.served import connect
+
+    return connect(server, _named(load.tokenizer))
+
+
+def _loaded(where: str, load: LoadOptions, score: ScoreOptions, on_tokenizer: OnTokenizer) -> LocalModel:
+    from wmdp_fast.models.load import load_model
+    from wmdp_fast.scoring.local import LocalModel
+
+    loaded = load_model(
+        where,
+        tokenizer=_named(load.tokenizer),
+        revision=load.revision,
+        dtype=load.dtype,
+        device=load.device,
+        peft=None if load.peft is None else os.fspath(load.peft),
+        trust_remote_code=load.trust_remote_code,
+        allow_missing=load.allow_missing,
+        on_tokenizer=on_tokenizer,
+    )
+    return LocalModel(loaded, load, score)
+
+
+def _in_memory(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | str, load: LoadOptions, score: ScoreOptions
+) -> LocalModel:
+    from wmdp_fast.models.load import load_tokenizer, wrap_model
+    from wmdp_fast.scoring.local import LocalModel
+
+    return LocalModel(wrap_model(model, load_tokenizer(tokenizer)), load, score)
+
+
+def _tokenizer_of(load: LoadOptions, caller: str) -> PreTrainedTokenizerBase | str:
+    """The tokenizer given with a model in memory; raises ValueError without one."""
+    tokenizer = _named(load.tokenizer)
+    if tokenizer is None:
+        raise ValueError(f"a model in memory needs its tokenizer: {caller}(model, tokenizer=..., tasks=...)")
+    return tokenizer
+
+
+def _refuse_in_memory(load: LoadOptions) -> None:
+    """Raises if an option was given that only loading can follow."""
+    given = {
+        "revision": load.revision is not None,
+        "peft": load.peft is not None,
+        "dtype": load.dtype != "auto",
+        "device": load.device != "auto",
+    }
+    if unfit := [name for name, is_given in given.items() if is_given]:
+        raise ValueError(f"{', '.join(unfit)} cannot be changed for a model that is already in memory")
+
+
+def _tokenizer_only(where: str, load: LoadOptions) -> ReadsTokens:
+    from wmdp_fast.models.tokenizer_only import load_tokenizer_only
+
+    return load_tokenizer_only(
+        where,
+        tokenizer=_named(load.tokenizer),
+        revision=load.revision,
+        trust_remote_code=load.trust_remote_code,
+    )
+
+
+def _named(
+    tokenizer: PreTrainedTokenizerBase | str | PathLike[str] | None,
+) -> PreTrainedTokenizerBase | str | None:
+    """The same, with a path as text."""
+    return os.fspath(tokenizer) if isinstance(tokenizer, os.PathLike) else tokenizer
