@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from tests.support import tiny_models
-from wmdp_fast.models.fused.norms import fused_norms
+from wmdp_fast.models.fused.norms import NORMS
+from wmdp_fast.models.fused.trials import replaced_modules
 
 
 def replaced(model: nn.Module) -> list[nn.Module]:
@@ -23,7 +24,7 @@ def test_a_models_norms_give_the_same(family: str) -> None:
             norm.weight.normal_(0.5)
         rows = [torch.randn(2, 3, norm.weight.numel()) for norm in norms]
         expected = [norm(x) for norm, x in zip(norms, rows, strict=True)]
-        with fused_norms(model):
+        with replaced_modules(model, [NORMS]):
             assert replaced(model) == norms
             found = [norm(x) for norm, x in zip(norms, rows, strict=True)]
     assert replaced(model) == []
@@ -46,7 +47,7 @@ class SquaredRMSNorm(nn.Module):
 def test_what_is_no_such_norm_is_left_alone() -> None:
     other, half = SquaredRMSNorm(), nn.RMSNorm(8, dtype=torch.bfloat16)
     no_epsilon = nn.RMSNorm(8)  # torch's own takes its dtype's
-    with fused_norms(nn.ModuleList([other, half, no_epsilon])):
+    with replaced_modules(nn.ModuleList([other, half, no_epsilon]), [NORMS]):
         assert "forward" not in vars(other)
         assert "forward" not in vars(half)
         assert "forward" not in vars(no_epsilon)

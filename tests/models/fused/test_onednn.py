@@ -14,13 +14,18 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from tests.support import tiny_models
 from wmdp_fast.models.fused import linear
-from wmdp_fast.models.fused.linear import onednn_linears, onednn_products
+from wmdp_fast.models.fused.gates import GATED_BLOCKS
+from wmdp_fast.models.fused.linear import LINEAR_LAYERS
+from wmdp_fast.models.fused.trials import ModulePart, Trials, replaced_modules
 from wmdp_fast.runtime import environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from transformers import PreTrainedModel
+
+    from wmdp_fast.models.fused.trials import Compute
 
 pytestmark = pytest.mark.skipif(not linear.is_available(), reason="this torch or this processor is left as it is")
 
@@ -31,6 +36,14 @@ def _not_on_intel() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(environment, "is_intel", lambda: False)
         yield
+
+
+def onednn_linears(model: nn.Module) -> AbstractContextManager[None]:
+    return replaced_modules(model, (LINEAR_LAYERS,))
+
+
+def onednn_products(model: nn.Module) -> AbstractContextManager[None]:
+    return replaced_modules(model, (LINEAR_LAYERS, GATED_BLOCKS))
 
 
 def replaced(model: nn.Module) -> set[str]:
@@ -183,8 +196,33 @@ def test_a_gated_block(inner: int, bias: bool, tokens: int) -> None:
         assert_close(found, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_gated_block_of_another_dtype_is_left_alone(dtype: torch.dtype) -> None:
+    block = LlamaMLP(LlamaConfig(hidden_size=32, intermediate_size=48)).to(dtype)
+    with onednn_products(block):
+        assert replaced(block) == set()
+
+
+def test_blocks_that_are_alike_are_tried_once() -> None:
+    blocks = [LlamaMLP(LlamaConfig(hidden_size=32, intermediate_size=48)) for _ in range(3)]
+    for block, activation in zip(blocks, (nn.functional.silu, nn.functional.gelu, nn.functional.silu), strict=True):
+        del block.act_fn
+        block.act_fn = activation
+    tried = []
+
+    def prove(block: nn.Module) -> Compute | None:
+        tried.append(block)
+        return GATED_BLOCKS.prove(block)
+
+    part, trials = ModulePart(GATED_BLOCKS.alike, prove), Trials()
+    for _ in range(2):
+        with replaced_modules(nn.ModuleList(blocks), (part,), trials):
+            assert all(replaced(block) == {""} for block in blocks)
+    assert tried == blocks[:2]
+
+
 def test_intels_processors_stay_with_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "is_intel", lambda: True)
-    layer = nn.Linear(3, 4)
-    with onednn_products(layer), onednn_linears(layer):
-        assert replaced(layer) == set()
+    model = nn.ModuleList([nn.Linear(3, 4), LlamaMLP(LlamaConfig(hidden_size=32, intermediate_size=48))])
+    with onednn_products(model), onednn_linears(model):
+        assert replaced(model) == set()

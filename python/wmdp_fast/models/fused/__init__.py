@@ -1,34 +1,47 @@
-"""What is faster in one piece."""
+"""Parts of a model that are faster in one piece, for the time of a run.
+
+| file     | what is replaced          | on a CPU                      | on a GPU              | proven before use     |
+| -------- | ------------------------- | ----------------------------- | --------------------- | --------------------- |
+| `linear` | linear layers             | oneDNN: float32               | stay as they are      | torch's own class     |
+| `gates`  | gated feed-forward blocks | oneDNN, in parts: float32     | between the products  | 2 rows, to a rounding |
+| `norms`  | root-mean-square norms    | one pass: float32             | one pass              | 2 rows, to a rounding |
+| `rotary` | rotary position embedding | one pass: float32, bfloat16   | one pass              | 3 tokens, to the bit  |
+
+The first three are modules. One that passed its trial is given another `forward`, on itself and not on its class, and
+that is taken off again afterwards (`trials`, `forwards`). The last is a function in the file of a model's class: it is
+replaced there for the thread of the run, and put back when the last run that needs it ends. `compiled` is the user's
+choice in place of these: it has torch compile feed-forward blocks and norms.
+"""
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from wmdp_fast.models.fused.gates import fused_gates
-from wmdp_fast.models.fused.linear import onednn_products
-from wmdp_fast.models.fused.norms import fused_norms
+from wmdp_fast.models.fused.gates import GATED_BLOCKS
+from wmdp_fast.models.fused.linear import LINEAR_LAYERS
+from wmdp_fast.models.fused.norms import NORMS
 from wmdp_fast.models.fused.rotary import fused_rotary
+from wmdp_fast.models.fused.trials import Trials, replaced_modules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import nn
 
+MODULES = (LINEAR_LAYERS, GATED_BLOCKS, NORMS)
+
 
 @contextmanager
-def fused_parts(model: nn.Module, tried: dict[Any, Any] | None = None) -> Iterator[None]:
+def fused_parts(model: nn.Module, trials: Trials | None = None) -> Iterator[None]:
     """Inside, what is faster in one piece is computed so, without compiling it first; for use without gradients.
 
-    On a CPU that is products and norms in float32, rotary angles also in bfloat16; on a GPU, where it takes Triton,
-    norms, rotary angles and what feed-forward blocks do between their products. All else stays as it is.
+    On a GPU that takes Triton. What is not in the table above, or failed its trial, stays as it is.
 
     Args:
         model: The model.
-        tried: Parts are tried before they are replaced. What came of it in earlier calls with the same model, so that
-            they are not tried again; filled here.
+        trials: Those of earlier calls with the same model, so that nothing is tried again; filled here.
     """
-    with ExitStack() as stack:
-        for fused in (onednn_products, fused_norms, fused_rotary, fused_gates):
-            stack.enter_context(fused(model, tried))
+    trials = Trials() if trials is None else trials
+    with replaced_modules(model, MODULES, trials), fused_rotary(model, trials):
         yield

@@ -1,4 +1,4 @@
-"""Products with float32 weights by oneDNN in place of torch's default on AMD processors, for the time of a run.
+"""Linear layers with float32 weights by oneDNN in place of torch's default on AMD processors, for the time of a run.
 
 `torch.nn.functional.linear` multiplies float32 by MKL, which on an AMD processor with AVX-512 (Zen 5) is no faster than
 AVX2 allows. oneDNN, which torch brings along and uses for bfloat16, was measured 2.1 times as fast there, and 1.1 times
@@ -10,35 +10,24 @@ Sums are added up in another order, so results differ from the default's by roun
 from __future__ import annotations
 
 import platform
-from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from wmdp_fast.models.fused.forwards import replaced_forwards
+from wmdp_fast.models.fused.trials import ModulePart
 from wmdp_fast.runtime import environment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    _Forward = Callable[[torch.Tensor], torch.Tensor]
-
-# A gated block's width is computed in at most so many parts, each at least so wide. What is made in between stays in
-# the caches, and sums are shorter: oneDNN adds up a long one from end to end, which rounds more than MKL's way.
-_MOST_PARTS, _LEAST_WIDTH = 8, 256
+    from collections.abc import Hashable
 
 # MKL's parts.
 _LONGEST_SUM = 192
 
-# Largest difference between a block computed either way, over its largest output; float32 has 7 digits.
-_TOLERANCE = 1e-4
-
 
 def is_available() -> bool:
-    """Whether this torch has what `onednn_products` needs, on a processor that it knows the instructions of."""
+    """Whether this torch has what `linear` needs, on a processor that it knows the instructions of."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     backend: Any = torch.backends.mkldnn
     return x86 and bool(backend.is_available() and backend.enabled) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -47,30 +36,6 @@ def is_available() -> bool:
 def is_faster() -> bool:
     """Whether it is available and faster than MKL, which is at its best on its maker's processors."""
     return is_available() and not environment.is_intel()
-
-
-@contextmanager
-def onednn_products(model: nn.Module, tried: dict[Any, Any] | None = None) -> Iterator[None]:
-    """Inside, a model's linear layers and gated feed-forward blocks are computed by oneDNN; for use without gradients.
-
-    That is done for those whose weights are float32 in a CPU's memory, where `is_faster`; all others stay as they are.
-    Afterwards the model is as it was.
-
-    Args:
-        model: The model.
-        tried: Which blocks were tried in earlier calls with the same model, and what came of it; filled here.
-    """
-    tried = {} if tried is None else tried
-    with replaced_forwards(dict(_replacements(model, tried)) if is_faster() else {}):
-        yield
-
-
-@contextmanager
-def onednn_linears(model: nn.Module) -> Iterator[None]:
-    """As `onednn_products`, for linear layers only, with gradients."""
-    layers = [module for module in model.modules() if _is_plain(module)] if is_faster() else []
-    with replaced_forwards({layer: partial(_linear, layer) for layer in layers}):
-        yield
 
 
 def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -122,41 +87,11 @@ def linear_of_short_sums(rows: torch.Tensor, weight: torch.Tensor, bias: torch.T
     return total
 
 
-def _replacements(model: nn.Module, tried: dict[Any, Any]) -> Iterator[tuple[nn.Module, _Forward]]:
-    """The modules that can be computed by oneDNN, and how."""
-    # The projection onto the vocabulary is left out, as its rounding goes straight into the scores, which
-    # `ChunkedLMHead` takes care of.
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    for module in model.modules():
-        if _is_plain(module) and module is not head:
-            yield module, partial(_linear, module)
-        elif _has_gate(module):
-            if type(module) not in tried:
-                tried[type(module)] = _does_no_more(module)
-            if tried[type(module)]:
-                yield module, partial(_gated, module)
-
-
 def _linear(layer: Any, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (named as in torch)
     return linear(input, layer.weight, layer.bias)
 
 
-def _gated(block: Any, x: torch.Tensor) -> torch.Tensor:
-    """down(act_fn(gate(x)) * up(x)), a part of the width in between after the other."""
-    gate, up, down = block.gate_proj, block.up_proj, block.down_proj
-    width = max(_LEAST_WIDTH, -(-gate.out_features // _MOST_PARTS))
-    total = x.new_zeros(*x.shape[:-1], down.out_features)
-    for start in range(0, gate.out_features, width):
-        part = slice(start, start + width)
-        opened, inner = (
-            linear(x, layer.weight[part], None if layer.bias is None else layer.bias[part]) for layer in (gate, up)
-        )
-        inner = block.act_fn(opened).mul_(inner)
-        total = torch.ops.mkldnn._linear_pointwise.binary(inner, total, down.weight[:, part].contiguous(), None, "add")
-    return total if down.bias is None else total + down.bias
-
-
-def _is_plain(module: object) -> bool:
+def is_plain(module: object) -> bool:
     """Whether a module is a linear layer that does nothing else, with a float32 weight in a CPU's memory."""
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
@@ -166,20 +101,9 @@ def _is_plain(module: object) -> bool:
     return plain and weight.dtype == torch.float32 and weight.device.type == "cpu"
 
 
-def _has_gate(module: Any) -> bool:
-    """Whether a module has the parts of a gated feed-forward block, which transformers names alike in all models."""
-    if not callable(getattr(module, "act_fn", None)) or "forward" in vars(module):
-        return False
-    layers: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    # A hook on one of them wants it to be called.
-    return all(_is_plain(layer) and not layer._forward_hooks and not layer._forward_pre_hooks for layer in layers)
+def _alike(module: nn.Module) -> Hashable | None:
+    return nn.Linear if is_plain(module) and is_faster() else None
 
 
-def _does_no_more(block: Any) -> bool:
-    """Whether a block does no more than its parts suggest, tried on two rows; its class may have other ideas."""
-    rows = torch.linspace(-1, 1, 2 * block.gate_proj.in_features, dtype=torch.float32, device="cpu").view(1, 2, -1)
-    with torch.no_grad():
-        expected = block.forward(rows)  # not by calling it: hooks on it wait for the model's own inputs
-        if not isinstance(expected, torch.Tensor):
-            return False
-        return bool((_gated(block, rows) - expected).abs().max() <= _TOLERANCE * expected.abs().max())
+# Nothing to try: what torch's own class does is known.
+LINEAR_LAYERS = ModulePart(_alike, lambda _: _linear)

@@ -1,4 +1,4 @@
-"""Root-mean-square norms in one pass over memory, for the time of a run.
+"""Root-mean-square norms in one pass over memory, for the time of a run and without gradients.
 
 transformers writes such a norm out as six operations, each of which reads and writes all rows. One that reads
 and writes them once was measured 2.5 times as fast on a CPU.
@@ -6,7 +6,6 @@ and writes them once was measured 2.5 times as fast on a CPU.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wmdp_fast import _rust
-from wmdp_fast.models.fused.forwards import replaced_forwards
+from wmdp_fast.models.fused.trials import ModulePart
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Hashable
 
-    from torch import nn
-
-    _Forward = Callable[[torch.Tensor], torch.Tensor]
+    from wmdp_fast.models.fused.trials import Compute
 
 # Largest difference between a norm computed either way, over its largest output: of float32's 7 digits, and of the
 # 16-bit types' 3, the last one.
@@ -44,42 +41,19 @@ class _Form:
 _FORMS = (_Form(0.0, rounds_first=True), _Form(0.0, rounds_first=False), _Form(1.0, rounds_first=False))
 
 
-@contextmanager
-def fused_norms(model: nn.Module, tried: dict[Any, Any] | None = None) -> Iterator[None]:
-    """Inside, a model's root-mean-square norms are computed in one pass; for use without gradients.
-
-    That is done for those whose weight is float32 in a CPU's memory, or of any float type in a GPU's, and which are
-    tried to do nothing else; all others stay as they are. Afterwards the model is as it was.
-
-    Args:
-        model: The model.
-        tried: What came of that in earlier calls with the same model, filled here.
-    """
-    replacements: dict[nn.Module, _Forward] = {}
-    tried = {} if tried is None else tried
-    for module in model.modules():
-        if _may_be(module):
-            weight: Any = module.weight
-            alike = type(module), _epsilon(module), weight.shape, weight.dtype, weight.device
-            if alike not in tried:
-                tried[alike] = _form_of(module)
-            if (form := tried[alike]) is not None:
-                replacements[module] = partial(_norm, module, form)
-    with replaced_forwards(replacements):
-        yield
-
-
-def _may_be(module: Any) -> bool:
-    """Whether a module looks like a norm of transformers', with a weight that there is a kernel for."""
+def _alike(module: Any) -> Hashable | None:
     weight = getattr(module, "weight", None)
     if (
         not type(module).__name__.endswith("RMSNorm")
         or "forward" in vars(module)
         or type(weight) is not torch.nn.Parameter
     ):
-        return False
+        return None
+    # What there is a kernel for.
     dtypes = {"cpu": [torch.float32], "cuda": [*_TOLERANCE]}.get(weight.device.type, [])
-    return weight.ndim == 1 and weight.dtype in dtypes and _epsilon(module) > 0
+    if weight.ndim != 1 or weight.dtype not in dtypes or _epsilon(module) <= 0:
+        return None
+    return type(module), _epsilon(module), weight.shape, weight.dtype, weight.device
 
 
 def _epsilon(module: Any) -> float:
@@ -87,7 +61,7 @@ def _epsilon(module: Any) -> float:
     return found if isinstance(found, float) else 0.0
 
 
-def _form_of(module: Any) -> _Form | None:
+def _prove(module: Any) -> Compute | None:
     """How a norm is computed in one pass, if that gives what the norm does, tried on two rows."""
     weight = module.weight
     rows = torch.linspace(-3, 1, 2 * weight.numel(), dtype=torch.float32, device="cpu").view(1, 2, -1).to(weight)
@@ -95,13 +69,13 @@ def _form_of(module: Any) -> _Form | None:
         expected = module.forward(rows)  # not by calling it: hooks on it wait for the model's own inputs
         if not isinstance(expected, torch.Tensor) or (expected.shape, expected.dtype) != (rows.shape, rows.dtype):
             return None
-        differences = [float((_norm(module, form, rows) - expected).abs().max()) for form in _FORMS]
+        differences = [float((_norm(module, rows, form=form) - expected).abs().max()) for form in _FORMS]
     nearest = min(range(len(_FORMS)), key=differences.__getitem__)
     allowed = _TOLERANCE[weight.dtype] * float(expected.abs().max())
-    return _FORMS[nearest] if differences[nearest] <= allowed else None
+    return partial(_norm, form=_FORMS[nearest]) if differences[nearest] <= allowed else None
 
 
-def _norm(module: Any, form: _Form, x: torch.Tensor) -> torch.Tensor:
+def _norm(module: Any, x: torch.Tensor, *, form: _Form) -> torch.Tensor:
     weight = module.weight.detach()
     if (x.dtype, x.device) != (weight.dtype, weight.device):
         own: torch.Tensor = type(module).forward(module, x)
@@ -115,3 +89,6 @@ def _norm(module: Any, form: _Form, x: torch.Tensor) -> torch.Tensor:
     rows, outs = (tensor.detach().reshape(-1, len(weight)).numpy() for tensor in (x, out))
     _rust.rms_norm(rows, weight.numpy(), outs, epsilon=_epsilon(module), threads=torch.get_num_threads())
     return out
+
+
+NORMS = ModulePart(_alike, _prove)

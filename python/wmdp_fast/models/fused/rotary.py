@@ -13,11 +13,13 @@ import sys
 import threading
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from wmdp_fast import _rust
+from wmdp_fast.models.fused.trials import Trials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Set
@@ -38,7 +40,7 @@ _lock = threading.Lock()
 
 
 @contextmanager
-def fused_rotary(model: nn.Module, tried: dict[Any, Any] | None = None) -> Iterator[None]:
+def fused_rotary(model: nn.Module, trials: Trials | None = None) -> Iterator[None]:
     """Inside, queries and keys are rotated in one pass; for use without gradients.
 
     That is done for the devices and dtypes of the model's parameters, in a CPU's memory float32 and bfloat16, with
@@ -46,31 +48,32 @@ def fused_rotary(model: nn.Module, tried: dict[Any, Any] | None = None) -> Itera
 
     Args:
         model: The model.
-        tried: What came of that in earlier calls, filled here.
+        trials: Those of earlier calls; filled here.
     """
-    tried = {} if tried is None else tried
+    trials = Trials() if trials is None else trials
     files = {type(module).__module__ for module in model.modules()} & sys.modules.keys()
     # Some models compute in float32 whatever they are given, so it is tried with each.
     kinds = {(parameter.device, parameter.dtype) for parameter in model.parameters()}
     kinds = {(device, dtype) for device, dtype in kinds if dtype in _DTYPES.get(device.type, ())}
     with ExitStack() as stack:
         for file in files:
-            stack.enter_context(_replaced(sys.modules[file], kinds, tried))
+            stack.enter_context(_replaced(sys.modules[file], kinds, trials))
         stack.callback(_in_a_run.reset, _in_a_run.set(True))
         yield
 
 
 @contextmanager
-def _replaced(file: ModuleType, kinds: Set[_Kind], tried: dict[Any, Any]) -> Iterator[None]:
+def _replaced(file: ModuleType, kinds: Set[_Kind], trials: Trials) -> Iterator[None]:
     with _lock:
         found = getattr(file, _NAME, None)
         original = found.original if isinstance(found, _Fused) else found
         if original is not None:
             known = found.kinds if isinstance(found, _Fused) else set()
-            for kind in kinds - known:
-                if (original, kind) not in tried:
-                    tried[original, kind] = _only_rotates(original, *kind)
-            rotating = {kind for kind in kinds - known if tried[original, kind]}
+            rotating = {
+                kind
+                for kind in kinds - known
+                if trials.outcome((original, kind), partial(_only_rotates, original, *kind))
+            }
             if not isinstance(found, _Fused):
                 found = _Fused(original) if rotating else None
         if found is not None:

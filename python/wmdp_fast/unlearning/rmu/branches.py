@@ -29,7 +29,8 @@ from wmdp_fast.models.attention.packed import (
 )
 from wmdp_fast.models.fused import fused_parts
 from wmdp_fast.models.fused.forwards import replaced_forwards
-from wmdp_fast.models.fused.linear import onednn_linears
+from wmdp_fast.models.fused.linear import LINEAR_LAYERS
+from wmdp_fast.models.fused.trials import Trials, replaced_modules
 from wmdp_fast.scoring.padded import is_out_of_memory
 from wmdp_fast.scoring.trie import what_was_raised
 
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     from wmdp_fast.models.decoder import Decoder, LayerArguments
     from wmdp_fast.unlearning.activation_cache import TrunkCache
     from wmdp_fast.unlearning.batches import Batch
+
+
+# Of what is faster in one piece, this alone has gradients.
+_onednn_linears = partial(replaced_modules, parts=(LINEAR_LAYERS,))
 
 
 @dataclass
@@ -119,7 +124,7 @@ class Branches:
         # Hashed now, while the weights are the original ones.
         self._trunks = None if cache is None or self.first == 0 else cache.entries("trunk", below=self.first)
         self._frozen = None if cache is None else cache.entries("frozen", below=self._stop)
-        self._fused_parts = partial(fused_parts, tried={})
+        self._fused_parts = partial(fused_parts, trials=Trials())
         self._can_skip = False  # that it can is proven on the first batch that is not in the cache
         layer: Any = decoder.layers[self.first]
         # Modules that own a trained parameter, and those around them.
@@ -229,7 +234,7 @@ class Branches:
                 parameter.data = current[name]
 
     def _run(self, trunk: Trunk, *, share: bool) -> Tensor:
-        with self._faster(trunk.batch, range(self.first, self._stop), onednn_linears):
+        with self._faster(trunk.batch, range(self.first, self._stop), _onednn_linears):
             with self._sharing(trunk, share=share):
                 hidden = self._decoder.run_layers(self.first, self.first + 1, trunk.hidden, trunk.arguments)
             return self._decoder.run_layers(self.first + 1, self._stop, hidden, trunk.arguments)
