@@ -21,6 +21,7 @@ from urllib.parse import quote, urlsplit
 
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.scoring.completion import AnswerError, completion_of
+from wmdp_fast.scoring.connection import route_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -145,21 +146,6 @@ class _Exchange:
                     one.shutdown(socket.SHUT_RDWR)
 
 
-class _TLSConnection(http.client.HTTPSConnection):
-    """One whose socket is known before the server has said anything, so that it can be shut."""
-
-    def __init__(self, host: str, port: int | None, *, timeout: float) -> None:
-        self._own_context = ssl.create_default_context()
-        super().__init__(host, port, timeout=timeout, context=self._own_context)
-
-    def connect(self) -> None:
-        """Connects; the handshake comes last."""
-        http.client.HTTPConnection.connect(self)
-        wrapped = self._own_context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
-        self.sock = wrapped
-        wrapped.do_handshake()
-
-
 class Client:
     """Connections to a server, one a thread, which are kept open between requests.
 
@@ -170,6 +156,11 @@ class Client:
     """
 
     def __init__(self, server: Server) -> None:
+        """Opens nothing yet.
+
+        Raises:
+            ModelError: The environment names a proxy of a kind that is not spoken here.
+        """
         url = urlsplit(server.base_url)
         self.server = server
         self.sent = self.repeated = 0
@@ -180,9 +171,17 @@ class Client:
         self._connections: list[http.client.HTTPConnection] = []
         self._under_way: set[_Exchange] = set()
         self._watch: threading.Thread | None = None
-        self._connect = _TLSConnection if url.scheme == "https" else http.client.HTTPConnection
-        self._host, self._port = url.hostname or "", url.port
+        try:
+            self._route = route_to(url)
+        except ValueError as error:
+            raise ModelError(f"{server.base_url} cannot be reached: {error}") from error
         self._path = url.path.rstrip("/")
+        self._secrets = [
+            form
+            for secret in (server.api_key, *(self._route.proxy.secrets if self._route.proxy else ()))
+            if secret
+            for form in {secret, json.dumps(secret)[1:-1], quote(secret, safe="")}
+        ]
 
     def completion(self, body: Mapping[str, Any]) -> tuple[Mapping[str, Any], int]:
         """Asks for one completion.
@@ -232,11 +231,11 @@ class Client:
     def shown(self, text: str, *, most: int = 300) -> str:
         """A server's text as it may be printed or written down.
 
-        The key is masked, should the server repeat it; characters that a terminal obeys or does not show are escaped.
+        The key and a proxy's password are masked, should the server repeat them; characters that a terminal obeys or
+        does not show are escaped.
         """
-        if key := self.server.api_key:
-            for form in {key, json.dumps(key)[1:-1], quote(key, safe="")}:
-                text = text.replace(form, "***")
+        for form in self._secrets:
+            text = text.replace(form, "***")
         escaped = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text[:most])
         return escaped + "..." * (len(text) > most)
 
@@ -328,7 +327,7 @@ class Client:
 
     def _exchange(self, method: str, path: str, content: bytes | None) -> tuple[int, str, str]:
         """Sends a request; returns the answer's status, its `Retry-After` and its text."""
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", **self._route.headers}
         if self.server.api_key is not None:
             headers["Authorization"] = f"Bearer {self.server.api_key}"
         connection = self._connection()
@@ -340,9 +339,12 @@ class Client:
                 exchange.socket = connection.sock
                 if self._is_cut.is_set():
                     raise ConnectionAbortedError("given up")
-                connection.request(method, self._path + path, content, headers)
+                connection.request(method, self._route.target(self._path + path), content, headers)
                 response = connection.getresponse()
                 text = self._text(response, content)
+                if time.monotonic() >= exchange.deadline:
+                    # To `http.client` a connection that is cut among the headers has come to their end.
+                    raise TimeoutError("overdue")
             except (OSError, http.client.HTTPException, ValueError) as error:
                 connection.close()
                 if time.monotonic() >= exchange.deadline:
@@ -354,6 +356,8 @@ class Client:
                     ) from error
                 unreachable = isinstance(error, (ConnectionRefusedError, socket.gaierror))
                 problem = f"{type(error).__name__}: {self.shown(str(error))}"
+                if (proxy := self._route.proxy) is not None:
+                    problem += f", through the proxy {proxy.host}:{proxy.port} (NO_PROXY names servers to ask directly)"
                 raise (_UnreachableError if unreachable else _PassingError)(problem) from error
         return response.status, response.headers.get("Retry-After", ""), text
 
@@ -361,7 +365,7 @@ class Client:
         """This thread's connection. One that has something to say before it is asked is out of step, or closed."""
         connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
         if connection is None:
-            connection = self._local.connection = self._connect(self._host, self._port, timeout=self.server.timeout)
+            connection = self._local.connection = self._route.connection(self.server.timeout)
             with self._lock:
                 self._connections.append(connection)
         elif connection.sock is not None:
