@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from os import PathLike
     from pathlib import Path
 
+    from wmdp_fast._rust import Requests
     from wmdp_fast.tasks.task import Task
 
 # Longer than any prompt here, so that nothing is cut off.
@@ -52,40 +53,12 @@ def bench_data(
         raise TokenizerError(f"{path} does not exist; --tokenizer takes a tokenizer.json or a folder with one")
     selection = resolve(tasks, num_fewshot=num_fewshot)
 
-    clock = PhaseClock()
-    with clock("load tokenizer"):
-        description = path.read_text(encoding="utf-8")
-        loaded = Tokenizer(description, add_special_tokens=True, prefix_token_id=0, prefix_text="\0")
-    with clock("read"):
-        read = read_tasks(selection.tasks, data=data)
-    with clock("render"):
-        prompts = [render(one) for one in read]
-    with clock("tokenize"):
-        requests = loaded.encode_requests(prompts, _MAX_LENGTH)
-    with clock("plan"):
-        batches = sum(1 for _ in plan(requests))
-
-    questions = requests.num_questions
-    ours = Measurement(
-        seconds=clock.seconds | {"total": sum(clock.seconds.values())},
-        units={"questions": questions, "tokens": requests.num_tokens, "batches": batches},
-        per_second={
-            "questions": questions / sum(clock.seconds.values()),
-            "tokens": requests.num_tokens / sum(clock.seconds.values()),
-        },
-        peak_gb=peak_gb(),
-        notes={
-            "tokenizer engine": requests.engine,
-            "why not fastokens": requests.why_not_fast,
-            "why no shared prefixes": requests.why_no_cuts,
-            "release build": RELEASE_BUILD,
-        },
-    )
+    ours, requests = _ours(selection.tasks, path, data)
     work: dict[str, Any] = {
         "benchmark": "data",
         "tasks": tasks if isinstance(tasks, str) else ",".join(tasks),
         "num_fewshot": num_fewshot,
-        "questions": questions,
+        "questions": requests.num_questions,
         "tokens": requests.num_tokens,
         "token_budget": DEFAULT_TOKEN_BUDGET,
         "tokenizer engine": requests.engine,
@@ -94,17 +67,48 @@ def bench_data(
     if not against:
         return BenchReport(work, ours)
     baseline = _lm_eval(selection.tasks, path, data, sample)
-    theirs = baseline.units["questions"]
-    ratio = {
-        phase: (baseline.seconds[phase] / theirs) / (sum(ours.seconds[part] for part in parts) / questions)
-        for phase, parts in {
-            "render": ["render"],
-            "tokenize": ["tokenize"],
-            "render + tokenize": ["render", "tokenize"],
-        }.items()
+    work["baseline sample"] = f"{baseline.units['questions']} questions"
+    return BenchReport(work, ours, {"lm-eval": baseline}, {"lm-eval": _ratios(ours, baseline)})
+
+
+def _ours(tasks: Sequence[Task], tokenizer: Path, data: str | PathLike[str] | None) -> tuple[Measurement, Requests]:
+    """This package's own phases, and the requests that come out."""
+    clock = PhaseClock()
+    with clock("load tokenizer"):
+        description = tokenizer.read_text(encoding="utf-8")
+        loaded = Tokenizer(description, add_special_tokens=True, prefix_token_id=0, prefix_text="\0")
+    with clock("read"):
+        read = read_tasks(tasks, data=data)
+    with clock("render"):
+        prompts = [render(one) for one in read]
+    with clock("tokenize"):
+        requests = loaded.encode_requests(prompts, _MAX_LENGTH)
+    with clock("plan"):
+        batches = sum(1 for _ in plan(requests))
+    total = sum(clock.seconds.values())
+    measured = Measurement(
+        seconds=clock.seconds | {"total": total},
+        units={"questions": requests.num_questions, "tokens": requests.num_tokens, "batches": batches},
+        per_second={"questions": requests.num_questions / total, "tokens": requests.num_tokens / total},
+        peak_gb=peak_gb(),
+        notes={
+            "tokenizer engine": requests.engine,
+            "why not fastokens": requests.why_not_fast,
+            "why no shared prefixes": requests.why_no_cuts,
+            "release build": RELEASE_BUILD,
+        },
+    )
+    return measured, requests
+
+
+def _ratios(ours: Measurement, baseline: Measurement) -> dict[str, float]:
+    """How many times as long the baseline takes for a question, phase by phase."""
+    phases = {"render": ["render"], "tokenize": ["tokenize"], "render + tokenize": ["render", "tokenize"]}
+    return {
+        phase: (baseline.seconds[phase] / baseline.units["questions"])
+        / (sum(ours.seconds[part] for part in parts) / ours.units["questions"])
+        for phase, parts in phases.items()
     }
-    work["baseline sample"] = f"{theirs} questions"
-    return BenchReport(work, ours, {"lm-eval": baseline}, {"lm-eval": ratio})
 
 
 def _lm_eval(tasks: Sequence[Task], tokenizer: Path, data: str | PathLike[str] | None, sample: int) -> Measurement:

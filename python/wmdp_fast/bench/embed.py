@@ -75,23 +75,7 @@ def bench_embed(
         for name, task in loaded.items():
             asked[name if name in asked else "tasks"] += task.instances
         asked = {phase: requests for phase, requests in asked.items() if requests}
-        seconds: dict[str, dict[str, float]] = {name: {} for name in backends}
-        difference = {}
-        failures = []
-        for phase, requests in asked.items():
-            answers = {}
-            for name, backend in backends.items():
-                answer = getattr(backend, requests[0].request_type)
-                answer(requests[:1], disable_tqdm=True)
-                # The batch size that was found for that one need not do for longer ones.
-                backend.batch_sizes.clear()
-                begin = time.perf_counter()
-                found = answer(requests, disable_tqdm=True)
-                seconds[name][phase] = time.perf_counter() - begin
-                answers[name] = [one[0] if isinstance(one, tuple) else one for one in found]
-            ours, theirs = np.array(answers["wmdp-fast"]), np.array(answers["hf"])
-            difference[phase] = float(np.abs(ours - theirs).max())
-            failures += _failures(phase, ours, theirs, dtype)
+        seconds, difference, failures = _compared(backends, asked, dtype)
     counts = {phase: len(requests) for phase, requests in asked.items()}
 
     def measured(name: str) -> Measurement:
@@ -115,6 +99,30 @@ def bench_embed(
     }
     ratio = {phase: taken / fast.seconds[phase] for phase, taken in hf.seconds.items()}
     return BenchReport(work, fast, {"hf": hf}, {"hf": ratio}, failures)
+
+
+def _compared(
+    backends: dict[str, Any], asked: dict[str, list[Any]], dtype: str
+) -> tuple[dict[str, dict[str, float]], dict[str, float], list[str]]:
+    """Seconds by backend and phase, the largest difference in each phase in nats, and what must not be."""
+    seconds: dict[str, dict[str, float]] = {name: {} for name in backends}
+    difference = {}
+    failures = []
+    for phase, requests in asked.items():
+        answers = {}
+        for name, backend in backends.items():
+            answer = getattr(backend, requests[0].request_type)
+            answer(requests[:1], disable_tqdm=True)
+            # The batch size that was found for that one need not do for longer ones.
+            backend.batch_sizes.clear()
+            begin = time.perf_counter()
+            found = answer(requests, disable_tqdm=True)
+            seconds[name][phase] = time.perf_counter() - begin
+            answers[name] = [one[0] if isinstance(one, tuple) else one for one in found]
+        ours, theirs = np.array(answers["wmdp-fast"]), np.array(answers["hf"])
+        difference[phase] = float(np.abs(ours - theirs).max())
+        failures += _failures(phase, ours, theirs, dtype)
+    return seconds, difference, failures
 
 
 def _failures(phase: str, ours: NDArray[np.float64], theirs: NDArray[np.float64], dtype: str) -> list[str]:
