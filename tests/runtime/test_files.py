@@ -169,8 +169,8 @@ def test_a_file_that_cannot_be_is_found_before_it_is_needed(tmp_path: Path) -> N
 
 # Commands that run for long or read much, each with a place to write to that cannot be, and what must not begin.
 BEGUN_TOO_EARLY = {
-    "eval": ("wmdp_fast.evaluation.Asking.read", "eval M --tasks wmdp_bio --output {link}"),
-    "eval to a name": ("wmdp_fast.evaluation.Asking.read", "eval M --tasks wmdp_bio --output {link}/r.json"),
+    "eval": ("wmdp_fast.prompts.prepare.read_tasks", "eval M --tasks wmdp_bio --output {link}"),
+    "eval to a name": ("wmdp_fast.prompts.prepare.read_tasks", "eval M --tasks wmdp_bio --output {link}/r.json"),
     "export": ("wmdp_fast.integrations.inspect_log.read_results", "export {results} --inspect --output {link}"),
     "bench": ("wmdp_fast.bench.data.bench_data", "bench data --tasks t --tokenizer t --report {file}/r.md"),
     "sweep": (
