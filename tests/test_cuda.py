@@ -17,7 +17,7 @@ from wmdp_fast.scoring import trie as trie_scoring
 from wmdp_fast.scoring.padded import score_padded
 from wmdp_fast.scoring.scores import PartialScores
 from wmdp_fast.scoring.trie import score_trie
-from wmdp_fast.unlearning.trainer import Run
+from wmdp_fast.unlearning.rmu.method import RMU
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -119,7 +119,7 @@ def test_unlearning_without_padding_ends_where_it_does_with_it(family: str, monk
     notes: list[str] = []
     packed = runs.unlearn(runs.model(family).to("cuda"), CONFIG, note=notes.append)
     assert not [note for note in notes if "padded" in note]
-    monkeypatch.setattr(Run, "_why_padded", lambda _self, _branches: "so that it is")
+    monkeypatch.setattr(RMU, "why_padded", lambda _self, _padded, _packed: "so that it is")
     padded = runs.unlearn(runs.model(family).to("cuda"), CONFIG, note=notes.append)
     assert_alike(packed, padded)
 

@@ -16,7 +16,7 @@ import wmdp_fast as wf
 from tests.support import unlearning_runs as runs
 from tests.support.packed_documents import CONFIG, assert_alike
 from wmdp_fast.unlearning.batches import packed_documents, padded_documents
-from wmdp_fast.unlearning.trainer import Run
+from wmdp_fast.unlearning.rmu.method import RMU
 
 CPU = torch.device("cpu")
 
@@ -50,7 +50,7 @@ def test_a_run_ends_where_one_with_padding_does(family: str, monkeypatch: pytest
     notes: list[str] = []
     packed = runs.unlearn(runs.model(family), CONFIG, note=notes.append)
     assert not [note for note in notes if "padded" in note]
-    monkeypatch.setattr(Run, "_why_padded", lambda _self, _branches: "so that it is")
+    monkeypatch.setattr(RMU, "why_padded", lambda _self, _padded, _packed: "so that it is")
     padded = runs.unlearn(runs.model(family), CONFIG, note=notes.append)
     assert "documents are padded: so that it is" in notes
     assert_alike(packed, padded)

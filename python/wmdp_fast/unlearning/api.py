@@ -20,7 +20,6 @@ from wmdp_fast.unlearning.activation_cache import TrunkCache
 from wmdp_fast.unlearning.held_out import trained_on
 from wmdp_fast.unlearning.request import Request
 from wmdp_fast.unlearning.rmu.config import RMUConfig
-from wmdp_fast.unlearning.rmu.effect import advice
 from wmdp_fast.unlearning.source import open_source
 from wmdp_fast.unlearning.state import STATE
 from wmdp_fast.unlearning.trainer import Run
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
     from wmdp_fast.prompts.documents import Corpus
     from wmdp_fast.unlearning.result import UnlearnResult
+    from wmdp_fast.unlearning.training_config import TrainingConfig
 
 
 def unlearn(
@@ -40,7 +40,7 @@ def unlearn(
     *,
     forget: Corpus | Sequence[Corpus],
     retain: Corpus | Sequence[Corpus],
-    config: RMUConfig | None = None,
+    config: TrainingConfig | None = None,
     output: str | PathLike[str] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     resume: bool = False,
@@ -72,7 +72,7 @@ def unlearn(
             its own weights back, and in any case its training mode and `requires_grad` flags.
         forget: A corpus for each topic to unlearn: paths or names that `load_corpus` knows, or tokens.
         retain: A corpus for each topic, or one for all.
-        config: The settings.
+        config: The settings, whose type says which method: `RMUConfig`, which is also what None means.
         output: Folder for the new checkpoint. It appears when it is complete; until then a folder beside it, with
             `.unlearning` at its name's end, has metrics and state. None writes nothing.
         tokenizer: The tokenizer, if it is not the model folder's own.
@@ -165,7 +165,7 @@ def unlearn(
         warnings.warn(str(result.saving.reason), WmdpFastWarning, stacklevel=2)
     elif result.saving.reason is not None:
         request.note(result.saving.reason)
-    if (problem := advice(result.effects)) is not None:
+    if (problem := result.findings.verdict) is not None:
         warnings.warn(problem, WmdpFastWarning, stacklevel=2)
     return result
 

@@ -11,49 +11,38 @@ from wmdp_fast.runtime.tables import number_text
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_UNDONE = """\
-## What this is not
+    from wmdp_fast.unlearning.method import CardText
 
-The knowledge has not been deleted. RMU changes a few matrices so that activations on forget data are steered away from
-where the rest of the model expects them. Much of what was suppressed is known to come back:
-
-- by fine-tuning: ten unrelated examples recover most of the ability (arXiv:2409.18025), and training on a few facts
-  brings back others that were not among them (arXiv:2410.08827);
-- by removing one direction from the activations, the one that the steering added (arXiv:2409.18025);
-- by optimized prompts, several turns of conversation (arXiv:2408.15221), few-shot examples or other wordings
-  (arXiv:2411.12103);
-- it may come back by quantizing the weights (arXiv:2410.16454);
-- reading intermediate layers shows some of it still there.
-
+_CAUTION = """\
 Prompts in which a forget-domain term appears by chance may get worse answers (arXiv:2501.19202). Do not rely on this
 model to withhold dangerous knowledge from someone who can change it, and measure its robustness before you rely on it
 at all.
 """
 
 
-def model_card(record: Mapping[str, Any]) -> str:
+def model_card(record: Mapping[str, Any], method: CardText) -> str:
     """The text of README.md for a finished run.
 
     Args:
         record: The content of `unlearn.json`.
+        method: What is to be said of the method.
     """
     settings = record["settings"]
     base = record["base"]["name"]
     base_id = record["base"]["id"]
     note = "" if base_id else " It was a folder whose configuration names no model on the hub."
+    also = f" and {method.delta}" if method.delta else ""
     lines = [
         "---",
         *([f"base_model: {base_id}"] if base_id else []),
         "library_name: transformers",
-        "tags: [unlearning, rmu, wmdp-fast]",
+        f"tags: [unlearning, {record['method']}, wmdp-fast]",
         "---",
         "",
         f"# {record['name']}",
         "",
-        f"{_linked(base, base_id)} after {record['best_step']} steps of RMU (Li et al. 2024, arXiv:2403.03218),"
-        f" made with wmdp-fast {record['versions']['wmdp_fast']}. On the forget corpora, the output of layer"
-        f" {settings['layer_id']} was steered towards a fixed random vector; on the retain corpora it was held where it"
-        f" was.{note}",
+        f"{_linked(base, base_id)} after {record['best_step']} steps of {method.method},"
+        f" made with wmdp-fast {record['versions']['wmdp_fast']}. {method.summary}{note}",
         "",
         *_warnings(record),
         "## Results",
@@ -65,7 +54,7 @@ def model_card(record: Mapping[str, Any]) -> str:
         "| setting | value |",
         "|---|---|",
         *(f"| {name} | {_value(value)} |" for name, value in settings.items()),
-        f"| steering coefficients used | {', '.join(f'{value:.4g}' for value in record['steering_coeffs'])} |",
+        *(f"| {name} | {value} |" for name, value in method.settings),
         "",
         "| corpus | kind | documents | SHA-256 of the texts |",
         "|---|---|---|---|",
@@ -75,10 +64,10 @@ def model_card(record: Mapping[str, Any]) -> str:
             for corpus in record["corpora"][kind]
         ),
         "",
-        "`unlearn.json` has everything about the run; `delta.safetensors` has the changed tensors and the control"
-        " vectors (`wmdp-fast apply-delta BASE delta.safetensors OUT` makes this checkpoint from it).",
+        f"`unlearn.json` has everything about the run; `delta.safetensors` has the changed tensors{also}"
+        " (`wmdp-fast apply-delta BASE delta.safetensors OUT` makes this checkpoint from it).",
         "",
-        _UNDONE,
+        *_not_deleted(method),
         "## Changed tensors",
         "",
         "All others are the base's.",
@@ -157,6 +146,20 @@ def _warnings(record: Mapping[str, Any]) -> list[str]:
         found.append(saved["reason"])
     found += record.get("not_held_out", ())
     return [f"> **{text[0].upper()}{text[1:]}.**\n" for text in found]
+
+
+def _not_deleted(method: CardText) -> list[str]:
+    """What the change is not, and what undoes it."""
+    ways_back = ";\n- ".join(method.ways_back)
+    return [
+        "## What this is not",
+        "",
+        f"The knowledge has not been deleted. {method.change} Much of what was suppressed is known to come back:",
+        "",
+        f"- {ways_back}.",
+        "",
+        _CAUTION,
+    ]
 
 
 def _linked(base: str, base_id: str | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,11 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from wmdp_fast.unlearning.rmu.config import RMUConfig
-    from wmdp_fast.unlearning.rmu.effect import Effect
-
-_LOSSES = ("forget_loss", "retain_loss", "forget_loss_masked", "retain_loss_masked")
-_ACTIVATIONS = ("forget_norm", "retain_norm", "forget_cosine", "retain_cosine")
+    from wmdp_fast.unlearning.training_config import TrainingConfig
 
 
 def largest_weight(parameters: Iterable[Tensor]) -> Tensor:
@@ -41,7 +36,7 @@ def check_step(
     step: int,
     measured: Mapping[str, float],
     largest: float,
-    config: RMUConfig,
+    config: TrainingConfig,
     dtype: torch.dtype,
 ) -> None:
     """Looks at what a step has measured and made.
@@ -49,7 +44,7 @@ def check_step(
     Args:
         name: The model's.
         step: The number of the step, from 1.
-        measured: `step.MEASURES` and `grad_norm`, all from before the weights were changed.
+        measured: the metrics of the method and `grad_norm`, all from before the weights were changed.
         largest: `largest_weight` of the trained tensors afterwards.
         config: The settings.
         dtype: Of the trained tensors.
@@ -61,7 +56,7 @@ def check_step(
     broken = [key for key, value in measured.items() if not math.isfinite(value)]
     if not broken and math.isfinite(largest):
         return
-    if step == 1 and any(key in _ACTIVATIONS for key in broken):
+    if step == 1 and any(key in config.activation_metrics for key in broken):
         raise ModelError(_no_numbers(name, dtype))
     if not broken:
         what = "weights have become infinite or NaN"
@@ -71,14 +66,15 @@ def check_step(
     raise DivergedError(f"unlearning diverged at step {step}: {what}; {_advice(step, broken, config, dtype)}", step)
 
 
-def check_effects(name: str, step: int, effects: Iterable[Effect], config: RMUConfig, dtype: torch.dtype) -> None:
-    """Looks at the activations after some steps.
+def check_findings(
+    name: str, step: int, figures: Mapping[str, float], config: TrainingConfig, dtype: torch.dtype
+) -> None:
+    """Looks at what a method found after some steps.
 
     Raises:
-        DivergedError: One is infinite or NaN; says what to lower.
+        DivergedError: One of the figures is infinite or NaN; says what to lower.
         ModelError: No step has been done, so that the fault is the model's.
     """
-    figures = {key: value for one in effects for key, value in asdict(one).items() if isinstance(value, float)}
     if all(map(math.isfinite, figures.values())):
         return
     if step == 0:
@@ -97,17 +93,11 @@ def _no_numbers(name: str, dtype: torch.dtype) -> str:
     )
 
 
-def _advice(step: int, broken: Sequence[str], config: RMUConfig, dtype: torch.dtype) -> str:
+def _advice(step: int, broken: Sequence[str], config: TrainingConfig, dtype: torch.dtype) -> str:
     """What to change, the likeliest first."""
-    rate = f"lower the learning rate (now {config.learning_rate:g})"
-    losses = f"alpha (now {_plain(config.alpha)}) or the steering coefficient (now {_plain(config.steering_coeff)})"
     # The first step's losses are of weights that no step has changed yet.
-    first = [f"lower {losses}"] if step == 1 and any(key in (*_LOSSES, "grad_norm") for key in broken) else []
-    advice = first or [rate, f"then {losses}"]
+    losses_alone = step == 1 and any(key not in config.activation_metrics for key in broken)
+    advice = config.what_to_lower(losses_alone=losses_alone) or config.what_to_lower(losses_alone=False)
     if dtype == torch.float16:
         advice.append("or leave float16, whose largest number is 65504, for dtype bfloat16 or float32")
     return ", ".join(advice)
-
-
-def _plain(value: object) -> str:
-    return ", ".join(map(_plain, value)) if isinstance(value, tuple) else str(value)

@@ -12,7 +12,6 @@ from wmdp_fast.runtime import environment, strict_json
 from wmdp_fast.unlearning import reporting
 from wmdp_fast.unlearning.card import model_card
 from wmdp_fast.unlearning.held_out import trained_on
-from wmdp_fast.unlearning.rmu.effect import advice
 from wmdp_fast.unlearning.source import base_id
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wmdp_fast.unlearning.activation_cache import TrunkCache
+    from wmdp_fast.unlearning.method import CardText
     from wmdp_fast.unlearning.request import Request
     from wmdp_fast.unlearning.result import UnlearnResult
     from wmdp_fast.unlearning.source import Corpora, Source
@@ -52,7 +52,7 @@ def run_record(
     """
     return {
         "name": result.output.name if result.output else source.name,
-        "method": "rmu",
+        "method": result.config.method_name,
         "base": {"name": source.name, "id": base_id(source), "commit": source.commit},
         "settings": result.config.to_json(),
         "steps": result.steps,
@@ -61,9 +61,8 @@ def run_record(
         "packed": packed,
         "trained": list(result.picked),
         "changed": sorted(result.tensors),
-        "steering_coeffs": list(result.steering_coeffs),
-        "effects": [one.to_json() for one in result.effects],
-        "verdict": advice(result.effects),
+        **result.findings.record,
+        "verdict": result.findings.verdict,
         "warnings": list(source.notes),
         "saved": result.saving.to_json(),
         "corpora": {
@@ -92,6 +91,7 @@ def write(
     record: dict[str, Any],
     source: Source,
     weights: TrainedWeights,
+    card: CardText,
     work: Path | None,
 ) -> None:
     """Writes the checkpoint, the delta, and the papers that belong to them.
@@ -102,6 +102,7 @@ def write(
         record: The content of unlearn.json; of a model without files it gets the names that these now have.
         source: The model.
         weights: What was trained.
+        card: What the model card says of the method.
         work: The run's working folder, which has the results of its evaluations.
     """
     changed = result.tensors
@@ -114,7 +115,7 @@ def write(
                 source.whole, source.tokenizer, weights.parameters, weights.originals, folder
             )
             record["changed"] = sorted(changed)
-        settings = {name: record[name] for name in ("method", "base", "settings", "steering_coeffs", "best_step")}
+        repeated = ("method", "base", "settings", *result.findings.settings, "best_step")
         tensor_file.write_tensors(
             folder / checkpoint.DELTA,
             changed,
@@ -122,12 +123,12 @@ def write(
                 "format": "pt",
                 "method": record["method"],
                 "base_tensors_sha256": before,
-                "control_vectors": tensor_file.as_text(result.control_vectors),
-                "wmdp_fast": strict_json.dumps(settings),
+                **result.findings.delta,
+                "wmdp_fast": strict_json.dumps({name: record[name] for name in repeated}),
             },
         )
         (folder / checkpoint.RECORD).write_text(strict_json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        (folder / checkpoint.CARD).write_text(model_card(record), encoding="utf-8")
+        (folder / checkpoint.CARD).write_text(model_card(record, card), encoding="utf-8")
         for one in result.evaluations:
             if work is not None and "results" in one:
                 shutil.copytree(work / one["results"], folder / one["results"])

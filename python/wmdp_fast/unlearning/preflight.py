@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models.decoder import decoder_of
 from wmdp_fast.models.load import parse_device, parse_dtype
 from wmdp_fast.models.partial import first_layers_without_weights
@@ -15,15 +14,16 @@ from wmdp_fast.unlearning.parameters import select_parameters
 from wmdp_fast.unlearning.source import read_corpora, steps_available, tokenizer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
     from os import PathLike
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wmdp_fast.models.decoder import Decoder
+    from wmdp_fast.models.partial import FirstLayers
     from wmdp_fast.unlearning.request import Request
-    from wmdp_fast.unlearning.rmu.config import RMUConfig
     from wmdp_fast.unlearning.source import Corpora
+    from wmdp_fast.unlearning.training_config import TrainingConfig
 
 
 def check(
@@ -31,7 +31,7 @@ def check(
     model: str | PathLike[str] | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     *,
-    configs: Iterable[RMUConfig],
+    configs: Sequence[TrainingConfig],
     revision: str | None,
     device: str,
     trust_remote_code: bool,
@@ -64,9 +64,7 @@ def check(
         name = os.fspath(model)
         parse_dtype(config.dtype)
         parse_device(device)
-        first = first_layers_without_weights(
-            name, config.layer_id + 1, revision=revision, trust_remote_code=trust_remote_code
-        )
+        first = _without_weights(name, configs, revision=revision, trust_remote_code=trust_remote_code)
         if first is not None:
             _check_parameters(name, first.decoder, first.num_layers, configs)
             if tokenizer is None:
@@ -81,15 +79,19 @@ def check(
     return tokenizer, corpora
 
 
-def check_depth(name: str, num_layers: int, config: RMUConfig) -> None:
-    """Raises ModelError if a model of so many layers has none to steer."""
-    if config.layer_id >= num_layers:
-        raise ModelError(
-            f"{name} has {num_layers} layers, 0 to {num_layers - 1}; layer {config.layer_id} does not exist"
-        )
-
-
-def _check_parameters(name: str, decoder: Decoder, num_layers: int, configs: Iterable[RMUConfig]) -> None:
+def _check_parameters(name: str, decoder: Decoder, num_layers: int, configs: Sequence[TrainingConfig]) -> None:
     for config in configs:
-        check_depth(name, num_layers, config)
-        select_parameters(decoder.layers, decoder.prefix, config.updated_layers, config.parameters)
+        config.check_depth(name, num_layers)
+        select_parameters(decoder.layers, decoder.prefix, config.trained_layers(num_layers), config.parameters)
+
+
+def _without_weights(
+    name: str, configs: Sequence[TrainingConfig], *, revision: str | None, trust_remote_code: bool
+) -> FirstLayers | None:
+    """As many layers as any of the settings needs, without numbers; None where that cannot be built."""
+    depths = [config.depth for config in configs]
+    deepest = max((depth for depth in depths if depth is not None), default=1)
+    first = first_layers_without_weights(name, deepest, revision=revision, trust_remote_code=trust_remote_code)
+    if first is None or None not in depths:
+        return first
+    return first_layers_without_weights(name, first.num_layers, revision=revision, trust_remote_code=trust_remote_code)

@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from os import PathLike
 
     from wmdp_fast.prompts.documents import Corpus
     from wmdp_fast.prompts.texts import Text
-    from wmdp_fast.unlearning.rmu.config import RMUConfig, Topic
     from wmdp_fast.unlearning.stopping import Condition
+    from wmdp_fast.unlearning.training_config import Topic, TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What the user asked for, besides model and output."""
 
-    config: RMUConfig
+    config: TrainingConfig
     forget: list[Corpus]
     retain: list[Corpus]
     eval_tasks: list[str]
@@ -35,7 +35,7 @@ class Request:
     note: Callable[[str], None]
 
     @property
-    def topics(self) -> list[Topic]:
+    def topics(self) -> Sequence[Topic]:
         """The settings of each topic."""
         return self.config.topics(len(self.forget))
 
@@ -48,7 +48,7 @@ class Request:
     def documents_read(self) -> int:
         """Most documents of a corpus that the run gets to."""
         config = self.config
-        turns = config.max_steps if config.mode == "reference" else -(-config.max_steps // len(self.topics))
+        turns = config.max_steps if config.reference else -(-config.max_steps // len(self.topics))
         return turns * config.grad_accum * config.batch_size
 
     def check(self) -> None:

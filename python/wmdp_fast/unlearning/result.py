@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from wmdp_fast.unlearning.rmu.method import RMUFindings
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -12,8 +14,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from wmdp_fast.checkpoints.saved_dtype import Saving
-    from wmdp_fast.unlearning.rmu.config import RMUConfig
+    from wmdp_fast.unlearning.method import Findings
     from wmdp_fast.unlearning.rmu.effect import Effect
+    from wmdp_fast.unlearning.training_config import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +29,8 @@ class UnlearnResult:
         best_step: The step whose weights these are; `steps` unless a later one gave up something it should keep.
         stopped: Why the run ended before its steps were done, or None.
         picked: What was trained, a line for each parameter.
-        steering_coeffs: Of each topic, as given or found.
-        effects: Of each topic, how activations differ from those of the model before, as the weights are saved.
+        findings: What the method found, as the weights are saved.
         saving: In what type weights are saved, and what that loses.
-        control_vectors: Of each topic, steering coefficient included, [1, 1, d].
         tensors: The changed tensors, by the checkpoint's names; by the model's for one that was in memory.
         metrics: What was measured, a dictionary for each step and each evaluation.
         evaluations: Accuracies by step; before the first step in the first one.
@@ -38,18 +39,31 @@ class UnlearnResult:
         output: The new checkpoint's folder, or None.
     """
 
-    config: RMUConfig
+    config: TrainingConfig
     steps: int
     best_step: int
     stopped: str | None
     picked: tuple[str, ...]
-    steering_coeffs: tuple[float, ...]
-    effects: tuple[Effect, ...]
+    findings: Findings = field(repr=False)
     saving: Saving
-    control_vectors: tuple[Tensor, ...] = field(repr=False)
     tensors: dict[str, Tensor] = field(repr=False)
     metrics: list[dict[str, Any]] = field(repr=False)
     evaluations: list[dict[str, Any]]
     seconds: dict[str, float]
     model: PreTrainedModel | None = field(repr=False)
     output: Path | None
+
+    @property
+    def steering_coeffs(self) -> tuple[float, ...]:
+        """RMU's, of each topic, as given or found; empty for other methods."""
+        return self.findings.steering_coeffs if isinstance(self.findings, RMUFindings) else ()
+
+    @property
+    def effects(self) -> tuple[Effect, ...]:
+        """Of each topic, how activations at RMU's layer differ from those of the model before; else empty."""
+        return self.findings.effects if isinstance(self.findings, RMUFindings) else ()
+
+    @property
+    def control_vectors(self) -> tuple[Tensor, ...]:
+        """RMU's, of each topic, steering coefficient included, [1, 1, d]; empty for other methods."""
+        return self.findings.control_vectors if isinstance(self.findings, RMUFindings) else ()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wmdp_fast.unlearning.request import Request
-    from wmdp_fast.unlearning.rmu.config import RMUConfig
+    from wmdp_fast.unlearning.training_config import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Corpora:
 
 def open_source(
     model: str | PathLike[str] | PreTrainedModel,
-    config: RMUConfig,
+    config: TrainingConfig,
     tokenizer: PreTrainedTokenizerBase | None,
     revision: str | None,
     device: str,
@@ -73,7 +73,7 @@ def open_source(
         name = getattr(model, "name_or_path", "") or type(model).__name__
         return _described(name, decoder_of(model), model, tokenizer, base=None, commit=None)
     name = os.fspath(model)
-    if whole:
+    if whole or config.depth is None:
         loaded = load_model(
             name,
             revision=revision,
@@ -89,7 +89,7 @@ def open_source(
         )
     first = load_first_layers(
         name,
-        config.layer_id + 1,
+        config.depth,
         revision=revision,
         dtype=config.dtype,
         device=device,
@@ -205,7 +205,7 @@ def base_id(source: Source) -> str | None:
     return None
 
 
-def steps_available(config: RMUConfig, corpora: Corpora) -> int:
+def steps_available(config: TrainingConfig, corpora: Corpora) -> int:
     """Steps over all topics until the corpora end. In reference mode as the original counts, which may be fewer.
 
     Raises:
@@ -219,7 +219,7 @@ def steps_available(config: RMUConfig, corpora: Corpora) -> int:
             f" {config.grad_accum}; give more documents, or lower batch_size or grad_accum"
         )
     # The original takes the number of batches of the shortest corpus for the steps over all topics.
-    return per_topic if config.mode == "reference" else per_topic * len(corpora.forget)
+    return per_topic if config.reference else per_topic * len(corpora.forget)
 
 
 def _load(

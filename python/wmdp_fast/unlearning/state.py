@@ -25,9 +25,9 @@ class State:
 
     Attributes:
         step: Steps done.
-        tensors: Trained weights (`weights.NAME`), the optimizer's state (`first.NAME`, ...), control vectors
-            (`control.TOPIC`), and the weights of the best step so far (`best.NAME`).
-        steering_coeffs: Of each topic, found or given.
+        tensors: Trained weights (`weights.NAME`), the optimizer's state (`first.NAME`, ...), the method's tensors
+            (`method.NAME`), and the weights of the best step so far (`best.NAME`).
+        method: What else the method remembers, as JSON has it.
         evaluations: Accuracies by step.
         best_step: The step that the best weights belong to, or None.
         seconds: Time spent so far.
@@ -35,7 +35,7 @@ class State:
 
     step: int
     tensors: dict[str, Tensor]
-    steering_coeffs: list[float]
+    method: Any
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     best_step: int | None = None
     seconds: float = 0.0
@@ -54,7 +54,7 @@ def save_state(folder: Path, state: State, identity: dict[str, Any]) -> None:
     """
     described = {
         "step": state.step,
-        "steering_coeffs": state.steering_coeffs,
+        "method": state.method,
         "evaluations": state.evaluations,
         "best_step": state.best_step,
         "seconds": state.seconds,

@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from wmdp_fast.unlearning.rmu.topic import RMUTopic
+from wmdp_fast.unlearning.training_config import SearchAxis, TrainingConfig, check_number, check_whole, each
+
+if TYPE_CHECKING:
+    from wmdp_fast.unlearning.method import Setup
+    from wmdp_fast.unlearning.rmu.method import RMU
 
 Mode = Literal["reference", "masked"]
 
 # Factor of Adaptive RMU (arXiv:2408.06223): the steering coefficient is so many times the mean activation norm.
 AUTO_FACTOR = 5.0
 
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-
-@dataclass(frozen=True)
-class Topic:
-    """The settings of one forget corpus and its retain corpus.
-
-    Attributes:
-        steering_coeff: Length of the control vector, or None where it follows from activations.
-        auto_factor: With None above, the control vector is so many times as long as an activation.
-        alpha: Weight of the retain loss.
-        max_length: Most tokens of a forget document.
-        raw_lines: Whether the forget corpus is read as raw lines.
-    """
-
-    steering_coeff: float | None
-    auto_factor: float
-    alpha: float
-    max_length: int
-    raw_lines: bool
-
-
-@dataclass(frozen=True)
-class RMUConfig:
+@dataclass(frozen=True, kw_only=True)
+class RMUConfig(TrainingConfig):
     """The settings of an unlearning run. What is per topic is one value for all topics, or a sequence of one for each.
 
     Loss of a step: `mse(h, c * u) + alpha * mse(h', h'_frozen)`, with h the output of layer `layer_id` on forget data
@@ -70,60 +56,62 @@ class RMUConfig:
         field: Key of the text in a corpus record.
     """
 
+    method_name: ClassVar[str] = "rmu"
+    search_axes: ClassVar[tuple[SearchAxis, ...]] = (
+        SearchAxis("layer_id", whole=True, zero_allowed=True),
+        SearchAxis("steering_coeff", automatic=True),
+        SearchAxis("alpha"),
+        *TrainingConfig.search_axes,
+    )
+    per_topic: ClassVar[tuple[str, ...]] = ("steering_coeff", "alpha", *TrainingConfig.per_topic)
+    activation_metrics: ClassVar[tuple[str, ...]] = ("forget_norm", "retain_norm", "forget_cosine", "retain_cosine")
+
     layer_id: int = 7
     update_layer_ids: tuple[int, ...] | None = None
-    parameters: str = "mlp.down_proj"
     steering_coeff: float | str | tuple[float | str, ...] = "auto"
     alpha: float | tuple[float, ...] = 1200.0
-    learning_rate: float = 5e-5
-    batch_size: int = 4
-    max_steps: int = 150
-    epochs: int = 1
-    max_length: int | tuple[int, ...] = 512
-    retain_max_length: int = 512
     mode: Mode = "reference"
     retain_noise: float = 0.0
-    seed: int = 42
-    grad_accum: int = 1
-    grad_clip: float | None = None
-    master_weights: bool = False
-    dtype: str = "auto"
-    save_dtype: str = "auto"
-    save_every: int = 50
-    min_chars: int = 0
-    raw_lines: bool | tuple[bool, ...] = False
-    field: str = "text"
 
     def __post_init__(self) -> None:
-        for name in ("update_layer_ids", "steering_coeff", "alpha", "max_length", "raw_lines"):
-            if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(value))
+        if isinstance(self.update_layer_ids, list):
+            object.__setattr__(self, "update_layer_ids", tuple(self.update_layer_ids))
+        super().__post_init__()
         self._check_layers()
-        self._check_numbers()
+        for value in each(self.steering_coeff):
+            parse_steering_coeff(value)
+        for value in each(self.alpha):
+            check_number("alpha", value, zero_allowed=True)
+        check_number("retain_noise", self.retain_noise, zero_allowed=True)
         if self.mode not in ("reference", "masked"):
             raise ValueError(f"mode must be reference or masked, not {self.mode!r}")
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, not {self.dtype!r}")
-        if self.save_dtype not in (*_DTYPES, "checkpoint"):
-            raise ValueError(f"save_dtype must be checkpoint or one of {', '.join(_DTYPES)}, not {self.save_dtype!r}")
-        if not self.parameters:
-            raise ValueError("parameters must name a role such as mlp.down_proj, or be a regular expression")
 
-    def _check_numbers(self) -> None:
-        for name in ("batch_size", "max_steps", "epochs", "retain_max_length", "grad_accum"):
-            _check_whole(name, getattr(self, name), least=1)
-        for name in ("save_every", "min_chars"):
-            _check_whole(name, getattr(self, name), least=0)
-        for value in _each(self.max_length):
-            _check_whole("max_length", value, least=1)
-        for value in _each(self.steering_coeff):
-            parse_steering_coeff(value)
-        for value in _each(self.alpha):
-            _check_number("alpha", value, zero_allowed=True)
-        _check_number("learning_rate", self.learning_rate)
-        _check_number("retain_noise", self.retain_noise, zero_allowed=True)
-        if self.grad_clip is not None:
-            _check_number("grad_clip", self.grad_clip)
+    def method(self, setup: Setup) -> RMU:
+        """RMU on a model."""
+        from wmdp_fast.unlearning.rmu.method import RMU
+
+        return RMU(
+            setup,
+            self.topics(setup.batches.num_topics),
+            self.layer_id,
+            masked=self.mode == "masked",
+            noise=self.retain_noise,
+            seed=self.seed,
+        )
+
+    def trained_layers(self, _num_layers: int, /) -> tuple[int, ...]:
+        """`updated_layers`, whatever the model."""
+        return self.updated_layers
+
+    @property
+    def depth(self) -> int:
+        """The layers up to the steered one."""
+        return self.layer_id + 1
+
+    @property
+    def reference(self) -> bool:
+        """Whether the run is to do as the original program does."""
+        return self.mode == "reference"
 
     @property
     def updated_layers(self) -> tuple[int, ...]:
@@ -132,38 +120,35 @@ class RMUConfig:
             return tuple(sorted(set(self.update_layer_ids)))
         return tuple(range(max(0, self.layer_id - 2), self.layer_id + 1))
 
-    def topics(self, count: int) -> list[Topic]:
+    def topics(self, count: int) -> list[RMUTopic]:
         """The settings of each of `count` topics.
 
         Raises:
             ValueError: A sequence of settings is not as long as there are topics.
         """
-        columns = {}
-        for name in ("steering_coeff", "alpha", "max_length", "raw_lines"):
-            value = getattr(self, name)
-            if isinstance(value, tuple) and len(value) != count:
-                raise ValueError(
-                    f"{name} has {len(value)} values for {count} forget corpora; give one for all, or one for each"
-                )
-            columns[name] = value if isinstance(value, tuple) else (value,) * count
+        columns = self.columns(count)
         topics = []
-        for coefficient, alpha, length, raw in zip(*columns.values(), strict=True):
+        for coefficient, alpha, length, raw in zip(*(columns[name] for name in self.per_topic), strict=True):
             fixed, factor = parse_steering_coeff(coefficient)
-            topics.append(Topic(fixed, factor, float(alpha), length, raw))
+            topics.append(RMUTopic(length, raw, fixed, factor, float(alpha)))
         return topics
 
-    def to_json(self) -> dict[str, Any]:
-        """All settings, as JSON has them."""
-        return asdict(self)
+    def what_to_lower(self, *, losses_alone: bool) -> list[str]:
+        """The learning rate, and what the losses grow with."""
+        alpha, coefficient = _shown(self.alpha), _shown(self.steering_coeff)
+        losses = f"alpha (now {alpha}) or the steering coefficient (now {coefficient})"
+        if losses_alone:
+            return [f"lower {losses}"]
+        return [*super().what_to_lower(losses_alone=False), f"then {losses}"]
 
     def _check_layers(self) -> None:
-        _check_whole("layer_id", self.layer_id, least=0)
+        check_whole("layer_id", self.layer_id, least=0)
         if self.update_layer_ids is None:
             return
         if not self.update_layer_ids:
             raise ValueError("update_layer_ids is empty, so nothing would be trained; name at least one layer")
         for layer in self.update_layer_ids:
-            _check_whole("update_layer_ids", layer, least=0)
+            check_whole("update_layer_ids", layer, least=0)
             if layer > self.layer_id:
                 raise ValueError(
                     f"update_layer_ids has layer {layer}, which lies above layer_id {self.layer_id}: the loss is taken"
@@ -191,16 +176,5 @@ def parse_steering_coeff(value: float | str) -> tuple[float | None, float]:
     return (None, amount) if automatic else (amount, 0.0)
 
 
-def _each(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)
-
-
-def _check_whole(name: str, value: object, *, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
-
-
-def _check_number(name: str, value: object, *, zero_allowed: bool = False) -> None:
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or value < 0 or (value == 0 and not zero_allowed):  # type: ignore[operator]
-        raise ValueError(f"{name} must be a number {'of at least' if zero_allowed else 'above'} 0, not {value!r}")
+def _shown(value: object) -> str:
+    return ", ".join(map(_shown, value)) if isinstance(value, tuple) else str(value)

@@ -64,6 +64,11 @@ class Effect:
     retain_norm_before: float
 
     @property
+    def figures(self) -> dict[str, float]:
+        """What was measured."""
+        return {name: value for name, value in asdict(self).items() if isinstance(value, float)}
+
+    @property
     def forgetting(self) -> Forgetting:
         """Whether forget activations turned towards the control vector."""
         rise = self.forget_cosine - self.forget_cosine_before

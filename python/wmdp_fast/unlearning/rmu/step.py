@@ -157,20 +157,6 @@ class Step:
             gradients[name] = gradients[name].add_(gradient) if name in gradients else gradient
 
 
-def gradient_norm(gradients: Mapping[str, Tensor]) -> Tensor:
-    """The Euclidean norm over all gradients together, float32."""
-    norms = [torch.linalg.vector_norm(gradient.float()) for gradient in gradients.values()]
-    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return total
-
-
-def clip_gradients(gradients: Mapping[str, Tensor], norm: Tensor, largest: float) -> None:
-    """Scales gradients in place so that their common norm is at most `largest`."""
-    factor = (largest / norm.clamp_min(1e-12)).clamp_max(1.0)
-    for gradient in gradients.values():
-        gradient.mul_(factor.to(gradient.dtype))
-
-
 def _plain_mse(activations: Tensor, target: Tensor) -> Tensor:
     """Mean over batch, positions with padding, and hidden dimensions."""
     return F.mse_loss(activations, target.expand_as(activations))

@@ -10,7 +10,6 @@ from wmdp_fast.checkpoints import tensor_file
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.files import write_whole
-from wmdp_fast.unlearning.sweep.search_space import AXES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
     from wmdp_fast.prompts.documents import CorpusTokens
     from wmdp_fast.prompts.texts import Text
     from wmdp_fast.unlearning.activation_cache import TrunkCache
-    from wmdp_fast.unlearning.rmu.config import RMUConfig
     from wmdp_fast.unlearning.source import Corpora, Source
+    from wmdp_fast.unlearning.training_config import TrainingConfig
 
 _FILE = "sweep.json"
 
@@ -30,13 +29,13 @@ class Extent:
     """How far a sweep goes into model and corpora. One that goes further can still use what was found before.
 
     Attributes:
-        layers: How many of the model's layers it may train or run for training.
+        layers: How many of the model's layers it may train or run for training; None for all.
         max_steps: Its largest number of steps, which decides how much of the corpora is read.
         forget: Documents read of each forget corpus.
         retain: Documents read of each retain corpus.
     """
 
-    layers: int
+    layers: int | None
     max_steps: int
     forget: tuple[int, ...] = ()
     retain: tuple[int, ...] = ()
@@ -63,7 +62,7 @@ def extent_before(folder: Path) -> Extent | None:
 
 def check(
     folder: Path,
-    base: RMUConfig,
+    base: TrainingConfig,
     extent: Extent,
     source: Source,
     corpora: Corpora,
@@ -90,11 +89,14 @@ def check(
     Raises:
         ModelError: The sweep there has other settings, weights, data or tasks; says which.
     """
+    free = {"save_every", *(axis.name for axis in base.search_axes)}
 
     def identity(extent: Extent) -> dict[str, Any]:
+        layers = len(source.decoder.layers) if extent.layers is None else extent.layers
         return {
-            "settings": {name: value for name, value in base.to_json().items() if name not in (*AXES, "save_every")},
-            "weights": [cache.weights(extent.layers), source.num_layers],
+            "method": base.method_name,
+            "settings": {name: value for name, value in base.to_json().items() if name not in free},
+            "weights": [cache.weights(layers), source.num_layers],
             "forget corpora": list(map(_digest, corpora.forget, extent.forget)),
             "retain corpora": list(map(_digest, corpora.retain, extent.retain)),
             "tasks": dict(tasks),

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from wmdp_fast.unlearning.training_config import TrainingConfig
+
 
 # Most points that the best run may lose on the retain tasks: the published runs lost 1 to 2 on MMLU, and the rest is
 # for the chance of samples of some hundred questions.
@@ -49,9 +51,10 @@ class SweepRun:
         forget: Accuracy on the forget tasks; None if the run failed.
         retain: Accuracy on the retain tasks; None if the run failed.
         scores: Metrics by task and group.
-        steering_coeffs: Of each topic, as given or found.
+        steering_coeffs: RMU's, of each topic, as given or found; empty for other methods.
         measures: What the last step measured: losses, norms, cosines.
-        effects: Of each topic, how activations differ from those of the model before; `effect.Effect` has the meaning.
+        effects: RMU's, of each topic: how activations differ from those of the model before; `rmu.effect.Effect` has
+            the meaning.
         failed: Why there is no result, or None.
         seconds: Of training (of all steps so far, if runs shared them) and of evaluating.
         params: What Optuna drew, or None.
@@ -110,7 +113,7 @@ class SweepResult:
     runs: list[SweepRun]
     front: list[int]
     best: int | None
-    config: RMUConfig
+    config: TrainingConfig
     swept: tuple[str, ...]
     output: Path
     kept: Path | None
@@ -138,24 +141,28 @@ class SweepResult:
             )
         return "no run is called the best: each within max_loss loses as much on the retain as on the forget tasks"
 
-    def config_of(self, index: int) -> RMUConfig:
+    def config_of(self, index: int) -> TrainingConfig:
         """All settings of a run, for `wmdp_fast.unlearn`."""
         return dataclasses.replace(self.config, **self.runs[index].settings)
 
     def command(self, index: int, output: str = "OUTPUT") -> str | None:
-        """The shell command that makes a run's checkpoint; None if model or corpora were not given by name.
+        """The shell command that makes a run's checkpoint, or None.
+
+        There is none if model or corpora were not given by name, or if the method has no command.
 
         Args:
             index: Of the run.
             output: The folder to write.
         """
         given = self.inputs
-        if given["model"] is None or None in given["forget"] or None in given["retain"]:
+        config = self.config_of(index)
+        named = given["model"] is not None and None not in given["forget"] and None not in given["retain"]
+        if not named or not isinstance(config, RMUConfig):
             return None
         words = ["wmdp-fast", "unlearn", given["model"]]
         for kind in ("forget", "retain"):
             words += [word for name in given[kind] for word in (f"--{kind}", name)]
-        words += _as_options(self.config_of(index), always=self.swept)
+        words += _as_options(config, always=self.swept)
         for name in ("data", "revision", "device"):
             if given[name] is not None:
                 words += [f"--{name}", given[name]]

@@ -1,22 +1,19 @@
-"""What a sweep tries: values of some settings of RMU, or ranges that Optuna draws from."""
+"""What a sweep tries: values of some settings of a method, or ranges that Optuna draws from."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.exceptions import WmdpFastError
+from wmdp_fast.unlearning.rmu.config import RMUConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-# The settings that can be swept, in the order in which a grid goes through them: the last one changes fastest.
-AXES = ("layer_id", "steering_coeff", "alpha", "learning_rate", "max_steps")
-
-# Those that are counted; the others are drawn evenly on a logarithmic scale.
-_WHOLE = ("layer_id", "max_steps")
+    from wmdp_fast.unlearning.training_config import SearchAxis
 
 # Digits of a drawn number: enough to say what works, few enough to write down.
 _DIGITS = 4
@@ -42,32 +39,38 @@ class Range:
 Space = dict[str, Values | Range]
 
 
-def check_space(over: Mapping[str, Sequence[Any] | Range], *, drawn: bool) -> Space:
-    """The space as given, in the order of `AXES`.
+def check_space(
+    over: Mapping[str, Sequence[Any] | Range], *, drawn: bool, axes: Sequence[SearchAxis] = RMUConfig.search_axes
+) -> Space:
+    """The space as given, in the order of the axes. A range of whole numbers has `int` ends, any other `float` ends.
 
     Args:
         over: For each setting the values to try, or a range.
         drawn: Whether Optuna draws; a grid has no ranges.
+        axes: What can be swept.
 
     Raises:
         ValueError: A setting cannot be swept, has no values, or a range is none.
     """
-    if unknown := [name for name in over if name not in AXES]:
-        raise ValueError(f"{unknown[0]} cannot be swept; what can is {', '.join(AXES)}")
+    names = [axis.name for axis in axes]
+    if unknown := [name for name in over if name not in names]:
+        raise ValueError(f"{unknown[0]} cannot be swept; what can is {', '.join(names)}")
     if not over:
-        raise ValueError(f"nothing to sweep: give values for at least one of {', '.join(AXES)}")
+        raise ValueError(f"nothing to sweep: give values for at least one of {', '.join(names)}")
     space: Space = {}
-    for name in AXES:
-        if name not in over:
+    for axis in axes:
+        if axis.name not in over:
             continue
-        given = over[name]
+        given = over[axis.name]
         if isinstance(given, Range):
-            _check_range(name, given, drawn=drawn)
-            space[name] = given
+            if given.automatic and not axis.automatic:
+                takes = [one.name for one in axes if one.automatic]
+                raise ValueError(f"auto is for {' and '.join(takes) or 'no setting here'}, not for {axis.name}")
+            space[axis.name] = _checked_range(axis, given, drawn=drawn)
             continue
         if isinstance(given, str) or not given:
-            raise ValueError(f"{name} needs a list of the values to try, not {given!r}")
-        space[name] = tuple(dict.fromkeys(tuple(one) if isinstance(one, list) else one for one in given))
+            raise ValueError(f"{axis.name} needs a list of the values to try, not {given!r}")
+        space[axis.name] = tuple(dict.fromkeys(tuple(one) if isinstance(one, list) else one for one in given))
     return space
 
 
@@ -80,7 +83,7 @@ def grid(space: Mapping[str, Values | Range]) -> Iterator[dict[str, Any]]:
 
 def corners(space: Mapping[str, Values | Range]) -> Iterator[dict[str, Any]]:
     """Settings that, if they are all possible, say that every point of the space is."""
-    return grid({name: _ends(name, values) for name, values in space.items()})
+    return grid({name: _ends(values) for name, values in space.items()})
 
 
 def highest(space: Mapping[str, Values | Range], name: str, default: int) -> int:
@@ -110,7 +113,7 @@ class Drawing:
             raise WmdpFastError("drawing points needs Optuna: pip install 'wmdp-fast[sweep]'") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna, self._space, self._seed = optuna, space, seed
-        self._distributions = {name: self._distribution(name, values) for name, values in space.items()}
+        self._distributions = {name: self._distribution(values) for name, values in space.items()}
 
     def draw(self, before: Sequence[tuple[Mapping[str, Any], tuple[float, float] | None]]) -> dict[str, Any]:
         """What Optuna draws next, by its own names and numbers; `settings` makes settings of it.
@@ -131,48 +134,49 @@ class Drawing:
         return dict(study.ask(self._distributions).params)
 
     def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of RMU that a draw stands for."""
+        """The settings that a draw stands for."""
         found = {}
         for name, values in self._space.items():
             drawn = params[name]
             if isinstance(values, tuple):
                 found[name] = values[drawn]
-            elif name in _WHOLE:
+            elif isinstance(values.low, int):
                 found[name] = int(drawn)
             else:
                 number = float(f"{drawn:.{_DIGITS}g}")
                 found[name] = f"auto:{number:g}" if values.automatic else number
         return found
 
-    def _distribution(self, name: str, values: Values | Range) -> Any:
+    def _distribution(self, values: Values | Range) -> Any:
         distributions = self._optuna.distributions
         if isinstance(values, tuple):
             # By number: a value may be a tuple, for which Optuna has no type.
             return distributions.CategoricalDistribution(list(range(len(values))))
-        if name in _WHOLE:
-            return distributions.IntDistribution(int(values.low), int(values.high))
+        if isinstance(values.low, int):
+            return distributions.IntDistribution(values.low, int(values.high))
         return distributions.FloatDistribution(values.low, values.high, log=True)
 
 
-def _check_range(name: str, given: Range, *, drawn: bool) -> None:
+def _checked_range(axis: SearchAxis, given: Range, *, drawn: bool) -> Range:
+    """The range, with ends of the axis's type."""
+    name = axis.name
     if not drawn:
         raise ValueError(f"{name} is a range, which only Optuna can draw from: give a list of values, or trials")
     if not (math.isfinite(given.high) and given.low < given.high):
         raise ValueError(
             f"the range of {name} must go from a lower to a higher number, not {given.low} to {given.high}"
         )
-    if given.low <= 0 and name != "layer_id":
+    if given.low <= 0 and not axis.zero_allowed:
         raise ValueError(f"the range of {name} must begin above 0, not at {given.low:g}")
-    if name in _WHOLE and (given.low != int(given.low) or given.high != int(given.high)):
+    if not axis.whole:
+        return replace(given, low=float(given.low), high=float(given.high))
+    if given.low != int(given.low) or given.high != int(given.high):
         raise ValueError(f"the range of {name} must have whole numbers as its ends, not {given.low} and {given.high}")
-    if given.automatic and name != "steering_coeff":
-        raise ValueError(f"auto is for steering_coeff, not for {name}")
+    return replace(given, low=int(given.low), high=int(given.high))
 
 
-def _ends(name: str, values: Values | Range) -> Values:
+def _ends(values: Values | Range) -> Values:
     if isinstance(values, tuple):
         return values
     ends = (values.low, values.high)
-    if name in _WHOLE:
-        return tuple(map(int, ends))
     return tuple(f"auto:{end:g}" for end in ends) if values.automatic else ends

@@ -1,4 +1,4 @@
-"""A sweep: RMU with many settings on one model, each result measured in place, and which of them are worth having.
+"""A sweep: a method with many settings on one model, each result measured in place, and which of them are worth having.
 
 The model is loaded once. After each run the changed tensors get their old values back. Runs that differ in their number
 of steps only are one run that is measured on the way: the learning rate is constant, so what it is after 50 steps does
@@ -43,7 +43,7 @@ from wmdp_fast.unlearning.sweep import pareto
 from wmdp_fast.unlearning.sweep.identity import Extent
 from wmdp_fast.unlearning.sweep.result import MAX_LOSS, Accuracy, SweepResult, SweepRun, cell, check_max_loss
 from wmdp_fast.unlearning.sweep.runs_file import RunsFile
-from wmdp_fast.unlearning.sweep.search_space import AXES, Drawing, Range, Space, check_space, corners, grid, highest
+from wmdp_fast.unlearning.sweep.search_space import Drawing, Range, check_space, corners, grid
 from wmdp_fast.unlearning.trainer import Run
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from wmdp_fast.prompts.texts import Text
     from wmdp_fast.results.result import TaskResult
     from wmdp_fast.unlearning.source import Corpora, Source
+    from wmdp_fast.unlearning.training_config import TrainingConfig
 
 RUNS = "runs.jsonl"
 TRUNK = "trunk"
@@ -71,7 +72,7 @@ def sweep(
     retain_tasks: str | Sequence[str],
     output: str | PathLike[str],
     eval_text: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
-    config: RMUConfig | None = None,
+    config: TrainingConfig | None = None,
     trials: int | None = None,
     resume: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -94,14 +95,16 @@ def sweep(
         model: A folder or a name on the hub, or a model in memory, which has its own weights again afterwards.
         forget: As in `unlearn`.
         retain: As in `unlearn`.
-        over: The settings to sweep, of `layer_id`, `steering_coeff`, `alpha`, `learning_rate` and `max_steps`: for each
-            the values to try, or with `trials` also a `Range`. What is per topic may be a tuple.
+        over: The settings to sweep, of the method's `search_axes` (of RMU `layer_id`, `steering_coeff`, `alpha`,
+            `learning_rate` and `max_steps`): for each the values to try, or with `trials` also a `Range`. What is per
+            topic may be a tuple.
         forget_tasks: Tasks and question files on which accuracy should fall.
         retain_tasks: Those on which it should stay.
         output: Folder for the results; no weights.
         eval_text: Held-out texts whose perplexity to measure too, as `text` of `wmdp_fast.evaluate`; it decides about
             nothing.
-        config: The settings that are not swept. `update_layer_ids` None follows a swept layer.
+        config: The settings that are not swept; their type says which method. RMU's `update_layer_ids` None
+            follows a swept layer.
         trials: Let Optuna draw so many points; None tries every combination.
         resume: Go on with the sweep in `output`, if there is one. Values may have been added or left out.
         tokenizer: The tokenizer, if it is not the model folder's own.
@@ -132,12 +135,13 @@ def sweep(
     if trials is not None and trials < 1:
         raise ValueError(f"trials must be at least 1, not {trials}")
     check_max_loss(max_loss)
-    space = check_space(over, drawn=trials is not None)
     base = dataclasses.replace(config or RMUConfig(), save_every=0)
+    space = check_space(over, drawn=trials is not None, axes=base.search_axes)
     drawing = None if trials is None else Drawing(space, base.seed)
     forgets, retains = listed_corpora(forget), listed_corpora(retain)
-    for settings in corners(space):
-        dataclasses.replace(base, **settings).topics(len(forgets))
+    configs = [dataclasses.replace(base, **settings) for settings in corners(space)]
+    for one in configs:
+        one.topics(len(forgets))
     tasks = {"forget": listed_names(forget_tasks), "retain": listed_names(retain_tasks)}
     limit = None if cache_limit is None else cache_bytes(cache_limit, "a folder of the sweep's own, at least")
     folder = Path(output)
@@ -149,9 +153,9 @@ def sweep(
     check_folder(folder if cache_trunk is None else cache_trunk)
     if keep_best is not None and not resume:
         refuse_leftovers(Path(keep_best), resume=False)
-    extent = _extent(space, base, sweep_identity.extent_before(folder))
+    extent = _extent(configs, sweep_identity.extent_before(folder))
     request = Request(
-        config=dataclasses.replace(base, layer_id=extent.layers - 1, max_steps=extent.max_steps),
+        config=dataclasses.replace(base, max_steps=extent.max_steps),
         forget=forgets,
         retain=retains,
         eval_tasks=[],
@@ -172,7 +176,7 @@ def sweep(
         request,
         model,
         tokenizer,
-        configs=[dataclasses.replace(base, **settings) for settings in corners(space)],
+        configs=configs,
         revision=revision,
         device=device,
         trust_remote_code=trust_remote_code,
@@ -257,13 +261,12 @@ def _check_tasks(
     return {kind: evaluations.tasks_of(names, selection) for kind, names in tasks.items()}
 
 
-def _extent(space: Space, base: RMUConfig, before: Extent | None) -> Extent:
+def _extent(configs: Sequence[TrainingConfig], before: Extent | None) -> Extent:
     """How far a sweep goes, and at least as far as the one that it may continue."""
-    layers = highest(space, "layer_id", base.layer_id) + 1
-    steps = highest(space, "max_steps", base.max_steps)
-    if before is None:
-        return Extent(layers, steps)
-    return Extent(max(layers, before.layers), max(steps, before.max_steps))
+    depths = [config.depth for config in configs] + ([] if before is None else [before.layers])
+    steps = [config.max_steps for config in configs] + ([] if before is None else [before.max_steps])
+    known = [depth for depth in depths if depth is not None]
+    return Extent(max(known) if len(known) == len(depths) else None, max(steps))
 
 
 class _Sweep:
@@ -271,7 +274,7 @@ class _Sweep:
 
     def __init__(
         self,
-        base: RMUConfig,
+        base: TrainingConfig,
         request: Request,
         source: Source,
         corpora: Corpora,
@@ -298,7 +301,8 @@ class _Sweep:
         """Runs every point that has no result yet; those that differ in the number of steps only together."""
         groups: dict[str, list[dict[str, Any]]] = {}
         for point in points:
-            groups.setdefault(_key({**self._full(point), "max_steps": None}), []).append(point)
+            shared = {} if self._base.depends_on_total else {"max_steps": None}
+            groups.setdefault(_key({**self._full(point), **shared}), []).append(point)
         for number, group in enumerate(groups.values(), 1):
             missing = [point for point in group if _key(self._full(point)) not in self._done]
             if missing:
@@ -321,7 +325,7 @@ class _Sweep:
             runs.append(run)
         return list({_key(run.settings): run for run in runs}.values())
 
-    def keep(self, config: RMUConfig, target: Path, *, resume: bool) -> Path:
+    def keep(self, config: TrainingConfig, target: Path, *, resume: bool) -> Path:
         """Writes the checkpoint of a run, unless it is there already."""
         if resume and (target / checkpoint.RECORD).is_file():
             record = json.loads((target / checkpoint.RECORD).read_text(encoding="utf-8"))
@@ -351,14 +355,18 @@ class _Sweep:
                 steps=steps,
                 forget=None,
                 retain=None,
-                steering_coeffs=tuple(run.steering_coeffs),
                 measures=run.last_measures,
                 seconds={"steps": round(clock.seconds.get("steps", 0.0), 3)},
                 params=params,
             )
             with run.as_saved():
-                effects = [one.to_json() for one in run.effects(steps)]
-                self._add(self._measured(dataclasses.replace(result, effects=effects)))
+                found = run.findings(steps).record
+                result = dataclasses.replace(
+                    result,
+                    steering_coeffs=tuple(found.get("steering_coeffs", ())),
+                    effects=found.get("effects", []),
+                )
+                self._add(self._measured(result))
 
             del left[wanted]
 
@@ -377,7 +385,7 @@ class _Sweep:
                     self._add(_failed(self._full(left[wanted]), error, params))
 
     @contextlib.contextmanager
-    def _restored(self, config: RMUConfig) -> Iterator[None]:
+    def _restored(self, config: TrainingConfig) -> Iterator[None]:
         """Afterwards the tensors that a run trains are as they were before."""
         before = [(one.parameter, one.parameter.detach().clone()) for one in self._picked(config)]
         try:
@@ -387,9 +395,9 @@ class _Sweep:
                 for parameter, values in before:
                     parameter.copy_(values)
 
-    def _picked(self, config: RMUConfig) -> Any:
-        decoder = self._source.decoder
-        return select_parameters(decoder.layers, decoder.prefix, config.updated_layers, config.parameters)
+    def _picked(self, config: TrainingConfig) -> Any:
+        decoder, layers = self._source.decoder, config.trained_layers(self._source.num_layers)
+        return select_parameters(decoder.layers, decoder.prefix, layers, config.parameters)
 
     def _measured(self, run: SweepRun) -> SweepRun:
         """The run with what the model gets right now."""
@@ -427,12 +435,13 @@ class _Sweep:
     def _of(self, point: Mapping[str, Any]) -> SweepRun:
         return self._done[_key(self._full(point))]
 
-    def _config(self, point: Mapping[str, Any]) -> RMUConfig:
+    def _config(self, point: Mapping[str, Any]) -> TrainingConfig:
         return dataclasses.replace(self._base, **point)
 
     def _full(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """A point with the values of what is not swept, so that it is known again if that is swept later."""
-        return {name: point.get(name, getattr(self._base, name)) for name in AXES}
+        names = [axis.name for axis in self._base.search_axes]
+        return {name: point.get(name, getattr(self._base, name)) for name in names}
 
 
 def _worth_having(

@@ -1,0 +1,168 @@
+"""What a method of unlearning is, to the trainer.
+
+The trainer loads as much of the model as the method's configuration asks for, cuts batches, updates weights, evaluates,
+stops, saves and resumes, and writes the checkpoint, its delta and its card. A method says what the gradients of a step
+are, what it has to remember between steps, and what is to be told of it. It is made by its configuration
+(`TrainingConfig.method`), so a new one is a subclass of that and a class with these members: gradient ascent, NPO,
+SimNPO, RMU and its variants, RR, ELM. One that needs the original model's answers computes them in `prepare`, or runs
+the model with `Setup.originals` put in. A perturbation such as SAM's is made and undone within `step`.
+
+A method without steps (`one_shot` in its configuration) changes the trained parameters itself, when `step` is called
+for the only time; what it returns has no gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from wmdp_fast.models.decoder import Decoder
+    from wmdp_fast.unlearning.activation_cache import TrunkCache
+    from wmdp_fast.unlearning.batch_reader import BatchReader
+    from wmdp_fast.unlearning.batches import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a method works on.
+
+    Attributes:
+        name: The model's, for messages.
+        decoder: The model without its head, or its first layers.
+        model: The whole model, or None if only its first layers are there (`TrainingConfig.depth`).
+        trained: The parameters that are trained, by their names in `decoder.model`. Nothing else needs gradients.
+        originals: Their original values.
+        batches: Cuts batches out of the corpora.
+        total_steps: Steps of the run, for schedules.
+        cache: Where activations are kept that training does not change, or None.
+    """
+
+    name: str
+    decoder: Decoder
+    model: PreTrainedModel | None
+    trained: Mapping[str, nn.Parameter]
+    originals: Mapping[str, Tensor]
+    batches: BatchReader
+    total_steps: int
+    cache: TrunkCache | None
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """What a step is about.
+
+    Attributes:
+        index: Steps done before.
+        topic: The step's topic.
+        pairs: A forget and a retain batch for each part whose mean loss makes the step.
+    """
+
+    index: int
+    topic: int
+    pairs: Sequence[tuple[Batch, Batch]]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a method makes of a step.
+
+    Attributes:
+        gradients: By parameter, each of its shape; empty from a method that has changed the weights itself.
+        measured: The values of `Method.metrics`, float32 [metrics] on the device; from before the weights change.
+    """
+
+    gradients: dict[str, Tensor]
+    measured: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodState:
+    """What a method has to remember from step to step, besides the weights and what follows from its input.
+
+    Attributes:
+        tensors: By name.
+        values: Whatever else, as JSON has it.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    values: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a method found at the end of a run, with the weights as they are saved.
+
+    Attributes:
+        record: Entries of `unlearn.json`.
+        settings: Those of them that the delta repeats.
+        delta: Entries of the delta's metadata.
+        figures: Numbers that must be finite, or the run has diverged.
+        verdict: What is wrong with the run, in a sentence's part that names the remedy; None if nothing is.
+    """
+
+    record: dict[str, Any] = field(default_factory=dict)
+    settings: tuple[str, ...] = ()
+    delta: dict[str, str] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
+    verdict: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardText:
+    """What a model card says of a method.
+
+    Attributes:
+        method: Its name with its source, such as `RMU (Li et al. 2024, arXiv:2403.03218)`.
+        summary: What was done to the model, as sentences.
+        change: What that changes, as the sentence after "The knowledge has not been deleted."
+        ways_back: What is known to undo it, a list item each.
+        settings: Further rows of the settings table.
+        delta: What the delta has besides changed tensors, or an empty text.
+    """
+
+    method: str
+    summary: str
+    change: str
+    ways_back: tuple[str, ...]
+    settings: tuple[tuple[str, str], ...] = ()
+    delta: str = ""
+
+
+class Method(Protocol):
+    """A method of unlearning on one model.
+
+    Attributes:
+        metrics: Names of what a step measures. The first two are shown while the run goes on.
+    """
+
+    metrics: tuple[str, ...]
+
+    def why_padded(self, padded: Batch, packed: Batch) -> str | None:
+        """Why documents must run with padding, tried on some of them in both forms; None if they may be packed."""
+
+    def prepare(self) -> None:
+        """Finds what is fixed for the run. Called once with the original weights, unless `restore` is."""
+
+    def restore(self, state: MethodState) -> None:
+        """Takes over from an interrupted run what its `state` was."""
+
+    def state(self) -> MethodState:
+        """What `restore` needs for the run to end in the same bits."""
+
+    def describe(self) -> str | None:
+        """What `prepare` found, as a line for the user, or None."""
+
+    def step(self, given: StepInput) -> StepOutput:
+        """The gradients of a step's mean loss; the trainer clips and applies them."""
+
+    def findings(self, steps: int) -> Findings:
+        """What is to be told of the model after so many steps, with the weights as they are."""
+
+    def card(self, record: Mapping[str, Any]) -> CardText:
+        """What the model card says. `record` is the content of `unlearn.json`."""
