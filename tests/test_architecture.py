@@ -31,6 +31,7 @@ ORDER = (
     "analysis",
     "evaluation",
     "unlearning",
+    "robustness",
     "integrations",
     "report",
     "bench",

@@ -86,7 +86,7 @@ class MethodState:
     """What a method has to remember from step to step, besides the weights and what follows from its input.
 
     Attributes:
-        tensors: By name.
+        tensors: By name; names do not begin with `weights.`, `first.`, `second.`, `master.` or `best.`.
         values: Whatever else, as JSON has it.
     """
 

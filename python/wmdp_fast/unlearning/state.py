@@ -25,8 +25,8 @@ class State:
 
     Attributes:
         step: Steps done.
-        tensors: Trained weights (`weights.NAME`), the optimizer's state (`first.NAME`, ...), the method's tensors
-            (`method.NAME`), and the weights of the best step so far (`best.NAME`).
+        tensors: Trained weights (`weights.NAME`), the optimizer's state (`first.NAME`, ...), what the method
+            remembers (of RMU `control.TOPIC`), and the weights of the best step so far (`best.NAME`).
         method: What else the method remembers, as JSON has it.
         evaluations: Accuracies by step.
         best_step: The step that the best weights belong to, or None.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wmdp_fast.checkpoints import tensor_file
-from wmdp_fast.exceptions import DivergedError, WmdpFastWarning
+from wmdp_fast.exceptions import DivergedError, InternalError, WmdpFastWarning
 from wmdp_fast.models.row_length import fresh_rotary
 from wmdp_fast.models.threads import computing, only_user
 from wmdp_fast.models.vocabulary import refuse_unknown_in_corpus
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from wmdp_fast.unlearning.method import Findings, Method
     from wmdp_fast.unlearning.request import Request
     from wmdp_fast.unlearning.source import Corpora, Source
+
+
+# How names of tensors in a state begin that are not the method's.
+_OURS = ("weights.", "first.", "second.", "master.", "best.")
 
 
 class Run:
@@ -317,14 +321,16 @@ class Run:
         }
 
     def _save(self, work: Path, optimizer: AdamW, method: Method, identity: dict[str, Any], seconds: float) -> None:
-        trained, remembered = self._weights.parameters, method.state()
+        config, trained, remembered = self._config, self._weights.parameters, method.state()
         tensors: dict[str, Tensor] = {f"weights.{name}": parameter for name, parameter in trained.items()}
         tensors |= optimizer.state
-        tensors |= {f"method.{name}": tensor for name, tensor in remembered.tensors.items()}
         best_step = None
         if self._evaluations.best is not None:
             best_step, weights = self._evaluations.best
             tensors |= {f"best.{name}": tensor for name, tensor in weights.items()}
+        if taken := [name for name in remembered.tensors if name.startswith(_OURS)]:
+            raise InternalError(f"{config.method_name} may not call a tensor {taken[0]}")
+        tensors |= remembered.tensors
         evaluations = self._evaluations.evaluations
         state = State(optimizer.steps, tensors, remembered.values, evaluations, best_step, seconds)
         save_state(work, state, identity)
@@ -335,7 +341,6 @@ class Run:
         self._weights.put({name: state.tensors[f"weights.{name}"] for name in self._weights.parameters})
         for name, tensor in optimizer.state.items():
             tensor.copy_(state.tensors[name])
-        prefix = "method."
-        tensors = {n.removeprefix(prefix): tensor for n, tensor in state.tensors.items() if n.startswith(prefix)}
+        tensors = {name: tensor for name, tensor in state.tensors.items() if not name.startswith(_OURS)}
         method.restore(MethodState(tensors=tensors, values=state.method))
         self._evaluations.restore(state)

@@ -1,0 +1,1 @@
+"""Attacks on unlearned models: how much of what was removed comes back."""
