@@ -1,4 +1,4 @@
-"""RMU unlearning: steering a model's activations on forget data towards a random vector, holding them on retain data.
+"""Unlearning: a trainer that runs methods, of which RMU (`rmu`) is the first, and sweeps over their settings.
 
 Importing this package loads nothing; its modules import torch where they need it.
 """
