@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 import wmdp_fast
 from tests.support import tiny_models
 from wmdp_fast import cli
-from wmdp_fast.exceptions import DatasetError
+from wmdp_fast.exceptions import DatasetError, WmdpFastWarning
 from wmdp_fast.report import figures, page
 from wmdp_fast.report.gather import gather, records
 from wmdp_fast.report.runs import read_run
@@ -416,6 +416,9 @@ def test_the_folder_of_a_sweep_stands_for_the_model_before_and_every_point(folde
         "layer_id=9",
         "layer_id=10",
     ]
+    record.write_text('{"identity": {}}', encoding="utf-8")
+    with pytest.warns(WmdpFastWarning, match="is of an earlier version.* name them with --forget"):
+        assert find([tmp_path / "sweep"]).forget == ()
     record.write_text("{}", encoding="utf-8")
     with pytest.raises(DatasetError, match=r"sweep\.json: does not say which tasks the sweep was to make worse"):
         find([tmp_path / "sweep"])

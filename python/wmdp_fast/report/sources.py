@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wmdp_fast.exceptions import DatasetError
+from wmdp_fast.exceptions import DatasetError, WmdpFastWarning
 from wmdp_fast.report.runs import RECORD
 from wmdp_fast.results.saved import read_results
 
@@ -88,7 +89,15 @@ def _forgotten(sweep: Path) -> list[str]:
     """The tasks of a sweep whose accuracy should fall, by its own record."""
     record = sweep / _SWEEP
     try:
-        return list(map(str, json.loads(record.read_text(encoding="utf-8"))["measured"]["forget"]))
+        said = json.loads(record.read_text(encoding="utf-8"))
+        if "measured" not in said and "identity" in said:
+            warnings.warn(
+                f"{record} is of an earlier version, which did not record the tasks to forget: name them with --forget",
+                WmdpFastWarning,
+                stacklevel=2,
+            )
+            return []
+        return list(map(str, said["measured"]["forget"]))
     except (ValueError, TypeError, KeyError) as error:
         raise DatasetError(
             str(record), f"does not say which tasks the sweep was to make worse ({error!r}); is it damaged?"
