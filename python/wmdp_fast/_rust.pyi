@@ -17,7 +17,6 @@ __all__ = [
     "EncodedCorpus",
     "OrderAnswers",
     "OrderEffects",
-    "Orders",
     "Outcome",
     "PaddedBatch",
     "PromptTemplate",
@@ -48,7 +47,6 @@ __all__ = [
     "mcnemar",
     "num_threads",
     "order_effects",
-    "order_statistics",
     "packed_attention",
     "packed_attention_gradient",
     "paired_interval",
@@ -184,37 +182,6 @@ class OrderEffects:
     def orders(self, /) -> list[tuple[str, int, float]]: ...
     @property
     def sd(self, /) -> float | None: ...
-
-@final
-class Orders:
-    """
-    How predictions hold up when the order of the choices is changed.
-    """
-    @property
-    def accuracy(self, /) -> NDArray[float64]:
-        """
-        Share of right answers in each order: float64 `[num_orders]`.
-        """
-    @property
-    def always_right(self, /) -> float:
-        """
-        Share of questions answered right in every order.
-        """
-    @property
-    def consistency(self, /) -> float:
-        """
-        Share of questions answered the same in every order.
-        """
-    @property
-    def mean(self, /) -> float:
-        """
-        Its mean over orders.
-        """
-    @property
-    def sd(self, /) -> float | None:
-        """
-        Its sample standard deviation over orders; None for one order.
-        """
 
 @final
 class Outcome:
@@ -982,13 +949,8 @@ class Trie:
 
     Args:
         requests: What is to be scored.
-        min_saving: Tokens that a branch of the trie must save; it must save a share of those below it, too. None makes a branch
-            wherever two paths part, for attention to which branches cost nothing.
-
-    Raises:
-        ValueError: If `min_saving` is 0.
     """
-    def __new__(cls, /, requests: Requests, *, min_saving: SupportsIndex | None = ...) -> Trie: ...
+    def __new__(cls, /, requests: Requests) -> Trie: ...
     def batches(
         self, /, token_budget: SupportsIndex, readout_budget: SupportsIndex, start: SupportsIndex = 0
     ) -> TrieBatches:
@@ -1016,11 +978,6 @@ class Trie:
             ValueError: If `finished` has another length.
         """
     @property
-    def num_distinct_tokens(self, /) -> int:
-        """
-        Tokens to run if a branch were made wherever two inputs part: no plan can run fewer.
-        """
-    @property
     def num_paths(self, /) -> int:
         """
         Number of paths.
@@ -1028,7 +985,7 @@ class Trie:
     @property
     def num_tokens(self, /) -> int:
         """
-        Tokens to run.
+        Tokens to run: no plan can run fewer.
         """
 
 @final
@@ -1260,19 +1217,6 @@ def order_effects(tasks: SupportsGetItem[int, OrderAnswers]) -> OrderEffects:
 
     Raises:
         ValueError: If there is no question.
-    """
-
-def order_statistics(predicted: NDArray[int64], gold: NDArray[int64]) -> Orders:
-    """
-    Per-order results of permuted choices.
-
-    Args:
-        predicted: For each order and question the content predicted, as the choice's number in the original order: int64
-            `[num_orders, num_questions]`.
-        gold: The right choice in the original order: int64 `[num_questions]`.
-
-    Raises:
-        ValueError: If the arrays do not fit or are empty.
     """
 
 def packed_attention(

@@ -182,29 +182,6 @@ def test_chi_square_equals_scipy(seen: list[int]) -> None:
 
 
 @given(
-    st.integers(1, 30).flatmap(
-        lambda n: st.tuples(
-            st.lists(st.lists(st.integers(0, 3), min_size=n, max_size=n), min_size=1, max_size=5),
-            st.lists(st.integers(0, 3), min_size=n, max_size=n),
-        )
-    )
-)
-@settings(deadline=None)
-def test_orders_are_what_numpy_makes_of_them(data: tuple[list[list[int]], list[int]]) -> None:
-    predicted, gold = (np.array(part, dtype=np.int64) for part in data)
-    found = _rust.order_statistics(predicted, gold)
-    right = predicted == gold
-    assert found.accuracy == pytest.approx(right.mean(axis=1))
-    assert found.mean == pytest.approx(right.mean())
-    if len(predicted) == 1:
-        assert found.sd is None
-    else:
-        assert found.sd == pytest.approx(right.mean(axis=1).std(ddof=1), **CLOSE)
-    assert found.consistency == pytest.approx((predicted == predicted[0]).all(axis=0).mean())
-    assert found.always_right == pytest.approx(right.all(axis=0).mean())
-
-
-@given(
     st.lists(st.floats(-5, 5), min_size=1, max_size=12),
     st.integers(1, 30),
     st.integers(0, 2**64 - 1),
@@ -443,7 +420,6 @@ def test_mcnemar_and_holm_keep_their_level() -> None:
             lambda: _rust.calibration(np.array([-1.0, -2.0]), np.array([0, 2]), np.array([2])),
             "question 0: 2 is none of its 2 choices",
         ),
-        (lambda: _rust.order_statistics(np.zeros((2, 3), dtype=np.int64), np.array([0])), "do not fit 1 right choices"),
     ],
 )
 def test_what_is_no_data_is_refused(call: Any, message: str) -> None:

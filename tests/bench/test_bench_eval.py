@@ -114,7 +114,7 @@ def test_made_up_questions_have_the_sizes_of_the_benchmarks():
     assert zero.num_questions == five.num_questions == 57 * 3
     assert five.num_tokens > 4 * zero.num_tokens
     # Examples are shared by the questions of a subject.
-    assert Trie(five).num_distinct_tokens < five.num_tokens / 2
+    assert Trie(five).num_tokens < five.num_tokens / 2
     again = shapes.build_requests("mmlu-5shot", vocab_size=512, max_length=8192, limit=3)
     np.testing.assert_array_equal(again.context(100), five.context(100))
 
@@ -145,7 +145,7 @@ def test_a_model_with_experts_is_not_counted():
 
 def test_a_token_sees_those_before_it_and_itself():
     requests = Requests.from_tokens([[1, 2, 3]], [[[4], [5, 6]]], max_length=100)
-    batches = list(Trie(requests, min_saving=1).batches(100, 100))
+    batches = list(Trie(requests).batches(100, 100))
     assert visible_pairs(batches, None) == 1 + 2 + 3 + 4
     assert visible_pairs(batches, 2) == 1 + 2 + 2 + 2
 

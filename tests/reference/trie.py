@@ -61,11 +61,8 @@ def paths_of(rows: list[Row]) -> list[tuple[int, ...]]:
     return sorted(t for t in tokens if not any(other != t and other[: len(t)] == t for other in tokens))
 
 
-def grow(paths: list[tuple[int, ...]], min_saving: int | None, share: int = 32) -> list[Segment]:
-    """The segments, depth-first: a branch is made where it saves `min_saving` tokens and 1/share of those below it.
-
-    If `min_saving` is None, it is made wherever paths part.
-    """
+def grow(paths: list[tuple[int, ...]]) -> list[Segment]:
+    """The segments, depth-first: a branch is made wherever paths part."""
     segments: list[Segment] = []
 
     def below(group: list[int], parent: Segment | None, begin: int) -> None:
@@ -77,10 +74,7 @@ def grow(paths: list[tuple[int, ...]], min_saving: int | None, share: int = 32) 
             next(n for n, (a, b) in enumerate(zip(first, paths[i], strict=False)) if a != b) for i in group[1:]
         )
         branches = [list(g) for _, g in groupby(group, key=lambda i: paths[i][shared])]
-        tokens_below = len({paths[i][:n] for i in group for n in range(shared + 1, len(paths[i]) + 1)})
-        saved = (len(branches) - 1) * (shared - begin)
-        pays = min_saving is None or (saved >= min_saving and saved * share >= tokens_below)
-        if saved and pays:
+        if shared > begin:
             parent, begin = Segment(parent, first, begin, shared, group[-1]), shared
             segments.append(parent)
         for branch in branches:
@@ -103,12 +97,10 @@ def place_targets(rows: list[Row], paths: list[tuple[int, ...]], segments: list[
         segment.targets.sort(key=lambda target: (target[0], target[2]))
 
 
-def pack(
-    rows: list[Row], token_budget: int, readout_budget: int, min_saving: int | None, start: int = 0
-) -> list[Batch]:
+def pack(rows: list[Row], token_budget: int, readout_budget: int, start: int = 0) -> list[Batch]:
     """All batches of a run from path `start` on."""
     paths = paths_of(rows)
-    segments = grow(paths, min_saving)
+    segments = grow(paths)
     place_targets(rows, paths, segments)
     segments = [segment for segment in segments if segment.last_path >= start]
     # Pieces: which tokens of which segments each batch runs.

@@ -57,15 +57,15 @@ budgets = st.sampled_from([1, 3, 10, 1000])
 
 
 @settings(max_examples=200, deadline=None)
-@given(questions(), budgets, budgets, st.sampled_from([None, 1, 3]), st.sampled_from([8, 1000]), st.data())
-def test_batches_are_those_of_the_slow_way(drawn, token_budget, readout_budget, min_saving, max_length, data) -> None:
+@given(questions(), budgets, budgets, st.sampled_from([8, 1000]), st.data())
+def test_batches_are_those_of_the_slow_way(drawn, token_budget, readout_budget, max_length, data) -> None:
     rows = rows_of(*drawn, max_length)
-    trie = Trie(Requests.from_tokens(*drawn, max_length=max_length), min_saving=min_saving)
+    trie = Trie(Requests.from_tokens(*drawn, max_length=max_length))
     paths = reference.paths_of(rows)
     assert trie.num_paths == len(paths)
-    assert trie.num_distinct_tokens == len({path[:n] for path in paths for n in range(1, len(path) + 1)})
+    assert trie.num_tokens == len({path[:n] for path in paths for n in range(1, len(path) + 1)})
     start = data.draw(st.integers(0, len(paths)))
-    expected = reference.pack(rows, token_budget, readout_budget, min_saving, start)
+    expected = reference.pack(rows, token_budget, readout_budget, start)
     batches = list(trie.batches(token_budget, readout_budget, start))
     assert len(batches) == len(expected)
     for batch, slow in zip(batches, expected, strict=True):
@@ -78,11 +78,11 @@ def test_batches_are_those_of_the_slow_way(drawn, token_budget, readout_budget, 
 
 
 @settings(max_examples=200, deadline=None)
-@given(questions(), budgets, budgets, st.sampled_from([None, 1, 3, 8]))
-def test_every_target_is_read_below_the_tokens_of_its_request(drawn, token_budget, readout_budget, min_saving) -> None:
+@given(questions(), budgets, budgets)
+def test_every_target_is_read_below_the_tokens_of_its_request(drawn, token_budget, readout_budget) -> None:
     contexts, continuations = drawn
     requests = Requests.from_tokens(contexts, continuations, max_length=1000)
-    trie = Trie(requests, min_saving=min_saving)
+    trie = Trie(requests)
     inputs = [
         (tuple(context + choice[:i]), token)
         for context, choices in zip(contexts, continuations, strict=True)
@@ -113,18 +113,15 @@ def test_every_target_is_read_below_the_tokens_of_its_request(drawn, token_budge
     assert carried == []
 
 
-def test_a_branch_is_made_only_where_it_pays() -> None:
+def test_a_branch_is_made_wherever_paths_part() -> None:
     stem = list(range(100, 140))
     questions = [[*stem, 7, i] for i in range(50, 54)]
     letters = [[[1], [2], [3], [4]]] * 4
     trie = Trie(Requests.from_tokens(questions, letters, max_length=1000))
-    assert trie.num_tokens == trie.num_distinct_tokens == 41 + 4
+    assert trie.num_tokens == 41 + 4
     far_apart = [[1, 2, 3, *range(100 * i, 100 * i + 90)] for i in range(1, 5)]
     trie = Trie(Requests.from_tokens(far_apart, letters, max_length=1000))
-    assert trie.num_distinct_tokens == 3 + 4 * 90
-    assert trie.num_tokens == 4 * 93
-    everywhere = Trie(Requests.from_tokens(far_apart, letters, max_length=1000), min_saving=None)
-    assert everywhere.num_tokens == everywhere.num_distinct_tokens == 3 + 4 * 90
+    assert trie.num_tokens == 3 + 4 * 90
 
 
 def test_equal_questions_are_run_once() -> None:

@@ -322,8 +322,8 @@ def _arithmetic(loaded: LoadedModel, requests: Requests, budget: int, batches: i
     from wmdp_fast._rust import Trie
     from wmdp_fast.bench.arithmetic import arithmetic, matrix_rate, visible_pairs
 
-    trie = Trie(requests, min_saving=None)
-    useful = trie.num_distinct_tokens
+    trie = Trie(requests)
+    useful = trie.num_tokens
     config: Any = loaded.model.config
     window = getattr(config.get_text_config(), "sliding_window", None)
     pairs = readouts = 0

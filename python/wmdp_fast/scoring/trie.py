@@ -151,7 +151,7 @@ def score_trie(
     if reason := why_not(loaded.model, longest_row(requests)) or _why_not_proven(loaded, requests):
         raise NotPackableError(reason)
     planning = time.perf_counter()
-    trie = Trie(requests, min_saving=None)
+    trie = Trie(requests)
     partial.seconds_waiting += time.perf_counter() - planning
     partial.seconds += time.perf_counter() - begin
     faster = compiled_parts if compiled else fused_parts
@@ -223,7 +223,7 @@ def _why_not_proven(loaded: LoadedModel, requests: Requests) -> str | None:
     # All logits are few here, and whether the model can do without is tried by whoever needs to know.
     expected = score_padded(loaded, excerpts, every_logit=True).loglikelihood
     # A budget that cuts the trie, so that carrying over is tried too.
-    trie = Trie(excerpts, min_saving=None)
+    trie = Trie(excerpts)
     budget = -(-trie.num_tokens // 2)
     empty = PartialScores.empty(excerpts.num_choices)
     try:
@@ -314,7 +314,7 @@ def _score(
             if failed is not None:
                 # The budget of the batches to come; the paths that this one was in are begun again.
                 budget = _smaller_budget(failed, loaded.device)
-    return partial.scores(tokens_useful=trie.num_distinct_tokens, token_budget=budget, engine="trie")
+    return partial.scores(tokens_useful=trie.num_tokens, token_budget=budget, engine="trie")
 
 
 @dataclass

@@ -74,7 +74,7 @@ impl Requests {
     /// Most tokens the model can read at once.
     #[getter]
     fn max_length(&self) -> usize {
-        self.inner.max_length
+        self.inner.max_length()
     }
 
     /// How much of the prompts the model cannot read, since they are longer than `max_length`; they lose it on the left.
@@ -91,25 +91,31 @@ impl Requests {
     /// Choices whose first characters became one token with the end of their context. What is scored of them is the rest, as in lm-eval.
     #[getter]
     fn joined_choices(&self) -> usize {
-        self.inner.joined
+        self.inner.joined()
     }
 
     /// File and row of the first question with such a choice, or None.
     #[getter]
     fn first_joined(&self) -> Option<&str> {
-        self.inner.first_joined.as_deref()
+        self.inner.first_joined()
     }
 
     /// For each question its first choice, then the number of choices: int64 `[num_questions + 1]`.
     #[getter]
     fn choice_offsets(&self, py: Python<'_>) -> Array1<i64> {
-        self.inner.choice_offsets.iter().map(|&offset| offset as i64).collect::<Vec<_>>().into_pyarray(py).into()
+        self.inner.choice_offsets().iter().map(|&offset| offset as i64).collect::<Vec<_>>().into_pyarray(py).into()
     }
 
     /// For each choice where its tokens begin among the continuation tokens of the run, then their number: int64 `[num_choices + 1]`.
     #[getter]
     fn continuation_offsets(&self, py: Python<'_>) -> Array1<i64> {
-        self.inner.continuation_offsets.iter().map(|&offset| offset as i64).collect::<Vec<_>>().into_pyarray(py).into()
+        self.inner
+            .continuation_offsets()
+            .iter()
+            .map(|&offset| offset as i64)
+            .collect::<Vec<_>>()
+            .into_pyarray(py)
+            .into()
     }
 
     /// SHA-256 of what is asked, as 64 hexadecimal digits: the same for the same tokens, however they were made.
@@ -126,19 +132,19 @@ impl Requests {
     /// The crate that made the tokens: `"fastokens"` or `"tokenizers"`; None if they were given.
     #[getter]
     fn engine(&self) -> Option<&'static str> {
-        self.inner.encoding.as_ref().map(|encoding| encoding.engine.name())
+        self.inner.encoding().map(|encoding| encoding.engine.name())
     }
 
     /// Why it was not fastokens, or None if it was.
     #[getter]
     fn why_not_fast(&self) -> Option<&str> {
-        self.inner.encoding.as_ref()?.why_not_fast.as_deref()
+        self.inner.encoding()?.why_not_fast.as_deref()
     }
 
     /// Why contexts were tokenized whole, or None if their common beginnings were shared.
     #[getter]
     fn why_no_cuts(&self) -> Option<&str> {
-        self.inner.encoding.as_ref()?.why_no_cuts.as_deref()
+        self.inner.encoding()?.why_no_cuts.as_deref()
     }
 
     /// The first question with a token id that is not below `num_tokens`, and that token; None if there is none.

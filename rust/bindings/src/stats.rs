@@ -4,7 +4,7 @@ use numpy::IntoPyArray;
 use pyo3::prelude::*;
 use wmdp_core::scores::stats as core;
 
-use crate::array::{Array1, Readonly1, Readonly2};
+use crate::array::{Array1, Readonly1};
 use crate::detach;
 use crate::error::to_py;
 
@@ -224,50 +224,4 @@ pub(crate) fn calibration(
 #[pyfunction]
 pub(crate) fn chi_square_uniform(counts: Vec<u64>) -> PyResult<(f64, f64)> {
     core::chi_square_uniform(&counts).map_err(to_py)
-}
-
-/// How predictions hold up when the order of the choices is changed.
-#[pyclass(frozen, module = "wmdp_fast._rust")]
-pub(crate) struct Orders {
-    /// Share of right answers in each order: float64 `[num_orders]`.
-    #[pyo3(get)]
-    accuracy: Array1<f64>,
-    /// Its mean over orders.
-    #[pyo3(get)]
-    mean: f64,
-    /// Its sample standard deviation over orders; None for one order.
-    #[pyo3(get)]
-    sd: Option<f64>,
-    /// Share of questions answered the same in every order.
-    #[pyo3(get)]
-    consistency: f64,
-    /// Share of questions answered right in every order.
-    #[pyo3(get)]
-    always_right: f64,
-}
-
-/// Per-order results of permuted choices.
-///
-/// Args:
-///     predicted: For each order and question the content predicted, as the choice's number in the original order: int64
-///         `[num_orders, num_questions]`.
-///     gold: The right choice in the original order: int64 `[num_questions]`.
-///
-/// Raises:
-///     ValueError: If the arrays do not fit or are empty.
-#[pyfunction]
-pub(crate) fn order_statistics(
-    py: Python<'_>,
-    predicted: Readonly2<'_, i64>,
-    gold: Readonly1<'_, i64>,
-) -> PyResult<Orders> {
-    let rows: Vec<Vec<i64>> = predicted.view().outer_iter().map(|row| row.to_vec()).collect();
-    let found = core::orders(&rows, &gold.view().to_vec()).map_err(to_py)?;
-    Ok(Orders {
-        accuracy: found.accuracy.into_pyarray(py).into(),
-        mean: found.mean,
-        sd: found.sd,
-        consistency: found.consistency,
-        always_right: found.always_right,
-    })
 }

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use wmdp_core::runtime::ahead::Ahead;
 use wmdp_core::tokens::pack::{self, Batches, Budget};
 use wmdp_core::tokens::request;
-use wmdp_core::tokens::trie::{self, Branches};
+use wmdp_core::tokens::trie;
 
 use crate::array::{Array1, Array2, Readonly1};
 use crate::detach;
@@ -23,11 +23,6 @@ const BATCHES_AHEAD: usize = 2;
 ///
 /// Args:
 ///     requests: What is to be scored.
-///     min_saving: Tokens that a branch of the trie must save; it must save a share of those below it, too. None makes a branch
-///         wherever two paths part, for attention to which branches cost nothing.
-///
-/// Raises:
-///     ValueError: If `min_saving` is 0.
 #[pyclass(frozen, module = "wmdp_fast._rust")]
 pub(crate) struct Trie {
     inner: Arc<trie::Trie>,
@@ -37,12 +32,10 @@ pub(crate) struct Trie {
 #[pymethods]
 impl Trie {
     #[new]
-    #[pyo3(signature = (requests, *, min_saving = Some(trie::MIN_SAVING)))]
-    fn new(py: Python<'_>, requests: &Requests, min_saving: Option<usize>) -> PyResult<Self> {
+    fn new(py: Python<'_>, requests: &Requests) -> PyResult<Self> {
         let requests = Arc::clone(&requests.inner);
-        let branches = min_saving.map_or(Branches::All, Branches::ThatPay);
         let theirs = Arc::clone(&requests);
-        let inner = detach::run(py, move |cancel| trie::Trie::new(&theirs, branches, cancel))?;
+        let inner = detach::run(py, move |cancel| trie::Trie::new(&theirs, cancel))?;
         Ok(Self { inner: Arc::new(inner), requests })
     }
 
@@ -52,16 +45,10 @@ impl Trie {
         self.inner.num_paths()
     }
 
-    /// Tokens to run.
+    /// Tokens to run: no plan can run fewer.
     #[getter]
     fn num_tokens(&self) -> usize {
         self.inner.num_tokens()
-    }
-
-    /// Tokens to run if a branch were made wherever two inputs part: no plan can run fewer.
-    #[getter]
-    fn num_distinct_tokens(&self) -> usize {
-        self.inner.num_distinct_tokens()
     }
 
     /// The path to start at if some choices have their scores already: all that is unfinished is read on it or later.

@@ -64,7 +64,7 @@ def test_attention_is_dense_attention(dtype, rows, budget, heads, window, softca
     sinks = drawn(heads[0]) if with_sinks else None
     options = {"scale": sizes[0] ** -0.5, "softcap": softcap, "sinks": sinks}
     carried: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for batch in reference.pack(rows, budget, 1000, min_saving=None):
+    for batch in reference.pack(rows, budget, 1000):
         tokens = len(batch.input_ids)
         query = drawn(tokens, heads[0], sizes[0]).transpose(0, 1)
         own = [drawn(tokens, heads[1], size).transpose(0, 1) for size in sizes]
@@ -93,7 +93,7 @@ def test_attention_is_dense_attention(dtype, rows, budget, heads, window, softca
 def test_its_gradient_is_that_of_dense_attention(dtype, rows, heads, window, softcap, with_sinks, sizes) -> None:
     assume(dtype != torch.float32 or max(sizes) <= 72)
     generator = torch.Generator().manual_seed(len(rows))
-    (batch,) = reference.pack(rows, 10_000, 10_000, min_saving=None)
+    (batch,) = reference.pack(rows, 10_000, 10_000)
     tokens = len(batch.input_ids)
     shapes = [(tokens, heads[0], sizes[0]), (tokens, heads[1], sizes[0]), (tokens, heads[1], sizes[1])]
     tensors = [torch.randn(shape, generator=generator).to(dtype).transpose(0, 1) for shape in shapes]
@@ -134,7 +134,7 @@ def test_there_is_no_gradient_through_what_was_carried_over() -> None:
 )
 def test_tiles_have_what_their_tokens_see(rows, budget, window, blocks) -> None:
     block_m, block_n = blocks
-    for batch in reference.pack(rows, budget, 1000, min_saving=None):
+    for batch in reference.pack(rows, budget, 1000):
         layout = layout_of(batch)
         tiles = gpu_forward.Tiles.of(layout, block_m=block_m, block_n=block_n, window=window)
         seen = reference.visible(batch.segments, batch.num_carried, window).numpy()

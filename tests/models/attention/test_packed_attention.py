@@ -48,7 +48,7 @@ def test_attention_over_a_trie_is_dense_attention(rows, budget, heads, window, s
     scale = sizes[0] ** -0.5
     cache = PrefixKVCache()
     keys, values = {}, {}  # by the tokens up to and with the one whose key it is
-    for batch in reference.pack(rows, budget, 1000, min_saving=None):
+    for batch in reference.pack(rows, budget, 1000):
         layout = layout_of(batch)
         tokens = len(batch.input_ids)
         query = torch.randn(heads[0], tokens, sizes[0], generator=generator)
@@ -78,7 +78,7 @@ def test_attention_over_a_trie_is_dense_attention(rows, budget, heads, window, s
 )
 def test_its_gradient_is_that_of_dense_attention(rows, heads, window, softcap, with_sinks, sizes) -> None:
     generator = torch.Generator().manual_seed(len(rows))
-    (batch,) = reference.pack(rows, 10_000, 10_000, min_saving=None)
+    (batch,) = reference.pack(rows, 10_000, 10_000)
     shapes = [(heads[0], len(batch.input_ids), sizes[0])]
     shapes += [(heads[1], len(batch.input_ids), size) for size in sizes]
     given_ = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
@@ -229,7 +229,7 @@ def test_a_model_over_a_trie_is_the_model_over_each_row(model_of, family, data) 
     logits: dict[int, torch.Tensor] = {}
     cache = PrefixKVCache()
     with torch.inference_mode(), packed_attention(model):
-        for batch in reference.pack(rows, budget, 1000, min_saving=None):
+        for batch in reference.pack(rows, budget, 1000):
             with packed_batch(layout_of(batch), cache):
                 out = model(
                     input_ids=torch.tensor([batch.input_ids]),

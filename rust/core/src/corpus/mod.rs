@@ -47,7 +47,7 @@ impl Default for ReadOptions {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
+enum CorpusFormat {
     JsonLines,
     Parquet,
     Text,
@@ -147,7 +147,7 @@ fn read_file(
     keep: &mut dyn FnMut(String) -> Result<ControlFlow<()>>,
 ) -> Result<ControlFlow<()>> {
     let (format, compression) = format_of(path).ok_or_else(|| unknown_format(path, EXTENSIONS))?;
-    if format == Format::Parquet {
+    if format == CorpusFormat::Parquet {
         if options.raw_lines {
             let problem = "parquet has no lines; raw lines are those of a .jsonl or .txt file".to_owned();
             return Err(DatasetError { file: path.display().to_string(), row: None, field: None, problem }.into());
@@ -162,17 +162,17 @@ fn read_file(
     let mut source = Source::open(path, compression, limits, cancel)?;
     match format {
         _ if options.raw_lines => read_raw_lines(&mut source, path, keep),
-        Format::Text => read_text(&mut source, path, keep),
-        Format::JsonLines | Format::Parquet => read_json_lines(&mut source, path, &options.field, keep),
+        CorpusFormat::Text => read_text(&mut source, path, keep),
+        CorpusFormat::JsonLines | CorpusFormat::Parquet => read_json_lines(&mut source, path, &options.field, keep),
     }
 }
 
-fn format_of(path: &Path) -> Option<(Format, Compression)> {
+fn format_of(path: &Path) -> Option<(CorpusFormat, Compression)> {
     let (extension, compression) = extension_of(path)?;
     let format = match extension.as_str() {
-        "jsonl" => Format::JsonLines,
-        "parquet" => Format::Parquet,
-        "txt" => Format::Text,
+        "jsonl" => CorpusFormat::JsonLines,
+        "parquet" => CorpusFormat::Parquet,
+        "txt" => CorpusFormat::Text,
         _ => return None,
     };
     Some((format, compression))

@@ -1,9 +1,9 @@
 //! Question files: parquet, JSON, JSON lines and CSV, each also compressed with gzip or zstd.
 //! What opens, decompresses and parses them also reads [`corpus`](crate::corpus) files.
 //!
-//! The extension decides the format. Every format turns its records into calls of [`collect::Collector`], which checks them and
-//! makes the [`QuestionSet`]; [`source::Source`] opens, decompresses and bounds what is read. A file is read whole or not at all:
-//! the first fault is a [`DatasetError`](crate::DatasetError) with file, row and field, and there is no partial result.
+//! The extension decides the format. Every format turns its records into calls of `collect::Collector`, which checks them and
+//! makes the [`QuestionSet`]; `source::Source` opens, decompresses and bounds what is read. A file is read whole or not at all:
+//! the first fault is a [`DatasetError`] with file, row and field, and there is no partial result.
 
 mod answer;
 mod collect;

@@ -201,7 +201,7 @@ mod tests {
     use super::*;
     use crate::tokens::padded::PaddedPlan;
     use crate::tokens::request::Requests;
-    use crate::tokens::trie::{Branches, Trie};
+    use crate::tokens::trie::Trie;
 
     /// Questions in no order, with two choices of one input and two of others.
     fn requests(questions: u32) -> Requests {
@@ -230,7 +230,7 @@ mod tests {
         let rows = PaddedPlan::new(&requests, &Cancel::default()).unwrap().num_rows();
         assert_eq!(rows, 3 * QUESTIONS);
         let plan = |cancel: &Cancel| PaddedPlan::new(&requests, cancel).map(drop);
-        let trie = |cancel: &Cancel| Trie::new(&requests, Branches::ThatPay(8), cancel).map(drop);
+        let trie = |cancel: &Cancel| Trie::new(&requests, cancel).map(drop);
         let works: [(Work<'_>, usize); 2] = [(&plan, 2), (&trie, 5)];
         for (work, passes) in works {
             let (all, whole) = reads(None, work);

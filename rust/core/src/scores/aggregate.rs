@@ -96,6 +96,21 @@ impl Outcome {
 ///
 /// A question is a near-tie if its best choice is at most `near_tie` nats ahead of the runner-up.
 ///
+/// ```
+/// use wmdp_core::scores::aggregate::aggregate;
+/// use wmdp_core::text::prompt::Prompts;
+///
+/// let contexts = ["Which bird hoots?".to_owned(), "Which bird crows?".to_owned()];
+/// let choices = vec![vec!["owl".to_owned(), "hen".to_owned()], vec!["jay".to_owned(), "cock".to_owned()]];
+/// let prompts = Prompts::from_contexts(&contexts, choices, vec![0, 1], " ", "birds")?;
+///
+/// let outcome = aggregate(&prompts, &[-1.0, -3.0, -2.0, -2.5], &[false; 4], 0.01)?;
+/// assert_eq!(outcome.acc.predicted, [0, 0]);
+/// assert_eq!(outcome.acc.mean, 0.5);
+/// assert_eq!(outcome.margin, [2.0, 0.5]);
+/// # Ok::<(), wmdp_core::Error>(())
+/// ```
+///
 /// # Errors
 /// [`Error::InvalidArgument`] if the lists do not fit the prompts, there is no question, or a log-likelihood is none: NaN or
 /// positive infinity.

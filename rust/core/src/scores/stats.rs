@@ -427,52 +427,6 @@ pub fn chi_square_uniform(counts: &[u64]) -> Result<(f64, f64)> {
     Ok((statistic, chi_square_tail(statistic, counts.len() as u32 - 1)))
 }
 
-/// How predictions hold up when the order of the choices is changed.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Orders {
-    /// Share of right answers in each order.
-    pub accuracy: Vec<f64>,
-    /// Its mean over orders.
-    pub mean: f64,
-    /// Its sample standard deviation over orders; None for one order.
-    pub sd: Option<f64>,
-    /// Share of questions answered the same in every order.
-    pub consistency: f64,
-    /// Share of questions answered right in every order.
-    pub always_right: f64,
-}
-
-/// Per-order results of permuted choices.
-///
-/// `predicted[o][q]` is the content (a choice's number in the original order) that was predicted for question `q` in order `o`.
-///
-/// # Errors
-/// [`Error::InvalidArgument`] if there is no order or no question, or an order has not as many predictions as there are right choices.
-pub fn orders(predicted: &[Vec<i64>], gold: &[i64]) -> Result<Orders> {
-    if predicted.is_empty() || gold.is_empty() || predicted.iter().any(|order| order.len() != gold.len()) {
-        return Err(Error::InvalidArgument(format!(
-            "{} orders of predictions do not fit {} right choices: each order needs one for each question",
-            predicted.len(),
-            gold.len()
-        )));
-    }
-    let (n, num_orders) = (gold.len() as f64, predicted.len() as f64);
-    let share = |count: usize| count as f64 / n;
-    let right = |order: &Vec<i64>| share(order.iter().zip(gold).filter(|(predicted, gold)| predicted == gold).count());
-    let accuracy: Vec<f64> = predicted.iter().map(right).collect();
-    let mean = accuracy.iter().sum::<f64>() / num_orders;
-    let squares = accuracy.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
-    let agreed = |question: &usize| predicted.iter().all(|order| order[*question] == predicted[0][*question]);
-    let same: Vec<usize> = (0..gold.len()).filter(agreed).collect();
-    Ok(Orders {
-        sd: (predicted.len() > 1).then(|| (squares / (num_orders - 1.0)).sqrt()),
-        consistency: share(same.len()),
-        always_right: share(same.iter().filter(|&&question| predicted[0][question] == gold[question]).count()),
-        accuracy,
-        mean,
-    })
-}
-
 fn check_confidence(confidence: f64) -> Result<()> {
     if confidence > 0.0 && confidence < 1.0 {
         return Ok(());

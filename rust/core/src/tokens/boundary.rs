@@ -4,7 +4,7 @@
 //! `encode(head + tail) == encode(head) + encode(tail)`, which byte-pair encoders do not promise in general. It is proven here, from
 //! the tokenizer's own description, for cuts between an ASCII letter or digit and a line feed or space after it:
 //!
-//! 1. *Pieces.* Where a known pre-tokenizer splits the text, every pattern in [`KNOWN_PATTERNS`] ends its run of letters or digits at
+//! 1. *Pieces.* Where a known pre-tokenizer splits the text, every pattern in `KNOWN_PATTERNS` ends its run of letters or digits at
 //!    white space, begins the next piece there, looks at most one character ahead and never behind. So a piece ends at the cut, and what
 //!    is on one side of it does not depend on the other. Merges never leave a piece.
 //! 2. *Merges.* Where nothing splits the text (SentencePiece-style models), each merge makes a token of the vocabulary. If no token holds the

@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::tokens::request::Requests;
-use crate::tokens::trie::{Segment, Target, Trie};
+use crate::tokens::trie::{Node, ScoredToken, Trie};
 
 /// What a batch may hold at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,7 +152,7 @@ impl Batches {
 }
 
 /// The targets that are read from a segment's tokens at depths `begin .. end`.
-fn targets(trie: &Trie, segment: usize, begin: usize, end: usize) -> &[Target] {
+fn targets(trie: &Trie, segment: usize, begin: usize, end: usize) -> &[ScoredToken] {
     let first = |position: usize| {
         trie.targets.partition_point(|target| (target.segment, target.position) < (segment, position))
     };
@@ -162,13 +162,13 @@ fn targets(trie: &Trie, segment: usize, begin: usize, end: usize) -> &[Target] {
 /// What is above a place, root first, with the keys that they have as the first of a batch.
 fn path_above(trie: &Trie, place: Place) -> Vec<Entry> {
     let mut entries = Vec::new();
-    let Segment { parent, begin, .. } = trie.segments[place.segment];
+    let Node { parent, begin, .. } = trie.segments[place.segment];
     if place.position > begin {
         entries.push(Entry { segment: place.segment, begin, end: place.position, key: 0 });
     }
     let mut above = parent;
     while let Some(segment) = above {
-        let Segment { parent, begin, end, .. } = trie.segments[segment];
+        let Node { parent, begin, end, .. } = trie.segments[segment];
         entries.push(Entry { segment, begin, end, key: 0 });
         above = parent;
     }
@@ -188,7 +188,7 @@ fn push_readouts(batch: &mut TrieBatch, trie: &Trie, requests: &Requests, place:
             batch.readouts.push(readout);
         }
         batch.target_readouts.push(batch.readouts.len() as i64 - 1);
-        batch.target_tokens.push(i64::from(requests.continuation_tokens[target.index]));
+        batch.target_tokens.push(i64::from(requests.continuation_token(target.index)));
         batch.targets.push(target.index as i64);
     }
 }

@@ -117,7 +117,7 @@ fn rows(requests: &Requests, question: usize) -> impl Iterator<Item = Row> {
     choices.filter(move |&choice| (first..choice).all(|before| input(before) != input(choice))).map(move |choice| Row {
         question,
         choice,
-        length: (prefix.len() + own.len() + input(choice).len()).min(requests.max_length),
+        length: (prefix.len() + own.len() + input(choice).len()).min(requests.max_length()),
     })
 }
 
@@ -171,19 +171,18 @@ mod tests {
 
     /// Two questions: letters after a context of 3 tokens, and texts of 2 and 1 tokens after a context of 5.
     fn requests(max_length: usize) -> Requests {
-        Requests {
-            prefixes: vec![vec![1, 2], vec![]],
-            context_prefixes: vec![0, 0],
-            context_offsets: vec![0, 1, 4],
-            context_tokens: vec![3, 4, 5, 6],
-            choice_offsets: vec![0, 2, 4],
-            continuation_offsets: vec![0, 1, 2, 4, 5],
-            continuation_tokens: vec![10, 11, 20, 21, 22],
-            max_length,
-            encoding: None,
-            joined: 0,
-            first_joined: None,
-        }
+        let stored = serde_json::json!({
+            "prefixes": [[1, 2], []],
+            "context_prefixes": [0, 0],
+            "context_offsets": [0, 1, 4],
+            "context_tokens": [3, 4, 5, 6],
+            "choice_offsets": [0, 2, 4],
+            "continuation_offsets": [0, 1, 2, 4, 5],
+            "continuation_tokens": [10, 11, 20, 21, 22],
+            "max_length": max_length,
+            "encoding": null,
+        });
+        Requests::from_bytes(stored.to_string().as_bytes()).unwrap()
     }
 
     #[test]

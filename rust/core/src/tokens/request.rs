@@ -50,30 +50,30 @@ pub struct Encoding {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Requests {
     /// The tokens that all contexts of a task begin with; one entry a task, then an empty one.
-    pub prefixes: Vec<Vec<u32>>,
+    prefixes: Vec<Vec<u32>>,
     /// For each question, the prefix its context begins with: an index into `prefixes`.
-    pub context_prefixes: Vec<u32>,
+    context_prefixes: Vec<u32>,
     /// For each question, where its own context tokens begin in `context_tokens`; one more entry at the end.
-    pub context_offsets: Vec<usize>,
+    context_offsets: Vec<usize>,
     /// Context tokens after the prefix.
-    pub context_tokens: Vec<u32>,
+    context_tokens: Vec<u32>,
     /// For each question, its first choice among all the run's choices; one more entry at the end.
-    pub choice_offsets: Vec<usize>,
+    choice_offsets: Vec<usize>,
     /// For each choice, where its tokens begin in `continuation_tokens`; one more entry at the end.
-    pub continuation_offsets: Vec<usize>,
+    continuation_offsets: Vec<usize>,
     /// Tokens of the choices' continuations.
-    pub continuation_tokens: Vec<u32>,
+    continuation_tokens: Vec<u32>,
     /// Most tokens a model can read at once; longer requests lose tokens on the left.
-    pub max_length: usize,
+    max_length: usize,
     /// How the tokens were made; None if they were given.
-    pub encoding: Option<Encoding>,
+    encoding: Option<Encoding>,
     /// Choices whose first characters became one token with the end of their context. As in lm-eval, what is scored then is the rest
     /// of the choice.
     #[serde(default)]
-    pub joined: usize,
+    joined: usize,
     /// File and row of the first question with such a choice.
     #[serde(default)]
-    pub first_joined: Option<String>,
+    first_joined: Option<String>,
 }
 
 /// How much of the prompts does not fit into the model.
@@ -163,16 +163,19 @@ impl Requests {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let invalid = |problem| Error::InvalidArgument(format!("these bytes are no pickled requests: {problem}"));
         let requests: Self = serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
+        if requests.fits_together() { Ok(requests) } else { Err(invalid("its parts do not fit together".to_owned())) }
+    }
+
+    fn fits_together(&self) -> bool {
         let cuts = |offsets: &[usize], length: usize| {
             offsets.first() == Some(&0) && offsets.last() == Some(&length) && offsets.is_sorted()
         };
-        let fits = requests.context_offsets.len() == requests.context_prefixes.len() + 1
-            && requests.choice_offsets.len() == requests.context_prefixes.len() + 1
-            && cuts(&requests.context_offsets, requests.context_tokens.len())
-            && cuts(&requests.continuation_offsets, requests.continuation_tokens.len())
-            && cuts(&requests.choice_offsets, requests.continuation_offsets.len() - 1)
-            && requests.context_prefixes.iter().all(|&prefix| (prefix as usize) < requests.prefixes.len());
-        if fits { Ok(requests) } else { Err(invalid("its parts do not fit together".to_owned())) }
+        self.context_offsets.len() == self.context_prefixes.len() + 1
+            && self.choice_offsets.len() == self.context_prefixes.len() + 1
+            && cuts(&self.context_offsets, self.context_tokens.len())
+            && cuts(&self.continuation_offsets, self.continuation_tokens.len())
+            && cuts(&self.choice_offsets, self.continuation_offsets.len() - 1)
+            && self.context_prefixes.iter().all(|&prefix| (prefix as usize) < self.prefixes.len())
     }
 
     /// SHA-256 of what is asked, as 64 hexadecimal digits: the same for the same tokens, however they were made.
@@ -270,6 +273,48 @@ impl Requests {
     #[must_use]
     pub fn continuation(&self, choice: usize) -> &[u32] {
         &self.continuation_tokens[self.continuation_offsets[choice]..self.continuation_offsets[choice + 1]]
+    }
+
+    /// A token of a continuation, counted over the continuations of the whole run.
+    pub(crate) fn continuation_token(&self, index: usize) -> u32 {
+        self.continuation_tokens[index]
+    }
+
+    /// For each question, its first choice among all the run's choices; one more entry at the end.
+    #[must_use]
+    pub fn choice_offsets(&self) -> &[usize] {
+        &self.choice_offsets
+    }
+
+    /// For each choice, where its tokens begin among those of all continuations; one more entry at the end.
+    #[must_use]
+    pub fn continuation_offsets(&self) -> &[usize] {
+        &self.continuation_offsets
+    }
+
+    /// Most tokens a model can read at once; longer requests lose tokens on the left.
+    #[must_use]
+    pub fn max_length(&self) -> usize {
+        self.max_length
+    }
+
+    /// How the tokens were made; None if they were given.
+    #[must_use]
+    pub fn encoding(&self) -> Option<&Encoding> {
+        self.encoding.as_ref()
+    }
+
+    /// Choices whose first characters became one token with the end of their context. As in lm-eval, what is scored then is the rest
+    /// of the choice.
+    #[must_use]
+    pub fn joined(&self) -> usize {
+        self.joined
+    }
+
+    /// File and row of the first question with such a choice.
+    #[must_use]
+    pub fn first_joined(&self) -> Option<&str> {
+        self.first_joined.as_deref()
     }
 
     /// A question's choices, as indices over the whole run.

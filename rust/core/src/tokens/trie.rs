@@ -1,7 +1,6 @@
 //! The token trie of a run: its distinct token sequences with their common beginnings held once.
 //!
-//! A node of the trie is a *segment*, a run of tokens that every path below it has in common. Where each level of the trie is one more
-//! step of attention for all tokens below it, a branch is made only where it saves a share of those ([`Branches::ThatPay`]).
+//! A node of the trie is a *segment*, a run of tokens that every path below it has in common.
 
 use rayon::prelude::*;
 
@@ -10,35 +9,9 @@ use crate::runtime::parallel::{self, Cancel};
 use crate::tokens::padded::{self, Row};
 use crate::tokens::request::Requests;
 
-/// A level must save at least this share (one in so many) of the tokens below it. One more step of attention costs a token, in
-/// kernels to launch, up to a few hundredths of its forward pass.
-const SAVING_SHARE: usize = 32;
-
-/// Tokens that a branch saves at least, by default: a segment of its own costs a call of the attention kernel.
-pub const MIN_SAVING: usize = 8;
-
-/// Where a trie branches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Branches {
-    /// Wherever two paths part: for attention to which branches cost nothing.
-    All,
-    /// Where that saves at least so many tokens ([`MIN_SAVING`]) and a share of those below.
-    ThatPay(usize),
-}
-
-impl Branches {
-    fn wants(self, saving: usize, below: usize) -> bool {
-        saving > 0
-            && match self {
-                Self::All => true,
-                Self::ThatPay(least) => saving >= least && saving * SAVING_SHARE >= below,
-            }
-    }
-}
-
 /// A run of tokens that the paths `..= last_path`, from the first that goes through it, have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Segment {
+pub(crate) struct Node {
     /// The segment it continues.
     pub(crate) parent: Option<usize>,
     /// A path that goes through it.
@@ -53,7 +26,7 @@ pub(crate) struct Segment {
 
 /// A token whose probability is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Target {
+pub(crate) struct ScoredToken {
     /// The segment that holds the token before it.
     pub(crate) segment: usize,
     /// Depth of the token before it.
@@ -67,23 +40,33 @@ pub(crate) struct Target {
 pub struct Trie {
     /// The inputs that are not the beginning of another one, in the order of their tokens.
     paths: Vec<Row>,
-    pub(crate) segments: Vec<Segment>,
+    pub(crate) segments: Vec<Node>,
     /// In order.
-    pub(crate) targets: Vec<Target>,
-    num_distinct_tokens: usize,
+    pub(crate) targets: Vec<ScoredToken>,
 }
 
 impl Trie {
     /// Builds the trie of all requests.
     ///
+    /// ```
+    /// use wmdp_core::runtime::parallel::Cancel;
+    /// use wmdp_core::tokens::request::Requests;
+    /// use wmdp_core::tokens::trie::Trie;
+    ///
+    /// // Two questions that begin alike, with two continuations of one token each.
+    /// let contexts = [vec![1, 2, 3], vec![1, 2, 4, 5]];
+    /// let continuations = [vec![vec![7], vec![8]], vec![vec![7], vec![8]]];
+    /// let requests = Requests::from_tokens(&contexts, &continuations, 2048)?;
+    ///
+    /// let trie = Trie::new(&requests, &Cancel::default())?;
+    /// assert_eq!(trie.num_paths(), 2);
+    /// assert_eq!(trie.num_tokens(), 5); // 1 and 2 are run once
+    /// # Ok::<(), wmdp_core::Error>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a branch may save no token; [`Error::Cancelled`].
-    pub fn new(requests: &Requests, branches: Branches, cancel: &Cancel) -> Result<Self> {
-        if branches == Branches::ThatPay(0) {
-            return Err(Error::InvalidArgument(
-                "min_saving must be at least 1: a branch that saves nothing is none".to_owned(),
-            ));
-        }
+    /// [`Error::Cancelled`].
+    pub fn new(requests: &Requests, cancel: &Cancel) -> Result<Self> {
         parallel::install(|| {
             let mut rows = padded::all_rows(requests, cancel);
             cancel.check()?;
@@ -97,8 +80,7 @@ impl Trie {
                 tokens(requests, &pair[0]).shared(tokens(requests, &pair[1]))
             });
             let shared: Vec<usize> = shared.collect();
-            let mut trie =
-                Self { paths: Vec::new(), segments: Vec::new(), targets: Vec::new(), num_distinct_tokens: 0 };
+            let mut trie = Self { paths: Vec::new(), segments: Vec::new(), targets: Vec::new() };
             // A row is the beginning of another one only if it is that of the next; it lies on the path of the next that is not.
             let mut shared_with_last = Vec::new();
             let mut path_of_row = Vec::with_capacity(rows.len());
@@ -113,9 +95,7 @@ impl Trie {
                     least = shared_with_next;
                 }
             }
-            trie.num_distinct_tokens =
-                trie.paths.iter().map(|path| path.length).sum::<usize>() - shared_with_last.iter().sum::<usize>();
-            trie.grow(&shared_with_last, branches, cancel)?;
+            trie.grow(&shared_with_last, cancel)?;
             trie.place_targets(requests, &rows, &path_of_row, cancel);
             Ok(trie)
         })
@@ -127,16 +107,10 @@ impl Trie {
         self.paths.len()
     }
 
-    /// Tokens to run.
+    /// Tokens to run: each distinct beginning of an input has one.
     #[must_use]
     pub fn num_tokens(&self) -> usize {
         self.segments.iter().map(|segment| segment.end - segment.begin).sum()
-    }
-
-    /// Tokens to run if a branch were made wherever two inputs part.
-    #[must_use]
-    pub fn num_distinct_tokens(&self) -> usize {
-        self.num_distinct_tokens
     }
 
     /// The path to start at if some choices have their scores already (a flag for each choice of the run): all that is unfinished
@@ -154,7 +128,7 @@ impl Trie {
         }
         let wanted: Vec<bool> = finished
             .iter()
-            .zip(requests.continuation_offsets.windows(2))
+            .zip(requests.continuation_offsets().windows(2))
             .flat_map(|(&finished, offsets)| std::iter::repeat_n(!finished, offsets[1] - offsets[0]))
             .collect();
         let unfinished = self.targets.iter().filter(|target| wanted[target.index]);
@@ -162,7 +136,7 @@ impl Trie {
     }
 
     /// Whether a segment ends its path.
-    pub(crate) fn is_leaf(&self, segment: &Segment) -> bool {
+    pub(crate) fn is_leaf(&self, segment: &Node) -> bool {
         segment.end == self.paths[segment.path].length
     }
 
@@ -171,7 +145,7 @@ impl Trie {
         &self,
         out: &mut Vec<i64>,
         requests: &Requests,
-        segment: &Segment,
+        segment: &Node,
         begin: usize,
         end: usize,
     ) {
@@ -181,14 +155,7 @@ impl Trie {
     }
 
     /// Makes the segments. `shared[i]` is how many tokens path i shares with the path before it.
-    fn grow(&mut self, shared: &[usize], wanted: Branches, cancel: &Cancel) -> Result<()> {
-        let mut lengths_up_to = vec![0];
-        let mut shared_up_to = vec![0];
-        for (path, shared) in self.paths.iter().zip(shared) {
-            cancel.check()?;
-            lengths_up_to.push(lengths_up_to[lengths_up_to.len() - 1] + path.length);
-            shared_up_to.push(shared_up_to[shared_up_to.len() - 1] + shared);
-        }
+    fn grow(&mut self, shared: &[usize], cancel: &Cancel) -> Result<()> {
         // Paths first .. last below a segment: they have more in common than the segments above them hold.
         let mut groups = vec![(0, self.paths.len(), None)];
         if self.paths.is_empty() {
@@ -199,18 +166,16 @@ impl Trie {
             let begin = parent.map_or(0, |parent: usize| self.segments[parent].end);
             if last - first == 1 {
                 let end = self.paths[first].length;
-                self.segments.push(Segment { parent, path: first, last_path: first, begin, end });
+                self.segments.push(Node { parent, path: first, last_path: first, begin, end });
                 continue;
             }
             let end = shared[first + 1..last].iter().copied().min().unwrap_or(0);
             let branches: Vec<usize> = (first + 1..last).filter(|&path| shared[path] == end).collect();
-            let below =
-                (lengths_up_to[last] - lengths_up_to[first]) - (shared_up_to[last] - shared_up_to[first + 1]) - end;
-            let saving = branches.len() * (end - begin);
             let mut above = parent;
-            if wanted.wants(saving, below) {
+            // At the root paths may have nothing in common.
+            if end > begin {
                 above = Some(self.segments.len());
-                self.segments.push(Segment { parent, path: first, last_path: last - 1, begin, end });
+                self.segments.push(Node { parent, path: first, last_path: last - 1, begin, end });
             }
             // Taken from the end, so the last branch goes in first.
             let mut stop = last;
@@ -240,15 +205,15 @@ impl Trie {
                 cancel.unwind_if_set();
                 let leaf = leaves[path];
                 padded::choices(requests, *row).flat_map(move |choice| {
-                    let first = requests.continuation_offsets[choice];
-                    let length = requests.continuation_offsets[choice + 1] - first;
+                    let first = requests.continuation_offsets()[choice];
+                    let length = requests.continuation(choice).len();
                     (0..length).map(move |at| {
                         let position = row.length - length + at;
                         let mut segment = leaf;
                         while segments[segment].begin > position {
                             segment = segments[segment].parent.unwrap_or(segment);
                         }
-                        Target { segment, position, index: first + at }
+                        ScoredToken { segment, position, index: first + at }
                     })
                 })
             })

@@ -1,7 +1,7 @@
 //! Attention over a packed token trie on the processor: scores, softmax and weighted sums in one pass, no mask in memory.
 //!
 //! The rule is [`crate::tokens::pack`]'s: a token sees `key <= itself < subtree_end[key]`. Keys are cut into blocks of
-//! [`kernel::BLOCK`] and queries into panels of [`kernel::ROWS`] rows, a row being one query head of one token; a panel
+//! `kernel::BLOCK` and queries into panels of `kernel::ROWS` rows, a row being one query head of one token; a panel
 //! goes over the blocks of which it sees something, with a running maximum and sum (`FlashAttention`, arXiv 2205.14135).
 //! Whole blocks are skipped by two comparisons, so a batch of many short branches costs what its branches cost. Heads that
 //! share keys are rows of the same panel: their keys are read once.
@@ -34,7 +34,7 @@ use crate::runtime::parallel::{Team, for_each};
 const TILE_ROWS: usize = 32 * ROWS;
 
 /// A run of tokens in a row on the path: where its keys begin and end, where its subtree ends, and the position of its
-/// first token, as in [`crate::tokens::pack::Batch`].
+/// first token, as in [`crate::tokens::pack::TrieBatch`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
     /// Its first key.
