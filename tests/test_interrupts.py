@@ -34,7 +34,7 @@ SCRIPT = """
 import pickle, signal, sys
 import numpy as np
 sys.path.insert(0, sys.argv[2])
-import tokenizers_zoo
+from tests.support import tokenizers_zoo
 from wmdp_fast._rust import (
     PromptTemplate, QuestionSet, Samples, Tokenizer, Trie, aggregate, read_questions, read_samples, write_samples,
 )
@@ -84,7 +84,7 @@ def questions(tmp_path: Path) -> Path:
 def test_ctrl_c_ends_every_long_call_and_leaves_nothing_broken(questions: Path) -> None:
     calls = "".join(f"    {name!r}: {call},\n" for name, call in CALLS.items())
     script = SCRIPT.replace("for name, call in CALLS", f"CALLS = {{\n{calls}}}\nfor name, call in CALLS")
-    command = [sys.executable, "-c", script, str(questions), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", script, str(questions), str(Path(__file__).parents[1])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stderr is not None

@@ -387,7 +387,7 @@ def test_the_environment_says_where_the_hub_is_and_whether_to_ask_it(hub, tmp_pa
     """In a fresh process, where huggingface_hub reads its settings as a user gives them."""
     hub.datasets["cais/wmdp"] = {BIO.revision: {"wmdp-bio/test-00000-of-00001.parquet": b"bio"}}
     script = (
-        "import sys; from wmdp_fast.data.locate import locate; from wmdp_fast.tasks import resolve\n"
+        "import sys; from wmdp_fast.data.locate import locate; from wmdp_fast.tasks.resolve import resolve\n"
         "assert 'huggingface_hub' not in sys.modules\n"
         "located = locate(resolve('wmdp_bio').tasks[0]); print(located.test[0].read_text(), located.revision)"
     )

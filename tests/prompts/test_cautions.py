@@ -16,7 +16,7 @@ from tests.reference.requests import LmEvalTokenizer
 from tests.support import tiny_models
 from wmdp_fast import PromptTemplate, QuestionSet, Tokenizer
 from wmdp_fast.exceptions import TaskError, TokenizerError, WmdpFastWarning
-from wmdp_fast.prompts import cautions
+from wmdp_fast.prompts import cautions, prepare
 from wmdp_fast.tasks.resolve import resolve
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def test_samples_with_columns_that_json_has_no_form_for_are_said_to_differ(llama
 def test_a_limit_that_is_no_positive_number_is_refused(tmp_path: Path, limit: Any) -> None:
     tasks = resolve(write(tmp_path / "birds.jsonl", ROWS)).tasks
     with pytest.raises(ValueError, match="limit must be a positive, finite number, not"):
-        wf.prepare.read_tasks(tasks, limit=limit)
+        prepare.read_tasks(tasks, limit=limit)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_limit_that_is_no_positive_number_is_refused(tmp_path: Path, limit: An
 )
 def test_a_limit_takes_as_many_questions_as_lm_eval_does(tmp_path: Path, limit: float, count: int) -> None:
     tasks = resolve(write(tmp_path / "birds.jsonl", ROWS)).tasks
-    [read] = wf.prepare.read_tasks(tasks, limit=limit)
+    [read] = prepare.read_tasks(tasks, limit=limit)
     assert len(read.questions) == min(count, math.ceil(20 * limit) if limit < 1 else int(limit))
     assert read.available == 20
 

@@ -1,5 +1,6 @@
 """Prompts that are shown are those that are scored: the same texts, the same tokens, from the tokenizer alone."""
 
+import copy
 import json
 import os
 import shutil
@@ -30,7 +31,7 @@ def model(tmp_path_factory):
     """A model whose tokenizer adds BOS and has a chat template."""
     folder = tmp_path_factory.mktemp("model")
     tiny_models.build("llama").save_pretrained(folder)
-    tokenizer = tiny_models.tokenizer()
+    tokenizer = copy.deepcopy(tiny_models.tokenizer())
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(folder)
     return folder

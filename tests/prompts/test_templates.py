@@ -391,7 +391,8 @@ def test_an_endless_template_can_be_stopped(number: signal.Signals) -> None:
     """From the command line's point of view: the signal's handler runs at once, and no process is left behind."""
     script = """if True:
         import signal, sys
-        from wmdp_fast import PromptTemplate, QuestionSet, jinja
+        from wmdp_fast import PromptTemplate, QuestionSet
+        from wmdp_fast.prompts import jinja
         def stop(number, frame):
             raise KeyboardInterrupt
         signal.signal(signal.SIGINT, stop)
@@ -446,7 +447,7 @@ def test_the_process_sees_no_environment_and_no_files_beside_the_script(tmp_path
     """Keys are not for a stranger's template, and a file `jinja2.py` of the user's is not jinja2."""
     (tmp_path / "jinja2.py").write_text("raise SystemExit('the wrong module')\n")
     (tmp_path / "run.py").write_text(
-        "import os; from wmdp_fast import PromptTemplate, jinja\n"
+        "import os; from wmdp_fast import PromptTemplate; from wmdp_fast.prompts import jinja\n"
         "os.environ['API_KEY'] = 'secret'\n"
         "PromptTemplate('{{ question|upper }}')\n"
         "print(open(f'/proc/{jinja._process.pid}/environ').read().count('secret'))\n"

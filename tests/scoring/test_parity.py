@@ -5,6 +5,7 @@ They come from the engine that a user gets without asking, the token trie; padde
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -203,6 +204,7 @@ def test_chat_templates(
     bird_questions: Path, kind: str, template: str, shots: int, multiturn: bool, system: str | None
 ) -> None:
     model, tokenizer = tiny_model(kind, 2048)
+    tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = CHATML
     theirs = run_lm_eval(
         model,

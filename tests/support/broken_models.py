@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_c
 def whole(folder: Path) -> Path:
     """A model that is not broken: a tiny llama, its tokenizer with a chat template, and a generation configuration."""
     tiny_models.build("llama").save_pretrained(folder)
-    tokenizer = tiny_models.tokenizer()
+    tokenizer = copy.deepcopy(tiny_models.tokenizer())
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     tokenizer.save_pretrained(folder)
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
@@ -29,7 +30,7 @@ def folder(tmp_path_factory):
     model.resize_token_embeddings(640)
     model.config.max_position_embeddings = 512
     model.save_pretrained(made / "base")
-    tokenizer = tokenizers_zoo.tokenizer("llama3")
+    tokenizer = copy.deepcopy(tokenizers_zoo.tokenizer("llama3"))
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(made / "base")
     for name, count in (("birds_test", 12), ("birds_dev", 2)):
