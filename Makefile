@@ -32,7 +32,7 @@ demo: $(VENV)/package ## evaluate the tiny model that comes with the package; ne
 .PHONY: test
 test: setup ## run all tests, Rust and Python
 	cargo test --workspace --release
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: bench
 bench: setup ## time scoring and unlearning beside lm-eval and the plain algorithm, on a made-up small model

@@ -33,6 +33,12 @@ def _folder(variable: str, name: str) -> Path:
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, lest one worker still have such a file when the others are done."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def mmlu_dir() -> Path:
     """MMLU as the hub lays it out: `<subject>/<split>-00000-of-00001.parquet`."""
