@@ -83,14 +83,16 @@ def load_state(folder: Path, identity: dict[str, Any]) -> State | None:
         tensors, metadata = tensor_file.read_tensors(path)
     except ModelError as error:
         raise ModelError(f"{error}; remove {folder} to begin anew") from None
+    now = json.loads(json.dumps(identity))
     try:
         described = json.loads(metadata["state"])
         before = described.pop("identity")
-        state = State(tensors=tensors, **described)
+        differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        # One of another version of this package differs in its identity, and may differ in its fields.
+        state = None if differing else State(tensors=tensors, **described)
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path} is damaged ({error!r}); remove {folder} to begin anew") from None
-    now = json.loads(json.dumps(identity))
-    if differing := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
+    if differing:
         raise ModelError(
             f"{path} belongs to a run with other {', '.join(differing)}; resume with the same settings and data, or"
             f" remove {folder} to begin anew"
