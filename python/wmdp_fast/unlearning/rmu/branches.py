@@ -101,6 +101,7 @@ class Branches:
         layer_id: The layer whose output is wanted.
         trained: The parameters that are trained, by their names in the model. They must have their original values.
         cache: Where to keep what training does not change, and to look for it first.
+        originals: Copies of the trained parameters as they are, if there are such already.
 
     Attributes:
         originals: Copies of the trained parameters as they were in the beginning.
@@ -112,12 +113,15 @@ class Branches:
         layer_id: int,
         trained: Mapping[str, nn.Parameter],
         cache: TrunkCache | None = None,
+        originals: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._decoder = decoder
         self._model = decoder.model
         self._stop = layer_id + 1
         self._trained = dict(trained)
-        self.originals = {name: parameter.detach().clone() for name, parameter in trained.items()}
+        if originals is None:
+            originals = {name: parameter.detach().clone() for name, parameter in trained.items()}
+        self.originals = dict(originals)
         ours = {id(parameter) for parameter in trained.values()}
         holds = [any(id(parameter) in ours for parameter in layer.parameters()) for layer in decoder.layers]
         self.first = holds.index(True)

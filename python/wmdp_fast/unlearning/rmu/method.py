@@ -65,8 +65,7 @@ class RMU:
         _warn_of_dropout(setup.decoder.model)
         self._setup, self._topics = setup, topics
         self._noise_scale, self._seed = noise, seed
-        self._branches = Branches(setup.decoder, layer_id, setup.trained, setup.cache)
-        self._branches.originals = dict(setup.originals)  # one copy is enough
+        self._branches = Branches(setup.decoder, layer_id, setup.trained, setup.cache, setup.originals)
         self._step = Step(self._branches, setup.trained, masked=masked)
         self._coefficients: list[float] = []
         self._controls: list[Tensor] = []
