@@ -17,7 +17,6 @@ from wmdp_fast.runtime.clock import PhaseClock
 from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.unlearning import evaluations, preflight, stopping
 from wmdp_fast.unlearning.activation_cache import TrunkCache
-from wmdp_fast.unlearning.held_out import trained_on
 from wmdp_fast.unlearning.request import Request
 from wmdp_fast.unlearning.rmu.config import RMUConfig
 from wmdp_fast.unlearning.source import open_source
@@ -154,7 +153,7 @@ def unlearn(
             device=device,
             trust_remote_code=trust_remote_code,
         )
-        for sentence in trained_on(request, request.eval_text):
+        for sentence in corpora.not_held_out:
             warnings.warn(sentence, WmdpFastWarning, stacklevel=2)
     with clock("load"):
         source = open_source(model, config, tokenizer, revision, device, trust_remote_code, whole=request.evaluates)

@@ -11,7 +11,6 @@ from wmdp_fast.exceptions import ModelError
 from wmdp_fast.runtime import environment, strict_json
 from wmdp_fast.unlearning import reporting
 from wmdp_fast.unlearning.card import model_card
-from wmdp_fast.unlearning.held_out import trained_on
 from wmdp_fast.unlearning.source import base_id
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def run_record(
         "texts": [
             {"name": one.name, "files": list(one.files), "content_hash": one.content_hash} for one in request.eval_text
         ],
-        "not_held_out": trained_on(request, request.eval_text),
+        "not_held_out": list(corpora.not_held_out),
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
         "trunk_cache": None if cache is None else asdict(cache.use),
         "peak_memory_mb": round(reporting.peak_memory(weights.device), 1),

@@ -13,6 +13,7 @@ from wmdp_fast.models.decoder import Decoder, decoder_of
 from wmdp_fast.models.partial import load_first_layers
 from wmdp_fast.prompts.documents import Corpus, CorpusTokens
 from wmdp_fast.unlearning.batches import num_batches
+from wmdp_fast.unlearning.held_out import trained_on
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -47,10 +48,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Corpora:
-    """The tokens of each topic."""
+    """The tokens of each topic.
+
+    Attributes:
+        not_held_out: A sentence for each text of the evaluations that shares a file or documents with them.
+    """
 
     forget: list[CorpusTokens]
     retain: list[CorpusTokens]
+    not_held_out: tuple[str, ...] = ()
 
 
 def open_source(
@@ -183,7 +189,8 @@ def read_corpora(request: Request, tokenizer: PreTrainedTokenizerBase | None, na
         for corpus, topic in zip(request.forget, topics, strict=True)
     ]
     retain = [tokens(corpus, config.retain_max_length, raw_lines=False) for corpus in request.retain]
-    return Corpora(forget, retain * len(topics) if len(retain) == 1 else retain)
+    shared = tuple(trained_on(request, request.eval_text))
+    return Corpora(forget, retain * len(topics) if len(retain) == 1 else retain, shared)
 
 
 def base_id(source: Source) -> str | None:

@@ -33,7 +33,6 @@ from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.unlearning import evaluations, preflight
 from wmdp_fast.unlearning.activation_cache import TrunkCache
 from wmdp_fast.unlearning.api import cache_bytes, listed_corpora, listed_names, refuse_leftovers, work_folder
-from wmdp_fast.unlearning.held_out import trained_on
 from wmdp_fast.unlearning.parameters import select_parameters
 from wmdp_fast.unlearning.request import Request
 from wmdp_fast.unlearning.rmu.config import RMUConfig
@@ -181,7 +180,7 @@ def sweep(
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    for sentence in trained_on(request, request.eval_text):
+    for sentence in corpora.not_held_out:
         warnings.warn(sentence, WmdpFastWarning, stacklevel=2)
     source = open_source(model, request.config, tokenizer, revision, device, trust_remote_code, whole=True)
     if source.tokenizer is None:
