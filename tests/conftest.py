@@ -39,6 +39,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+@pytest.fixture(scope="module")
+def llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with its tokenizer, saved."""
+    from tests.support import tiny_models
+
+    folder = tmp_path_factory.mktemp("llama")
+    tiny_models.build("llama").save_pretrained(folder)
+    tiny_models.tokenizer().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def mmlu_dir() -> Path:
     """MMLU as the hub lays it out: `<subject>/<split>-00000-of-00001.parquet`."""

@@ -29,14 +29,6 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture(scope="module")
-def llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("llama")
-    tiny_models.build("llama").save_pretrained(folder)
-    tiny_models.tokenizer().save_pretrained(folder)
-    return folder
-
-
 def test_the_trie_is_the_default_and_the_results_say_what_it_saved(llama_dir: Path, birds: Path) -> None:
     fast = wf.evaluate(llama_dir, tasks=birds, device="cpu", progress=False)
     slow = wf.evaluate(llama_dir, tasks=birds, device="cpu", engine="padded", progress=False)

@@ -35,14 +35,6 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("llama")
-    tiny_models.build("llama").save_pretrained(folder)
-    tiny_models.tokenizer().save_pretrained(folder)
-    return folder
-
-
 # Prompts that are cut off.
 
 

@@ -58,14 +58,6 @@ def written(path: Path, documents: list[str] | None = None) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("llama")
-    tiny_models.build("llama").save_pretrained(folder)
-    tiny_models.tokenizer().save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize("max_length", [None, 16, 5, 1])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mamba"])
 def test_documents_get_lm_evals_log_likelihoods(family: str, max_length: int | None, tmp_path: Path) -> None:

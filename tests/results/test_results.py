@@ -17,15 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support import saved_runs
 from tests.support.evaluations import (
-    MODEL_INFO,
     NEAR_TIE,
     SIZES,
-    TOKENIZER,
     eval_result,
     score,
     task_of,
-    write_lm_eval_tasks,
 )
 from wmdp_fast._rust import PromptTemplate, QuestionSet
 from wmdp_fast.results.lm_eval_files import config_section
@@ -37,53 +35,9 @@ from wmdp_fast.runtime import environment
 @pytest.fixture(scope="module", params=[(0, None), (2, None), (2, 3)], ids=["0-shot", "2-shot", "limit"])
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """The files that lm-eval and this package write for the same model, questions and settings."""
-    lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra `lm-eval`)")
-    from lm_eval.api.model import LM
-    from lm_eval.loggers import EvaluationTracker
-    from lm_eval.tasks import TaskManager
-
-    class Toy(LM):
-        tokenizer = TOKENIZER
-        eot_token_id = TOKENIZER.eos_token_id
-        max_length = 64
-
-        def loglikelihood(self, requests: Any) -> list[tuple[float, bool]]:
-            return [score(*request.args) for request in requests]
-
-        def loglikelihood_rolling(self, requests: Any) -> Any:
-            raise NotImplementedError
-
-        def generate_until(self, requests: Any) -> Any:
-            raise NotImplementedError
-
-        def get_model_info(self) -> dict[str, Any]:
-            return MODEL_INFO
-
     num_fewshot, limit = request.param
     folder = tmp_path_factory.mktemp("lm-eval")
-    write_lm_eval_tasks(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
-        # Describing the machine takes lm-eval seconds.
-        patch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")
-        tracker = EvaluationTracker(output_path=str(folder / "theirs"))
-        results = lm_eval.simple_evaluate(
-            Toy(),
-            tasks=["nature", "clouds"],
-            model_args={"pretrained": "org/toy"},
-            num_fewshot=num_fewshot,
-            batch_size=8,
-            limit=limit,
-            log_samples=True,
-            task_manager=TaskManager(include_path=str(folder), include_defaults=False),
-            evaluation_tracker=tracker,
-        )
-        samples = results.pop("samples")
-        tracker.save_results_aggregated(results, samples)
-        for task in results["configs"]:
-            tracker.save_results_samples(task, samples[task])
-    theirs = next((folder / "theirs").rglob("results_*.json"))
+    theirs = saved_runs.lm_eval_run(folder, "org/toy", num_fewshot=num_fewshot, limit=limit, says=score)
     ours = eval_result(num_fewshot, limit).save(folder / "ours", log_samples=True)
     return SimpleNamespace(
         theirs=theirs,

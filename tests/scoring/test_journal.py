@@ -182,14 +182,6 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture(scope="module")
-def llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("llama")
-    tiny_models.build("llama").save_pretrained(folder)
-    tiny_models.tokenizer().save_pretrained(folder)
-    return folder
-
-
 def evaluate(model: Path, birds: Path, output: Path | None, **options: Any) -> wf.EvalResult:
     return wf.evaluate(model, tasks=birds, device="cpu", token_budget=64, output=output, progress=False, **options)
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-import random
-from typing import TYPE_CHECKING
 
 from tests.support import evaluations
 from tests.support.evaluations import MODEL_INFO, TOKENIZER, eval_result, write_lm_eval_tasks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -27,8 +23,24 @@ def score(model: str, context: str, continuation: str) -> tuple[float, bool]:
     return -round(rng.random() * 3, 1), rng.random() < 0.5
 
 
-def lm_eval_run(folder: Path, model: str, *, num_fewshot: int = 0, limit: int | None = None) -> Path:
-    """Lets lm-eval evaluate and save; returns the results file."""
+def lm_eval_run(
+    folder: Path,
+    model: str,
+    *,
+    num_fewshot: int = 0,
+    limit: int | None = None,
+    says: Callable[[str, str], tuple[float, bool]] | None = None,
+) -> Path:
+    """Lets lm-eval evaluate and save; returns the results file.
+
+    Args:
+        folder: Where everything goes; results to `results`.
+        model: The model's name.
+        num_fewshot: Examples of each question.
+        limit: Most questions of each task.
+        says: Log-likelihood and whether greedy of a continuation after a context; None is `score` of the model.
+    """
+    says = says or partial(score, model)
     lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra `lm-eval`)")
     from lm_eval.api.model import LM
     from lm_eval.loggers import EvaluationTracker
@@ -40,7 +52,7 @@ def lm_eval_run(folder: Path, model: str, *, num_fewshot: int = 0, limit: int | 
         max_length = 64
 
         def loglikelihood(self, requests: Any) -> list[tuple[float, bool]]:
-            return [score(model, *request.args) for request in requests]
+            return [says(*request.args) for request in requests]
 
         def loglikelihood_rolling(self, requests: Any) -> Any:
             raise NotImplementedError
@@ -57,6 +69,7 @@ def lm_eval_run(folder: Path, model: str, *, num_fewshot: int = 0, limit: int | 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
+        # Describing the machine takes lm-eval seconds.
         patch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")
         tracker = EvaluationTracker(output_path=str(folder / "results"))
         results = lm_eval.simple_evaluate(
