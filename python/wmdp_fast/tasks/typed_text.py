@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-
 # Where Jinja begins in a template, and by what it ends there.
 _JINJA = re.compile(r"\{[{%#]")
-
-
 _END = {"{{": "}}", "{%": "%}", "{#": "#}"}
 
 
