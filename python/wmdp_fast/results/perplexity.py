@@ -298,7 +298,8 @@ class TextResult:
         found = self.documents
         sizes = ", ".join(f"{int(getattr(found, name).sum())} {name}" for name in ("words", "bytes", "tokens"))
         error = "; one document: no standard error" if len(found) == 1 else "; errors are over documents"
-        return f"{self.name}: {len(found)} documents of {sizes}, in windows of {self.max_length} tokens{error}"
+        count = "1 document" if len(found) == 1 else f"{len(found)} documents"
+        return f"{self.name}: {count} of {sizes}, in windows of {self.max_length} tokens{error}"
 
     def lm_eval_entry(self) -> dict[str, Any]:
         """The entry of lm-eval's `results`; what no number of JSON can hold is `N/A`."""
