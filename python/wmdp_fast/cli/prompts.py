@@ -7,6 +7,8 @@ import json
 import textwrap
 from typing import TYPE_CHECKING
 
+from wmdp_fast.runtime.printable import printable
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -32,7 +34,7 @@ def as_text(prompts: Sequence[RenderedPrompt]) -> str:
 def _block(one: RenderedPrompt) -> list[str]:
     order = f", its choices in another order ({one.order})" if one.order else ""
     lines = [f"{one.task}, question {one.question}{order}: {len(one.tokens)} tokens"]
-    lines += [_GUTTER + _visible(line) for line in one.prompt.split("\n")]
+    lines += [_GUTTER + printable(line, keep="\t") for line in one.prompt.split("\n")]
     lines += _tokens("tokens: ", one.tokens, one.pieces, indent="  ")
     for place, continuation in enumerate(one.continuations):
         right = " (right)" if place == one.answer else ""
@@ -61,8 +63,3 @@ def _tokens(head: str, tokens: Sequence[int], pieces: Sequence[str], *, indent: 
 def _quoted(text: str) -> str:
     """The text in quotes, with what cannot be seen as Python writes it."""
     return repr(text)
-
-
-def _visible(line: str) -> str:
-    """The line without what moves a terminal's cursor; tabs stay."""
-    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in line)

@@ -6,6 +6,8 @@ import argparse
 import re
 from pathlib import Path
 
+from wmdp_fast.runtime.printable import printable
+
 # Most bytes of a text; templates are refused beyond it anyway.
 LARGEST = 1 << 20
 
@@ -38,10 +40,10 @@ def text_or_file(given: str) -> str:
     except (OSError, ValueError, RuntimeError) as error:  # for a NUL in the name, and a home that nobody has
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise argparse.ArgumentTypeError(
-            f"{_shown(path)} cannot be read: {why}; write @@ for a text that begins with @"
+            f"{printable(path)} cannot be read: {why}; write @@ for a text that begins with @"
         ) from None
     if len(content) > LARGEST:
-        raise argparse.ArgumentTypeError(f"{_shown(path)} has more than {LARGEST} bytes, too many for a prompt")
+        raise argparse.ArgumentTypeError(f"{printable(path)} has more than {LARGEST} bytes, too many for a prompt")
     return _decoded(content, path)
 
 
@@ -50,14 +52,9 @@ def _decoded(content: bytes, path: str) -> str:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise argparse.ArgumentTypeError(
-            f"{_shown(path)} is not UTF-8 (byte {error.start + 1} is 0x{content[error.start]:02x}); save it as UTF-8"
+            f"{printable(path)} is not UTF-8 (byte {error.start + 1} is 0x{content[error.start]:02x}); save it as UTF-8"
         ) from None
     text = re.sub(r"(\r\n|\n|\r)\Z", "", text)
     if not text:
-        raise argparse.ArgumentTypeError(f"{_shown(path)} holds no text; give '' for none")
+        raise argparse.ArgumentTypeError(f"{printable(path)} holds no text; give '' for none")
     return text
-
-
-def _shown(path: str) -> str:
-    """A path in one line, for messages."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in path)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
 
 from wmdp_fast.exceptions import ModelError
+from wmdp_fast.runtime.printable import printable
 from wmdp_fast.scoring.completion import AnswerError, completion_of
 from wmdp_fast.scoring.connection import route_to
 
@@ -236,8 +237,7 @@ class Client:
         """
         for form in self._secrets:
             text = text.replace(form, "***")
-        escaped = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text[:most])
-        return escaped + "..." * (len(text) > most)
+        return printable(text[:most]) + "..." * (len(text) > most)
 
     @property
     def is_stopped(self) -> bool:
