@@ -49,7 +49,7 @@ lint: setup $(FRESH_STUB) ## check formatting, types, lints and the stub
 	$(BIN)/python -m mypy.stubtest wmdp_fast._rust
 	cargo fmt --all --check
 	$(CLIPPY_ENV) cargo clippy --workspace --all-targets --release -- --deny warnings
-	RUSTDOCFLAGS="--deny warnings" cargo doc --package wmdp-core --no-deps --release
+	$(CLIPPY_ENV) RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --release
 
 .PHONY: format
 format: setup ## format all code

@@ -1,5 +1,5 @@
 //! `wmdp_fast._rust`: the Python face of wmdp-core. One file per core module; a body parses arguments, calls the core off the
-//! GIL through [`detach::run`], and hands back numpy arrays or frozen objects.
+//! GIL through `detach::run`, and hands back numpy arrays or frozen objects.
 
 // The pyfunction and pyclass macros want owned arguments. Doc comments here are Python docstrings, in Google's style.
 #![allow(clippy::needless_pass_by_value, clippy::doc_markdown)]
