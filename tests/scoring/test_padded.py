@@ -18,8 +18,9 @@ from tests.support import tiny_models, tokenizers_zoo
 from wmdp_fast import Prompts, Tokenizer
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models.load import LoadedModel, load_model, wrap_model
+from wmdp_fast.models.logits import all_logits, selected_logits
 from wmdp_fast.scoring import padded
-from wmdp_fast.scoring.padded import all_logits, score_padded, selected_logits
+from wmdp_fast.scoring.padded import score_padded
 from wmdp_fast.scoring.scores import PartialScores, Scores
 
 MAX_LENGTH = 24

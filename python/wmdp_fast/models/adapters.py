@@ -22,6 +22,11 @@ _NAME = "default"
 _SHARED = ("vblora_vector_bank", "prompt_encoder", ".tinylora_v.", ".unilora_theta_d.")
 
 
+def without_adapter(model: Any) -> Any:
+    """The model that an adapter of peft was put on; itself, if none was."""
+    return getattr(model, "get_base_model", lambda: model)()
+
+
 def with_adapter(
     model: torch.nn.Module, adapter: str, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[torch.nn.Module, list[str]]:

@@ -116,7 +116,7 @@ class Journal:
                 if (wrong := _first_wrong(scores[-1])) is not None and resume:
                     raise JournalError(
                         f"{path} cannot be resumed: for choice {wrong['choice'] + 1} it has a log-likelihood of"
-                        f" {wrong['loglikelihood']}, which is none; delete the file to begin anew"
+                        f" {wrong['loglikelihood']}, which is none; delete the file to start over"
                     )
             elif body[:1] == _BOUNDED:
                 bounded.update(np.frombuffer(body[1:], dtype="<i8").tolist())
@@ -125,7 +125,7 @@ class Journal:
         if scores and not resume:
             raise JournalError(
                 f"{path} holds the scores of an unfinished run, and this is the same run: go on from there with"
-                " --resume (resume=True), or delete the file to begin anew"
+                " --resume (resume=True), or delete the file to start over"
             )
         os.ftruncate(file, end if resume else 0)
         found = np.concatenate(scores) if scores else np.empty(0, dtype=_SCORE)
@@ -203,7 +203,7 @@ def _records(content: bytes, path: Path) -> Iterator[tuple[bytes, int]]:
     Raises:
         JournalError: A record is damaged; names the file.
     """
-    damaged = f"{path} is damaged: {{}} at byte {{}}; delete the file to begin anew"
+    damaged = f"{path} is damaged: {{}} at byte {{}}; delete the file to start over"
     at = 0
     while len(content) - at >= _HEAD.size:
         length, body_sum, head_sum = _HEAD.unpack_from(content, at)

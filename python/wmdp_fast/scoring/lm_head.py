@@ -18,7 +18,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from wmdp_fast._rust import TokenLogprobs
 from wmdp_fast.models.fused import linear as onednn
-from wmdp_fast.models.fused.forwards import replaced_forwards
+from wmdp_fast.models.head import logits_without_base
 
 if TYPE_CHECKING:
     from wmdp_fast.scoring.scores import ScoreMode
@@ -87,13 +87,13 @@ def _is_untouched(module: Any) -> bool:
 def _returns_its_projection(model: PreTrainedModel, base: nn.Module, head: nn.Linear) -> bool:
     """Whether a model returns its projection of the hidden states as it is; some cap or scale it."""
     # Large, as a cap is seen with large logits only.
-    states = torch.linspace(-50, 50, 2 * head.in_features, dtype=torch.float32, device="cpu").view(1, 2, -1)
+    states = torch.linspace(-50, 50, 2 * head.in_features, dtype=torch.float32, device="cpu").view(2, -1)
     states = states.to(head.weight.dtype)
     outputs: Any = MoeModelOutputWithPast(last_hidden_state=cast("Any", states))
     outputs.cross_attentions = None  # which older classes pass on
-    with torch.no_grad(), replaced_forwards({base: lambda *_, **__: outputs}):
+    with torch.no_grad():
         try:
-            logits = model(input_ids=torch.zeros(1, 2, dtype=torch.long, device="cpu"), use_cache=False).logits
+            logits = logits_without_base(model, base, outputs, states)
         except (AttributeError, TypeError, KeyError, IndexError):
             # It wants more of its base than hidden states, and so does more with it than projecting them.
             return False

@@ -9,7 +9,6 @@ would change are kept apart; see `row_length`.
 
 from __future__ import annotations
 
-import inspect
 import time
 import warnings
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +18,7 @@ import torch
 
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models.load import evaluation_mode
+from wmdp_fast.models.logits import all_logits, are_close, selected_logits
 from wmdp_fast.models.row_length import cuts_for, length_rules
 from wmdp_fast.models.threads import computing
 from wmdp_fast.scoring.journal import Plan
@@ -83,8 +83,7 @@ def score_padded(
     if token_budget != "auto" and token_budget < 1:
         raise ValueError(f"token_budget must be at least 1, not {token_budget}")
     model, device = loaded.model, loaded.device
-    if partial is None:
-        partial = PartialScores.empty(requests.num_choices)
+    partial = PartialScores.empty(requests.num_choices) if partial is None else partial
     longest = longest_row(requests)
     rules = length_rules(model, longest)
     cuts, remembered = cuts_for(rules, longest), _remembered(loaded, rules, longest)
@@ -99,28 +98,35 @@ def score_padded(
             budget = token_budget
         partial.begin(Plan("padded", token_budget, budget, partial.next_row))
         while (batch := _next_batch(requests, partial, budget, cuts, remembered)) is not None:
-            begin = time.perf_counter()
-            try:
-                with computing():
-                    input_ids = torch.from_numpy(batch.input_ids).to(device)
-                    targets = read(input_ids, batch)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                targets = None
-            # The retry is outside the handler: the exception keeps the tensors of the failed pass alive.
-            if targets is None:
+            if not _score_batch(batch, device, read, partial):
                 budget = _smaller_budget(batch, device, warn=token_budget != "auto")
                 partial.begin(Plan("padded", token_budget, budget, partial.next_row))
-                continue
-            partial.add(targets, batch.target_choices)
-            partial.next_row = batch.stop
-            partial.seconds += time.perf_counter() - begin
-            partial.tokens_run += batch.input_ids.size
-            partial.batches += 1
-            if progress is not None:
+            elif progress is not None:
                 progress(partial.next_row, requests.num_rows)
     return partial.scores(tokens_useful=requests.num_tokens, token_budget=budget, engine="padded")
+
+
+def _score_batch(
+    batch: PaddedBatch,
+    device: torch.device,
+    read: Callable[[torch.Tensor, PaddedBatch], TargetScores],
+    partial: PartialScores,
+) -> bool:
+    """Scores a batch and enters its scores; False if memory ran out, of which nothing is left when this returns."""
+    begin = time.perf_counter()
+    try:
+        with computing():
+            targets = read(torch.from_numpy(batch.input_ids).to(device), batch)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    partial.add(targets, batch.target_choices)
+    partial.next_row = batch.stop
+    partial.seconds += time.perf_counter() - begin
+    partial.tokens_run += batch.input_ids.size
+    partial.batches += 1
+    return True
 
 
 def _remembered(loaded: LoadedModel, rules: Sequence[LengthRule], longest: int) -> int:
@@ -176,55 +182,6 @@ def _reading(
     return read, every_logit
 
 
-def selected_logits(model: torch.nn.Module, input_ids: torch.Tensor, readouts: NDArray[np.int64]) -> torch.Tensor:
-    """Logits at readouts, the only ones computed: the model's own soft cap, scale and so on included.
-
-    Args:
-        model: A model that takes a boolean mask as `logits_to_keep`.
-        input_ids: Token ids, `[B, T]`.
-        readouts: Pairs (row, position), in order: `[R, 2]`.
-
-    Returns:
-        Logits, `[R, V]`.
-    """
-    # A mask gives one row for each readout. Positions for each row, the other form that transformers takes, would give
-    # as many to each row as the row with the most has.
-    wanted = torch.zeros(input_ids.shape, dtype=torch.bool, device="cpu")
-    wanted[readouts[:, 0], readouts[:, 1]] = True
-    logits: torch.Tensor = model(input_ids, logits_to_keep=wanted.to(input_ids.device), **_no_cache(model)).logits
-    return logits
-
-
-def all_logits(model: torch.nn.Module, input_ids: torch.Tensor, readouts: NDArray[np.int64]) -> torch.Tensor:
-    """Logits at readouts, picked from those at all positions; for every causal model.
-
-    Args:
-        model: Any causal model.
-        input_ids: Token ids, `[B, T]`.
-        readouts: Pairs (row, position), in order: `[R, 2]`.
-
-    Returns:
-        Logits, `[R, V]`.
-    """
-    logits: torch.Tensor = forward_without_cache(model, input_ids).logits
-    # An adapter that learned a prompt puts its tokens first.
-    virtual_tokens = logits.shape[1] - input_ids.shape[1]
-    rows, positions = torch.from_numpy(readouts).to(logits.device).unbind(dim=1)
-    return logits[rows, positions + virtual_tokens]
-
-
-def forward_without_cache(model: torch.nn.Module, input_ids: torch.Tensor) -> Any:
-    """What a model, or the part of one that takes token ids, returns for token ids `[B, T]`."""
-    return model(input_ids, **_no_cache(model))
-
-
-def _no_cache(model: torch.nn.Module) -> dict[str, Any]:
-    """Argument that keeps a model from storing keys and values, if it has it."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    known = any(p.name == "use_cache" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-    return {"use_cache": False} if known else {}
-
-
 def logits_of_few_tokens(
     model: torch.nn.Module, device: torch.device
 ) -> tuple[torch.Tensor, NDArray[np.int64], torch.Tensor]:
@@ -270,12 +227,6 @@ def can_select(model: torch.nn.Module, device: torch.device) -> bool:
         stacklevel=3,
     )
     return False
-
-
-def are_close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether logits agree to half their digits: batches of another shape round differently."""
-    spread = b.max().float() - b.min().float()
-    return bool((a - b).abs().max().float() <= torch.finfo(b.dtype).eps ** 0.5 * spread)
 
 
 def auto_token_budget(loaded: LoadedModel, requests: Requests, *, every_logit: bool) -> int:

@@ -19,6 +19,7 @@ import torch
 
 from wmdp_fast._rust import Requests, Trie
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
+from wmdp_fast.models.adapters import without_adapter
 from wmdp_fast.models.attention.layout import Layout
 from wmdp_fast.models.attention.packed import NotPackableError, PrefixKVCache, packed_attention, packed_batch
 from wmdp_fast.models.attention.requirements import left_out
@@ -173,8 +174,7 @@ def why_not(
     adapter = getattr(model, "active_peft_config", None)
     if getattr(adapter, "is_prompt_learning", False):
         return "its adapter puts tokens of its own before every row"
-    unwrap: Any = getattr(model, "get_base_model", lambda: model)
-    base: Any = unwrap()
+    base = without_adapter(model)
     name = type(base).__name__
     if not getattr(base, "_can_set_attn_implementation", lambda: False)():
         return f"{name} does not attend through transformers' AttentionInterface"

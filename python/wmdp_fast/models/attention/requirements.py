@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from wmdp_fast.exceptions import ModelError
+from wmdp_fast.models.adapters import without_adapter
 from wmdp_fast.models.attention.packed import attending_by, attention_names
 from wmdp_fast.models.threads import only_user
 
@@ -34,7 +35,7 @@ def left_out(model: torch.nn.Module) -> list[str]:
 
     Empty for a model that is set to another implementation, or attends in a way of its own.
     """
-    if "sdpa" not in attention_names(model) or not _may_ask(_unwrapped(model)):
+    if "sdpa" not in attention_names(model) or not _may_ask(without_adapter(model)):
         return []
     known = inspect.signature(ALL_ATTENTION_FUNCTIONS["sdpa"]).parameters
     return [_NEEDS[name] for name in _asked_of_attention(model) if name not in known]
@@ -51,7 +52,7 @@ def take_eager_where_needed(model: torch.nn.Module) -> list[str]:
     """
     if not (needs := left_out(model)):
         return []
-    base = _unwrapped(model)
+    base = without_adapter(model)
     for name, file in _asked_of_attention(model).items():
         # Written beside the layers that use it, so it does what they ask: gpt-oss's reads the sinks off its layer.
         if not hasattr(sys.modules.get(file), "eager_attention_forward"):
@@ -76,10 +77,6 @@ def about_left_out(model: torch.nn.Module) -> list[str]:
     ]
 
 
-def _unwrapped(model: Any) -> Any:
-    return getattr(model, "get_base_model", lambda: model)()
-
-
 def _may_ask(model: Any) -> bool:
     """Whether a configuration or a weight speaks of soft caps or sinks at all; others need no trying."""
     settings = vars(model.config.get_text_config())
@@ -93,7 +90,7 @@ def _asked_of_attention(model: torch.nn.Module) -> dict[str, str]:
 
     Found by a forward pass of two tokens through an attention that only looks.
     """
-    base = _unwrapped(model)
+    base = without_adapter(model)
     found: dict[str, str] = {}
     token = _asked.set(found)
     device = next(base.parameters()).device
