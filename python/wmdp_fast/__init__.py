@@ -48,6 +48,15 @@ if TYPE_CHECKING:
     from wmdp_fast.results.saved import SavedResults, read_results
     from wmdp_fast.scoring.server import Server
     from wmdp_fast.unlearning.api import unlearn
+    from wmdp_fast.unlearning.method import (
+        CardText,
+        Findings,
+        Method,
+        MethodState,
+        Setup,
+        StepInput,
+        StepOutput,
+    )
     from wmdp_fast.unlearning.result import UnlearnResult
     from wmdp_fast.unlearning.rmu.config import RMUConfig
     from wmdp_fast.unlearning.rmu.presets import PRESETS as presets  # noqa: N811 (the public name)
@@ -55,21 +64,31 @@ if TYPE_CHECKING:
     from wmdp_fast.unlearning.sweep.result import SweepResult
     from wmdp_fast.unlearning.sweep.search_space import Range
     from wmdp_fast.unlearning.sweep.sweep import sweep
+    from wmdp_fast.unlearning.training_config import SearchAxis, TrainingConfig
 
 # Public names whose modules are imported when they are first asked for, so that `import wmdp_fast` stays quick.
 _LAZY = {
+    "CardText": "wmdp_fast.unlearning.method",
     "Comparison": "wmdp_fast.analysis.comparison",
     "EvalCallback": "wmdp_fast.integrations.training",
     "EvalResult": "wmdp_fast.results.result",
+    "Findings": "wmdp_fast.unlearning.method",
     "GroupResult": "wmdp_fast.results.result",
+    "Method": "wmdp_fast.unlearning.method",
+    "MethodState": "wmdp_fast.unlearning.method",
     "RMUConfig": "wmdp_fast.unlearning.rmu.config",
     "Range": "wmdp_fast.unlearning.sweep.search_space",
     "RenderedContinuation": "wmdp_fast.prompts.rendered",
     "RenderedPrompt": "wmdp_fast.prompts.rendered",
     "SavedResults": "wmdp_fast.results.saved",
+    "SearchAxis": "wmdp_fast.unlearning.training_config",
     "Server": "wmdp_fast.scoring.server",
+    "Setup": "wmdp_fast.unlearning.method",
+    "StepInput": "wmdp_fast.unlearning.method",
+    "StepOutput": "wmdp_fast.unlearning.method",
     "SweepResult": "wmdp_fast.unlearning.sweep.result",
     "TaskResult": "wmdp_fast.results.result",
+    "TrainingConfig": "wmdp_fast.unlearning.training_config",
     "UnlearnResult": "wmdp_fast.unlearning.result",
     "compare": "wmdp_fast.analysis.comparison",
     "evaluate": "wmdp_fast.evaluation",
@@ -89,15 +108,19 @@ _LAZY = {
 _THERE = {"layers": "profile_layers", "presets": "PRESETS"}
 
 __all__ = [
+    "CardText",
     "Comparison",
     "DataUnavailableError",
     "DatasetError",
     "DivergedError",
     "EvalCallback",
     "EvalResult",
+    "Findings",
     "GroupResult",
     "InternalError",
     "JournalError",
+    "Method",
+    "MethodState",
     "ModelError",
     "PaddedBatch",
     "PromptTemplate",
@@ -110,13 +133,18 @@ __all__ = [
     "RenderedPrompt",
     "Requests",
     "SavedResults",
+    "SearchAxis",
     "Server",
+    "Setup",
+    "StepInput",
+    "StepOutput",
     "SweepResult",
     "TaskError",
     "TaskResult",
     "TemplateError",
     "Tokenizer",
     "TokenizerError",
+    "TrainingConfig",
     "UnlearnResult",
     "WmdpFastError",
     "WmdpFastWarning",

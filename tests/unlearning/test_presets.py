@@ -9,7 +9,7 @@ import pytest
 
 import wmdp_fast as wf
 from wmdp_fast import cli
-from wmdp_fast.cli import rmu_options
+from wmdp_fast.cli import method_options
 from wmdp_fast.report import report_html
 from wmdp_fast.unlearning.parameters import ROLES
 from wmdp_fast.unlearning.rmu.config import RMUConfig
@@ -64,9 +64,7 @@ def test_the_options_that_it_prints_are_the_preset(name, capsys):
     assert cli.main(["presets", name]) == 0
     page = capsys.readouterr().out.partition("is the same as\n")[2].partition("\n\n")[0]
     parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS)
-    rmu_options.add_corpora(parser)
-    rmu_options.add_method(parser)
-    rmu_options.add_training(parser)
+    method_options.add_settings(parser)
     given = vars(parser.parse_args(["--forget", "f", "--retain", "r", *page.split()]))
     settings = {key: given[key] for key in PRESETS[name].settings}
     expected = dict(PRESETS[name].settings)

@@ -33,6 +33,7 @@ COMMANDS = (
     "rescore",
     "report",
     "layers",
+    "methods",
     "presets",
     "unlearn",
     "sweep",

@@ -85,3 +85,13 @@ def whole_number_or_auto(text: str) -> int | str:
 def whole_numbers(text: str) -> tuple[int, ...]:
     """The argparse type of whole numbers with commas between."""
     return tuple(whole_number(least=0)(part.strip()) for part in text.split(","))
+
+
+def integer(text: str) -> int:
+    """The argparse type of whole numbers of any sign, as far as 32 bits go."""
+    digits = text.removeprefix("-")
+    if not digits.isdecimal() or len(digits) >= 100:
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a whole number")
+    if abs(int(text)) > _LARGEST:
+        raise argparse.ArgumentTypeError(f"{_short(text)} is larger than {_LARGEST}")
+    return int(text)

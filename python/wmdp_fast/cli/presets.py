@@ -1,4 +1,4 @@
-"""`wmdp-fast presets`: published settings of RMU, where they are from and what is known of them."""
+"""`wmdp-fast presets`: published settings of a method, where they are from and what is known of them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import shlex
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from wmdp_fast.unlearning.rmu.presets import PRESETS, Preset, preset
+from wmdp_fast.unlearning.methods.catalog import DEFAULT, METHODS, preset_of, presets_of
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-SUMMARY = "List published settings of RMU, or show one: its source, its settings and what came of it."
+    from wmdp_fast.unlearning.preset import Preset
+
+SUMMARY = "List published settings of a method, or show one: its source, its settings and what came of it."
 
 _WIDTH = 100
 
@@ -21,17 +23,22 @@ _WIDTH = 100
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `wmdp-fast presets`."""
     parser.add_argument("name", nargs="?", metavar="NAME", help="show this one")
+    parser.add_argument(
+        "--method", choices=METHODS, default=DEFAULT, help=f"whose settings (default {DEFAULT})", metavar="METHOD"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON: all of them by name, or the one asked for")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the list, or one preset."""
+    method = arguments.method
     if arguments.name is None:
-        listed: Any = {name: _as_json(one) for name, one in PRESETS.items()}
-        text = "\n".join(_list())
+        listed: Any = {name: _as_json(one) for name, one in presets_of(method).items()}
+        text = "\n".join(_list(method, presets_of(method)))
     else:
-        listed = _as_json(preset(arguments.name))
-        text = "\n".join(_page(preset(arguments.name)))
+        one = preset_of(method, arguments.name)
+        listed = _as_json(one)
+        text = "\n".join(_page(method, one))
     print(json.dumps(listed, indent=2) if arguments.json else text)
     return 0
 
@@ -45,17 +52,24 @@ def _as_json(one: Preset) -> dict[str, Any]:
     }
 
 
-def _list() -> Iterator[str]:
-    width = max(map(len, PRESETS))
-    models = max(len(one.model) for one in PRESETS.values())
-    for one in PRESETS.values():
+def _list(method: str, presets: Mapping[str, Preset]) -> Iterator[str]:
+    if not presets:
+        yield f"{method} has no presets"
+        return
+    width = max(map(len, presets))
+    models = max(len(one.model) for one in presets.values())
+    for one in presets.values():
         yield f"{one.name:{width}}  {one.model:{models}}  {one.source}"
     yield ""
-    yield "`wmdp-fast presets NAME` shows its settings; `wmdp-fast unlearn MODEL --preset NAME` takes them."
+    chosen = "" if method == DEFAULT else f" --method {method}"
+    yield (
+        f"`wmdp-fast presets NAME{chosen}` shows its settings; `wmdp-fast unlearn MODEL{chosen} --preset NAME` takes"
+        " them."
+    )
 
 
-def _page(one: Preset) -> Iterator[str]:
-    yield f"{one.name}: {one.model}"
+def _page(method: str, one: Preset) -> Iterator[str]:
+    yield f"{one.name}: {one.model}" + ("" if method == DEFAULT else f", {method}")
     yield f"source: {one.source}"
     yield from textwrap.wrap(f"known: {one.note}", _WIDTH)
     yield ""
@@ -64,7 +78,8 @@ def _page(one: Preset) -> Iterator[str]:
         yield f"  {name:{width}}  {_text(value)}"
     yield ""
     yield f"`--preset {one.name}` is the same as"
-    options = [f"--{name.replace('_', '-')} {shlex.quote(_text(value))}" for name, value in one.settings.items()]
+    options = [] if method == DEFAULT else [f"--method {method}"]
+    options += [f"--{name.replace('_', '-')} {shlex.quote(_text(value))}" for name, value in one.settings.items()]
     yield from textwrap.wrap(
         " ".join(options), _WIDTH, break_on_hyphens=False, initial_indent="  ", subsequent_indent="  "
     )

@@ -5,23 +5,24 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.cli.asking import add_selection, add_wording, asked
+from wmdp_fast.cli.method_options import add_settings, chosen, config_of, set_texts, types_of
 from wmdp_fast.cli.options import finite_number, whole_number
-from wmdp_fast.cli.rmu_options import add_corpora, add_method, add_training, coefficient, one_or_more, settings
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.files import check_file, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from wmdp_fast.cli.field_types import FieldType
     from wmdp_fast.unlearning.sweep.result import SweepResult
 
-SUMMARY = "Unlearn with many settings of RMU, measure each, and show the Pareto front of forgetting and keeping."
+SUMMARY = "Unlearn with many settings of a method, measure each, and show the Pareto front of forgetting and keeping."
 
-_AXES = ("layer_id", "steering_coeff", "alpha", "learning_rate", "max_steps")
 _PASSED = (
     "trials", "resume", "revision", "device", "trust_remote_code", "data", "cache_trunk", "cache_limit", "keep_best",
     "log_samples", "max_loss", "eval_text",
@@ -33,16 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.argument_default = argparse.SUPPRESS
     parser.add_argument("model", metavar="MODEL", help="a folder, or a name on the Hugging Face hub")
     space = parser.add_argument_group(
-        "what to try", "Comma-separated values, slash-separated per topic; with --optuna also ranges LOW..HIGH."
-    )
-    space.add_argument("--layer-id", type=_axis(_whole), metavar="L,...", help="layers whose output is steered")
-    space.add_argument(
-        "--steering-coeff", type=_axis(coefficient), metavar="C,...", help="numbers, auto or auto:FACTOR"
-    )
-    space.add_argument("--alpha", type=_axis(finite_number), metavar="A,...", help="weights of the retain loss")
-    space.add_argument("--learning-rate", type=_axis(finite_number), metavar="LR,...", help="learning rates")
-    space.add_argument(
-        "--max-steps", type=_axis(_whole), metavar="N,...", help="numbers of steps; all in one run, measured on the way"
+        "what to try",
+        "Settings that can be swept take several values: separated by commas, those of topics by slashes; with --optuna"
+        " also a range LOW..HIGH. Every combination is tried.",
     )
     space.add_argument(
         "--optuna",
@@ -68,9 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_selection(measures)
     add_wording(measures)
-    add_corpora(parser)
-    add_method(parser, swept=True)
-    add_training(parser, swept=True)
+    add_settings(parser, axis=_axis)
     output = parser.add_argument_group("output")
     output.add_argument("--output", required=True, metavar="DIR", help="folder for the results; no weights")
     output.add_argument("--resume", action="store_true", help="go on with the sweep in DIR; values may have been added")
@@ -84,11 +76,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--html", type=Path, metavar="FILE", help="write plot and table as one HTML file too")
     output.add_argument("--json", action="store_true", help="print JSON instead of the table")
     output.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
-    parser.set_defaults(quiet=False, json=False, html=None, preset=None)
+    parser.set_defaults(quiet=False, json=False, html=None, fail=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Sweeps, prints the table, and writes the page."""
+    try:
+        over, fixed = _over(arguments)
+        config = config_of(arguments, but=over, more=fixed)
+    except ValueError as error:
+        arguments.fail(str(error))
     if arguments.quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     if arguments.html is not None:
@@ -97,7 +94,6 @@ def run(arguments: argparse.Namespace) -> int:
 
         check_installed()
         check_file(arguments.html)
-    from wmdp_fast.unlearning.rmu.config import RMUConfig
     from wmdp_fast.unlearning.sweep.sweep import sweep
 
     given = vars(arguments)
@@ -105,11 +101,11 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.model,
         forget=arguments.forget,
         retain=arguments.retain,
-        over={name: given[name] for name in _AXES if name in given},
+        over=over,
         forget_tasks=arguments.forget_tasks,
         retain_tasks=arguments.retain_tasks,
         output=arguments.output,
-        config=RMUConfig(**settings(arguments, swept=_AXES)),
+        config=config,
         eval_options=asked(arguments),
         progress=not arguments.quiet,
         note=None if arguments.quiet else _note,
@@ -139,18 +135,51 @@ def _note(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _axis(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+def _over(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values to try, by setting, of options and of `--set`; and those of settings that this method has one of.
+
+    Raises:
+        ValueError: A setting with several values cannot be swept.
+    """
+    config, given = chosen(arguments), vars(arguments)
+    axes = [one.name for one in config.search_axes]
+    types, texts = types_of(config), set_texts(arguments, config)
+    read = {name: given[name].tried for name in types if isinstance(given.get(name), _Values)}
+    for name in axes:
+        if name in texts:
+            try:
+                read[name] = _axis(types[name])(texts[name]).tried
+            except argparse.ArgumentTypeError as error:
+                raise ValueError(f"--set {name}: {error}") from None
+    fixed = {}
+    for name in read.keys() - set(axes):
+        if not isinstance(read[name], list) or len(read[name]) > 1:
+            raise ValueError(
+                f"--{name.replace('_', '-')} cannot be swept with {arguments.method}; what can is {', '.join(axes)}"
+            )
+        [fixed[name]] = read.pop(name)
+    return read, fixed
+
+
+@dataclass(frozen=True)
+class _Values:
+    """What a setting is to be tried with: a list of values or a `Range`."""
+
+    tried: Any
+
+
+def _axis(kind: FieldType) -> Callable[[str], Any]:
     """The argparse type of several values of a setting, or of a range."""
     from wmdp_fast.unlearning.sweep.search_space import Range
 
-    def parse_all(text: str) -> Any:
+    def parse_all(text: str) -> _Values:
         try:
             low, dots, high = text.partition("..")
             if dots:
                 automatic = low.startswith("auto:")
                 first, last = (finite_number(end.removeprefix("auto:")) for end in (low, high))
-                return Range(first, last, automatic=automatic)
-            return [one_or_more([parse(part.strip()) for part in value.split("/")]) for value in text.split(",")]
+                return _Values(Range(first, last, automatic=automatic))
+            return _Values([_of_topics(kind, value) for value in text.split(",")])
         except ValueError:
             raise argparse.ArgumentTypeError(
                 f"{text!r} is neither comma-separated values nor a range such as 10..200"
@@ -159,7 +188,9 @@ def _axis(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return parse_all
 
 
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise ValueError(text)
-    return int(text)
+def _of_topics(kind: FieldType, text: str) -> Any:
+    """One value, or with slashes between one for each topic."""
+    values = tuple(kind.one(part.strip()) for part in text.split("/"))
+    if len(values) > 1 and not kind.many:
+        raise argparse.ArgumentTypeError(f"{text!r}: this setting is the same for all topics")
+    return values[0] if len(values) == 1 else values

@@ -1,4 +1,4 @@
-"""`wmdp-fast unlearn`: removes what a model knows of some subjects, as far as RMU does. Options are `RMUConfig`'s."""
+"""`wmdp-fast unlearn`: removes what a model knows of some subjects, as far as a method does."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ import sys
 from typing import Any
 
 from wmdp_fast.cli.asking import add_selection, add_wording, asked
+from wmdp_fast.cli.method_options import add_settings, config_of
 from wmdp_fast.cli.options import whole_number
-from wmdp_fast.cli.rmu_options import add_corpora, add_method, add_training, settings
 from wmdp_fast.runtime.tables import number_text
 
-SUMMARY = "Unlearn the subjects of some corpora with RMU."
+SUMMARY = "Unlearn the subjects of some corpora, with RMU or another method."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `wmdp-fast unlearn`."""
     parser.argument_default = argparse.SUPPRESS
     parser.add_argument("model", metavar="MODEL", help="a folder, or a name on the Hugging Face hub")
-    add_corpora(parser)
-    add_method(parser)
-    add_training(parser)
+    add_settings(parser)
 
     watch = parser.add_argument_group("watching it")
     watch.add_argument("--eval-tasks", action="append", metavar="NAMES", help="tasks to score before, during and after")
@@ -53,11 +51,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--output", required=True, metavar="DIR", help="folder for the new checkpoint")
     output.add_argument("--resume", action="store_true", help="go on from where an interrupted run to DIR stopped")
-    parser.set_defaults(quiet=False, fail=parser.error, preset=None)
+    parser.set_defaults(quiet=False, fail=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Unlearns, and says what came out."""
+    try:
+        config = config_of(arguments)
+    except ValueError as error:
+        arguments.fail(str(error))
     if arguments.quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     given = vars(arguments)
@@ -78,13 +80,12 @@ def run(arguments: argparse.Namespace) -> int:
     )
     options: dict[str, Any] = {name: given[name] for name in (*passed, "report_to") if name in given}
     from wmdp_fast.unlearning.api import unlearn
-    from wmdp_fast.unlearning.rmu.config import RMUConfig
 
     result = unlearn(
         arguments.model,
         forget=arguments.forget,
         retain=arguments.retain,
-        config=RMUConfig(**settings(arguments)),
+        config=config,
         output=arguments.output,
         eval_options=asked(arguments),
         progress=not arguments.quiet,

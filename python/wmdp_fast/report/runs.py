@@ -24,7 +24,7 @@ METRICS = "metrics.jsonl"
 _LOSS = {"forget_loss": "forget", "retain_loss": "retain"}
 _MASKED_LOSS = {f"{key}_masked": name for key, name in _LOSS.items()}
 
-# Figures of a run: title, unit, and each curve's key in the metrics with its name.
+# RMU's figures: title, unit, and each curve's key in the metrics with its name.
 _PLOTS = (
     ("Loss", "loss", _LOSS),
     ("Activation norm", "mean norm", {"forget_norm": "forget", "retain_norm": "retain"}),
@@ -95,10 +95,8 @@ def _topic_names(record: Mapping[str, Any]) -> list[str]:
 def _plots(file: Path, rows: Sequence[dict[str, Any]], record: Mapping[str, Any]) -> list[Plot]:
     found = []
     topics = _topic_names(record)
-    masked = (record.get("settings") or {}).get("mode") == "masked"
     numbers = sorted({row["topic"] for row in rows if "topic" in row})
-    for title, unit, known in _PLOTS:
-        keys = _MASKED_LOSS if masked and known is _LOSS else known
+    for title, unit, keys in _figures(record):
         curves = []
         for topic in numbers:
             for key, name in keys.items():
@@ -112,10 +110,28 @@ def _plots(file: Path, rows: Sequence[dict[str, Any]], record: Mapping[str, Any]
                 if steps:
                     # Several topics are told apart by the figure's own looks.
                     look = name.partition(",")[0] if len(numbers) == 1 else None
+                    look = look if look in _LOSS.values() else None
                     curves.append(Curve(name=label, steps=[int(step) for step in steps], values=values, look=look))
         if curves:
             found.append(Plot(title=title, unit=unit, curves=curves))
     return found
+
+
+def _figures(record: Mapping[str, Any]) -> list[tuple[str, str, dict[str, str]]]:
+    """The figures of a run's method: title, unit, and each curve's key in the metrics with its name.
+
+    What a method measures goes by names such as `forget_loss` and `retain_loss`, and what ends alike is one figure.
+    """
+    if record.get("method", "rmu") == "rmu":
+        masked = (record.get("settings") or {}).get("mode") == "masked"
+        return [
+            (title, unit, _MASKED_LOSS if masked and known is _LOSS else dict(known)) for title, unit, known in _PLOTS
+        ]
+    figures: dict[str, dict[str, str]] = {}
+    for key in map(str, record.get("metrics") or ()):
+        of, _, kind = key.rpartition("_")
+        figures.setdefault(kind, {})[key] = of.replace("_", " ") or kind
+    return [(f"{kind[:1].upper()}{kind[1:]}", kind, curves) for kind, curves in figures.items()]
 
 
 def _accuracies(file: Path, record: Mapping[str, Any], forget: set[str]) -> list[Plot]:

@@ -55,6 +55,7 @@ def model_card(record: Mapping[str, Any], method: CardText) -> str:
         "|---|---|",
         *(f"| {name} | {_value(value)} |" for name, value in settings.items()),
         *(f"| {name} | {value} |" for name, value in method.settings),
+        *(f"| code of the method | {one['path']}, SHA-256 `{one['sha256'][:16]}` |" for one in record["code"]),
         "",
         "| corpus | kind | documents | SHA-256 of the texts |",
         "|---|---|---|---|",

@@ -13,6 +13,7 @@ for the only time; what it returns has no gradients.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -137,32 +138,43 @@ class CardText:
 class Method(Protocol):
     """A method of unlearning on one model.
 
+    A subclass needs `metrics`, `step` and `card`; what else it does not define is as said here.
+
     Attributes:
         metrics: Names of what a step measures. The first two are shown while the run goes on.
     """
 
     metrics: tuple[str, ...]
 
-    def why_padded(self, padded: Batch, packed: Batch) -> str | None:
-        """Why documents must run with padding, tried on some of them in both forms; None if they may be packed."""
+    def why_padded(self, _padded: Batch, _packed: Batch, /) -> str | None:
+        """Why documents must run with padding, tried on some of them in both forms; None if they may be packed.
+
+        Unless defined, they must: nobody has tried.
+        """
+        return "the method was not written for documents without padding"
 
     def prepare(self) -> None:
-        """Finds what is fixed for the run. Called once with the original weights, unless `restore` is."""
+        """Finds what is fixed for the run: nothing. Called once with the original weights, unless `restore` is."""
 
-    def restore(self, state: MethodState) -> None:
-        """Takes over from an interrupted run what its `state` was."""
+    def restore(self, _state: MethodState, /) -> None:
+        """Takes over from an interrupted run what its `state` was: nothing."""
 
     def state(self) -> MethodState:
-        """What `restore` needs for the run to end in the same bits."""
+        """What `restore` needs for the run to end in the same bits: nothing."""
+        return MethodState()
 
     def describe(self) -> str | None:
-        """What `prepare` found, as a line for the user, or None."""
+        """What `prepare` found, as a line for the user, or None, which it is unless defined."""
+        return None
 
+    @abstractmethod
     def step(self, given: StepInput) -> StepOutput:
         """The gradients of a step's mean loss; the trainer clips and applies them."""
 
-    def findings(self, steps: int) -> Findings:
-        """What is to be told of the model after so many steps, with the weights as they are."""
+    def findings(self, _steps: int, /) -> Findings:
+        """What is to be told of the model after so many steps, with the weights as they are: nothing."""
+        return Findings()
 
+    @abstractmethod
     def card(self, record: Mapping[str, Any]) -> CardText:
         """What the model card says. `record` is the content of `unlearn.json`."""

@@ -11,6 +11,7 @@ from wmdp_fast.exceptions import ModelError
 from wmdp_fast.runtime import environment, strict_json
 from wmdp_fast.unlearning import reporting
 from wmdp_fast.unlearning.card import model_card
+from wmdp_fast.unlearning.methods.own_file import own_code
 from wmdp_fast.unlearning.source import base_id
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wmdp_fast.unlearning.activation_cache import TrunkCache
-    from wmdp_fast.unlearning.method import CardText
+    from wmdp_fast.unlearning.method import CardText, Method
     from wmdp_fast.unlearning.request import Request
     from wmdp_fast.unlearning.result import UnlearnResult
     from wmdp_fast.unlearning.source import Corpora, Source
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 def run_record(
     result: UnlearnResult,
+    method: Method,
     request: Request,
     source: Source,
     corpora: Corpora,
@@ -42,6 +44,7 @@ def run_record(
 
     Args:
         result: The finished run.
+        method: What was run.
         request: What the user asked for.
         source: The model.
         corpora: The tokens.
@@ -52,12 +55,14 @@ def run_record(
     return {
         "name": result.output.name if result.output else source.name,
         "method": result.config.method_name,
+        "code": own_code(result.config, method),
         "base": {"name": source.name, "id": base_id(source), "commit": source.commit},
         "settings": result.config.to_json(),
         "steps": result.steps,
         "best_step": result.best_step,
         "stopped": result.stopped,
         "packed": packed,
+        "metrics": list(method.metrics),
         "trained": list(result.picked),
         "changed": sorted(result.tensors),
         **result.findings.record,

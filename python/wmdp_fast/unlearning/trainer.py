@@ -21,6 +21,7 @@ from wmdp_fast.unlearning.document_lengths import longest_document
 from wmdp_fast.unlearning.evaluation_loop import EvaluationLoop
 from wmdp_fast.unlearning.gradients import clip_gradients, gradient_norm
 from wmdp_fast.unlearning.method import MethodState, Setup, StepInput
+from wmdp_fast.unlearning.methods.own_file import own_code
 from wmdp_fast.unlearning.metrics import Metrics
 from wmdp_fast.unlearning.optim import AdamW
 from wmdp_fast.unlearning.parameters import select_parameters
@@ -153,7 +154,7 @@ class Run:
         # Of a method that changes the weights itself, the optimizer only counts the steps.
         optimized = {} if config.one_shot else self._weights.parameters
         optimizer = AdamW(optimized, config.learning_rate, master_weights=config.master_weights)
-        identity = self._identity()
+        identity = self._identity(method)
         state = load_state(self._work, identity) if resume and self._work is not None else None
         begun = time.perf_counter()
         if state is None:
@@ -256,7 +257,7 @@ class Run:
     def _write(self, target: Path, method: Method, result: UnlearnResult) -> None:
         packed = self._batches.packed
         record = output.run_record(
-            result, self._request, self._source, self._corpora, self._weights, self._cache, packed=packed
+            result, method, self._request, self._source, self._corpora, self._weights, self._cache, packed=packed
         )
         output.write(target, result, record, self._source, self._weights, method.card(record), self._work)
 
@@ -303,20 +304,22 @@ class Run:
     def _bar(self, done: int) -> Bar:
         return progress_bar(what="unlearning", unit="step", total=self._total, done=done, shown=self._request.progress)
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self, method: Method) -> dict[str, Any]:
         """What two runs must agree in for one to go on where the other stopped."""
-        settings = self._config.to_json()
+        config = self._config
+        settings = config.to_json()
         settings.pop("save_every")
         originals = {name: tensor_file.as_bytes(tensor) for name, tensor in self._weights.originals.items()}
         return {
-            "method": self._config.method_name,
+            "method": config.method_name,
             "settings": settings,
             "weights": tensor_file.digest(originals),
             "forget corpora": [corpus.content_hash for corpus in self._corpora.forget],
             "retain corpora": [corpus.content_hash for corpus in self._corpora.retain],
             "number of steps": self._total,
             "evaluations": [self._request.eval_tasks, self._request.eval_every],
-            # A state of a run without texts does not name them.
+            # A state of a run without texts, or with a method of this package, does not name them.
+            **({"code of the method": code} if (code := [one["sha256"] for one in own_code(config, method)]) else {}),
             **({"texts": texts} if (texts := [text.content_hash for text in self._request.eval_text]) else {}),
         }
 

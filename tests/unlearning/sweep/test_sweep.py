@@ -24,7 +24,7 @@ from tests.support import sweep_examples, tokenizers_zoo
 from tests.support import unlearning_runs as runs
 from wmdp_fast import cli, demo
 from wmdp_fast.cli import sweep as cli_sweep
-from wmdp_fast.cli.rmu_options import settings
+from wmdp_fast.cli.method_options import config_of
 from wmdp_fast.exceptions import JournalError, ModelError, WmdpFastError
 from wmdp_fast.report import sources
 from wmdp_fast.report import sweep as sweep_page
@@ -405,7 +405,7 @@ def test_a_command_has_every_setting_that_is_not_the_default(tmp_path):
     words = shlex.split(result.command(3, output=str(tmp_path)))
     given = vars(cli._parser().parse_args(words[1:]))
     assert (given["model"], given["forget"], given["retain"]) == ("it's mine", ["it's mine"], ["it's mine"])
-    assert RMUConfig(**settings(argparse.Namespace(**given))) == result.config_of(3)
+    assert config_of(argparse.Namespace(**given)) == result.config_of(3)
 
 
 # The command line

@@ -10,6 +10,7 @@ from wmdp_fast.checkpoints import tensor_file
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.files import write_whole
+from wmdp_fast.unlearning.methods.own_file import own_code
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -101,6 +102,7 @@ def check(
             "retain corpora": list(map(_digest, corpora.retain, extent.retain)),
             "tasks": dict(tasks),
             "evaluation options": {name: str(value) for name, value in eval_options.items()},
+            **({"code of the method": code} if (code := [one["sha256"] for one in own_code(base)]) else {}),
             **({"texts": [[text.name, text.content_hash] for text in texts]} if texts else {}),
         }
 

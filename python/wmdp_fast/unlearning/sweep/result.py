@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.runtime.tables import number_text
-from wmdp_fast.unlearning.rmu.config import RMUConfig
+from wmdp_fast.unlearning.methods.catalog import DEFAULT, METHODS, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -148,7 +148,7 @@ class SweepResult:
     def command(self, index: int, output: str = "OUTPUT") -> str | None:
         """The shell command that makes a run's checkpoint, or None.
 
-        There is none if model or corpora were not given by name, or if the method has no command.
+        There is none if model or corpora were not given by name, or if the method is in no file or module.
 
         Args:
             index: Of the run.
@@ -157,12 +157,15 @@ class SweepResult:
         given = self.inputs
         config = self.config_of(index)
         named = given["model"] is not None and None not in given["forget"] and None not in given["retain"]
-        if not named or not isinstance(config, RMUConfig):
+        method = name_of(type(config))
+        if not named or method is None:
             return None
         words = ["wmdp-fast", "unlearn", given["model"]]
         for kind in ("forget", "retain"):
             words += [word for name in given[kind] for word in (f"--{kind}", name)]
-        words += _as_options(config, always=self.swept)
+        if method != DEFAULT:
+            words += ["--method", method]
+        words += _as_options(config, always=self.swept, by_name=method not in METHODS)
         for name in ("data", "revision", "device"):
             if given[name] is not None:
                 words += [f"--{name}", given[name]]
@@ -240,27 +243,40 @@ def cell(value: Any) -> str:
     return "/".join(map(cell, value)) if isinstance(value, tuple) else _as_word(value)
 
 
-def _as_options(config: RMUConfig, always: Sequence[str]) -> list[str]:
-    """Settings as options of `wmdp-fast unlearn`: those that are not the default, and those that were swept."""
+def _as_options(config: TrainingConfig, always: Sequence[str], *, by_name: bool) -> list[str]:
+    """Settings as options of `wmdp-fast unlearn`: those that are not the default, and those that were swept.
+
+    Args:
+        config: The settings.
+        always: Names of those that are given even if they are the default.
+        by_name: Whether they are given with `--set`: a method of one's own has no options.
+    """
     words = []
-    default = RMUConfig()
     for one in dataclasses.fields(config):
         value = getattr(config, one.name)
-        if one.name == "save_every" or (value == getattr(default, one.name) and one.name not in always):
+        if one.name == "save_every" or (value == _default(one) and one.name not in always):
             continue
+        text = ",".join(map(_as_word, value if isinstance(value, tuple) else (value,)))
         option = f"--{one.name.replace('_', '-')}"
-        if one.name == "master_weights":
-            words.append(option)
+        if by_name:
+            words += ["--set", f"{one.name}={text}"]
+        elif one.type == "bool":
+            words.append(option if value else f"--no-{option[2:]}")
         else:
-            values = value if isinstance(value, tuple) else (value,)
-            words += [option, ",".join(map(_as_word, values))]
+            words += [option, text]
     return words
+
+
+def _default(one: dataclasses.Field[Any]) -> Any:
+    return one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
 
 
 def _as_word(value: Any) -> str:
     """A value as an option has it, exactly: 1200 for 1200.0."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if value is None:
+        return "none"
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 

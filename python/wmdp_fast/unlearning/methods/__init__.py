@@ -1,0 +1,1 @@
+"""Methods by name, and those over the logits of the whole model, a file each."""

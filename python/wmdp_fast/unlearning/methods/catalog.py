@@ -1,0 +1,116 @@
+"""The methods by name: what chooses one on the command line, and what a list of them says.
+
+A configuration's module is imported when its method is asked for. None of them imports torch, so that settings can be
+looked at and checked before a model is thought of. A method of one's own is named by its file or its module, see
+`own_file`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from wmdp_fast.unlearning.methods.own_file import FORM, load_own_method, own_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from wmdp_fast.unlearning.preset import Preset
+    from wmdp_fast.unlearning.training_config import TrainingConfig
+
+DEFAULT = "rmu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A method of this package.
+
+    Attributes:
+        name: What it is called, its configuration's `method_name`.
+        config: Module and class of the configuration, with a colon between.
+        about: What it does, in a line.
+        cost: What a step costs, in forward passes of the whole model over one batch, for a forget and a retain batch; a
+            backward pass through all of it counts as two.
+        changes: What it changes unless told otherwise.
+        source: Where it was published.
+        presets: The module with its `PRESETS`, if it has any.
+    """
+
+    name: str
+    config: str
+    about: str
+    cost: float
+    changes: str
+    source: str
+    presets: str | None = None
+
+
+# A line each; costs are those of a method that computes no more than it needs.
+METHODS: Mapping[str, Listed] = MappingProxyType(
+    {
+        one.name: one
+        for one in (
+            Listed(
+                name="rmu",
+                config="wmdp_fast.unlearning.rmu.config:RMUConfig",
+                about="steers activations of one layer on forget text to a random vector, holds them on retain text",
+                cost=0.8,
+                changes="mlp.down_proj of 3 layers",
+                source="Li et al. 2024, arXiv:2403.03218",
+                presets="wmdp_fast.unlearning.rmu.presets",
+            ),
+        )
+    }
+)
+
+
+def config_class(method: str) -> type[TrainingConfig]:
+    """The configuration of a method.
+
+    Args:
+        method: A name of `METHODS`, or a method of one's own as `FILE.py:CLASS` or `package.module:CLASS`.
+
+    Raises:
+        ValueError: There is no such method, or it cannot be loaded; says which there are, or what is wrong.
+    """
+    if method in METHODS:
+        module, _, name = METHODS[method].config.partition(":")
+        found: type[TrainingConfig] = getattr(importlib.import_module(module), name)
+        return found
+    if ":" in method or method.endswith(".py"):
+        return load_own_method(method)
+    raise ValueError(f"there is no method {method}; there are {', '.join(METHODS)}, and {FORM} for one of your own")
+
+
+def name_of(config: type[TrainingConfig]) -> str | None:
+    """What `config_class` finds a configuration by, or None if it would not find it: one that was typed in."""
+    place = f"{config.__module__}:{config.__qualname__}"
+    for one in METHODS.values():
+        if one.config == place:
+            return one.name
+    return own_name(config)
+
+
+def presets_of(method: str) -> Mapping[str, Preset]:
+    """The published settings of a method by name; none of one's own method."""
+    module = METHODS[method].presets if method in METHODS else None
+    if module is None:
+        return {}
+    found: Mapping[str, Preset] = importlib.import_module(module).PRESETS
+    return found
+
+
+def preset_of(method: str, name: str) -> Preset:
+    """The preset of a method by its name.
+
+    Raises:
+        ValueError: There is none; names those there are.
+    """
+    known = presets_of(method)
+    if name in known:
+        return known[name]
+    if known:
+        raise ValueError(f"there is no preset {name}; there are {', '.join(known)}")
+    raise ValueError(f"there is no preset {name}: {method} has no presets")
