@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Axis = Callable[[FieldType], Callable[[str], Any]]
 
 # Fields that say how corpora are read; the others that all methods have say how is trained.
-_OF_CORPORA = ("field", "min_chars", "max_length", "retain_max_length", "raw_lines")
+_OF_CORPORA = ("field", "min_chars", "max_length", "retain_max_length", "raw_lines", "chat_template")
 
 
 def add_settings(parser: argparse.ArgumentParser, *, axis: Axis | None = None) -> None:

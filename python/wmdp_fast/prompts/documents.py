@@ -6,6 +6,8 @@ A file is read as its extension says, also with .gz or .zst behind it:
     .parquet   the column `field`
     .txt       the file is one document
 
+Records with `prompt` and `response` in place of the text are prompts with their responses, see `answers`.
+
 With `raw_lines` every line of a .jsonl or .txt file as it stands is a document, line end included. So the original RMU
 read every .jsonl corpus but the bio forget corpus, JSON syntax and all, and its published numbers come from such text.
 """
@@ -14,10 +16,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from wmdp_fast._rust import Tokenizer
 from wmdp_fast.data.corpora import find_corpus
+from wmdp_fast.prompts.answers import encode_answers, has_answers, read_answers
 from wmdp_fast.prompts.tokenizer import load_tokenizer, prefix_token_id
 
 if TYPE_CHECKING:
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
+
+
+CorpusKind = Literal["documents", "answers"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +45,8 @@ class CorpusTokens:
         offsets: int64 [documents + 1]; document i is `tokens[offsets[i]:offsets[i + 1]]`.
         content_hash: SHA-256 over the texts read, for the record of a run.
         revision: Commit of the dataset on the hub if the corpus is from there, else None.
+        prompt_lengths: Of a corpus of prompts with their responses int64 [documents], how many tokens of each are its
+            prompt, which count in no loss; None of documents.
     """
 
     name: str
@@ -46,6 +54,12 @@ class CorpusTokens:
     offsets: NDArray[np.int64]
     content_hash: str
     revision: str | None = None
+    prompt_lengths: NDArray[np.int64] | None = None
+
+    @property
+    def kind(self) -> CorpusKind:
+        """Whether it is documents, or prompts with their responses."""
+        return "documents" if self.prompt_lengths is None else "answers"
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -68,6 +82,7 @@ def load_corpus(
     min_chars: int = 0,
     raw_lines: bool = False,
     field: str = "text",
+    chat_template: bool = False,
     data: str | PathLike[str] | None = None,
     revision: str | None = None,
     offline: bool | None = None,
@@ -86,24 +101,40 @@ def load_corpus(
         min_chars: Documents of no more characters than this are left out.
         raw_lines: Whether each line of a .jsonl or .txt file as it stands is a document.
         field: Key or column that holds the text.
+        chat_template: Whether prompts of a corpus of prompts and responses go through the tokenizer's chat template.
         data: Folder to use in place of the hub for corpora by name, laid out as `wmdp_fast.data.locate` says.
         revision: Commit, tag or branch of the hub's dataset in place of the pinned one.
         offline: Whether to use only what is cached. None does as `HF_HUB_OFFLINE` says.
 
     Raises:
         DataUnavailableError: The corpus is missing, gated or out of reach; says what to do.
-        DatasetError: A file holds something else than documents, or there are none; names file, row and field.
+        DatasetError: A file holds something else than documents, or than prompts with responses, or there are none;
+            names file, row and field.
+        TemplateError: Prompts are to go through a chat template, which the tokenizer does not have or which fails.
         TokenizerError: The tokenizer is of another kind, or fails on a text.
         ValueError: `max_length` leaves no room for text, `num_documents` is 0, or the tokens take more than 4 GiB.
     """
     name, files, commit = find_corpus(spec, data=data, revision=revision, offline=offline)
-    encoded = _rust_tokenizer(tokenizer).encode_corpus(
+    encoder = rust_tokenizer(tokenizer)
+    if not raw_lines and has_answers(files, field):
+        if chat_template and isinstance(tokenizer, Tokenizer):
+            raise ValueError("a chat template is the tokenizer's of transformers: pass that one")
+        answers = read_answers(files, min_chars=min_chars, limit=num_documents)
+        chat = tokenizer if chat_template and not isinstance(tokenizer, Tokenizer) else None
+        found = encode_answers(answers, encoder.encode, max_length=max_length, chat=chat)
+        return CorpusTokens(name, found.tokens, found.offsets, found.content_hash, commit, found.prompt_lengths)
+    encoded = encoder.encode_corpus(
         list(files), max_length=max_length, field=field, raw_lines=raw_lines, min_chars=min_chars, limit=num_documents
     )
     return CorpusTokens(name, encoded.tokens, encoded.offsets, encoded.content_hash, commit)
 
 
-def _rust_tokenizer(tokenizer: PreTrainedTokenizerBase | Tokenizer) -> Tokenizer:
+def rust_tokenizer(tokenizer: PreTrainedTokenizerBase | Tokenizer) -> Tokenizer:
+    """A tokenizer of transformers as this package's own, which also makes the special tokens that it makes.
+
+    Raises:
+        TokenizerError: It is another kind of tokenizer.
+    """
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
     # The token in front of a continuation without a context; a corpus has neither.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from wmdp_fast._rust import read_documents
 from wmdp_fast.data.corpora import find_corpus
+from wmdp_fast.prompts.answers import has_answers, read_answers
 from wmdp_fast.prompts.documents import CorpusTokens
 
 if TYPE_CHECKING:
@@ -44,6 +45,13 @@ def _shared(corpus: str | os.PathLike[str] | CorpusTokens, text: Text, request: 
     _, files, _ = find_corpus(os.fspath(corpus), data=request.data)
     if {file.resolve() for file in files} & {Path(file).resolve() for file in text.files}:
         return "its file is of"
-    known = set(read_documents(list(files), field=request.config.field, limit=request.documents_read))
+    known = _texts(files, request.config.field, request.documents_read)
     both = sum(document in known for document in text.documents if document)
     return f"{both} of its {len(text.documents)} documents are in" if both else None
+
+
+def _texts(files: Sequence[Path], field: str, limit: int) -> set[str]:
+    """The documents of a corpus; of prompts and responses each, and both as one text."""
+    if not has_answers(files, field):
+        return set(read_documents(list(files), field=field, limit=limit))
+    return {text for one in read_answers(files, limit=limit) for text in (one.prompt, one.response, one.joined)}

@@ -16,6 +16,7 @@ from wmdp_fast.unlearning.batches import num_batches
 from wmdp_fast.unlearning.held_out import trained_on
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
     from pathlib import Path
 
@@ -189,8 +190,26 @@ def read_corpora(request: Request, tokenizer: PreTrainedTokenizerBase | None, na
         for corpus, topic in zip(request.forget, topics, strict=True)
     ]
     retain = [tokens(corpus, config.retain_max_length, raw_lines=False) for corpus in request.retain]
+    for kinds, kind, found in ((config.forget_kinds, "forget", forget), (config.retain_kinds, "retain", retain)):
+        for corpus in found:
+            _check_kind(config, corpus, kind, kinds)
     shared = tuple(trained_on(request, request.eval_text))
     return Corpora(forget, retain * len(topics) if len(retain) == 1 else retain, shared)
+
+
+def _check_kind(config: TrainingConfig, corpus: CorpusTokens, called: str, kinds: Sequence[str]) -> None:
+    """Raises ValueError if a method cannot use what a corpus is of."""
+    if corpus.kind in kinds:
+        return
+    has = {"documents": "documents", "answers": "prompts with responses"}
+    wants = {
+        "documents": f"give documents, with the text of each under `{config.field}` (--field)",
+        "answers": "give records with `prompt` and `response`",
+    }
+    raise ValueError(
+        f"the {called} corpus {corpus.name} has {has[corpus.kind]}, which {config.method_name} cannot use, since"
+        f" {config.why_kinds}: {wants[kinds[0]]}"
+    )
 
 
 def base_id(source: Source) -> str | None:
@@ -251,6 +270,7 @@ def _load(
         min_chars=request.config.min_chars,
         raw_lines=raw_lines,
         field=request.config.field,
+        chat_template=request.config.chat_template,
         data=request.data,
     )
     return read

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from wmdp_fast.exceptions import ModelError
+from wmdp_fast.prompts.documents import CorpusKind  # noqa: TC001 (hints are looked at as the program runs)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +61,10 @@ class TrainingConfig(ABC):
         depends_on_total: Whether a step depends on how many are to come; then runs of different lengths share nothing.
         search_axes: What can be swept, in the order of a grid: the last one changes fastest.
         per_topic: Fields that may be a tuple with a value for each topic.
+        forget_kinds: What forget corpora may be: `"documents"`, `"answers"` (prompts with responses, whose loss is of
+            the response: `Batch.counted`), or both.
+        retain_kinds: Likewise for retain corpora.
+        why_kinds: Why another kind will not do, as a sentence's part.
         activation_metrics: Metrics of a step that depend on the model's activations alone: one that is infinite or NaN
             in the first step is the model's fault.
         parameters: Which parameters of the trained layers: a role (`mlp.down_proj`, `self_attn.o_proj`, `mlp`, ...) or
@@ -82,6 +87,7 @@ class TrainingConfig(ABC):
         min_chars: Documents of at most so many characters are left out of the corpora.
         raw_lines: Whether forget corpora are read as raw JSON lines, per topic.
         field: Key of the text in a corpus record.
+        chat_template: Whether prompts of a corpus of prompts and responses go through the tokenizer's chat template.
     """
 
     method_name: ClassVar[str]
@@ -90,6 +96,9 @@ class TrainingConfig(ABC):
     search_axes: ClassVar[tuple[SearchAxis, ...]] = (SearchAxis("learning_rate"), SearchAxis("max_steps", whole=True))
     per_topic: ClassVar[tuple[str, ...]] = ("max_length", "raw_lines")
     activation_metrics: ClassVar[tuple[str, ...]] = ()
+    forget_kinds: ClassVar[tuple[CorpusKind, ...]] = ("documents",)
+    retain_kinds: ClassVar[tuple[CorpusKind, ...]] = ("documents",)
+    why_kinds: ClassVar[str] = "its loss is of every token"
 
     parameters: str = "mlp.down_proj"
     learning_rate: float = 5e-5
@@ -108,6 +117,7 @@ class TrainingConfig(ABC):
     min_chars: int = 0
     raw_lines: bool | tuple[bool, ...] = False
     field: str = "text"
+    chat_template: bool = False
 
     def __post_init__(self) -> None:
         for name in self.per_topic:

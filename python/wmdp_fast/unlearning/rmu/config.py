@@ -54,6 +54,7 @@ class RMUConfig(TrainingConfig):
         min_chars: Documents of at most so many characters are left out of the corpora.
         raw_lines: Whether forget corpora are read as raw JSON lines, per topic; the published cyber runs were.
         field: Key of the text in a corpus record.
+        chat_template: For corpora of prompts and responses, which RMU does not take.
     """
 
     method_name: ClassVar[str] = "rmu"
@@ -65,6 +66,7 @@ class RMUConfig(TrainingConfig):
     )
     per_topic: ClassVar[tuple[str, ...]] = ("steering_coeff", "alpha", *TrainingConfig.per_topic)
     activation_metrics: ClassVar[tuple[str, ...]] = ("forget_norm", "retain_norm", "forget_cosine", "retain_cosine")
+    why_kinds: ClassVar[str] = "its loss is of the activations of all tokens"
 
     layer_id: int = 7
     update_layer_ids: tuple[int, ...] | None = None

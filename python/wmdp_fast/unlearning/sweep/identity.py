@@ -136,4 +136,7 @@ def _digest(corpus: CorpusTokens, documents: int) -> str:
     """A hash of the first documents; fewer, if it has no more."""
     offsets = corpus.offsets[: documents + 1]
     tokens = corpus.tokens[: offsets[-1]]
-    return tensor_file.digest({"offsets": offsets.tobytes(), "tokens": tokens.tobytes()})
+    parts = {"offsets": offsets.tobytes(), "tokens": tokens.tobytes()}
+    if corpus.prompt_lengths is not None:
+        parts["prompt_lengths"] = corpus.prompt_lengths[: len(offsets) - 1].tobytes()
+    return tensor_file.digest(parts)
