@@ -23,9 +23,10 @@ from wmdp_fast.unlearning.gradients import clip_gradients, gradient_norm
 from wmdp_fast.unlearning.method import MethodState, Setup, StepInput
 from wmdp_fast.unlearning.methods.own_file import own_code
 from wmdp_fast.unlearning.metrics import Metrics
-from wmdp_fast.unlearning.optim import AdamW
+from wmdp_fast.unlearning.optim import OPTIMIZERS
 from wmdp_fast.unlearning.parameters import select_parameters
 from wmdp_fast.unlearning.result import UnlearnResult
+from wmdp_fast.unlearning.schedule import learning_rate_factor
 from wmdp_fast.unlearning.source import steps_available
 from wmdp_fast.unlearning.state import State, load_state, save_state
 from wmdp_fast.unlearning.trained_weights import TrainedWeights, as_found
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from wmdp_fast.runtime.clock import PhaseClock
     from wmdp_fast.unlearning.activation_cache import TrunkCache
     from wmdp_fast.unlearning.method import Findings, Method
+    from wmdp_fast.unlearning.optim import AdamW
     from wmdp_fast.unlearning.request import Request
     from wmdp_fast.unlearning.source import Corpora, Source
 
@@ -153,7 +155,12 @@ class Run:
         config = self._config
         # Of a method that changes the weights itself, the optimizer only counts the steps.
         optimized = {} if config.one_shot else self._weights.parameters
-        optimizer = AdamW(optimized, config.learning_rate, master_weights=config.master_weights)
+        optimizer = OPTIMIZERS[config.optimizer](
+            optimized,
+            config.learning_rate,
+            weight_decay=config.weight_decay,
+            master_weights=config.master_weights,
+        )
         identity = self._identity(method)
         state = load_state(self._work, identity) if resume and self._work is not None else None
         begun = time.perf_counter()
@@ -212,6 +219,8 @@ class Run:
         norm = gradient_norm(made.gradients, self._weights.device)
         if config.grad_clip is not None:
             clip_gradients(made.gradients, norm, config.grad_clip)
+        factor = learning_rate_factor(done, self._total, schedule=config.schedule, warmup=config.warmup)
+        optimizer.learning_rate = config.learning_rate * factor
         optimizer.step(made.gradients)
         largest = divergence.largest_weight(self._weights.parameters.values())
         # One copy from the device.
@@ -223,6 +232,7 @@ class Run:
             "step": optimizer.steps,
             "topic": topic,
             **self.last_measures,
+            **({} if config.one_shot else {"learning_rate": optimizer.learning_rate}),
             "seconds": round(seconds, 6),
             "tokens": tokens,
             "tokens_per_second": round(tokens / seconds, 1),

@@ -6,10 +6,11 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.prompts.documents import CorpusKind  # noqa: TC001 (hints are looked at as the program runs)
+from wmdp_fast.unlearning.schedule import SCHEDULES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +59,8 @@ class TrainingConfig(ABC):
     Attributes:
         method_name: What records, deltas and cards call the method.
         one_shot: Whether the method changes the weights itself, in one step, without an optimizer.
-        depends_on_total: Whether a step depends on how many are to come; then runs of different lengths share nothing.
+        optimizer: The arithmetic of a step: `"adamw_hf"`, AdamW as transformers had it until 4.x, which the published
+            RMU runs used, or `"adamw_torch"`, that of `torch.optim.AdamW`.
         search_axes: What can be swept, in the order of a grid: the last one changes fastest.
         per_topic: Fields that may be a tuple with a value for each topic.
         forget_kinds: What forget corpora may be: `"documents"`, `"answers"` (prompts with responses, whose loss is of
@@ -69,7 +71,10 @@ class TrainingConfig(ABC):
             in the first step is the model's fault.
         parameters: Which parameters of the trained layers: a role (`mlp.down_proj`, `self_attn.o_proj`, `mlp`, ...) or
             a regular expression that is searched in names such as `mlp.up_proj.weight`.
-        learning_rate: Of AdamW, constant.
+        learning_rate: Of AdamW: the largest one of the run.
+        schedule: What becomes of the learning rate after the warm-up: `"constant"`, or `"linear"` to fall to 0.
+        warmup: Share of the steps in which the learning rate rises from 0, the first step's.
+        weight_decay: Of AdamW, decoupled; on matrices, not on norms and biases.
         batch_size: Documents of each kind in a forward pass.
         max_steps: Optimizer steps over all topics; fewer if the corpora end before.
         epochs: How many times the corpora may be gone through.
@@ -92,7 +97,7 @@ class TrainingConfig(ABC):
 
     method_name: ClassVar[str]
     one_shot: ClassVar[bool] = False
-    depends_on_total: ClassVar[bool] = False
+    optimizer: ClassVar[Literal["adamw_hf", "adamw_torch"]] = "adamw_hf"
     search_axes: ClassVar[tuple[SearchAxis, ...]] = (SearchAxis("learning_rate"), SearchAxis("max_steps", whole=True))
     per_topic: ClassVar[tuple[str, ...]] = ("max_length", "raw_lines")
     activation_metrics: ClassVar[tuple[str, ...]] = ()
@@ -102,6 +107,9 @@ class TrainingConfig(ABC):
 
     parameters: str = "mlp.down_proj"
     learning_rate: float = 5e-5
+    schedule: Literal["constant", "linear"] = "constant"
+    warmup: float = 0.0
+    weight_decay: float = 0.0
     batch_size: int = 4
     max_steps: int = 150
     epochs: int = 1
@@ -128,6 +136,8 @@ class TrainingConfig(ABC):
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         if self.save_dtype not in (*DTYPES, "checkpoint"):
             raise ValueError(f"save_dtype must be checkpoint or one of {', '.join(DTYPES)}, not {self.save_dtype!r}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
         if not self.parameters:
             raise ValueError("parameters must name a role such as mlp.down_proj, or be a regular expression")
 
@@ -143,6 +153,11 @@ class TrainingConfig(ABC):
     def depth(self) -> int | None:
         """How many of the first layers the method runs; None if it needs the whole model with its head."""
         return None
+
+    @property
+    def depends_on_total(self) -> bool:
+        """Whether a step depends on how many are to come; then runs of different lengths share nothing."""
+        return self.schedule != "constant" or self.warmup > 0
 
     @property
     def reference(self) -> bool:
@@ -202,6 +217,10 @@ class TrainingConfig(ABC):
         for value in each(self.max_length):
             check_whole("max_length", value, least=1)
         check_number("learning_rate", self.learning_rate)
+        for name in ("warmup", "weight_decay"):
+            check_number(name, getattr(self, name), zero_allowed=True)
+        if self.warmup >= 1:
+            raise ValueError(f"warmup is a share of the steps, from 0 to below 1, not {self.warmup!r}")
         if self.grad_clip is not None:
             check_number("grad_clip", self.grad_clip)
 

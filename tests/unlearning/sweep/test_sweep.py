@@ -208,6 +208,15 @@ def test_every_point_is_what_a_run_of_its_own_gives(folder, tmp_path):
     assert result.base.retain.value == before["trees"]["acc"]
 
 
+def test_with_a_schedule_every_number_of_steps_is_a_run_of_its_own(folder, tmp_path):
+    config = dataclasses.replace(CONFIG, schedule="linear")
+    notes: list[str] = []
+    result = swept(folder, tmp_path / "out", {"max_steps": [2, 4]}, config=config, note=notes.append)
+    assert len([note for note in notes if note.startswith("run ")]) == 2
+    alone = runs.unlearn(folder / "base", result.config_of(0))
+    assert result.runs[0].measures == {name: alone.metrics[-1][name] for name in result.runs[0].measures}
+
+
 def test_a_model_in_memory_has_its_weights_back_and_runs_its_steps_once(folder, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -399,8 +408,9 @@ def test_the_table_has_the_best_the_front_the_failed_and_the_model_before():
 def test_a_command_has_every_setting_that_is_not_the_default(tmp_path):
     result = sweep_examples.result("it's mine")
     config = RMUConfig(
-        update_layer_ids=(4,), raw_lines=(True, False), master_weights=True, grad_clip=0.1 + 0.2, learning_rate=3e-6
-    )
+        update_layer_ids=(4,), raw_lines=(True, False), master_weights=True, grad_clip=0.1 + 0.2, learning_rate=3e-6,
+        schedule="linear", warmup=0.1, weight_decay=0.01,
+    )  # fmt: skip
     result = dataclasses.replace(result, config=config, swept=("layer_id", "alpha", "learning_rate"))
     words = shlex.split(result.command(3, output=str(tmp_path)))
     given = vars(cli._parser().parse_args(words[1:]))

@@ -34,7 +34,11 @@ class RMUConfig(TrainingConfig):
         steering_coeff: c, per topic: a number, or `"auto"` or `"auto:FACTOR"` for so many times (5 times) the mean norm
             of the topic's first activations.
         alpha: Weight of the retain loss, per topic.
-        learning_rate: Of AdamW, constant.
+        learning_rate: Of AdamW: the largest one of the run.
+        schedule: What becomes of the learning rate after the warm-up: `"constant"`, or `"linear"` to fall to 0. The
+            published runs had neither.
+        warmup: Share of the steps in which the learning rate rises from 0, the first step's.
+        weight_decay: Of AdamW, decoupled; on matrices, not on norms and biases.
         batch_size: Documents of each kind in a forward pass.
         max_steps: Optimizer steps over all topics; fewer if the corpora end before.
         epochs: How many times the corpora may be gone through.

@@ -1,8 +1,8 @@
 """A sweep: a method with many settings on one model, each result measured in place, and which of them are worth having.
 
 The model is loaded once. After each run the changed tensors get their old values back. Runs that differ in their number
-of steps only are one run that is measured on the way: the learning rate is constant, so what it is after 50 steps does
-not depend on how many are to come. What training does not change is read from a `TrunkCache`.
+of steps only are one run that is measured on the way, unless a step depends on how many are to come, as with a schedule
+of the learning rate. What training does not change is read from a `TrunkCache`.
 
 Every result is a line in `runs.jsonl`, written when it is there. A sweep that was killed goes on from these lines.
 """
