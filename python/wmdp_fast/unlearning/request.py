@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from wmdp_fast.unlearning.training_config import Topic, TrainingConfig
 
 
+def _ignore(_line: str) -> None:
+    """For lines that nobody wants."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What the user asked for, besides model and output."""
@@ -22,17 +26,17 @@ class Request:
     config: TrainingConfig
     forget: list[Corpus]
     retain: list[Corpus]
-    eval_tasks: list[str]
+    eval_tasks: list[str] = field(default_factory=list)
     eval_text: list[Text]
-    eval_every: int | None
+    eval_every: int | None = None
     eval_options: dict[str, Any]
     log_samples: bool
-    stop_when: tuple[Condition, ...]
-    keep_while: tuple[Condition, ...]
-    report_to: list[str]
+    stop_when: tuple[Condition, ...] = ()
+    keep_while: tuple[Condition, ...] = ()
+    report_to: list[str] = field(default_factory=list)
     data: PathLike[str] | str | None
     progress: bool
-    note: Callable[[str], None]
+    note: Callable[[str], None] = _ignore
 
     @property
     def topics(self) -> Sequence[Topic]:

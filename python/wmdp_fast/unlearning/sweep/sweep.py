@@ -144,30 +144,17 @@ def sweep(
     tasks = {"forget": listed_names(forget_tasks), "retain": listed_names(retain_tasks)}
     limit = None if cache_limit is None else cache_bytes(cache_limit, "a folder of the sweep's own, at least")
     folder = Path(output)
-    if sweep_identity.exists(folder) and not resume:
-        raise FileExistsError(
-            f"{folder} has a sweep already: pass resume (--resume) to go on, or choose another folder"
-        )
-    check_folder(folder)
-    check_folder(folder if cache_trunk is None else cache_trunk)
-    if keep_best is not None and not resume:
-        refuse_leftovers(Path(keep_best), resume=False)
+    _check_folders(folder, cache_trunk, keep_best, resume=resume)
     extent = _extent(configs, sweep_identity.extent_before(folder))
     request = Request(
         config=dataclasses.replace(base, max_steps=extent.max_steps),
         forget=forgets,
         retain=retains,
-        eval_tasks=[],
         eval_text=read_texts(eval_text),
-        eval_every=None,
         eval_options=({} if data is None else {"data": data}) | dict(eval_options or {}),
         log_samples=log_samples,
-        stop_when=(),
-        keep_while=(),
-        report_to=[],
         data=data,
         progress=progress,
-        note=lambda _line: None,  # what each run picks and finds is in its result
     )
     request.check()
     leaves = _check_tasks(tasks, request.eval_options, request.eval_text)
@@ -201,17 +188,6 @@ def sweep(
         say(cache.summary())
         if cache_trunk is None:
             shutil.rmtree(cache.folder)
-    inputs = {
-        "model": os.fspath(model) if isinstance(model, (str, os.PathLike)) else None,
-        "forget": list(map(_name_of, forgets)),
-        "retain": list(map(_name_of, retains)),
-        "forget_tasks": tasks["forget"],
-        "retain_tasks": tasks["retain"],
-        "data": None if data is None else os.fspath(data),
-        "revision": revision,
-        "device": None if device == "auto" else device,
-        "trust_remote_code": trust_remote_code,
-    }
     return SweepResult(
         base=before,
         runs=runs,
@@ -223,8 +199,37 @@ def sweep(
         kept=kept,
         max_loss=max_loss,
         texts=tuple(text.name for text in request.eval_text),
-        inputs=inputs,
+        inputs={
+            "model": os.fspath(model) if isinstance(model, (str, os.PathLike)) else None,
+            "forget": list(map(_name_of, forgets)),
+            "retain": list(map(_name_of, retains)),
+            "forget_tasks": tasks["forget"],
+            "retain_tasks": tasks["retain"],
+            "data": None if data is None else os.fspath(data),
+            "revision": revision,
+            "device": None if device == "auto" else device,
+            "trust_remote_code": trust_remote_code,
+        },
     )
+
+
+def _check_folders(
+    folder: Path, cache_trunk: str | PathLike[str] | None, keep_best: str | PathLike[str] | None, *, resume: bool
+) -> None:
+    """Looks whether everything can be written where it should go, before anything is read.
+
+    Raises:
+        FileExistsError: A sweep or a checkpoint is there already, and the sweep is not resumed.
+        OSError: A folder cannot be written to.
+    """
+    if sweep_identity.exists(folder) and not resume:
+        raise FileExistsError(
+            f"{folder} has a sweep already: pass resume (--resume) to go on, or choose another folder"
+        )
+    check_folder(folder)
+    check_folder(folder if cache_trunk is None else cache_trunk)
+    if keep_best is not None and not resume:
+        refuse_leftovers(Path(keep_best), resume=False)
 
 
 @contextlib.contextmanager
