@@ -23,7 +23,7 @@ from wmdp_fast.results.letters import letter_notes
 from wmdp_fast.results.perplexity import METRICS, change
 from wmdp_fast.results.result import from_evaluation
 from wmdp_fast.results.saved import SavedGroup, SavedResults, SavedTask, read_runs
-from wmdp_fast.runtime.tables import frame, html_table, number_text
+from wmdp_fast.runtime.tables import frame, html_table, in_columns, number_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -760,30 +760,25 @@ def _text(comparison: Comparison, contrast: Contrast) -> Iterator[str]:
     parts = [
         (title, [_cells(row, "  " if row.is_group else "    ") for row in rows]) for title, rows in _sections(contrast)
     ]
-    widths = [
-        max(map(len, column)) for column in zip(_COLUMNS, *(cells for _, rows in parts for cells in rows), strict=True)
-    ]
-
-    def line(cells: Sequence[str]) -> str:
-        first = [cells[0].ljust(widths[0])]
-        return "  ".join(
-            first + [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-        ).rstrip()
-
+    header, *lines = _lines([_COLUMNS, *(cells for _, rows in parts for cells in rows)])
     yield f"before: {contrast.before}"
     yield f"after:  {contrast.after}"
     yield ""
-    yield line(_COLUMNS)
-    yield "-" * len(line(_COLUMNS))
+    yield header
+    yield "-" * len(header)
     for title, rows in parts:
         yield title
-        yield from map(line, rows)
+        own, lines = lines[: len(rows)], lines[len(rows) :]
+        yield from own
     yield ""
     if letters := _letter_rows(contrast):
-        widths = [max(map(len, column)) for column in zip(_LETTER_COLUMNS, *letters, strict=True)]
-        yield from map(line, [_LETTER_COLUMNS, *letters])
+        yield from _lines([_LETTER_COLUMNS, *letters])
         yield ""
     yield from _remarks(comparison, contrast)
+
+
+def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    return in_columns(rows, "l" + "r" * (len(rows[0]) - 1))
 
 
 def _markdown(comparison: Comparison, contrast: Contrast) -> Iterator[str]:

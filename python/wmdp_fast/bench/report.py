@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from wmdp_fast.runtime import environment
+from wmdp_fast.runtime.tables import in_columns
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class BenchReport:
     def table(self) -> str:
         """The report as text: one line a phase, one column a worker."""
         lines = [f"{key}: {value}" for key, value in self.work.items() if not isinstance(value, dict)]
-        return "\n".join([*lines, "", *_align(self._rows())])
+        rows = self._rows()
+        return "\n".join([*lines, "", *in_columns(rows, "l" + "r" * (len(rows[0]) - 1))])
 
     def markdown(self) -> str:
         """The report as a page: the work, the table, then hardware and versions."""
@@ -123,16 +125,6 @@ def _peaks(name: str, ours: float | None, theirs: list[float | None]) -> list[li
 
 def _items(facts: dict[str, Any]) -> list[str]:
     return [f"- {key}: {value}" for key, value in facts.items()]
-
-
-def _align(rows: list[list[str]]) -> list[str]:
-    """Lines of a table: the first column to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    aligned = (str.ljust, *(str.rjust for _ in widths[1:]))
-    return [
-        "  ".join(align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
 
 
 def _rate(value: float | None) -> str:

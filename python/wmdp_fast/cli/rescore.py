@@ -10,6 +10,7 @@ from wmdp_fast.analysis.rescoring import rescore
 from wmdp_fast.cli.options import share
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.files import check_file, write_whole
+from wmdp_fast.runtime.tables import aligned
 
 if TYPE_CHECKING:
     from wmdp_fast.analysis.rescoring import Rescored
@@ -54,12 +55,7 @@ def table(rescored: Rescored) -> str:
     rows: list[tuple[str, ...]] = [("task", "n", "metric", "value", "stderr", "interval", "brier", "ece", "near-ties")]
     for one in (*rescored.groups.values(), *rescored.tasks.values()):
         rows += _rows(one)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "-" * max(map(len, lines)))
+    lines = aligned(rows, "l" + "r" * (len(rows[0]) - 1))
     if rescored.unchecked:
         lines.append(f"without samples, and so not computed: {', '.join(rescored.unchecked)}")
     if rescored.results.path is None:

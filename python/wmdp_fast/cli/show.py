@@ -14,7 +14,7 @@ from wmdp_fast.cli.options import share
 from wmdp_fast.results.letters import letter_notes
 from wmdp_fast.results.perplexity import METRICS
 from wmdp_fast.results.saved import RECOMPUTABLE, SavedTask, read_runs
-from wmdp_fast.runtime.tables import number_text
+from wmdp_fast.runtime.tables import aligned, number_text
 
 if TYPE_CHECKING:
     import argparse
@@ -117,21 +117,13 @@ def bar(value: float, mark: float | None, width: int = _WIDTH, *, ascii_only: bo
     return "".join(cells)
 
 
-def _table(results: SavedResults, rescored: Rescored | None, confidence: float, *, ascii_only: bool) -> Iterator[str]:
+def _table(results: SavedResults, rescored: Rescored | None, confidence: float, *, ascii_only: bool) -> list[str]:
     rows: list[tuple[str, ...]] = [
         ("task", "n", "metric", "value", f"{confidence:.0%} interval", "chance", "z", "p", "")
     ]
     for one, depth in results.hierarchy():
         rows += _rows("  " * depth, one, _description(rescored, one.name), confidence, ascii_only=ascii_only)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = (str.ljust, str.rjust, str.ljust, *[str.rjust] * 5, str.ljust)
-    text = [
-        "  ".join(align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    yield text[0]
-    yield "-" * max(map(len, text))
-    yield from text[1:]
+    return aligned(rows, "lrlrrrrrl")
 
 
 def _description(rescored: Rescored | None, name: str) -> Description | None:

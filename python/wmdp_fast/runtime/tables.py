@@ -13,21 +13,26 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
-    """Rows of cells as lines of text, the first underlined.
+def in_columns(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+    """Rows of cells as lines of text.
 
     Args:
-        rows: The header, then the others, all of the same length.
+        rows: Rows, all of the same length.
         sides: For each column `l` or `r`: to which side its cells are moved.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
+    return [
         "  ".join(
             cell.ljust(width) if side == "l" else cell.rjust(width)
             for cell, width, side in zip(row, widths, sides, strict=True)
         ).rstrip()
         for row in rows
     ]
+
+
+def aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+    """The same with a line below the first row, which is the header."""
+    lines = in_columns(rows, sides)
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
@@ -38,7 +43,7 @@ def number_text(value: float, *, signed: bool = False) -> str:
 
 
 def html_table(rows: Sequence[Sequence[str]], sides: str, remarks: Iterable[str] = ()) -> str:
-    """The same as an HTML table, and remarks below it. Everything is escaped; leading spaces stay.
+    """Rows as an HTML table, and remarks below it. Everything is escaped; leading spaces stay.
 
     Args:
         rows: The header, then the others.

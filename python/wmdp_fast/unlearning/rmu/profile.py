@@ -21,6 +21,7 @@ from wmdp_fast.models.row_length import cuts_for, length_rules
 from wmdp_fast.models.threads import computing
 from wmdp_fast.models.vocabulary import refuse_unknown_in_corpus
 from wmdp_fast.prompts.documents import CorpusTokens, load_corpus
+from wmdp_fast.runtime.tables import in_columns
 from wmdp_fast.unlearning.rmu.config import AUTO_FACTOR, RMUConfig
 from wmdp_fast.unlearning.rmu.pilot import STEPS, Trial
 from wmdp_fast.unlearning.rmu.pilot import pilot as run_pilots
@@ -171,17 +172,13 @@ class ModelProfile:
             )
             for one in self.layers
         ]
-        widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-        lines = [
-            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (columns, *rows)
-        ]
         updated = ",".join(map(str, self.update_layer_ids))
         return "\n".join(
             [
                 f"{self.model}: {self.forget_tokens:,} tokens of {self.forget},"
                 f" {self.retain_tokens:,} of {self.retain}",
                 "",
-                *lines,
+                *in_columns([columns, *rows], "r" * len(columns)),
                 "",
                 f"suggested: --layer-id {self.layer_id} --update-layer-ids {updated}"
                 f" --steering-coeff {self.steering_coeff:.3g}",
@@ -247,8 +244,9 @@ def profile_layers(
         if isinstance(model, str)
         else model
     )
+    width = min(max_length, loaded.max_length)
     options: dict[str, Any] = {
-        "max_length": min(max_length, loaded.max_length),
+        "max_length": width,
         "num_documents": max(num_documents, STEPS * RMUConfig.batch_size) if pilot else num_documents,
         "min_chars": min_chars,
         "field": field,
@@ -260,23 +258,23 @@ def profile_layers(
         retain = load_corpus(retain, loaded.tokenizer, **options)
     for corpus in (forget, retain):
         refuse_unknown_in_corpus(loaded.model, loaded.tokenizer, corpus)
-    halves = [_halves(corpus, num_documents, options["max_length"]) for corpus in (forget, retain)]
+    halves = [_halves(corpus, num_documents, width) for corpus in (forget, retain)]
     decoder = decoder_of(loaded.model)  # type: ignore[arg-type]
     with evaluation_mode(loaded.model):
         layers = _measure(decoder, halves, loaded.device, token_budget)
     layer_id, update_layer_ids, coefficient = suggest(layers, factor)
     forget_tokens, retain_tokens = (sum(len(row) for half in corpus for row in half) for corpus in halves)
     found = ModelProfile(
-        loaded.name,
-        forget.name,
-        retain.name,
-        forget_tokens,
-        retain_tokens,
-        tuple(layers),
-        factor,
-        layer_id,
-        update_layer_ids,
-        coefficient,
+        model=loaded.name,
+        forget=forget.name,
+        retain=retain.name,
+        forget_tokens=forget_tokens,
+        retain_tokens=retain_tokens,
+        layers=tuple(layers),
+        factor=factor,
+        layer_id=layer_id,
+        update_layer_ids=update_layer_ids,
+        steering_coeff=coefficient,
         options=_unlearn_options(
             data=data,
             field=field,
@@ -291,15 +289,21 @@ def profile_layers(
     )
     if not pilot:
         return found
+    return _with_pilots(found, loaded, forget, retain, width, note or (lambda _line: None))
+
+
+def _with_pilots(
+    found: ModelProfile,
+    loaded: LoadedModel,
+    forget: CorpusTokens,
+    retain: CorpusTokens,
+    max_length: int,
+    note: Callable[[str], None],
+) -> ModelProfile:
+    """A profile with short runs on the layer that it suggests."""
     epochs = -(-STEPS * RMUConfig.batch_size // min(len(forget), len(retain)))
-    config = replace(
-        found.config,
-        max_steps=STEPS,
-        max_length=options["max_length"],
-        retain_max_length=options["max_length"],
-        epochs=epochs,
-    )
-    trials = tuple(run_pilots(loaded, forget, retain, config, note=note or (lambda _line: None)))
+    config = replace(found.config, max_steps=STEPS, max_length=max_length, retain_max_length=max_length, epochs=epochs)
+    trials = tuple(run_pilots(loaded, forget, retain, config, note=note))
     more = ("--epochs", str(epochs)) if epochs > 1 else ()
     return replace(found, trials=trials, options=(*found.options, *more))
 

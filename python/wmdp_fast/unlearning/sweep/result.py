@@ -7,7 +7,7 @@ import shlex
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from wmdp_fast.runtime.tables import number_text
+from wmdp_fast.runtime.tables import aligned, number_text
 from wmdp_fast.unlearning.methods.catalog import DEFAULT, METHODS, name_of
 
 if TYPE_CHECKING:
@@ -183,9 +183,7 @@ class SweepResult:
             mark = "best" if index == self.best else "front" if index in self.front else ""
             rows.append((*named, *self._cells(run), mark))
         rows.append((*("" for _ in self.swept), *self._cells(self.base), "before"))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.rjust, row, widths)).rstrip() for row in rows]
-        lines = [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+        lines = aligned(rows, "r" * len(rows[0]))
         forget, retain = self.base.forget, self.base.retain
         if forget is not None and retain is not None:
             lines.append(
