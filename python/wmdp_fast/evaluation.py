@@ -6,10 +6,8 @@ import contextlib
 import time
 import warnings
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from wmdp_fast._rust import OrderAnswers, aggregate
 from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.prompts.cautions import Cautions
 from wmdp_fast.prompts.chat import chat_template_source
@@ -17,12 +15,13 @@ from wmdp_fast.prompts.options import PromptOptions
 from wmdp_fast.prompts.rendered import RenderedPrompt, render_requests
 from wmdp_fast.prompts.texts import read_texts, text_requests
 from wmdp_fast.prompts.tokenizer import BackgroundTokenizer
+from wmdp_fast.results.by_task import task_results
 from wmdp_fast.results.lm_eval_files import tokenizer_info
 from wmdp_fast.results.near_tie import near_tie_of
 from wmdp_fast.results.paths import output_folder
 from wmdp_fast.results.perplexity import text_results
 from wmdp_fast.results.provenance import run_config, run_details
-from wmdp_fast.results.result import EvalResult, GroupResult, TaskResult
+from wmdp_fast.results.result import EvalResult, GroupResult
 from wmdp_fast.runtime.clock import PhaseClock
 from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.runtime.progress import progress_bar
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from wmdp_fast.prompts.prepare import TaskQuestions
     from wmdp_fast.prompts.texts import Text, TextRequests
     from wmdp_fast.results.perplexity import TextResult
+    from wmdp_fast.results.result import TaskResult
     from wmdp_fast.scoring.backend import Backend
     from wmdp_fast.scoring.scores import PartialScores, ScoreMode, Scores
     from wmdp_fast.scoring.server import Server
@@ -377,7 +377,14 @@ def _score(
             scores = backend.score(asked.prompts, asked.requests, progress=advance, partial=partial)
         runs.append((asked.requests, scores, partial))
         with clock("aggregate"):
-            results = _aggregate(asked.read, asked.others, asked.prompts, scores, near_tie, prompting.permute_choices)
+            results = task_results(
+                asked.read,
+                asked.prompts,
+                scores,
+                near_tie=near_tie,
+                others=asked.others,
+                orders=prompting.permute_choices,
+            )
     if asked.texts is None:
         return _Scored(results, runs, near_tie, {})
     requests = asked.texts.requests
@@ -447,34 +454,3 @@ def _progress_bar(unit: str, what: str, *, shown: bool) -> Iterator[Callable[[in
             bar.update(done - bar.n)
 
         yield advance
-
-
-def _aggregate(
-    read: Sequence[TaskQuestions],
-    others: Sequence[TaskQuestions],
-    prompts: Sequence[Prompts],
-    scores: Scores,
-    near_tie: float,
-    orders: str | None,
-) -> dict[str, TaskResult]:
-    """Cuts the run's scores into those of each task, and then of each task in other orders of its choices."""
-    ends = list(accumulate((asked.num_choices for asked in prompts), initial=0))
-    own = [(scores.loglikelihood[slice(*pair)], scores.is_greedy[slice(*pair)]) for pair in pairwise(ends)]
-    results = {
-        one.task.name: TaskResult.from_scores(
-            one.task,
-            one.questions,
-            asked,
-            *of_task,
-            near_tie=near_tie,
-            num_available=one.available,
-            dataset_revision=one.revision,
-        )
-        for one, asked, of_task in zip(read, prompts, own, strict=False)
-    }
-    for other, asked, of_task in zip(others, prompts[len(read) :], own[len(read) :], strict=True):
-        result = results[other.task.name]
-        outcome = aggregate(asked, *of_task, near_tie=near_tie)
-        answers = OrderAnswers(result.questions, orders or "", result.outcome, outcome)
-        results[other.task.name] = replace(result, order_answers=answers)
-    return results

@@ -47,15 +47,15 @@ def test_workers_agree_and_are_compared(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_real_questions_are_read_rendered_and_tokenized_by_both(smollm2_dir, mmlu_dir):
-    report = bench_eval(
+    job = Job(
         shape="smollm2-135m",
-        tokenizer=smollm2_dir,
+        tokenizer=str(smollm2_dir),
         tasks="mmlu_virology",
-        data=mmlu_dir,
+        data=str(mmlu_dir),
         num_fewshot=1,
         limit=2,
-        against=["lm-eval"],
     )
+    report = bench_eval(job, against=["lm-eval"])
     assert report.failures == []
     assert {"read", "render", "tokenize", "prepare", "forward", "total"} <= set(report.ours.seconds)
     assert report.ratio["lm-eval"]["prepare"] > 0
@@ -96,13 +96,14 @@ def test_other_numbers_than_a_baselines_are_a_failure(monkeypatch, capsys):
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options, problem):
+    job = Job(**{name: value for name, value in options.items() if name != "against"})
     with pytest.raises(ValueError, match=problem):
-        bench_eval(**options)
+        bench_eval(job, options.get("against", ()))
 
 
 def test_what_a_worker_says_last_is_in_the_error():
     with pytest.raises(WmdpFastError, match=r"auto failed with exit code 1: .*/no/such/model"):
-        bench_eval(model="/no/such/model", workload="wmdp", limit=1)
+        bench_eval(Job(model="/no/such/model", workload="wmdp", limit=1))
 
 
 def test_made_up_questions_have_the_sizes_of_the_benchmarks():

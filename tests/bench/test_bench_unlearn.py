@@ -20,20 +20,7 @@ from wmdp_fast.bench.shapes import SHAPES
 from wmdp_fast.bench.unlearn import bench_unlearn, flops_of
 from wmdp_fast.exceptions import WmdpFastError
 
-TINY = Job(
-    worker="wmdp-fast",
-    model=None,
-    shape="tiny",
-    layer_id=1,
-    update_layer_ids=[0, 1],
-    parameters="mlp.down_proj",
-    mode="reference",
-    batch_size=2,
-    length=16,
-    steps=3,
-    dtype="float32",
-    device="cpu",
-)
+TINY = Job(shape="tiny", layer_id=1, batch_size=2, length=16, steps=2, dtype="float32", device="cpu")
 
 
 @pytest.mark.slow
@@ -63,7 +50,7 @@ def test_workers_compute_the_same_and_are_compared(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_workers_failure_is_told():
     with pytest.raises(WmdpFastError, match=r"wmdp-fast failed with exit code 1: .*cuda:63"):
-        bench_unlearn(shape="tiny", layer_id=1, device="cuda:63", dtype="float32")
+        bench_unlearn(Job(shape="tiny", layer_id=1, device="cuda:63", dtype="float32"))
 
 
 def test_the_baseline_is_the_original_algorithm(tmp_path):
@@ -161,8 +148,9 @@ def test_wrong_arguments_are_refused():
         ({"shape": "tiny", "against": ["fast"]}, "unknown baseline fast; known: plain, truncated"),
         ({"shape": "tiny"}, "layer 7 does not exist: the model has 2 layers"),
     ):
+        job = Job(**{name: value for name, value in wrong.items() if name != "against"})
         with pytest.raises(ValueError, match=message):
-            bench_unlearn(**wrong)
+            bench_unlearn(job, wrong.get("against", ()))
 
 
 def test_other_losses_are_a_failure(monkeypatch):
@@ -174,7 +162,7 @@ def test_other_losses_are_a_failure(monkeypatch):
         return Outcome(1.0, [2.0, 3.0, 4.0], forget, retain, 0.5, None, 1e9, "cpu", 1)
 
     monkeypatch.setattr(bench, "_run", run)
-    report = bench_unlearn(shape="tiny", layer_id=1, against=["plain", "truncated"])
+    report = bench_unlearn(Job(shape="tiny", layer_id=1), against=["plain", "truncated"])
     assert report.work["losses against plain"] == "differ by 0.0002"
     [failure] = report.failures
     assert failure.startswith("the first losses differ from truncated's by 0.091")

@@ -6,169 +6,113 @@ memory are its own. All score the same; if their numbers differ, the report says
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wmdp_fast.bench.agreement import tolerance
+from wmdp_fast.bench.process import run_worker
 from wmdp_fast.bench.report import BenchReport, Measurement, machine
 from wmdp_fast.bench.shapes import SHAPES, WORKLOADS
 from wmdp_fast.bench.worker import Job, Outcome
-from wmdp_fast.exceptions import WmdpFastError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from os import PathLike
 
     from numpy.typing import NDArray
 
 BASELINES = ("lm-eval", "padded")
 
 
-def bench_eval(
-    *,
-    model: str | PathLike[str] | None = None,
-    shape: str | None = None,
-    tokenizer: str | PathLike[str] | None = None,
-    tasks: str | Sequence[str] | None = None,
-    workload: str | None = None,
-    data: str | PathLike[str] | None = None,
-    num_fewshot: int = 0,
-    limit: int | None = None,
-    dtype: str = "float32",
-    device: str = "auto",
-    token_budget: int | Literal["auto"] = "auto",
-    engine: str = "auto",
-    compiled: bool = False,
-    against: Sequence[str] = (),
-    baseline_batch_size: int = 16,
-) -> BenchReport:
+def bench_eval(job: Job, against: Sequence[str] = ()) -> BenchReport:
     """Scores questions with this package, then with each baseline, and compares times, memory and numbers.
 
     Args:
-        model: Folder of a model; or else `shape`.
-        shape: A model of one of `shapes.SHAPES` with random weights.
-        tokenizer: Folder of a tokenizer for a shape that is to answer `tasks`.
-        tasks: Task names; or else `workload`.
-        workload: Made-up questions, one of `shapes.WORKLOADS`.
-        data: Folder with the datasets, in place of the hub.
-        num_fewshot: Few-shot examples before each question of `tasks`.
-        limit: Only so many questions of each task or subject.
-        dtype: `float32`, `bfloat16` or `float16`; for a folder also `auto`.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        token_budget: Most tokens in a batch of this package's, or `auto`.
-        engine: This package's engine: `auto`, `trie` or `padded`.
-        compiled: Whether this package's engine compiles parts of the model first.
+        job: What to score, and by which of this package's engines.
         against: Baselines, of `BASELINES`.
-        baseline_batch_size: Rows in a batch of lm-eval's.
 
     Raises:
         ValueError: Options exclude each other, or one is unknown.
         WmdpFastError: A worker failed; says what it said.
     """
-    _check(model, shape, tokenizer, tasks, workload, dtype, against)
+    _check(job, against)
     import torch  # noqa: F401 (so that `machine` sees GPUs: workers alone have needed it so far)
 
-    job = Job(
-        worker=engine,
-        model=None if model is None else str(model),
-        shape=shape,
-        tokenizer=None if tokenizer is None else str(tokenizer),
-        tasks=tasks if tasks is None or isinstance(tasks, str) else ",".join(tasks),
-        workload=workload,
-        data=None if data is None else str(data),
-        num_fewshot=num_fewshot,
-        limit=limit,
-        dtype=dtype,
-        device=device,
-        token_budget=token_budget,
-        compiled=compiled,
-        batch_size=baseline_batch_size,
-        matrix_rate=True,
-        started=0.0,
-    )
-    ours, scores = _run(job)
-    notes = ours.notes
-    work: dict[str, Any] = {
-        "benchmark": "eval",
-        "model": model if shape is None else f"{shape}, random weights",
-        "questions": f"{job.tasks or workload}, {ours.questions}",
-        **({"num_fewshot": num_fewshot} if workload is None else {}),
-        "dtype": notes["dtype"],
-        "device": notes["device"],
-        "threads": notes["threads"],
-        "engine": notes["engine"],
-        "compiled": compiled,
-        "token_budget": notes["token_budget"],
-        "machine": machine(),
-    }
-    report = BenchReport(work, _measurement(ours, notes))
-    if warned := notes["warnings"]:
-        work["warnings"] = "; ".join(warned)
-    work |= _facts(ours)
+    ours, scores = _run(replace(job, matrix_rate=True))
+    report = BenchReport(_work(job, ours), _measurement(ours, ours.notes))
     for baseline in against:
-        theirs, their_scores = _run(replace(job, worker=baseline, matrix_rate=False))
-        report.baselines[baseline] = _measurement(theirs, notes)
+        theirs, their_scores = _run(replace(job, worker=baseline))
+        report.baselines[baseline] = _measurement(theirs, ours.notes)
         report.ratio[baseline] = {
             phase: theirs.seconds[phase] / seconds
             for phase, seconds in ours.seconds.items()
             if phase in theirs.seconds and seconds > 0 and phase not in ("read", "make up", "aggregate")
         }
-        difference = np.abs(scores - their_scores)
-        largest = float(difference.max(initial=0.0))
-        work[f"largest difference to {baseline}"] = f"{largest:.2g} nats in a choice's log-likelihood"
-        report.baselines[baseline].notes["largest_difference"] = largest
-        # Not `>`: NaN is not fine.
-        if notes["dtype"] == "float32" and not (difference <= tolerance(their_scores)).all():
-            report.failures.append(
-                f"the log-likelihood of a choice differs from {baseline}'s by {largest:.2g}, more than rounding"
-                " explains: one of the two is wrong"
-            )
+        _compare(report, baseline, scores, their_scores)
     return report
 
 
-def _check(
-    model: object, shape: str | None, tokenizer: object, tasks: object, workload: str | None, dtype: str,
-    against: Sequence[str],
-) -> None:  # fmt: skip
-    if (model is None) == (shape is None):
+def _check(job: Job, against: Sequence[str]) -> None:
+    if (job.model is None) == (job.shape is None):
         raise ValueError("give either a model's folder or a shape")
-    if (tasks is None) == (workload is None):
+    if (job.tasks is None) == (job.workload is None):
         raise ValueError("give either tasks or a workload")
-    if shape is not None and shape not in SHAPES:
-        raise ValueError(f"there is no shape {shape!r}; known: {', '.join(SHAPES)}")
-    if workload is not None and workload not in WORKLOADS:
-        raise ValueError(f"there is no workload {workload!r}; known: {', '.join(WORKLOADS)}")
-    if shape is not None and tasks is not None and tokenizer is None:
+    if job.shape is not None and job.shape not in SHAPES:
+        raise ValueError(f"there is no shape {job.shape!r}; known: {', '.join(SHAPES)}")
+    if job.workload is not None and job.workload not in WORKLOADS:
+        raise ValueError(f"there is no workload {job.workload!r}; known: {', '.join(WORKLOADS)}")
+    if job.shape is not None and job.tasks is not None and job.tokenizer is None:
         raise ValueError("a shape has no tokenizer: give one to answer tasks with, or a workload in place of tasks")
-    if shape is not None and dtype == "auto":
+    if job.shape is not None and job.dtype == "auto":
         raise ValueError("a shape has no dtype of its own: give float32, bfloat16 or float16")
     if unknown := sorted(set(against) - set(BASELINES)):
         raise ValueError(f"unknown baseline {', '.join(unknown)}; known: {', '.join(BASELINES)}")
 
 
 def _run(job: Job) -> tuple[Outcome, NDArray[np.float64]]:
-    """Runs a worker in a process of its own."""
+    """Runs a worker: what it measured, and the log-likelihoods."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        timed = replace(job, started=time.time())
-        (folder / "job.json").write_text(json.dumps(asdict(timed)), encoding="utf-8")
-        command = [sys.executable, "-m", "wmdp_fast.bench.worker", name]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)  # noqa: S603 (our own module)
-        if done.returncode != 0:
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise WmdpFastError(
-                f"{job.worker} failed with exit code {done.returncode}: {said[-1] if said else 'it said nothing'}"
-            )
-        outcome = Outcome(**json.loads((folder / "outcome.json").read_text(encoding="utf-8")))
-        return outcome, np.load(folder / "scores.npy")
+        outcome = run_worker("wmdp_fast.bench.worker", replace(job, started=time.time()), Path(name))
+        return Outcome(**outcome), np.load(Path(name) / "scores.npy")
+
+
+def _work(job: Job, ours: Outcome) -> dict[str, Any]:
+    """What was run, on what, and what else is worth saying of it."""
+    notes = ours.notes
+    work: dict[str, Any] = {
+        "benchmark": "eval",
+        "model": job.model if job.shape is None else f"{job.shape}, random weights",
+        "questions": f"{job.tasks or job.workload}, {ours.questions}",
+        **({"num_fewshot": job.num_fewshot} if job.workload is None else {}),
+        "dtype": notes["dtype"],
+        "device": notes["device"],
+        "threads": notes["threads"],
+        "engine": notes["engine"],
+        "compiled": job.compiled,
+        "token_budget": notes["token_budget"],
+        "machine": machine(),
+    }
+    if warned := notes["warnings"]:
+        work["warnings"] = "; ".join(warned)
+    return work | _facts(ours)
+
+
+def _compare(report: BenchReport, baseline: str, ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> None:
+    """Enters how far a baseline's log-likelihoods are from ours; in float32 it is a failure if rounding is not why."""
+    difference = np.abs(ours - theirs)
+    largest = float(difference.max(initial=0.0))
+    report.work[f"largest difference to {baseline}"] = f"{largest:.2g} nats in a choice's log-likelihood"
+    report.baselines[baseline].notes["largest_difference"] = largest
+    # Not `>`: NaN is not fine.
+    if report.work["dtype"] == "float32" and not (difference <= tolerance(theirs)).all():
+        report.failures.append(
+            f"the log-likelihood of a choice differs from {baseline}'s by {largest:.2g}, more than rounding"
+            " explains: one of the two is wrong"
+        )
 
 
 def _measurement(outcome: Outcome, ours: dict[str, Any]) -> Measurement:

@@ -30,37 +30,47 @@ LEARNING_RATE = 5e-5
 SEED = 42
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a worker is to do.
+    """What to train, and how.
 
     Attributes:
-        worker: `wmdp-fast`, `plain` or `truncated`; or `matrices`, which only multiplies.
-        model: Folder of the model, or None for a shape.
-        shape: One of `shapes.SHAPES`, or None.
+        model: Folder of a model; or else `shape`.
+        shape: A model of one of `shapes.SHAPES` with random weights.
         layer_id: The steered layer.
-        update_layer_ids: The trained layers.
-        parameters: Which of their parameters.
-        mode: This package's, as `RMUConfig` takes it; the others know the original's only.
+        update_layer_ids: The trained layers; None is that layer and the two below it.
+        parameters: Which of their parameters, as `RMUConfig` takes them.
+        mode: `reference`, whose bits are the plain algorithm's, or `masked`; of this package only.
         batch_size: Documents of each kind in a step.
-        length: Tokens of each document.
-        steps: Steps, the first one included, which is not timed.
-        dtype: Type of the weights.
-        device: Where to run.
+        length: Tokens of a document.
+        steps: Timed steps. One more is run before them.
+        dtype: `float32`, `bfloat16` or `float16`; with a model also `auto`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        worker: `wmdp-fast`, `plain` or `truncated`; or `matrices`, which only multiplies.
     """
 
-    worker: str
-    model: str | None
-    shape: str | None
-    layer_id: int
-    update_layer_ids: list[int]
-    parameters: str
-    mode: Mode
-    batch_size: int
-    length: int
-    steps: int
-    dtype: str
-    device: str
+    model: str | None = None
+    shape: str | None = None
+    layer_id: int = 7
+    update_layer_ids: list[int] | None = None
+    parameters: str = "mlp.down_proj"
+    mode: Mode = "reference"
+    batch_size: int = 4
+    length: int = 512
+    steps: int = 4
+    dtype: str = "bfloat16"
+    device: str = "auto"
+    worker: str = "wmdp-fast"
+
+    @property
+    def trained_layers(self) -> list[int]:
+        """The trained layers, in order."""
+        return sorted(self.update_layer_ids or range(max(0, self.layer_id - 2), self.layer_id + 1))
+
+    @property
+    def all_steps(self) -> int:
+        """Steps with the one that is not timed."""
+        return self.steps + 1
 
 
 @dataclass
@@ -135,14 +145,14 @@ def _run_ours(job: Job, device: torch.device, outcome: Outcome) -> None:
         model = _first_layers(job, device)
     config = RMUConfig(
         layer_id=job.layer_id,
-        update_layer_ids=tuple(job.update_layer_ids),
+        update_layer_ids=tuple(job.trained_layers),
         parameters=job.parameters,
         mode=job.mode,
         steering_coeff=STEERING_COEFF,
         alpha=ALPHA,
         learning_rate=LEARNING_RATE,
         batch_size=job.batch_size,
-        max_steps=job.steps,
+        max_steps=job.all_steps,
         max_length=job.length,
         retain_max_length=job.length,
         seed=SEED,
@@ -172,7 +182,7 @@ def _run_baseline(job: Job, device: torch.device, outcome: Outcome) -> None:
         updated,
         frozen,
         layer_id=job.layer_id,
-        update_layer_ids=job.update_layer_ids,
+        update_layer_ids=job.trained_layers,
         parameters=job.parameters,
         learning_rate=LEARNING_RATE,
     )
@@ -181,10 +191,10 @@ def _run_baseline(job: Job, device: torch.device, outcome: Outcome) -> None:
     direction = torch.rand(1, 1, hidden_size, dtype=updated.dtype, generator=torch.Generator().manual_seed(SEED))
     control = (direction / torch.norm(direction) * STEERING_COEFF).to(device)
     forget, retain = (
-        torch.from_numpy(corpus.tokens).reshape(job.steps, job.batch_size, job.length).to(device)
+        torch.from_numpy(corpus.tokens).reshape(job.all_steps, job.batch_size, job.length).to(device)
         for corpus in _corpora(job)
     )
-    for step in range(job.steps):
+    for step in range(job.all_steps):
         synchronize(device)
         begun = time.perf_counter()
         losses = baseline.step(forget[step], retain[step], control, ALPHA)
@@ -257,7 +267,7 @@ def _corpora(job: Job) -> tuple[CorpusTokens, CorpusTokens]:
     from wmdp_fast.prompts.documents import CorpusTokens
 
     rng = np.random.default_rng(0)
-    count = job.steps * job.batch_size
+    count = job.all_steps * job.batch_size
     # The first few ids are often special tokens.
     vocab_size = config_of(job).get_text_config().vocab_size
     offsets = np.arange(count + 1, dtype=np.int64) * job.length

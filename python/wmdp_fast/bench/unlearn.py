@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wmdp_fast.bench.process import run_worker
 from wmdp_fast.bench.report import BenchReport, Measurement, machine
 from wmdp_fast.bench.rmu_worker import Job, Outcome, config_of
 from wmdp_fast.bench.shapes import SHAPES
-from wmdp_fast.exceptions import WmdpFastError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from os import PathLike
 
-    from wmdp_fast.unlearning.rmu.config import Mode
+    from torch import Tensor
 
 BASELINES = ("plain", "truncated")
 
@@ -43,80 +39,22 @@ class Flops:
     truncated: int
 
 
-def bench_unlearn(
-    *,
-    model: str | PathLike[str] | None = None,
-    shape: str | None = None,
-    against: Sequence[str] = (),
-    layer_id: int = 7,
-    update_layer_ids: Sequence[int] | None = None,
-    parameters: str = "mlp.down_proj",
-    mode: Mode = "reference",
-    batch_size: int = 4,
-    length: int = 512,
-    steps: int = 4,
-    dtype: str = "bfloat16",
-    device: str = "auto",
-) -> BenchReport:
+def bench_unlearn(job: Job, against: Sequence[str] = ()) -> BenchReport:
     """Times steps of RMU on random tokens, each worker in a process of its own.
 
     Args:
-        model: Folder of a model; or else `shape`.
-        shape: A model of one of `shapes.SHAPES` with random weights.
+        job: What to train, and how.
         against: `plain` and `truncated`.
-        layer_id: The steered layer.
-        update_layer_ids: The trained layers; None is that layer and the two below it.
-        parameters: Which of their parameters, as `RMUConfig` takes them.
-        mode: `reference`, whose bits are the plain algorithm's, or `masked`.
-        batch_size: Documents of each kind in a step.
-        length: Tokens of a document.
-        steps: Timed steps. One more is run before them.
-        dtype: `float32`, `bfloat16` or `float16`; with a model also `auto`.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
         ValueError: Neither or both of model and shape are given, or one is unknown.
         WmdpFastError: A worker failed; says how.
     """
-    if (model is None) == (shape is None):
-        raise ValueError("give either a model's folder or a shape")
-    if shape is not None and shape not in SHAPES:
-        raise ValueError(f"there is no shape {shape!r}; known: {', '.join(SHAPES)}")
-    if shape is not None and dtype == "auto":
-        raise ValueError("a shape has no dtype of its own: give float32, bfloat16 or float16")
-    if unknown := sorted(set(against) - set(BASELINES)):
-        raise ValueError(f"unknown baseline {', '.join(unknown)}; known: {', '.join(BASELINES)}")
-    job = Job(
-        worker="wmdp-fast",
-        model=None if model is None else str(model),
-        shape=shape,
-        layer_id=layer_id,
-        update_layer_ids=sorted(update_layer_ids or range(max(0, layer_id - 2), layer_id + 1)),
-        parameters=parameters,
-        mode=mode,
-        batch_size=batch_size,
-        length=length,
-        steps=steps + 1,
-        dtype=dtype,
-        device=device,
-    )
+    _check(job, against)
     flops = flops_of(job)
     ours = _run(job)
     rate = _run(replace(job, worker="matrices")).matrix_rate
-    work: dict[str, Any] = {
-        "benchmark": "unlearn",
-        "model": model if shape is None else f"{shape}, random weights",
-        "step": f"{batch_size} x {length} forget and {batch_size} x {length} retain tokens, {steps} steps timed",
-        "steered layer": layer_id,
-        "mode": mode,
-        "trained": f"{parameters} of layers {', '.join(map(str, job.update_layer_ids))}",
-        "dtype": dtype,
-        "device": ours.device,
-        "threads": ours.threads,
-        "matrix products alone": f"{rate / 1e9:,.0f} GFLOP/s at {batch_size * length:,} rows",
-        "memory": "peak of the process beyond importing torch" if ours.gpu_peak_gb is None else "peak of GPU tensors",
-        "wmdp-fast computes": _arithmetic(flops.ours, ours, rate),
-    }
+    work = _work(job, ours, flops, rate)
     report = BenchReport(work, _measurement(job, ours, flops.ours, rate))
     for baseline in against:
         theirs = _run(replace(job, worker=baseline))
@@ -125,19 +63,53 @@ def bench_unlearn(
         report.ratio[baseline] = {
             phase: report.baselines[baseline].seconds[phase] / report.ours.seconds[phase] for phase in ("load", "step")
         }
-        difference = _difference(ours, theirs)
-        report.baselines[baseline].notes["largest_relative_difference_of_losses"] = difference
-        work[f"losses against {baseline}"] = (
-            "the same to the last bit" if difference == 0 else f"differ by {difference:.2g}"
-        )
-        first = _difference(ours, theirs, steps=1)
-        if not first <= TOLERANCE:
-            report.failures.append(
-                f"the first losses differ from {baseline}'s by {first:.2g}, more than {TOLERANCE}: one of the two is"
-                " wrong"
-            )
+        _compare(report, baseline, ours, theirs)
     work["machine"] = machine()
     return report
+
+
+def _check(job: Job, against: Sequence[str]) -> None:
+    if (job.model is None) == (job.shape is None):
+        raise ValueError("give either a model's folder or a shape")
+    if job.shape is not None and job.shape not in SHAPES:
+        raise ValueError(f"there is no shape {job.shape!r}; known: {', '.join(SHAPES)}")
+    if job.shape is not None and job.dtype == "auto":
+        raise ValueError("a shape has no dtype of its own: give float32, bfloat16 or float16")
+    if unknown := sorted(set(against) - set(BASELINES)):
+        raise ValueError(f"unknown baseline {', '.join(unknown)}; known: {', '.join(BASELINES)}")
+
+
+def _work(job: Job, ours: Outcome, flops: Flops, rate: float) -> dict[str, Any]:
+    """What was run, and on what."""
+    size = f"{job.batch_size} x {job.length}"
+    return {
+        "benchmark": "unlearn",
+        "model": job.model if job.shape is None else f"{job.shape}, random weights",
+        "step": f"{size} forget and {size} retain tokens, {job.steps} steps timed",
+        "steered layer": job.layer_id,
+        "mode": job.mode,
+        "trained": f"{job.parameters} of layers {', '.join(map(str, job.trained_layers))}",
+        "dtype": job.dtype,
+        "device": ours.device,
+        "threads": ours.threads,
+        "matrix products alone": f"{rate / 1e9:,.0f} GFLOP/s at {job.batch_size * job.length:,} rows",
+        "memory": "peak of the process beyond importing torch" if ours.gpu_peak_gb is None else "peak of GPU tensors",
+        "wmdp-fast computes": _arithmetic(flops.ours, ours, rate),
+    }
+
+
+def _compare(report: BenchReport, baseline: str, ours: Outcome, theirs: Outcome) -> None:
+    """Enters how far a baseline's losses are from ours; a failure if those of the first step differ by much."""
+    difference = _difference(ours, theirs)
+    report.baselines[baseline].notes["largest_relative_difference_of_losses"] = difference
+    report.work[f"losses against {baseline}"] = (
+        "the same to the last bit" if difference == 0 else f"differ by {difference:.2g}"
+    )
+    first = _difference(ours, theirs, steps=1)
+    if not first <= TOLERANCE:
+        report.failures.append(
+            f"the first losses differ from {baseline}'s by {first:.2g}, more than {TOLERANCE}: one of the two is wrong"
+        )
 
 
 def flops_of(job: Job) -> Flops:
@@ -166,26 +138,26 @@ def flops_of(job: Job) -> Flops:
     if job.layer_id >= text.num_hidden_layers:
         raise ValueError(f"layer {job.layer_id} does not exist: the model has {text.num_hidden_layers} layers")
     active = _active_share(text)
+
+    def used(name: str, weight: Tensor) -> int:
+        return int(weight.numel() * (active if ".experts." in f".{name}" else 1))
+
     layer = decoder.layers[job.layer_id]
-    weights = sum(
-        int(one.numel() * (active if ".experts." in f".{name}" else 1))
-        for name, one in layer.named_parameters()
-        if one.dim() > 1
-    )
-    picked = select_parameters(decoder.layers, decoder.prefix, job.update_layer_ids, job.parameters)
-    trained = sum(int(one.parameter.numel() * (active if ".experts." in one.name else 1)) for one in picked)
+    weights = sum(used(name, one) for name, one in layer.named_parameters() if one.dim() > 1)
+    picked = select_parameters(decoder.layers, decoder.prefix, job.trained_layers, job.parameters)
+    trained = sum(used(one.name, one.parameter) for one in picked)
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     attention = 2 * job.length * text.num_attention_heads * head_size  # causal: half of all pairs
     f = 2 * weights + attention
     dx, dw = 2 * weights + 2 * attention, 2 * weights
     head = 2 * text.vocab_size * text.hidden_size
-    first = min(job.update_layer_ids)
+    first = min(job.trained_layers)
     k, n = job.layer_id + 1, job.layer_id + 1 - first
-    w = 2 * trained // len(job.update_layer_ids)
+    w = 2 * trained // len(job.trained_layers)
     frozen = (n - 1) * f + w if job.parameters == "mlp.down_proj" else n * f
     pairs = job.batch_size * job.length
     return Flops(
-        ours=pairs * (2 * first * f + 2 * n * f + frozen + 2 * ((n - 1) * dx + len(job.update_layer_ids) * w)),
+        ours=pairs * (2 * first * f + 2 * n * f + frozen + 2 * ((n - 1) * dx + len(job.trained_layers) * w)),
         plain=pairs * (3 * (text.num_hidden_layers * f + head) + 2 * k * (dx + dw)),
         truncated=pairs * (3 * k * f + 2 * k * (dx + dw)),
     )
@@ -199,18 +171,8 @@ def _active_share(config: Any) -> float:
 
 
 def _run(job: Job) -> Outcome:
-    """Runs a worker in a process of its own."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
-        command = [sys.executable, "-m", "wmdp_fast.bench.rmu_worker", name]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)  # noqa: S603 (our own module)
-        if done.returncode != 0:
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise WmdpFastError(
-                f"{job.worker} failed with exit code {done.returncode}: {said[-1] if said else 'it said nothing'}"
-            )
-        return Outcome(**json.loads((folder / "outcome.json").read_text(encoding="utf-8")))
+        return Outcome(**run_worker("wmdp_fast.bench.rmu_worker", job, Path(name)))
 
 
 def _measurement(job: Job, outcome: Outcome, flop: int, rate: float) -> Measurement:

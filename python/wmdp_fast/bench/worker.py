@@ -11,7 +11,7 @@ import time
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,50 +20,50 @@ from wmdp_fast.bench.report import peak_gb
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from wmdp_fast._rust import Requests
+    from wmdp_fast._rust import Prompts, Requests
     from wmdp_fast.models.load import LoadedModel
     from wmdp_fast.prompts.prepare import TaskQuestions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a worker is to do.
+    """What to score, and how.
 
     Attributes:
-        worker: `trie`, `padded`, `auto` (this package's engines) or `lm-eval`.
-        model: Folder of the model, or None for a shape.
-        shape: One of `shapes.SHAPES`, or None.
-        tokenizer: Folder of the tokenizer for a shape, or None.
-        tasks: Tasks to score, or None for a workload.
-        workload: One of `shapes.WORKLOADS`, or None.
-        data: Folder with the datasets, or None for the hub.
-        num_fewshot: Few-shot examples before each question of a task.
+        model: Folder of a model; or else `shape`.
+        shape: A model of one of `shapes.SHAPES` with random weights.
+        tokenizer: Folder of a tokenizer for a shape that is to answer `tasks`.
+        tasks: Task names, comma-separated; or else `workload`.
+        workload: Made-up questions, one of `shapes.WORKLOADS`.
+        data: Folder with the datasets, in place of the hub.
+        num_fewshot: Few-shot examples before each question of `tasks`.
         limit: Only so many questions of each task or subject.
-        dtype: Type of the weights, as `load_model` takes it.
-        device: Where to run, as `load_model` takes it.
-        token_budget: Most tokens in a batch, or `auto`.
-        compiled: Whether to compile parts of the model.
-        batch_size: lm-eval's rows in a batch.
+        dtype: `float32`, `bfloat16` or `float16`; for a folder also `auto`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        worker: `auto`, `trie` or `padded`, which are this package's engines; or `lm-eval`.
+        token_budget: Most tokens in a batch of this package's, or `auto`.
+        compiled: Whether this package's engine compiles parts of the model first.
+        batch_size: Rows in a batch of lm-eval's.
         matrix_rate: Whether to measure the machine's matrix products too.
         started: Time at which the process was started.
     """
 
-    worker: str
-    model: str | None
-    shape: str | None
-    tokenizer: str | None
-    tasks: str | None
-    workload: str | None
-    data: str | None
-    num_fewshot: int
-    limit: int | None
-    dtype: str
-    device: str
-    token_budget: int | str
-    compiled: bool
-    batch_size: int
-    matrix_rate: bool
-    started: float
+    model: str | None = None
+    shape: str | None = None
+    tokenizer: str | None = None
+    tasks: str | None = None
+    workload: str | None = None
+    data: str | None = None
+    num_fewshot: int = 0
+    limit: int | None = None
+    dtype: str = "float32"
+    device: str = "auto"
+    worker: str = "auto"
+    token_budget: int | Literal["auto"] = "auto"
+    compiled: bool = False
+    batch_size: int = 16
+    matrix_rate: bool = False
+    started: float = 0.0
 
 
 @dataclass
@@ -114,100 +114,80 @@ def _run_ours(job: Job) -> tuple[Outcome, NDArray[np.float64]]:
     phases = _Phases(job.started)
     import torch
 
-    from wmdp_fast.prompts import prepare
-    from wmdp_fast.prompts.tokenizer import load_tokenizer
+    from wmdp_fast.prompts import prepare, tokenizer  # noqa: F401 (to import them is part of the start)
+    from wmdp_fast.results.by_task import task_results
     from wmdp_fast.results.near_tie import NEAR_TIE
-    from wmdp_fast.results.result import TaskResult
     from wmdp_fast.scoring.trie import score
 
     phases.end("start")
     loaded = _load(job)
     phases.end("load")
-    read: list[TaskQuestions] = []
-    prompts = []
-    if job.workload is None:
-        read = _read(job)
-        phases.end("read")
-        prompts = [prepare.render(one) for one in read]
-        phases.end("render")
-        encoder = load_tokenizer(loaded.tokenizer, prefix_token_id=loaded.prefix_token_id)
-        requests = encoder.encode_requests(prompts, loaded.max_length)
-        phases.end("tokenize")
-    else:
-        requests = _made_up(job, loaded)
-        phases.end("make up")
-
+    read, prompts, requests = _ask(job, loaded, phases)
     engine: Any = job.worker
-    budget: Any = job.token_budget
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        scores = score(loaded, requests, engine=engine, token_budget=budget, compiled=job.compiled)
+        scores = score(loaded, requests, engine=engine, token_budget=job.token_budget, compiled=job.compiled)
     phases.end("forward")
-    first = 0
-    for one, asked in zip(read, prompts, strict=True):
-        own = slice(first, first := first + asked.num_choices)
-        TaskResult.from_scores(
-            one.task,
-            one.questions,
-            asked,
-            scores.loglikelihood[own],
-            scores.is_greedy[own],
-            near_tie=NEAR_TIE["float32"],
-            num_available=one.available,
-        )
+    task_results(read, prompts, scores, near_tie=NEAR_TIE["float32"])
     phases.end("aggregate")
-    outcome = Outcome(
-        seconds=_summed(phases.seconds),
-        questions=requests.num_questions,
-        tokens_run=scores.tokens_run,
-        peak_gb=peak_gb(),
-        gpu_peak_gb=_gpu_peak_gb(),
-        notes={
-            "engine": scores.engine,
-            "dtype": str(loaded.dtype).removeprefix("torch."),
-            "device": _device_name(loaded),
-            "threads": torch.get_num_threads(),
-            "token_budget": scores.token_budget,
-            "batches": scores.batches,
-            "device_wait_seconds": scores.seconds_waiting,
-            "warnings": [str(warning.message) for warning in caught],
-        },
-    )
+    notes = {
+        "engine": scores.engine,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "device": _device_name(loaded),
+        "threads": torch.get_num_threads(),
+        "token_budget": scores.token_budget,
+        "batches": scores.batches,
+        "device_wait_seconds": scores.seconds_waiting,
+        "warnings": [str(warning.message) for warning in caught],
+    }
+    outcome = _outcome(phases, requests.num_questions, scores.tokens_run, notes)
     if job.matrix_rate:
         outcome.notes |= _arithmetic(loaded, requests, scores.token_budget, scores.batches)
     return outcome, scores.loglikelihood
 
 
+def _ask(job: Job, loaded: LoadedModel, phases: _Phases) -> tuple[list[TaskQuestions], list[Prompts], Requests]:
+    """The questions and prompts of tasks, of which a workload has none, and all prompts as tokens."""
+    from wmdp_fast.prompts import prepare
+    from wmdp_fast.prompts.tokenizer import load_tokenizer
+
+    if job.workload is not None:
+        requests = _made_up(job, loaded)
+        phases.end("make up")
+        return [], [], requests
+    read = _read(job)
+    phases.end("read")
+    prompts = [prepare.render(one) for one in read]
+    phases.end("render")
+    encoder = load_tokenizer(loaded.tokenizer, prefix_token_id=loaded.prefix_token_id)
+    requests = encoder.encode_requests(prompts, loaded.max_length)
+    phases.end("tokenize")
+    return read, prompts, requests
+
+
+def _outcome(phases: _Phases, questions: int, tokens_run: int, notes: dict[str, Any]) -> Outcome:
+    return Outcome(
+        seconds=_summed(phases.seconds),
+        questions=questions,
+        tokens_run=tokens_run,
+        peak_gb=peak_gb(),
+        gpu_peak_gb=_gpu_peak_gb(),
+        notes=notes,
+    )
+
+
 def _run_lm_eval(job: Job) -> tuple[Outcome, NDArray[np.float64]]:
     """lm-eval's `hf` model and `simple_evaluate`; its own code, with clocks between its steps."""
     phases = _Phases(job.started)
-    from wmdp_fast.bench.lm_eval_baseline import quiet_lm_eval, task_configs
-    from wmdp_fast.tasks.resolve import resolve
+    from wmdp_fast.bench.lm_eval_baseline import quiet_lm_eval
 
     with quiet_lm_eval() as lm_eval:
         import torch
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager, get_task_dict
+        from lm_eval.tasks import TaskManager  # noqa: F401 (to import it is part of the start)
 
-        class TimedHFLM(HFLM):  # type: ignore[misc]
-            """Says when lm-eval begins to tokenize and to run the model, and counts the tokens it runs."""
+        from wmdp_fast.tasks import resolve  # noqa: F401 (likewise)
 
-            tokens_run = 0
-
-            def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
-                phases.end("render")
-                return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-
-            def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, **options: Any) -> Any:
-                phases.end("tokenize")
-                scores = super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, **options)
-                phases.end("forward")
-                return scores
-
-            def _model_call(self, inps: Any, *arguments: Any, **options: Any) -> Any:
-                self.tokens_run += inps.numel()
-                return super()._model_call(inps, *arguments, **options)
-
+        harness_class = _timed_harness(phases)
         phases.end("start")
         model: Any = job.model
         given: dict[str, Any] = {"dtype": job.dtype}
@@ -215,46 +195,76 @@ def _run_lm_eval(job: Job) -> tuple[Outcome, NDArray[np.float64]]:
             loaded = _load(job)
             model, given = loaded.model, {"tokenizer": loaded.tokenizer, "backend": "causal"}
         device = _torch_device(job.device)
-        harness = TimedHFLM(pretrained=model, device=str(device), batch_size=job.batch_size, **given)
+        harness = harness_class(pretrained=model, device=str(device), batch_size=job.batch_size, **given)
         phases.end("load")
-        if job.workload is None:
-            selection = resolve(job.tasks or "", num_fewshot=job.num_fewshot)
-            manager = TaskManager(include_defaults=False)
-            tasks = list(get_task_dict(task_configs(selection.tasks, job.data), manager).values())
-            phases.end("read")
-            found = lm_eval.simple_evaluate(
-                model=harness,
-                tasks=tasks,
-                num_fewshot=job.num_fewshot,
-                limit=job.limit,
-                task_manager=manager,
-                bootstrap_iters=0,
-            )
-            phases.end("aggregate")
-            samples = [line for task in selection.tasks for line in _in_order(found["samples"][task.name])]
-            scores = [float(answer[0][0]) for line in samples for answer in line["resps"]]
-            questions = len(samples)
-        else:
-            requests = _made_up(job, _load_description(harness))
-            pairs = [
-                (("", ""), requests.context(question).tolist(), requests.continuation(choice).tolist())
-                for question in range(requests.num_questions)
-                for choice in range(*requests.choice_offsets[question : question + 2].tolist())
-            ]
-            phases.end("make up")
-            scores = [answer[0] for answer in harness._loglikelihood_tokens(pairs)]
-            phases.seconds["make up"] += phases.seconds.pop("tokenize")
-            phases.end("aggregate")
-            questions = requests.num_questions
-        outcome = Outcome(
-            seconds=_summed(phases.seconds),
-            questions=questions,
-            tokens_run=harness.tokens_run,
-            peak_gb=peak_gb(),
-            gpu_peak_gb=_gpu_peak_gb(),
-            notes={"batch_size": job.batch_size, "threads": torch.get_num_threads(), "version": lm_eval.__version__},
-        )
+        scores, questions = (_evaluate if job.workload is None else _score_made_up)(job, harness, phases)
+        notes = {"batch_size": job.batch_size, "threads": torch.get_num_threads(), "version": lm_eval.__version__}
+        outcome = _outcome(phases, questions, harness.tokens_run, notes)
     return outcome, np.array(scores)
+
+
+def _timed_harness(phases: _Phases) -> Any:
+    """lm-eval's `hf` as a class that says when it begins to tokenize and to run the model, and counts its tokens."""
+    from lm_eval.models.huggingface import HFLM
+
+    class TimedHFLM(HFLM):  # type: ignore[misc]
+        tokens_run = 0
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            phases.end("render")
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+        def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, **options: Any) -> Any:
+            phases.end("tokenize")
+            scores = super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, **options)
+            phases.end("forward")
+            return scores
+
+        def _model_call(self, inps: Any, *arguments: Any, **options: Any) -> Any:
+            self.tokens_run += inps.numel()
+            return super()._model_call(inps, *arguments, **options)
+
+    return TimedHFLM
+
+
+def _evaluate(job: Job, harness: Any, phases: _Phases) -> tuple[list[float], int]:
+    """Lets lm-eval answer tasks: the log-likelihoods of all choices, and how many questions there were."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager, get_task_dict
+
+    from wmdp_fast.bench.lm_eval_baseline import task_configs
+    from wmdp_fast.tasks.resolve import resolve
+
+    selection = resolve(job.tasks or "", num_fewshot=job.num_fewshot)
+    manager = TaskManager(include_defaults=False)
+    tasks = list(get_task_dict(task_configs(selection.tasks, job.data), manager).values())
+    phases.end("read")
+    found = lm_eval.simple_evaluate(
+        model=harness,
+        tasks=tasks,
+        num_fewshot=job.num_fewshot,
+        limit=job.limit,
+        task_manager=manager,
+        bootstrap_iters=0,
+    )
+    phases.end("aggregate")
+    samples = [line for task in selection.tasks for line in _in_order(found["samples"][task.name])]
+    return [float(answer[0][0]) for line in samples for answer in line["resps"]], len(samples)
+
+
+def _score_made_up(job: Job, harness: Any, phases: _Phases) -> tuple[list[float], int]:
+    """Lets lm-eval score a workload: the log-likelihoods of all choices, and how many questions there were."""
+    requests = _made_up(job, _load_description(harness))
+    pairs = [
+        (("", ""), requests.context(question).tolist(), requests.continuation(choice).tolist())
+        for question in range(requests.num_questions)
+        for choice in range(*requests.choice_offsets[question : question + 2].tolist())
+    ]
+    phases.end("make up")
+    scores = [answer[0] for answer in harness._loglikelihood_tokens(pairs)]
+    phases.seconds["make up"] += phases.seconds.pop("tokenize")
+    phases.end("aggregate")
+    return scores, requests.num_questions
 
 
 def _load(job: Job) -> LoadedModel:

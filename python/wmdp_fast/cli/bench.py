@@ -106,7 +106,9 @@ def _add_eval(benchmarks: Any) -> None:
         metavar="N",
         help="maximum tokens per batch (default auto)",
     )
-    parser.add_argument("--engine", choices=("auto", "trie", "padded"), default="auto", help="default auto")
+    parser.add_argument(
+        "--engine", dest="worker", choices=("auto", "trie", "padded"), default="auto", help="default auto"
+    )
     parser.add_argument(
         "--compile", action="store_true", dest="compiled", help="compile norms and feed-forward blocks first"
     )
@@ -119,7 +121,7 @@ def _add_eval(benchmarks: Any) -> None:
     )
     parser.add_argument(
         "--peer-batch-size",
-        dest="baseline_batch_size",
+        dest="batch_size",
         type=whole_number(least=1),
         default=16,
         metavar="N",
@@ -185,16 +187,22 @@ def _data(arguments: argparse.Namespace) -> BenchReport:
 
 def _eval(arguments: argparse.Namespace) -> BenchReport:
     from wmdp_fast.bench.eval import bench_eval
+    from wmdp_fast.bench.worker import Job
 
-    return bench_eval(**_options(arguments))
+    options = _options(arguments)
+    against = options.pop("against")
+    return bench_eval(Job(**options), against)
 
 
 def _unlearn(arguments: argparse.Namespace) -> BenchReport:
+    from wmdp_fast.bench.rmu_worker import Job
     from wmdp_fast.bench.unlearn import bench_unlearn
 
+    options = _options(arguments)
+    against = options.pop("against")
     if arguments.shape is None and arguments.model is None:
-        arguments.shape = "smollm2-135m"
-    return bench_unlearn(**_options(arguments))
+        options["shape"] = "smollm2-135m"
+    return bench_unlearn(Job(**options), against)
 
 
 def _embed(arguments: argparse.Namespace) -> BenchReport:
@@ -204,7 +212,7 @@ def _embed(arguments: argparse.Namespace) -> BenchReport:
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What a benchmark's function takes: each option is its parameter of that name."""
+    """What a benchmark takes: each option is the parameter of its function or job of that name."""
     return {name: value for name, value in vars(arguments).items() if name not in _OWN}
 
 

@@ -19,6 +19,7 @@ from wmdp_fast.models.load import wrap_model
 from wmdp_fast.models.threads import only_user
 from wmdp_fast.prompts import prepare
 from wmdp_fast.prompts.tokenizer import load_tokenizer
+from wmdp_fast.results.by_task import task_results
 from wmdp_fast.results.result import GroupResult, TaskResult
 from wmdp_fast.scoring.trie import score
 from wmdp_fast.tasks.resolve import resolve
@@ -141,20 +142,7 @@ class QuestionSample:
         if loaded.device.type == "cuda":
             # What the batches here needed is not what those of training will need.
             torch.cuda.empty_cache()
-        tasks = {}
-        first = 0
-        for one, prompts in zip(self._read, self._prompts, strict=True):
-            own = slice(first, first := first + prompts.num_choices)
-            tasks[one.task.name] = TaskResult.from_scores(
-                one.task,
-                one.questions,
-                prompts,
-                scores.loglikelihood[own],
-                scores.is_greedy[own],
-                near_tie=0.0,
-                num_available=one.available,
-                dataset_revision=one.revision,
-            )
+        tasks = task_results(self._read, self._prompts, scores, near_tie=0.0)
         metrics: dict[str, float] = {}
         for task in tasks.values():
             metrics |= _flat(task)
