@@ -126,7 +126,8 @@ def decoder_of(model: PreTrainedModel) -> Decoder:
         if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
             return Decoder(base, module, name, config.hidden_size)
     raise ModelError(
-        f"{type(base).__name__} has no list of {config.num_hidden_layers} decoder layers, so it cannot be unlearned"
+        f"{type(base).__name__} has no list of {config.num_hidden_layers} decoder layers, so single layers cannot be"
+        " run"
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from wmdp_fast.models.threads import only_user
 from wmdp_fast.prompts.tokenizer import prefix_token_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -102,9 +102,8 @@ def load_model(
         dtype: `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"`: that of the checkpoint.
         device: `"cpu"`, `"cuda"`, `"cuda:1"` and so on, or `"auto"`: CUDA if there is any, else the CPU.
         trust_remote_code: Whether to run Python code that comes with the model.
-        peft: Folder or name on the hub of a PEFT adapter. As in lm-eval it is not merged into the weights, and the
-            embedding takes the tokenizer's size first, unless the adapter brings an embedding or head of its own.
-            Unlike there, `revision` is not the adapter's.
+        peft: Folder or name on the hub of a PEFT adapter, put on as `with_adapter` says. Unlike in lm-eval, `revision`
+            is not the adapter's.
         tokenizer: Another tokenizer than the model's: one in memory, a folder, or a name on the hub.
         allow_missing: Whether to go on if the checkpoint lacks weights, with random ones in their place.
         on_tokenizer: Called with the tokenizer and the model's type (`llama`) before the weights are read, to begin
@@ -115,8 +114,7 @@ def load_model(
 
     Raises:
         DataUnavailableError: The model is gated, missing or out of reach; the message says what to do.
-        ModelError: The model cannot be loaded, lacks weights, has pickled ones only, or the device is not there; the
-            message says what to do.
+        ModelError: The model cannot be loaded, lacks weights, has pickled ones only, or the device is not there.
         TokenizerError: The tokenizer cannot be loaded.
         ValueError: `dtype` or `device` is none of the above.
     """
@@ -127,36 +125,40 @@ def load_model(
     source: dict[str, Any] = {"revision": files.commit or revision, "trust_remote_code": trust_remote_code}
     where = str(files.folder) if files.commit is None else name_or_path
     check_config(files.folder, where, source)
-    loaded_tokenizer = load_tokenizer(
-        tokenizer or where, {"trust_remote_code": trust_remote_code} if isinstance(tokenizer, str) else source
-    )
+    own_source = {"trust_remote_code": trust_remote_code} if isinstance(tokenizer, str) else source
+    loaded_tokenizer = load_tokenizer(tokenizer or where, own_source)
     if on_tokenizer is not None:
         on_tokenizer(loaded_tokenizer, str(read_json(files.folder / CONFIG).get("model_type", "")))
+    model, notes = _read(where, source, torch_dtype, torch_device, peft, loaded_tokenizer, allow_missing=allow_missing)
+    for note in notes:
+        warnings.warn(f"{name_or_path}: {note}", WmdpFastWarning, stacklevel=2)
+    if torch_dtype is None:
+        _warn_of_slow_dtype(model, torch_device)
+    found = _describe(model, loaded_tokenizer, name=name_or_path, revision=revision, peft=peft, notes=notes)
+    return replace(found, path=files.folder, sha=files.commit, seconds=time.perf_counter() - begin)
+
+
+def _read(
+    where: str,
+    source: dict[str, Any],
+    dtype: torch.dtype | None,
+    device: torch.device,
+    peft: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    allow_missing: bool,
+) -> tuple[torch.nn.Module, list[str]]:
+    """A model with its weights and its adapter, as it is scored, and what is to be said of them."""
     notes: list[str] = []
     model: torch.nn.Module
     with warnings_as_ours(notes):
-        model, missing, unexpected = _from_pretrained(where, source, torch_dtype, torch_device, allow_missing)
+        model, missing, unexpected = _from_pretrained(where, source, dtype, device, allow_missing)
     notes += [*about_missing(missing), *about_unexpected(unexpected)]
     if peft is not None:
-        model, of_adapter = with_adapter(model, peft, loaded_tokenizer)
+        model, of_adapter = with_adapter(model, peft, tokenizer)
         notes += of_adapter
     notes += take_eager_where_needed(model)
-    for note in notes:
-        warnings.warn(f"{name_or_path}: {note}", WmdpFastWarning, stacklevel=2)
-    model.requires_grad_(requires_grad=False).eval()
-    if torch_dtype is None:
-        _warn_of_slow_dtype(model, torch_device)
-    return _describe(
-        model,
-        loaded_tokenizer,
-        name=name_or_path,
-        path=files.folder,
-        revision=revision,
-        sha=files.commit,
-        peft=peft,
-        seconds=time.perf_counter() - begin,
-        warnings=tuple(notes),
-    )
+    return model.requires_grad_(requires_grad=False).eval(), notes
 
 
 def wrap_model(
@@ -180,17 +182,7 @@ def wrap_model(
     notes = about_left_out(model)
     for note in notes:
         warnings.warn(f"{called}: {note}", WmdpFastWarning, stacklevel=2)
-    return _describe(
-        model,
-        tokenizer,
-        name=called,
-        path=None,
-        revision=None,
-        sha=None,
-        peft=None,
-        seconds=0.0,
-        warnings=tuple(notes),
-    )
+    return _describe(model, tokenizer, name=called, notes=notes)
 
 
 @contextmanager
@@ -304,7 +296,16 @@ def max_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> 
     return min(int(limit), _MOST_TOKENS)
 
 
-def _describe(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, *, name: str, **origin: Any) -> LoadedModel:
+def _describe(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str,
+    revision: str | None = None,
+    peft: str | None = None,
+    notes: Sequence[str],
+) -> LoadedModel:
+    """Describes a model in memory; where it was read from and how long that took is set by who read it."""
     config = getattr(model, "config", None)
     parameter = next(model.parameters(), None)
     if config is None or parameter is None:
@@ -317,12 +318,17 @@ def _describe(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, *, nam
         model=model,
         tokenizer=tokenizer,
         name=name,
+        path=None,
+        revision=revision,
+        sha=None,
+        peft=peft,
         dtype=getattr(model, "dtype", parameter.dtype),
         device=getattr(model, "device", parameter.device),
         max_length=max_length(config, tokenizer),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         prefix_token_id=prefix,
-        **origin,
+        seconds=0.0,
+        warnings=tuple(notes),
     )
 
 

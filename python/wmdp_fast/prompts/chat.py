@@ -133,11 +133,30 @@ def chat_contexts(
     turns: list[Message] = []
     prefix = ""
     if fewshot_as_multiturn:
-        for question, answer in fewshot_turns:
-            turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        turns = _turns(fewshot_turns)
     else:
         prefix = "".join(question + target_delimiter + answer + fewshot_delimiter for question, answer in fewshot_turns)
+    return _ask_each(tokenizer, source, system, turns, prefix, questions)
 
+
+def _turns(fewshot_turns: Sequence[tuple[str, str]]) -> list[Message]:
+    """Few-shot examples as turns of the user and the assistant."""
+    return [
+        {"role": role, "content": text}
+        for example in fewshot_turns
+        for role, text in zip(("user", "assistant"), example, strict=True)
+    ]
+
+
+def _ask_each(
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    system: list[Message],
+    turns: list[Message],
+    prefix: str,
+    questions: Iterable[str],
+) -> ChatPrompts:
+    """A conversation for each question, which differ in the last turn only: what stands before the question, and it."""
     contexts: list[str] = []
     without_system = in_parts = False
     left_out: tuple[str, ...] = ()

@@ -36,7 +36,7 @@ from wmdp_fast.tasks.task import DEFAULT_METRICS, Choices, Group, Task
 from wmdp_fast.tasks.typed_text import typed_line_breaks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from wmdp_fast.data.locate import QuestionFiles
 
@@ -113,14 +113,12 @@ def resolve(
         subjects: Keep only these MMLU subjects; tasks that are not by subject stay.
         num_fewshot: Few-shot examples for each prompt. None is 0. Tasks defined as 0-shot stay so, and a warning says
             it.
-        template: How to ask the questions of local files. The name of a task takes over that task's prompts,
-            description and metrics; `mmlu` and `mmlu_continuation` do so with the file's name as the subject. Anything
-            with `{{` or `{%` is a Jinja template as in lm-eval's `doc_to_text`. None is MMLU's prompt without a
-            description.
+        template: How to ask the questions of local files: as a task of this name does (`mmlu` and `mmlu_continuation`
+            with the file's name as the subject), or a Jinja template as in lm-eval's `doc_to_text`. None is MMLU's
+            prompt without a description.
         choices: `letters` or `texts` continue the prompts of local files. The default follows `template`; with a Jinja
             template it is `letters` if the template mentions `choices`, else `texts`.
-        description: Text before the prompts of local files, instead of the template's. It is plain text, with lm-eval's
-            line ends (`\n`).
+        description: Plain text before the prompts of local files, instead of the template's.
         fewshot_file: A question file whose first questions are the few-shot examples of local files. Without it those
             of `x.jsonl` are in `x_dev.jsonl` beside it.
         compat: The lm-eval version to follow: `0.4.2`, `0.4.9` or `current`.
@@ -139,33 +137,16 @@ def resolve(
         raise TaskError("no task was named; `wmdp-fast tasks` lists them, and a path of a question file is one too")
     if num_fewshot is not None and not 0 <= num_fewshot <= _MOST_FEWSHOT:
         raise TaskError(f"num_fewshot is {num_fewshot}; it must be from 0 to {_MOST_FEWSHOT}")
-    if isinstance(compat, str):
-        compat = _compat(compat)
-
-    tasks: dict[str, Task] = {}
-    groups: dict[str, Group] = {}
-    for request in requested:
-        for item in _expand(request, template, choices, description):
-            _add(item, tasks, groups)
-    groups = _parents_first(groups)
+    rules = _compat(compat) if isinstance(compat, str) else compat
+    tasks, groups = _expand_all(requested, template, choices, description)
     of_files = {"template": template, "choices": choices, "description": description, "fewshot_file": fewshot_file}
-    for option, value in of_files.items():
-        if value is not None and not any(task.test_files for task in tasks.values()):
-            raise TaskError(
-                f"{option} is for question files given by path; {', '.join(requested)} are defined with theirs"
-            )
-
+    _refuse_without_files(of_files, tasks, requested)
     tasks, groups = _keep_subjects(tasks, groups, subjects)
     if fewshot_file is not None:
         tasks = _with_fewshot_file(tasks, Path(fewshot_file), num_fewshot)
     tasks, warnings = _set_fewshot(tasks, num_fewshot)
     warnings += tuple(typed_line_breaks({"template": template, "description": description}))
-    return Selection(
-        tasks=tuple(compat.task(task) for task in tasks.values()),
-        groups=tuple(compat.group(group) for group in groups.values()),
-        compat=compat,
-        warnings=warnings,
-    )
+    return Selection(tuple(map(rules.task, tasks.values())), tuple(map(rules.group, groups.values())), rules, warnings)
 
 
 def _split(names: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Iterator[str]:
@@ -179,6 +160,29 @@ def _split(names: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> 
             yield from filter(None, (part.strip() for part in name.split(",")))
         elif name.strip():
             yield name.strip()
+
+
+def _expand_all(
+    requested: Iterable[str], template: str | None, choices: Choices | None, description: str | None
+) -> tuple[dict[str, Task], dict[str, Group]]:
+    """The tasks and groups behind some names and paths, each once, parents before their children."""
+    tasks: dict[str, Task] = {}
+    groups: dict[str, Group] = {}
+    for name in requested:
+        for item in _expand(name, template, choices, description):
+            _add(item, tasks, groups)
+    return tasks, _parents_first(groups)
+
+
+def _refuse_without_files(options: Mapping[str, object], tasks: dict[str, Task], requested: Iterable[str]) -> None:
+    """Raises TaskError if an option for local question files is set and there are none."""
+    if any(task.test_files for task in tasks.values()):
+        return
+    for option, value in options.items():
+        if value is not None:
+            raise TaskError(
+                f"{option} is for question files given by path; {', '.join(requested)} are defined with theirs"
+            )
 
 
 def _expand(
