@@ -82,7 +82,7 @@ def load_state(folder: Path, identity: dict[str, Any]) -> State | None:
     try:
         tensors, metadata = tensor_file.read_tensors(path)
     except ModelError as error:
-        raise ModelError(f"{error}; remove {folder} to begin anew") from None
+        raise ModelError(f"{error}; remove {folder} to start over") from None
     now = json.loads(json.dumps(identity))
     try:
         described = json.loads(metadata["state"])
@@ -91,10 +91,10 @@ def load_state(folder: Path, identity: dict[str, Any]) -> State | None:
         # One of another version of this package differs in its identity, and may differ in its fields.
         state = None if differing else State(tensors=tensors, **described)
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{path} is damaged ({error!r}); remove {folder} to begin anew") from None
+        raise ModelError(f"{path} is damaged ({error!r}); remove {folder} to start over") from None
     if differing:
         raise ModelError(
             f"{path} belongs to a run with other {', '.join(differing)}; resume with the same settings and data, or"
-            f" remove {folder} to begin anew"
+            f" remove {folder} to start over"
         )
     return state

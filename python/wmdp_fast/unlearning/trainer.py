@@ -292,7 +292,7 @@ class Run:
                 error.add_note(
                     f"the state after step {self._saved_step} is kept in {self._work}; the same settings would diverge"
                     f" again from there. max_steps {self._saved_step} gives the checkpoint of that step; remove the"
-                    " folder to begin anew with other settings"
+                    " folder to start over with other settings"
                 )
             raise
 

@@ -129,7 +129,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], Extent]:
             extent["layers"], extent["max_steps"], tuple(extent["forget"]), tuple(extent["retain"])
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} is damaged ({error!r}); remove {folder} to begin anew") from None
+        raise ModelError(f"{path} is damaged ({error!r}); remove {folder} to start over") from None
 
 
 def _digest(corpus: CorpusTokens, documents: int) -> str:
