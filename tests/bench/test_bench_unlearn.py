@@ -26,7 +26,7 @@ TINY = Job(shape="tiny", layer_id=1, batch_size=2, length=16, steps=2, dtype="fl
 @pytest.mark.slow
 def test_workers_compute_the_same_and_are_compared(tmp_path, capsys):
     page = tmp_path / "report.md"
-    argv = ["bench", "unlearn", "--shape", "tiny", "--layer-id", "1", "--length", "16", "--steps", "2"]
+    argv = ["bench", "unlearn", "--shape", "tiny", "--layer-id", "0", "--length", "16", "--steps", "2"]
     argv += ["--dtype", "float32", "--device", "cpu", "--against", "plain,truncated", "--json", "--report", str(page)]
     assert cli.main(argv) == 0
     report = json.loads(capsys.readouterr().out)

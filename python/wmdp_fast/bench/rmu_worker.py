@@ -10,6 +10,7 @@ import re
 import statistics
 import sys
 import time
+import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,7 +234,6 @@ def _multiply(job: Job, device: torch.device, outcome: Outcome) -> None:
 
 def _whole(job: Job, device: torch.device) -> Any:
     """The whole model, as transformers loads it."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     from wmdp_fast.models.load import parse_dtype
@@ -242,14 +242,14 @@ def _whole(job: Job, device: torch.device) -> Any:
     if job.model is not None:
         loaded: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype or "auto")
         return loaded.to(device)
-    torch.manual_seed(0)
     with device:
-        return AutoModelForCausalLM.from_config(config_of(job), dtype=dtype)  # type: ignore[no-untyped-call]
+        model = AutoModelForCausalLM.from_config(config_of(job), dtype=dtype)  # type: ignore[no-untyped-call]
+    draw_weights(model.base_model)
+    return model
 
 
 def _first_layers(job: Job, device: torch.device) -> Any:
     """The model up to the steered layer, without its head."""
-    import torch
     from transformers import AutoModel
 
     from wmdp_fast.models.load import parse_dtype
@@ -257,9 +257,25 @@ def _first_layers(job: Job, device: torch.device) -> Any:
 
     if job.model is not None:
         return load_first_layers(job.model, job.layer_id + 1, dtype=job.dtype, device=job.device).decoder.model
-    torch.manual_seed(0)
     with device:
-        return AutoModel.from_config(config_of(job, job.layer_id + 1), dtype=parse_dtype(job.dtype))  # type: ignore[no-untyped-call]
+        model = AutoModel.from_config(config_of(job, job.layer_id + 1), dtype=parse_dtype(job.dtype))  # type: ignore[no-untyped-call]
+    draw_weights(model)
+    return model
+
+
+def draw_weights(base: Any) -> None:
+    """Gives a model without its head random matrices that depend on their names alone, not on how many layers it has.
+
+    Then the first layers of a shape are the same whether the others are there or not, and losses can be compared.
+    """
+    import torch
+
+    scale = base.config.get_text_config().initializer_range
+    for name, parameter in base.named_parameters():
+        if parameter.dim() > 1:
+            generator = torch.Generator(parameter.device).manual_seed(zlib.crc32(name.encode()))
+            with torch.no_grad():
+                parameter.normal_(std=scale, generator=generator)
 
 
 def _corpora(job: Job) -> tuple[CorpusTokens, CorpusTokens]:
