@@ -292,7 +292,7 @@ def test_a_model_that_passes_more_than_its_residual_stream_is_refused(tmp_path):
     )
     ids = torch.tensor([[3, 4, 5]])
     with pytest.raises(ModelError, match=r"passes more between its layers.*leave the trunk cache out"):
-        branches.trunk(Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, 0))
+        branches.trunk(Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, 0, (0,)))
 
 
 def test_old_unfinished_files_are_cleared_away(tmp_path):

@@ -60,6 +60,16 @@ class BatchReader:
         indices = range(turn * self.grad_accum, (turn + 1) * self.grad_accum)
         return topic, [(self.forget(topic, index), self.retain(topic, index)) for index in indices]
 
+    def after(self, topic: int, steps: int) -> tuple[int, bool]:
+        """The number of the forget batch that follows a topic's last one after so many steps, and whether there is one.
+
+        If there is none, the number is the last one's.
+        """
+        turns = -(-(steps - topic) // self.num_topics) if steps > topic else 0
+        following = turns * self.grad_accum
+        unseen = following < num_batches(self.forget_corpora[topic], self.batch_size)
+        return (following if unseen else following - 1), unseen
+
     def _batch(self, corpus: CorpusTokens, index: int, max_length: int, *, packed: bool | None) -> Batch:
         size, device = self.batch_size, self.device
         index %= num_batches(corpus, size)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from wmdp_fast.models.attention.layout import Layout
 
@@ -26,12 +27,16 @@ class Batch:
         inputs: What a model is called with, each [B, S]: `input_ids`, int64; `attention_mask`, 1 for real tokens; and
             of a packed batch `position_ids`, int64.
         key: Equal for two batches of the same documents.
+        documents: Their numbers in the corpus, in the batch's order.
         layout: Where the documents of a packed batch lie, or None if they are padded.
+        counted: [B, S], 1 where the loss of predicting a token counts; None where that of every real one does.
     """
 
     inputs: dict[str, Tensor]
     key: Hashable
+    documents: tuple[int, ...]
     layout: Layout | None = None
+    counted: Tensor | None = None
 
     @property
     def attention_mask(self) -> Tensor:
@@ -58,7 +63,7 @@ def padded_documents(
     corpus: CorpusTokens, index: int, *, batch_size: int, max_length: int, pad_id: int, device: torch.device
 ) -> Batch:
     """Cuts a batch out of a corpus, in its order: [documents, longest], padded on the left as in the original."""
-    rows = _documents(corpus, index, batch_size, max_length)
+    numbers, rows = _documents(corpus, index, batch_size, max_length)
     width = max(len(row) for row in rows)
     ids = np.full((len(rows), width), pad_id, dtype=np.int64)
     mask = np.zeros((len(rows), width), dtype=np.int64)
@@ -66,14 +71,15 @@ def padded_documents(
         ids[at, width - len(row) :] = row
         mask[at, width - len(row) :] = 1
     inputs = {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
-    return Batch(inputs, (id(corpus), index, batch_size, max_length))
+    return Batch(inputs, (id(corpus), index, batch_size, max_length), numbers)
 
 
 def packed_documents(
     corpus: CorpusTokens, index: int, *, batch_size: int, max_length: int, device: torch.device
 ) -> Batch:
     """The same documents in one row without padding: [1, all their tokens], each at positions from 0 on."""
-    rows = [row for row in _documents(corpus, index, batch_size, max_length) if len(row)]
+    numbered = [one for one in zip(*_documents(corpus, index, batch_size, max_length), strict=True) if len(one[1])]
+    numbers, rows = zip(*numbered, strict=True)
     layout = Layout.of_documents([len(row) for row in rows])
     ids = torch.from_numpy(np.concatenate(rows).astype(np.int64))
     inputs = {
@@ -81,15 +87,29 @@ def packed_documents(
         "attention_mask": torch.ones_like(ids).unsqueeze(0).to(device),
         "position_ids": torch.from_numpy(layout.positions).unsqueeze(0).to(device),
     }
-    return Batch(inputs, (id(corpus), index, batch_size, max_length), layout)
+    return Batch(inputs, (id(corpus), index, batch_size, max_length), numbers, layout)
+
+
+def lengthened(batch: Batch, length: int, pad_id: int) -> Batch:
+    """A padded batch with more padding, up to a length in tokens."""
+    padding = (length - batch.shape[1], 0)
+    inputs = {
+        "input_ids": pad(batch.inputs["input_ids"], padding, value=pad_id),
+        "attention_mask": pad(batch.attention_mask, padding),
+    }
+    return replace(batch, inputs=inputs, counted=None if batch.counted is None else pad(batch.counted, padding))
 
 
 def lengths_by_batch(corpus: CorpusTokens, *, batch_size: int, max_length: int) -> Iterator[list[int]]:
     """Tokens of the documents of each batch that the corpus makes; empty ones are left out."""
     for index in range(num_batches(corpus, batch_size)):
-        yield [len(row) for row in _documents(corpus, index, batch_size, max_length) if len(row)]
+        yield [len(row) for row in _documents(corpus, index, batch_size, max_length)[1] if len(row)]
 
 
-def _documents(corpus: CorpusTokens, index: int, batch_size: int, max_length: int) -> list[np.ndarray]:
+def _documents(
+    corpus: CorpusTokens, index: int, batch_size: int, max_length: int
+) -> tuple[tuple[int, ...], list[np.ndarray]]:
+    """The numbers of a batch's documents, and their tokens."""
     first = index * batch_size
-    return [corpus.document(row)[:max_length] for row in range(first, min(first + batch_size, len(corpus)))]
+    numbers = tuple(range(first, min(first + batch_size, len(corpus))))
+    return numbers, [corpus.document(number)[:max_length] for number in numbers]

@@ -13,7 +13,6 @@ from wmdp_fast.checkpoints import tensor_file
 from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.models.threads import computing
 from wmdp_fast.unlearning import divergence
-from wmdp_fast.unlearning.batches import num_batches
 from wmdp_fast.unlearning.method import CardText, Findings, MethodState, StepInput, StepOutput
 from wmdp_fast.unlearning.rmu.branches import Branches
 from wmdp_fast.unlearning.rmu.card import card_text
@@ -154,10 +153,7 @@ class RMU:
 
     def _effect(self, topic: int, steps: int) -> Effect:
         batches = self._setup.batches
-        turns = -(-(steps - topic) // batches.num_topics) if steps > topic else 0
-        following = turns * batches.grad_accum
-        unseen = following < num_batches(batches.forget_corpora[topic], batches.batch_size)
-        index = following if unseen else following - 1
+        index, unseen = batches.after(topic, steps)
         forget = batches.forget(topic, index, packed=False)
         retain = batches.retain(topic, index, packed=False)
         activations = [self._branches.now_and_before(batch) for batch in (forget, retain)]

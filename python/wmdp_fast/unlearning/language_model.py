@@ -1,0 +1,361 @@
+"""The whole model on batches of documents, for methods whose losses are about what it says.
+
+What such a method works with: the cross-entropy of every token of a batch, or its KL divergence from the original
+model, as numbers that can be differentiated. Documents are packed without padding where that gives the same, the
+logits of a batch are never there at once (`token_losses`), and the original model is not a second one but this one with
+the original values of what is trained put in. A method takes its forget loss and differentiates it before it takes its
+retain loss, so that one of the two graphs is in memory at a time::
+
+    model = LanguageModel(setup)
+    loss = -model.losses(forget).means().mean()
+    gradients = model.gradients(loss)
+    loss = model.losses(retain).means().mean()
+    model.gradients(loss, into=gradients)
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from wmdp_fast.exceptions import InternalError, ModelError
+from wmdp_fast.models.attention.packed import NotPackableError, packed_attention, packed_batch
+from wmdp_fast.models.fused.forwards import replaced_forwards
+from wmdp_fast.models.fused.linear import LINEAR_LAYERS
+from wmdp_fast.models.fused.trials import Trials, replaced_modules
+from wmdp_fast.models.head import head_of
+from wmdp_fast.models.threads import computing
+from wmdp_fast.scoring.padded import is_out_of_memory
+from wmdp_fast.scoring.trie import what_was_raised
+from wmdp_fast.unlearning.batches import lengthened
+from wmdp_fast.unlearning.token_losses import cross_entropies, kl_divergences, soft_cross_entropies
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+    from wmdp_fast.unlearning.batches import Batch
+    from wmdp_fast.unlearning.method import Setup
+
+# Logits held at once, by the kind of device: what stays in a CPU's caches, and what keeps a GPU busy.
+_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 26}
+
+
+@dataclass(frozen=True)
+class DocumentLosses:
+    """The losses of a batch's tokens, each but the first of a document being predicted from those before it.
+
+    Attributes:
+        nll: Of each predicted token that counts, in nats, float32 [N].
+        document: The place of its document in the batch, int64 [N], ascending.
+        num_documents: D.
+    """
+
+    nll: Tensor
+    document: Tensor
+    num_documents: int
+
+    def sums(self) -> Tensor:
+        """By document, float32 [D]; 0 for one of which nothing counts."""
+        # A product, since what would add them up one by one does it in no fixed order on a GPU.
+        return self._membership().t() @ self.nll
+
+    def means(self) -> Tensor:
+        """By document, float32 [D]; 0 for one of which nothing counts."""
+        return self.sums() / self.counts().clamp_min(1)
+
+    def counts(self) -> Tensor:
+        """Tokens that count by document, float32 [D]."""
+        return self._membership().sum(dim=0)
+
+    def mean(self) -> Tensor:
+        """Over all tokens, whatever their document."""
+        return self.nll.mean()
+
+    def _membership(self) -> Tensor:
+        places = torch.arange(self.num_documents, device=self.document.device)
+        return (self.document.unsqueeze(1) == places).to(self.nll.dtype)
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """The tokens of a batch that count, and what predicts them.
+
+    Attributes:
+        row: The row of each, int64 [N].
+        at: The position that predicts it, the one before its own.
+        targets: The tokens.
+        document: The places of their documents in the batch.
+    """
+
+    row: Tensor
+    at: Tensor
+    targets: Tensor
+    document: Tensor
+
+
+class LanguageModel:
+    """A model with its head, of which some parameters are trained.
+
+    Args:
+        setup: What the method works on.
+        gradient_checkpointing: Whether layers are run again for their gradients, so that what they compute in between
+            need not be kept: a third more time for a fraction of the memory.
+
+    Raises:
+        ModelError: The model's logits do not follow from its last hidden states.
+    """
+
+    def __init__(self, setup: Setup, *, gradient_checkpointing: bool = False) -> None:
+        if setup.model is None:
+            raise InternalError("a method over logits needs the whole model: its configuration may not have a depth")
+        self._setup, self._trained = setup, dict(setup.trained)
+        self._checkpointing = gradient_checkpointing
+        self._trials = Trials()
+        device = setup.batches.device
+        with computing():
+            head = head_of(setup.model, device)
+        if head is None:
+            raise ModelError(
+                f"{setup.name}: {type(setup.model).__name__} makes its logits from more than its last hidden states, so"
+                " their losses cannot be taken in parts; unlearn it with a method on hidden states, such as rmu"
+            )
+        self._head, self._base = head, setup.decoder.model
+        ours = {id(parameter) for parameter in self._trained.values()}
+        self._trained_head = [one for one in _head_parameters(setup.model, self._base) if id(one) in ours]
+        rows = max(1, _LOGITS["cuda" if device.type == "cuda" else "cpu"] // head.vocabulary_size)
+        self._options: dict[str, Any] = {"rows": rows, "head": self._trained_head}
+        self._takes_positions = "position_ids" in inspect.signature(self._base.forward).parameters
+
+    def why_padded(self, padded: Batch, packed: Batch) -> str | None:
+        """Why documents must be padded, losses and gradients of some having been tried both ways; None if not."""
+        with computing():
+            expected, slopes = self._tried(padded)
+            try:
+                found, packed_slopes = self._tried(packed)
+            except NotPackableError as error:
+                return str(error)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                return f"tried without padding, {what_was_raised(error)}"
+        # Half the digits of the dtype: batches of another shape round differently.
+        allowed = torch.finfo(self._base.dtype).eps ** 0.5
+        difference = _relative_difference([found], [expected])
+        if not difference <= allowed:
+            return f"packed, losses of tokens differ by {difference:.1g} of what they are with padding"
+        difference = _relative_difference(packed_slopes, slopes)
+        if not difference <= allowed:
+            return f"packed, gradients differ by {difference:.1g} of what they are with padding"
+        return None
+
+    def losses(self, batch: Batch, *, padded_to: int | None = None) -> DocumentLosses:
+        """The cross-entropy of every token that counts, with gradients for what is trained.
+
+        The first token of a document is never predicted, so neither is a BOS.
+
+        Args:
+            batch: Documents.
+            padded_to: Pads the documents to so many tokens and counts the padding too, as some published code does;
+                the batch must be padded.
+
+        Raises:
+            ValueError: Nothing in the batch counts.
+        """
+        padding = padded_to is not None
+        if padded_to is not None:
+            batch = lengthened(batch, padded_to, self._setup.batches.pad_id)
+        predicted = _predicted(batch, padding=padding)
+        hidden = self._states(batch, padding=padding)[predicted.row, predicted.at]
+        nll = cross_entropies(self._head.logits, hidden, predicted.targets, **self._options)
+        return DocumentLosses(nll, predicted.document, len(batch.documents))
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The last hidden states of the positions that predict a token that counts, `[N, d]`, with gradients."""
+        predicted = _predicted(batch)
+        return self._states(batch)[predicted.row, predicted.at]
+
+    def soft_losses(self, batch: Batch, tokens: Tensor, shares: Tensor) -> Tensor:
+        """The cross-entropy to a distribution over a few tokens, for every token that counts: float32 `[N]`.
+
+        Args:
+            batch: Documents.
+            tokens: Token ids for each of them, int64 `[N, K]`.
+            shares: Their probabilities, float32 `[N, K]`.
+        """
+        return soft_cross_entropies(self._head.logits, self.hidden(batch), tokens, shares, **self._options)
+
+    def kl(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
+        """KL(p0 || p) wherever a token that counts is predicted, p0 being the original model's: float32 `[N]`.
+
+        The original model's states are computed in the same way as the model's, so this is exactly 0 while nothing has
+        been trained.
+
+        Args:
+            batch: Documents.
+            temperature: What both logits are divided by.
+        """
+        with self.originals():
+            original = self.hidden(batch)
+        hidden = self.hidden(batch)
+        return kl_divergences(
+            self._head.logits,
+            hidden,
+            lambda at: self._original_logits(original[at]),
+            temperature=temperature,
+            **self._options,
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What the head makes of a few hidden states `[R, d]`: `[R, V]`. As few as memory allows: V is large."""
+        return self._head.logits(hidden)
+
+    @contextmanager
+    def originals(self) -> Iterator[None]:
+        """Inside, what is trained has its original values, and nothing is differentiated.
+
+        Not while the gradient of a loss is still to be computed.
+        """
+        current = {name: parameter.data for name, parameter in self._trained.items()}
+        for name, parameter in self._trained.items():
+            parameter.data = self._setup.originals[name]
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for name, parameter in self._trained.items():
+                parameter.data = current[name]
+
+    def gradients(self, loss: Tensor, into: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Differentiates a loss with respect to what is trained, and lets go of its graph.
+
+        Args:
+            loss: A number.
+            into: Gradients of other parts of a step's loss, by name, to which these are added in place.
+
+        Returns:
+            `into`, or new ones; each of its parameter's shape and type.
+        """
+        gradients = {} if into is None else into
+        # A parameter without a gradient is an expert that no token of the batch went to.
+        found = torch.autograd.grad(loss, list(self._trained.values()), allow_unused=True, materialize_grads=True)
+        for name, gradient in zip(self._trained, found, strict=True):
+            gradients[name] = gradients[name].add_(gradient) if name in gradients else gradient
+        return gradients
+
+    def precision_note(self, *, master_weights: bool) -> str | None:
+        """What a user should know of the precision that weights are trained in; None if it is float32."""
+        short = [one for one in self._trained.values() if one.dtype != torch.float32]
+        if not short:
+            return None
+        dtype = str(short[0].dtype).removeprefix("torch.")
+        if master_weights:
+            gigabytes = 12 * sum(one.numel() for one in short) / 1e9
+            return f"{dtype} weights are trained as float32 copies, with moments in float32: {gigabytes:.2g} GB more"
+        return (
+            f"weights are trained in {dtype} alone: a step leaves every weight as it is that is more than"
+            f" {2 / torch.finfo(short[0].dtype).eps:.0f} times as large; master_weights keeps what such steps add up to"
+        )
+
+    def _states(self, batch: Batch, *, padding: bool = False) -> Tensor:
+        """The last hidden states of all positions, `[B, S, d]`."""
+        inputs = dict(batch.inputs)
+        if batch.layout is None and self._takes_positions and not padding:
+            # Those of a document by itself; left to themselves, models count the padding before it.
+            inputs["position_ids"] = (batch.attention_mask.cumsum(dim=1) - 1).clamp_min(0)
+        with self._running(batch), self._checkpointed(batch):
+            return self._head.hidden(**inputs)
+
+    @contextmanager
+    def _running(self, batch: Batch, part: nn.Module | None = None) -> Iterator[None]:
+        """Inside, the model, or a part of it, runs a batch, with linear layers that are faster where there are such.
+
+        No others are replaced: they have no gradients, and the original model must differ in nothing but its weights.
+        """
+        with replaced_modules(part or self._base, (LINEAR_LAYERS,), self._trials):
+            if batch.layout is None:
+                yield
+            else:
+                with packed_attention(self._base), packed_batch(batch.layout):
+                    yield
+
+    @contextmanager
+    def _checkpointed(self, batch: Batch) -> Iterator[None]:
+        """Inside, layers keep nothing but their input for their gradients, if that is wanted."""
+        if not (self._checkpointing and torch.is_grad_enabled()):
+            yield
+            return
+        layers = list(self._setup.decoder.layers)
+        with replaced_forwards({layer: partial(self._run_again, layer, layer.forward, batch) for layer in layers}):
+            yield
+
+    def _run_again(self, layer: nn.Module, forward: Any, batch: Batch, *args: Any, **kwargs: Any) -> Any:
+        return checkpoint(
+            forward,
+            *args,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            # By then the model is as it was found again.
+            context_fn=lambda: (nullcontext(), self._running(batch, layer)),
+            **kwargs,
+        )
+
+    def _original_logits(self, hidden: Tensor) -> Tensor:
+        if not self._trained_head:
+            return self._head.logits(hidden)
+        with self.originals():
+            return self._head.logits(hidden)
+
+    def _tried(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The losses of a batch's tokens, and the gradients of their mean."""
+        losses = self.losses(batch)
+        return losses.nll.detach(), list(self.gradients(losses.mean()).values())
+
+
+def _predicted(batch: Batch, *, padding: bool = False) -> _Predicted:
+    """What counts in a batch; `padding` counts that too.
+
+    Raises:
+        ValueError: Nothing does.
+    """
+    ids, real = batch.inputs["input_ids"], batch.attention_mask.bool()
+    if batch.layout is not None:
+        first = batch.inputs["position_ids"] == 0
+        document = first.cumsum(dim=1) - 1
+        predicted = ~first[:, 1:]
+    else:
+        document = torch.arange(len(ids), device=ids.device).unsqueeze(1).expand_as(ids)
+        predicted = torch.ones_like(real[:, 1:]) if padding else real[:, :-1]
+    counted = real if batch.counted is None else batch.counted.bool()
+    predicted = predicted & (counted | ~real if padding else counted & real)[:, 1:]
+    row, at = predicted.nonzero(as_tuple=True)
+    if len(row) == 0:
+        raise ValueError("a batch has no token whose loss counts: give documents of two tokens or more")
+    return _Predicted(row, at, ids[row, at + 1], document[row, at])
+
+
+def _head_parameters(model: nn.Module, base: nn.Module) -> list[nn.Parameter]:
+    """The parameters that make logits of last hidden states; of a tied head they are the embedding's too."""
+    within = set(base.modules())
+    found = {
+        id(parameter): parameter
+        for module in model.modules()
+        if module not in within
+        for parameter in module.parameters(recurse=False)
+    }
+    return list(found.values())
+
+
+def _relative_difference(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The length of the difference of some tensors from others, all together, over that of the others."""
+    differences = [torch.linalg.vector_norm(a.float() - b.float()) for a, b in zip(found, expected, strict=True)]
+    lengths = [torch.linalg.vector_norm(one.float()) for one in expected]
+    ratio = torch.linalg.vector_norm(torch.stack(differences)) / torch.linalg.vector_norm(torch.stack(lengths))
+    return float(ratio)
