@@ -5,7 +5,7 @@ stops, saves and resumes, and writes the checkpoint, its delta and its card. A m
 are, what it has to remember between steps, and what is to be told of it. It is made by its configuration
 (`TrainingConfig.method`), so a new one is a subclass of that and a class with these members: gradient ascent, NPO,
 SimNPO, RMU and its variants, RR, ELM. One that needs the original model's answers computes them in `prepare`, or runs
-the model with `Setup.originals` put in. A perturbation such as SAM's is made and undone within `step`.
+the model in `Setup.as_original`. A perturbation such as SAM's is made and undone within `step`.
 
 A method without steps (`one_shot` in its configuration) changes the trained parameters itself, when `step` is called
 for the only time; what it returns has no gradients.
@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -37,8 +38,11 @@ class Setup:
         name: The model's, for messages.
         decoder: The model without its head, or its first layers.
         model: The whole model, or None if only its first layers are there (`TrainingConfig.depth`).
-        trained: The parameters that are trained, by their names in `decoder.model`. Nothing else needs gradients.
+        trained: The parameters that are trained, by their names in `decoder.model`; what lies outside it, as a head, by
+            its name in `model`. Nothing else needs gradients. With LoRA they are the factors, in float32.
         originals: Their original values.
+        as_original: Inside this context the model is the original one, also where the trained model is one with the
+            weights that will be saved. Not while a gradient through it is still to be computed.
         batches: Cuts batches out of the corpora.
         total_steps: Steps of the run, for schedules.
         cache: Where activations are kept that training does not change, or None.
@@ -49,6 +53,7 @@ class Setup:
     model: PreTrainedModel | None
     trained: Mapping[str, nn.Parameter]
     originals: Mapping[str, Tensor]
+    as_original: Callable[[], AbstractContextManager[None]]
     batches: BatchReader
     total_steps: int
     cache: TrunkCache | None

@@ -15,11 +15,7 @@ from wmdp_fast.unlearning.methods.own_file import own_code
 from wmdp_fast.unlearning.source import base_id
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
-
-    from torch import Tensor, nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wmdp_fast.unlearning.activation_cache import TrunkCache
     from wmdp_fast.unlearning.method import CardText, Method
@@ -115,9 +111,7 @@ def write(
             checkpoint.write_checkpoint(source.base, changed, folder)
             before = source.base.digest(changed)
         else:
-            before, changed = _save_from_memory(
-                source.whole, source.tokenizer, weights.parameters, weights.originals, folder
-            )
+            before, changed = weights.saved_from_memory(_save_from_memory(source, folder))
             record["changed"] = sorted(changed)
         repeated = ("method", "base", "settings", *result.findings.settings, "best_step")
         tensor_file.write_tensors(
@@ -140,21 +134,11 @@ def write(
             file.writelines(strict_json.dumps(row) + "\n" for row in result.metrics)
 
 
-def _save_from_memory(
-    model: PreTrainedModel | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    trained: Mapping[str, nn.Parameter],
-    originals: Mapping[str, Tensor],
-    folder: Path,
-) -> tuple[str, dict[str, Tensor]]:
-    """Lets transformers save a model that has no files; returns the digest of what was there, and what is now."""
-    if model is None:
+def _save_from_memory(source: Source, folder: Path) -> checkpoint.Checkpoint:
+    """Lets transformers save a model that has no files."""
+    if source.whole is None:
         raise ModelError("there is no whole model to save")
-    model.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-    saved = checkpoint.Checkpoint.open(folder)
-    base_model: Any = model.base_model
-    before = checkpoint.stored_tensors(base_model, originals, saved)
-    changed = checkpoint.stored_tensors(base_model, trained, saved)
-    return tensor_file.digest({name: tensor_file.as_bytes(tensor) for name, tensor in before.items()}), changed
+    source.whole.save_pretrained(folder)
+    if source.tokenizer is not None:
+        source.tokenizer.save_pretrained(folder)
+    return checkpoint.Checkpoint.open(folder)

@@ -13,6 +13,15 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from wmdp_fast.models.decoder import Decoder
+    from wmdp_fast.unlearning.training_config import TrainingConfig
+
+# What stands for every parameter of the model.
+ALL = "all"
+
+# So many are listed one by one while a run begins; the record has all of them.
+_MOST_TOLD = 64
+
 # The part of a decoder layer that is its feed-forward network, dense or a mixture of experts, fused or listed.
 _MLP = r"(mlp|block_sparse_moe|feed_forward|ffn)\.(experts\.(\d+\.)?|shared_experts?\.|shared_mlp\.)?"
 _ATTENTION = r"(self_attn|attention|attn)\."
@@ -38,12 +47,12 @@ class TrainedParameter:
 
     Attributes:
         name: Its name in the model that runs, such as `layers.5.mlp.down_proj.weight`.
-        layer: Its layer's number.
+        layer: Its layer's number, or None if it is in none.
         parameter: The tensor itself.
     """
 
     name: str
-    layer: int
+    layer: int | None
     parameter: nn.Parameter
 
     @property
@@ -56,6 +65,54 @@ class TrainedParameter:
         megabytes = self.parameter.numel() * self.parameter.element_size() / 1e6
         dtype = str(self.parameter.dtype).removeprefix("torch.")
         return f"{self.name}: {size}, {dtype}, {megabytes:.1f} MB"
+
+
+def trained_parameters(
+    config: TrainingConfig, decoder: Decoder, whole: nn.Module | None, num_layers: int
+) -> list[TrainedParameter]:
+    """The parameters of a model that a run changes.
+
+    Args:
+        config: The settings.
+        decoder: The model without its head, or its first layers.
+        whole: The whole model, if it is there.
+        num_layers: How many layers the whole model has.
+
+    Raises:
+        ModelError: A layer has none of them, or some are quantized.
+        ValueError: A regular expression is none.
+    """
+    if config.parameters == ALL:
+        return all_parameters(decoder, whole)
+    return select_parameters(decoder.layers, decoder.prefix, config.trained_layers(num_layers), config.parameters)
+
+
+def told(picked: Sequence[TrainedParameter]) -> list[str]:
+    """What is trained, as lines for the user; of many parameters only how many there are."""
+    if len(picked) <= _MOST_TOLD:
+        return ["training:", *(f"  {one}" for one in picked)]
+    megabytes = sum(one.parameter.numel() * one.parameter.element_size() for one in picked) / 1e6
+    return [f"training: {len(picked)} parameters, {megabytes:.1f} MB, from {picked[0].name} to {picked[-1].name}"]
+
+
+def all_parameters(decoder: Decoder, whole: nn.Module | None) -> list[TrainedParameter]:
+    """Every parameter of a model: embeddings, layers, norms and a head. One with several names is there once.
+
+    Args:
+        decoder: The model without its head.
+        whole: The model with it, if it is there.
+
+    Raises:
+        ModelError: Some are quantized.
+    """
+    names = {id(parameter): name for name, parameter in decoder.model.named_parameters()}
+    layers = {id(one): index for index, layer in enumerate(decoder.layers) for one in layer.parameters()}
+    picked = [
+        TrainedParameter(names.get(id(parameter), name), layers.get(id(parameter)), parameter)
+        for name, parameter in (whole or decoder.model).named_parameters()
+    ]
+    _refuse_quantized(picked)
+    return picked
 
 
 def select_parameters(
@@ -94,12 +151,16 @@ def select_parameters(
         if not found:
             raise ModelError(_nothing_selected(wanted, index, list(names)))
         picked += found
+    _refuse_quantized(picked)
+    return picked
+
+
+def _refuse_quantized(picked: Iterable[TrainedParameter]) -> None:
     for one in picked:
         if not one.parameter.is_floating_point() or one.parameter.element_size() < 2:
             raise ModelError(
                 f"{one.name} is quantized ({one.parameter.dtype}); unlearn the model in bfloat16 or float32"
             )
-    return picked
 
 
 def _nothing_selected(wanted: str, index: int, names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from wmdp_fast.models.load import parse_device, parse_dtype
 from wmdp_fast.models.partial import first_layers_without_weights
 from wmdp_fast.unlearning import reporting
 from wmdp_fast.unlearning.evaluations import check_chat_template
-from wmdp_fast.unlearning.parameters import select_parameters
+from wmdp_fast.unlearning.parameters import trained_parameters
 from wmdp_fast.unlearning.source import read_corpora, steps_available, tokenizer_of
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def check(
 def _check_parameters(name: str, decoder: Decoder, num_layers: int, configs: Sequence[TrainingConfig]) -> None:
     for config in configs:
         config.check_depth(name, num_layers)
-        select_parameters(decoder.layers, decoder.prefix, config.trained_layers(num_layers), config.parameters)
+        trained_parameters(config, decoder, None, num_layers)
 
 
 def _without_weights(

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from wmdp_fast.checkpoints import checkpoint
+from wmdp_fast.checkpoints import checkpoint, tensor_file
 from wmdp_fast.checkpoints.saved_dtype import Saving, choose
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor
 
+    from wmdp_fast.unlearning.parameters import TrainedParameter
     from wmdp_fast.unlearning.source import Source
 
 
@@ -23,25 +24,27 @@ class TrainedWeights:
     """The parameters that a run trains.
 
     Args:
-        parameters: By their names in the model that runs. They must have their original values.
+        picked: The parameters. They must have their original values.
         source: The model.
         save_dtype: The setting of that name.
 
     Attributes:
-        parameters: As given.
+        parameters: By their names in the model that runs; see `Setup.trained`.
         originals: Copies of the parameters as they were in the beginning.
         device: Of the first parameter.
-        dtype: Likewise.
+        dtype: Of the first parameter in the model.
 
     Raises:
         ValueError: `save_dtype` is set for a model that has no files.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], source: Source, save_dtype: str) -> None:
-        self.parameters = dict(parameters)
+    def __init__(self, picked: Iterable[TrainedParameter], source: Source, save_dtype: str) -> None:
+        self.parameters = {one.name: one.parameter for one in picked}
         first = next(iter(self.parameters.values()))
         self.device, self.dtype = first.device, first.dtype
         self._source, self._save_dtype = source, save_dtype
+        # Other names that the checkpoint has a trained parameter by too, as a head that is tied to the embedding.
+        self._aliases = _aliases(source, self.parameters)
         # The types that the checkpoint has trained parameters in; those in memory if it is the model that has none.
         self._stored = {name: parameter.dtype for name, parameter in self.parameters.items()}
         if source.base is not None:
@@ -49,6 +52,39 @@ class TrainedWeights:
         elif save_dtype not in ("auto", "checkpoint"):
             raise ValueError("save_dtype is for a model on disk: one in memory is saved in the type that it has there")
         self.originals = self.copies()
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that has them, or as much of it as there is."""
+        return self._source.whole or self._source.decoder.model
+
+    @property
+    def narrow(self) -> str | None:
+        """The type of what is trained, if it is narrower than float32."""
+        dtype = next(iter(self.parameters.values())).dtype
+        return None if dtype.itemsize >= 4 else str(dtype).removeprefix("torch.")
+
+    @contextlib.contextmanager
+    def in_model(self) -> Iterator[None]:
+        """Inside, the model has what is trained, and only that needs gradients. What was raised undoes the training."""
+        with as_found(self.model):
+            only_trained(self.model, self.parameters.values())
+            try:
+                yield
+            except BaseException:
+                self.put_back()
+                raise
+
+    @contextlib.contextmanager
+    def training(self, step: int, seed: int) -> Iterator[None]:  # noqa: ARG002
+        """Inside, a step is computed; what is random in it follows from the step and the seed."""
+        yield
+
+    @contextlib.contextmanager
+    def as_original(self) -> Iterator[None]:
+        """Inside, the model is the original one. Not while a gradient through it is still to be computed."""
+        with exchanged(self.parameters, self.originals):
+            yield
 
     def copies(self) -> dict[str, Tensor]:
         """Copies of the parameters as they are, by name."""
@@ -64,6 +100,10 @@ class TrainedWeights:
         """Gives the parameters their original values."""
         for name, parameter in self.parameters.items():
             parameter.data.copy_(self.originals[name])
+
+    def digest(self) -> str:
+        """SHA-256 of the model's weights as they were in the beginning, as far as a run changes them."""
+        return tensor_file.digest({name: tensor_file.as_bytes(tensor) for name, tensor in self.originals.items()})
 
     def saving(self) -> Saving:
         """In what type the weights would be saved now, and what that loses."""
@@ -94,8 +134,16 @@ class TrainedWeights:
         """The trained tensors, by the checkpoint's names and in the types they are saved in if there is one."""
         if self._source.base is not None:
             dtype = None if saving.as_checkpoint else next(iter(saving.dtypes.values()))
-            return checkpoint.stored_tensors(self._source.decoder.model, self.parameters, self._source.base, dtype)
+            named = self.parameters | {alias: self.parameters[name] for alias, name in self._aliases.items()}
+            return checkpoint.stored_tensors(self._source.decoder.model, named, self._source.base, dtype)
         return {name: tensor.detach().cpu().clone() for name, tensor in self.parameters.items()}
+
+    def saved_from_memory(self, saved: checkpoint.Checkpoint) -> tuple[str, dict[str, Tensor]]:
+        """Of a model in memory that was saved: the digest of what was there before, and what is, by the saved names."""
+        base = self._source.decoder.model
+        before = checkpoint.stored_tensors(base, self.originals, saved)
+        changed = checkpoint.stored_tensors(base, self.parameters, saved)
+        return tensor_file.digest({name: tensor_file.as_bytes(tensor) for name, tensor in before.items()}), changed
 
     @torch.no_grad()
     def _round(self, saving: Saving) -> None:
@@ -104,15 +152,23 @@ class TrainedWeights:
 
 
 @contextlib.contextmanager
-def as_found(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Inside, only trained parameters need gradients and nothing is in training mode; afterwards all is as before."""
+def exchanged(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, parameters have other tensors in their place; nothing is copied."""
+    current = {name: parameter.data for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        parameter.data = values[name]
+    try:
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = current[name]
+
+
+@contextlib.contextmanager
+def as_found(model: nn.Module) -> Iterator[None]:
+    """Afterwards modules are in training mode, and parameters need gradients, as before."""
     training = [(module, module.training) for module in model.modules()]
     needing = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    for parameter in trained.values():
-        parameter.requires_grad_(True)
     try:
         yield
     finally:
@@ -120,3 +176,26 @@ def as_found(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> Iterator[
             module.training = flag
         for parameter, flag in needing:
             parameter.requires_grad_(flag)
+
+
+def only_trained(model: nn.Module, trained: Iterable[nn.Parameter]) -> None:
+    """Nothing is in training mode any more, and only what is trained needs gradients."""
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+
+
+def _aliases(source: Source, parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
+    """What else the checkpoint calls a trained parameter that the model has in several places, and its name here.
+
+    Transformers ties an embedding and a head that are both in a checkpoint only if they are equal.
+    """
+    if source.whole is None or source.base is None:
+        return {}
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    places = source.whole.named_parameters(remove_duplicate=False)
+    found = {place: names[id(one)] for place, one in places if id(one) in names and place in source.base.shards}
+    several = {name for name in found.values() if list(found.values()).count(name) > 1}
+    return {place: name for place, name in found.items() if name in several and source.base.stored_name(name) != place}

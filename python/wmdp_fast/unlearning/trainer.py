@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wmdp_fast.checkpoints import tensor_file
 from wmdp_fast.exceptions import DivergedError, InternalError, WmdpFastWarning
 from wmdp_fast.models.row_length import fresh_rotary
 from wmdp_fast.models.threads import computing, only_user
@@ -24,12 +23,12 @@ from wmdp_fast.unlearning.method import MethodState, Setup, StepInput
 from wmdp_fast.unlearning.methods.own_file import own_code
 from wmdp_fast.unlearning.metrics import Metrics
 from wmdp_fast.unlearning.optim import OPTIMIZERS
-from wmdp_fast.unlearning.parameters import select_parameters
+from wmdp_fast.unlearning.parameters import told, trained_parameters
 from wmdp_fast.unlearning.result import UnlearnResult
 from wmdp_fast.unlearning.schedule import learning_rate_factor
 from wmdp_fast.unlearning.source import steps_available
 from wmdp_fast.unlearning.state import State, load_state, save_state
-from wmdp_fast.unlearning.trained_weights import TrainedWeights, as_found
+from wmdp_fast.unlearning.trained_weights import TrainedWeights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,15 +85,17 @@ class Run:
         config.check_depth(source.name, source.num_layers)
         for corpus in (*corpora.forget, *corpora.retain):
             refuse_unknown_in_corpus(decoder.model, source.tokenizer, corpus)
-        layers = config.trained_layers(source.num_layers)
-        self._picked = select_parameters(decoder.layers, decoder.prefix, layers, config.parameters)
-        trained = {one.name: one.parameter for one in self._picked}
-        self._weights = TrainedWeights(trained, source, config.save_dtype)
+        self._picked = trained_parameters(config, decoder, source.whole, source.num_layers)
+        self._weights = TrainedWeights(self._picked, source, config.save_dtype)
         self._largest_weight = 0.0
         self._saved_step = 0
-        request.note("training:")
-        for one in self._picked:
-            request.note(f"  {one}")
+        for line in told(self._picked):
+            request.note(line)
+        if config.master_weights and self._weights.narrow:
+            request.note(
+                f"the optimizer keeps weights and moments in float32: steps in {self._weights.narrow} alone would leave"
+                " most weights as they are"
+            )
         self._total = self._count_steps()
         self._longest = longest_document(config, request.topics, corpora, decoder.model)
         self._batches = BatchReader(
@@ -112,25 +113,22 @@ class Run:
 
     def result(self, *, resume: bool) -> UnlearnResult:
         """Trains, evaluates, writes, and puts the model's flags back."""
-        model = self._source.whole or self._source.decoder.model
-        with only_user(model), fresh_rotary(model), as_found(model, self._weights.parameters):
+        model = self._weights.model
+        with only_user(model), fresh_rotary(model), self._weights.in_model():
             setup = Setup(
                 name=self._source.name,
                 decoder=self._source.decoder,
                 model=self._source.whole,
                 trained=self._weights.parameters,
                 originals=self._weights.originals,
+                as_original=self._weights.as_original,
                 batches=self._batches,
                 total_steps=self._total,
                 cache=self._cache,
             )
             self._method = method = self._config.method(setup)
             self._batches.packed = self._can_pack(method)
-            try:
-                result = self._trained_result(method, resume=resume)
-            except BaseException:
-                self._weights.put_back()
-                raise
+            result = self._trained_result(method, resume=resume)
         if self._cache is not None:
             self._request.note(self._cache.summary())
         return result
@@ -214,7 +212,7 @@ class Run:
         config, done = self._config, optimizer.steps
         begun = time.perf_counter()
         topic, pairs = self._batches.pairs(done)
-        with computing():
+        with computing(), self._weights.training(done, config.seed):
             made = method.step(StepInput(done, topic, pairs))
         norm = gradient_norm(made.gradients, self._weights.device)
         if config.grad_clip is not None:
@@ -319,11 +317,10 @@ class Run:
         config = self._config
         settings = config.to_json()
         settings.pop("save_every")
-        originals = {name: tensor_file.as_bytes(tensor) for name, tensor in self._weights.originals.items()}
         return {
             "method": config.method_name,
             "settings": settings,
-            "weights": tensor_file.digest(originals),
+            "weights": self._weights.digest(),
             "forget corpora": [corpus.content_hash for corpus in self._corpora.forget],
             "retain corpora": [corpus.content_hash for corpus in self._corpora.retain],
             "number of steps": self._total,

@@ -70,7 +70,8 @@ class TrainingConfig(ABC):
         activation_metrics: Metrics of a step that depend on the model's activations alone: one that is infinite or NaN
             in the first step is the model's fault.
         parameters: Which parameters of the trained layers: a role (`mlp.down_proj`, `self_attn.o_proj`, `mlp`, ...) or
-            a regular expression that is searched in names such as `mlp.up_proj.weight`.
+            a regular expression that is searched in names such as `mlp.up_proj.weight`; or `all` for every parameter of
+            the model, embeddings, norms and head included, where the method runs the whole model.
         learning_rate: Of AdamW: the largest one of the run.
         schedule: What becomes of the learning rate after the warm-up: `"constant"`, or `"linear"` to fall to 0.
         warmup: Share of the steps in which the learning rate rises from 0, the first step's.
@@ -203,7 +204,17 @@ class TrainingConfig(ABC):
         return columns
 
     def check_depth(self, name: str, num_layers: int) -> None:
-        """Raises ModelError if a model of so many layers has too few of them for the method."""
+        """Makes sure that a model of so many layers has what the method runs and trains.
+
+        Raises:
+            ModelError: It has too few layers.
+            ValueError: All parameters are to be trained, and the method does not run all layers.
+        """
+        if self.depth is not None and self.parameters == "all":
+            raise ValueError(
+                f"parameters all is for methods that run the whole model; {self.method_name} runs its first"
+                f" {self.depth} layers. Name a role such as mlp, or a regular expression"
+            )
         if self.depth is not None and self.depth > num_layers:
             raise ModelError(
                 f"{name} has {num_layers} layers, 0 to {num_layers - 1}; layer {self.depth - 1} does not exist"

@@ -33,7 +33,7 @@ from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.unlearning import evaluations, preflight
 from wmdp_fast.unlearning.activation_cache import TrunkCache
 from wmdp_fast.unlearning.api import cache_bytes, listed_corpora, listed_names, refuse_leftovers, work_folder
-from wmdp_fast.unlearning.parameters import select_parameters
+from wmdp_fast.unlearning.parameters import trained_parameters
 from wmdp_fast.unlearning.request import Request
 from wmdp_fast.unlearning.rmu.config import RMUConfig
 from wmdp_fast.unlearning.source import open_source
@@ -400,8 +400,8 @@ class _Sweep:
                     parameter.copy_(values)
 
     def _picked(self, config: TrainingConfig) -> Any:
-        decoder, layers = self._source.decoder, config.trained_layers(self._source.num_layers)
-        return select_parameters(decoder.layers, decoder.prefix, layers, config.parameters)
+        source = self._source
+        return trained_parameters(config, source.decoder, source.whole, source.num_layers)
 
     def _measured(self, run: SweepRun) -> SweepRun:
         """The run with what the model gets right now."""
