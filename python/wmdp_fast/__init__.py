@@ -57,6 +57,10 @@ if TYPE_CHECKING:
         StepInput,
         StepOutput,
     )
+    from wmdp_fast.unlearning.methods.finetune import FinetuneConfig
+    from wmdp_fast.unlearning.methods.graddiff import GradDiffConfig
+    from wmdp_fast.unlearning.methods.npo import NPOConfig
+    from wmdp_fast.unlearning.methods.simnpo import SimNPOConfig
     from wmdp_fast.unlearning.result import UnlearnResult
     from wmdp_fast.unlearning.rmu.config import RMUConfig
     from wmdp_fast.unlearning.rmu.presets import PRESETS as presets  # noqa: N811 (the public name)
@@ -73,9 +77,12 @@ _LAZY = {
     "EvalCallback": "wmdp_fast.integrations.training",
     "EvalResult": "wmdp_fast.results.result",
     "Findings": "wmdp_fast.unlearning.method",
+    "FinetuneConfig": "wmdp_fast.unlearning.methods.finetune",
+    "GradDiffConfig": "wmdp_fast.unlearning.methods.graddiff",
     "GroupResult": "wmdp_fast.results.result",
     "Method": "wmdp_fast.unlearning.method",
     "MethodState": "wmdp_fast.unlearning.method",
+    "NPOConfig": "wmdp_fast.unlearning.methods.npo",
     "RMUConfig": "wmdp_fast.unlearning.rmu.config",
     "Range": "wmdp_fast.unlearning.sweep.search_space",
     "RenderedContinuation": "wmdp_fast.prompts.rendered",
@@ -84,6 +91,7 @@ _LAZY = {
     "SearchAxis": "wmdp_fast.unlearning.training_config",
     "Server": "wmdp_fast.scoring.server",
     "Setup": "wmdp_fast.unlearning.method",
+    "SimNPOConfig": "wmdp_fast.unlearning.methods.simnpo",
     "StepInput": "wmdp_fast.unlearning.method",
     "StepOutput": "wmdp_fast.unlearning.method",
     "SweepResult": "wmdp_fast.unlearning.sweep.result",
@@ -116,12 +124,15 @@ __all__ = [
     "EvalCallback",
     "EvalResult",
     "Findings",
+    "FinetuneConfig",
+    "GradDiffConfig",
     "GroupResult",
     "InternalError",
     "JournalError",
     "Method",
     "MethodState",
     "ModelError",
+    "NPOConfig",
     "PaddedBatch",
     "PromptTemplate",
     "Prompts",
@@ -136,6 +147,7 @@ __all__ = [
     "SearchAxis",
     "Server",
     "Setup",
+    "SimNPOConfig",
     "StepInput",
     "StepOutput",
     "SweepResult",

@@ -14,6 +14,7 @@ from wmdp_fast.models.attention.layout import Layout
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from wmdp_fast.prompts.documents import CorpusTokens
@@ -66,12 +67,14 @@ def padded_documents(
     numbers, rows = _documents(corpus, index, batch_size, max_length)
     width = max(len(row) for row in rows)
     ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-    mask = np.zeros((len(rows), width), dtype=np.int64)
-    for at, row in enumerate(rows):
+    mask, responses = (np.zeros((len(rows), width), dtype=np.int64) for _ in range(2))
+    for at, (number, row) in enumerate(zip(numbers, rows, strict=True)):
         ids[at, width - len(row) :] = row
         mask[at, width - len(row) :] = 1
+        responses[at, width - len(row) :] = _is_response(corpus, number, len(row))
     inputs = {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
-    return Batch(inputs, (id(corpus), index, batch_size, max_length), numbers)
+    counted = None if corpus.kind == "documents" else torch.from_numpy(responses).to(device)
+    return Batch(inputs, (id(corpus), index, batch_size, max_length), numbers, counted=counted)
 
 
 def packed_documents(
@@ -87,7 +90,15 @@ def packed_documents(
         "attention_mask": torch.ones_like(ids).unsqueeze(0).to(device),
         "position_ids": torch.from_numpy(layout.positions).unsqueeze(0).to(device),
     }
-    return Batch(inputs, (id(corpus), index, batch_size, max_length), numbers, layout)
+    responses = [_is_response(corpus, number, len(row)) for number, row in numbered]
+    counted = None if corpus.kind == "documents" else torch.from_numpy(np.concatenate(responses)).unsqueeze(0)
+    return Batch(
+        inputs,
+        (id(corpus), index, batch_size, max_length),
+        numbers,
+        layout,
+        counted=None if counted is None else counted.to(device),
+    )
 
 
 def lengthened(batch: Batch, length: int, pad_id: int) -> Batch:
@@ -104,6 +115,12 @@ def lengths_by_batch(corpus: CorpusTokens, *, batch_size: int, max_length: int) 
     """Tokens of the documents of each batch that the corpus makes; empty ones are left out."""
     for index in range(num_batches(corpus, batch_size)):
         yield [len(row) for row in _documents(corpus, index, batch_size, max_length)[1] if len(row)]
+
+
+def _is_response(corpus: CorpusTokens, number: int, length: int) -> NDArray[np.int64]:
+    """1 for each of a document's first tokens that is no prompt's, int64 [length]."""
+    prompt = 0 if corpus.prompt_lengths is None else int(corpus.prompt_lengths[number])
+    return (np.arange(length) >= prompt).astype(np.int64)
 
 
 def _documents(

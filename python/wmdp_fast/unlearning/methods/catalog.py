@@ -61,6 +61,41 @@ METHODS: Mapping[str, Listed] = MappingProxyType(
                 source="Li et al. 2024, arXiv:2403.03218",
                 presets="wmdp_fast.unlearning.rmu.presets",
             ),
+            Listed(
+                name="graddiff",
+                config="wmdp_fast.unlearning.methods.graddiff:GradDiffConfig",
+                about="raises the loss on forget text without a bound, lowers it on retain text",
+                cost=6,
+                changes="mlp.down_proj of all layers",
+                source="Liu et al. 2022, arXiv:2203.12817",
+                presets="wmdp_fast.unlearning.methods.graddiff",
+            ),
+            Listed(
+                name="npo",
+                config="wmdp_fast.unlearning.methods.npo:NPOConfig",
+                about="raises the loss on forget text over the original model's, each document's less and less",
+                cost=6,
+                changes="mlp.down_proj of all layers",
+                source="Zhang et al. 2024, arXiv:2404.05868",
+                presets="wmdp_fast.unlearning.methods.npo",
+            ),
+            Listed(
+                name="simnpo",
+                config="wmdp_fast.unlearning.methods.simnpo:SimNPOConfig",
+                about="raises the loss on forget text, each document's less and less; no original model",
+                cost=6,
+                changes="mlp.down_proj of all layers",
+                source="Fan et al. 2024, arXiv:2410.07163",
+                presets="wmdp_fast.unlearning.methods.simnpo",
+            ),
+            Listed(
+                name="finetune",
+                config="wmdp_fast.unlearning.methods.finetune:FinetuneConfig",
+                about="trains on retain text alone: what any training does, to compare the others with",
+                cost=4,
+                changes="mlp.down_proj of all layers",
+                source="none",
+            ),
         )
     }
 )

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
+from wmdp_fast.prompts.documents import CorpusKind  # noqa: TC001 (hints are looked at as the program runs)
 from wmdp_fast.unlearning.reductions import Reduction
 from wmdp_fast.unlearning.training_config import TrainingConfig, check_number
 
@@ -30,10 +31,15 @@ class LanguageModelConfig(TrainingConfig):
         gradient_checkpointing: Whether layers are run again for their gradients, for less memory and more time.
     """
 
+    optimizer: ClassVar[Literal["adamw_hf", "adamw_torch"]] = "adamw_torch"
     reductions: ClassVar[tuple[str, ...]] = get_args(Reduction)
+    forget_kinds: ClassVar[tuple[CorpusKind, ...]] = ("documents", "answers")
+    retain_kinds: ClassVar[tuple[CorpusKind, ...]] = ("documents", "answers")
     activation_metrics: ClassVar[tuple[str, ...]] = ("forget_nll", "retain_nll", "retain_kl")
 
     learning_rate: float = 1e-5
+    schedule: Literal["constant", "linear"] = "linear"
+    warmup: float = 0.1
     max_steps: int = 500
     grad_clip: float | None = 1.0
     master_weights: bool = True

@@ -18,6 +18,8 @@ def unlearn_simple(**own: Any) -> dict[str, Any]:
         "max_length": (512,),
         "retain_max_length": 512,
         "min_chars": 50,
+        "schedule": "linear",
+        "warmup": 0.1,
         "grad_clip": 1.0,
         "master_weights": False,
         **own,

@@ -22,7 +22,7 @@ class SimNPOConfig(ForgetRetainConfig):
 
     Attributes:
         beta: What a document's cross-entropy is multiplied by.
-        margin: What it is compared with; 0 in the paper's runs.
+        margin: What is taken off that product; 0 in the paper's runs.
     """
 
     method_name: ClassVar[str] = "simnpo"
