@@ -219,19 +219,12 @@ class LanguageModel:
 
     @contextmanager
     def originals(self) -> Iterator[None]:
-        """Inside, what is trained has its original values, and nothing is differentiated.
+        """Inside, the model is the original one, and nothing is differentiated.
 
         Not while the gradient of a loss is still to be computed.
         """
-        current = {name: parameter.data for name, parameter in self._trained.items()}
-        for name, parameter in self._trained.items():
-            parameter.data = self._setup.originals[name]
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for name, parameter in self._trained.items():
-                parameter.data = current[name]
+        with self._setup.as_original(), torch.no_grad():
+            yield
 
     def gradients(self, loss: Tensor, into: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Differentiates a loss with respect to what is trained, and lets go of its graph.
@@ -249,20 +242,6 @@ class LanguageModel:
         for name, gradient in zip(self._trained, found, strict=True):
             gradients[name] = gradients[name].add_(gradient) if name in gradients else gradient
         return gradients
-
-    def precision_note(self, *, master_weights: bool) -> str | None:
-        """What a user should know of the precision that weights are trained in; None if it is float32."""
-        short = [one for one in self._trained.values() if one.dtype != torch.float32]
-        if not short:
-            return None
-        dtype = str(short[0].dtype).removeprefix("torch.")
-        if master_weights:
-            gigabytes = 12 * sum(one.numel() for one in short) / 1e9
-            return f"{dtype} weights are trained as float32 copies, with moments in float32: {gigabytes:.2g} GB more"
-        return (
-            f"weights are trained in {dtype} alone: a step leaves every weight as it is that is more than"
-            f" {2 / torch.finfo(short[0].dtype).eps:.0f} times as large; master_weights keeps what such steps add up to"
-        )
 
     def _states(self, batch: Batch, *, padding: bool = False) -> Tensor:
         """The last hidden states of all positions, `[B, S, d]`."""

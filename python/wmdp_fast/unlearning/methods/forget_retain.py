@@ -61,10 +61,6 @@ class Settings(Protocol):
     def gradient_checkpointing(self) -> bool:
         """Whether layers are run again for their gradients."""
 
-    @property
-    def master_weights(self) -> bool:
-        """Whether weights are trained in float32."""
-
     def forget_loss(self, losses: Tensor, reference: Tensor | None, /) -> Tensor:
         """The loss on forget documents."""
 
@@ -113,8 +109,8 @@ class ForgetRetain:
         return MethodState(tensors={f"reference.{topic}": known for topic, known in enumerate(self._references)})
 
     def describe(self) -> str | None:
-        """What is to be known of the precision of weights that are not float32."""
-        return self.model.precision_note(master_weights=self._config.master_weights)
+        """Nothing: the settings say it all."""
+        return None
 
     def step(self, given: StepInput) -> StepOutput:
         """Gradients of both terms, and `metrics`."""

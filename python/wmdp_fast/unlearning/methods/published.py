@@ -10,6 +10,7 @@ UNLEARN_SIMPLE = "Fan et al. 2024 (arXiv:2410.07163), WMDP configurations of OPT
 def unlearn_simple(**own: Any) -> dict[str, Any]:
     """The settings of all its WMDP runs, and a method's own. A step is four batches of one document."""
     return {
+        "parameters": "all",
         "reduction": "batch_mean_padded",
         "retain_weight": 1.0,
         "batch_size": 1,
