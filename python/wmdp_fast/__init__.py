@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from wmdp_fast.results.saved import SavedResults, read_results
     from wmdp_fast.scoring.server import Server
     from wmdp_fast.unlearning.api import unlearn
+    from wmdp_fast.unlearning.language_model import LanguageModel
     from wmdp_fast.unlearning.method import (
         CardText,
         Findings,
@@ -80,6 +81,7 @@ _LAZY = {
     "FinetuneConfig": "wmdp_fast.unlearning.methods.finetune",
     "GradDiffConfig": "wmdp_fast.unlearning.methods.graddiff",
     "GroupResult": "wmdp_fast.results.result",
+    "LanguageModel": "wmdp_fast.unlearning.language_model",
     "Method": "wmdp_fast.unlearning.method",
     "MethodState": "wmdp_fast.unlearning.method",
     "NPOConfig": "wmdp_fast.unlearning.methods.npo",
@@ -129,6 +131,7 @@ __all__ = [
     "GroupResult",
     "InternalError",
     "JournalError",
+    "LanguageModel",
     "Method",
     "MethodState",
     "ModelError",

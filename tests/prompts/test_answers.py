@@ -8,11 +8,13 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from tests.support import tokenizers_zoo
 from tests.support import unlearning_runs as runs
 from wmdp_fast.exceptions import DatasetError, TemplateError
 from wmdp_fast.prompts.documents import load_corpus
+from wmdp_fast.unlearning.batches import packed_documents, padded_documents
 
 RECORDS = [
     {"prompt": "What sings at dawn?", "response": "A wren sings."},
@@ -137,3 +139,19 @@ def test_a_method_refuses_what_it_cannot_use(tokenizer, tmp_path):
     path = write(tmp_path / "a.jsonl", RECORDS)
     with pytest.raises(ValueError, match=r"the forget corpus .*a\.jsonl has prompts with responses, which rmu cannot"):
         runs.wf.unlearn(model, forget=path, retain=path, config=runs.CONFIG, tokenizer=tokenizer, progress=False)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_loss_counts_the_response_only(packed, tokenizer, tmp_path):
+    corpus = load_corpus(write(tmp_path / "a.jsonl", RECORDS), tokenizer, max_length=200)
+    options = {"batch_size": 2, "max_length": 12, "device": torch.device("cpu")}
+    for index, numbers in enumerate(([0, 1], [2])):
+        if packed:
+            batch = packed_documents(corpus, index, **options)
+        else:
+            batch = padded_documents(corpus, index, pad_id=0, **options)
+        counted = batch.inputs["input_ids"][batch.counted.bool()].tolist()
+        lengths = corpus.prompt_lengths
+        assert counted == [token for at in numbers for token in corpus.document(at)[lengths[at] : 12].tolist()]
+        assert batch.counted.shape == batch.shape
+        assert not batch.counted[batch.attention_mask == 0].any()

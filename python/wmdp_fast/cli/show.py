@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmdp_fast import _rust
@@ -11,6 +13,7 @@ from wmdp_fast.analysis.comparison import probability_text
 from wmdp_fast.analysis.rescoring import rescore
 from wmdp_fast.analysis.statistics import guessing_text
 from wmdp_fast.cli.options import share
+from wmdp_fast.exceptions import DatasetError
 from wmdp_fast.results.letters import letter_notes
 from wmdp_fast.results.perplexity import METRICS
 from wmdp_fast.results.saved import RECOMPUTABLE, SavedTask, read_runs
@@ -47,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "results",
         metavar="RESULTS",
-        help="a results file or folder of this package or of lm-eval; or a folder of several models' results",
+        help="a results file or folder of this package or of lm-eval; a folder of several models' results; or what"
+        " `unlearn` wrote",
     )
     parser.add_argument(
         "--confidence", type=share, default=0.95, metavar="C", help="confidence level of the intervals (default 0.95)"
@@ -58,13 +62,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the results."""
     plain = arguments.ascii or plain_terminal()
-    for place, results in enumerate(read_runs(arguments.results)):
+    record = Path(arguments.results) / "unlearn.json"
+    if record.is_file():
+        print(*_unlearned(record), sep="\n")
+    found = []
+    try:
+        found = read_runs(arguments.results)
+    except FileNotFoundError:
+        # A run need not have been evaluated.
+        if not record.is_file():
+            raise
+    for place, results in enumerate(found, start=int(record.is_file())):
         rescored = rescore(results, confidence=arguments.confidence) if results.has_samples else None
         shown = lines(results, rescored, confidence=arguments.confidence, ascii_only=plain)
         print(*([""] if place else []), *shown, sep="\n")
         for mismatch in rescored.mismatches if rescored else ():
             print(f"warning: {mismatch}", file=sys.stderr)
     return 0
+
+
+def _unlearned(path: Path) -> Iterator[str]:
+    """What an unlearning run was, and what it says of itself.
+
+    Raises:
+        DatasetError: The file is not what a run writes.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        name, base = record["method"], record["base"]["name"]
+        yield f"{record['name']}: {base} after {record['best_step']} steps of {name}"
+        if record["stopped"] is not None:
+            yield f"stopped {record['stopped']}"
+        if (budget := record.get("budget")) is not None:
+            text, most = budget["text"], budget["max_kl"]
+            yield f"KL from the original on {text['name']}: {budget['kl']:.4g} nats per token, of at most {most:g}"
+        if record["verdict"] is not None:
+            yield f"warning: {record['verdict']}"
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(str(path), f"is not what a run of unlearning writes ({error!r})") from error
 
 
 def plain_terminal() -> bool:

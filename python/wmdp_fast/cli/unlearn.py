@@ -9,7 +9,7 @@ from typing import Any
 
 from wmdp_fast.cli.asking import add_selection, add_wording, asked
 from wmdp_fast.cli.method_options import add_settings, config_of
-from wmdp_fast.cli.options import whole_number
+from wmdp_fast.cli.options import positive_number, whole_number
 from wmdp_fast.runtime.tables import number_text
 
 SUMMARY = "Unlearn the subjects of some corpora, with RMU or another method."
@@ -35,6 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="COND",
         help="end once one fails, e.g. 'mmlu.acc>=before-0.02', and go back to the last step that fulfilled all",
+    )
+    watch.add_argument(
+        "--max-kl",
+        type=positive_number,
+        metavar="NATS",
+        help="end once KL(original || model) on general text lies above so many nats per token, and go back to the last"
+        " step within",
+    )
+    watch.add_argument(
+        "--kl-text", metavar="FILE", help="text for --max-kl, none of the corpora (default one that comes with this)"
+    )
+    watch.add_argument(
+        "--kl-every", type=whole_number(least=1), metavar="N", help="steps between its measurements (default 5)"
     )
     watch.add_argument("--report-to", action="append", metavar="NAME", help="tensorboard, wandb or trackio")
     watch.add_argument(
@@ -73,6 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
         "eval_text",
         "stop_when",
         "keep_while",
+        "max_kl",
+        "kl_text",
+        "kl_every",
         "log_samples",
         "data",
         "cache_trunk",
@@ -102,6 +118,8 @@ def run(arguments: argparse.Namespace) -> int:
             if "acc" in of or "word_perplexity" in of
         )
         print(f"step {one['step']}: {scores}")
+    if result.budget is not None:
+        print(f"KL from the original: {result.budget['kl']:.4g} nats per token, of at most {result.budget['max_kl']:g}")
     peak = f", peak memory {last['peak_memory_mb']:.0f} MB" if "peak_memory_mb" in last else ""
     print(f"{result.steps} steps in {result.seconds.get('steps', 0.0):.1f} s{peak}: {result.output}")
     return 0

@@ -114,7 +114,21 @@ def _plots(file: Path, rows: Sequence[dict[str, Any]], record: Mapping[str, Any]
                     curves.append(Curve(name=label, steps=[int(step) for step in steps], values=values, look=look))
         if curves:
             found.append(Plot(title=title, unit=unit, curves=curves))
-    return found
+    return found + _distance(file, rows)
+
+
+def _distance(file: Path, rows: Sequence[dict[str, Any]]) -> list[Plot]:
+    """How far the model went from the original, if that was limited and thus measured."""
+    measured = [
+        (int(_number(file, place, row, "step")), _number(file, place, row, "kl"))
+        for place, row in enumerate(rows, start=1)
+        if "kl" in row
+    ]
+    if not measured:
+        return []
+    steps, values = zip(*measured, strict=True)
+    curve = Curve(name="KL from the original on general text", steps=list(steps), values=list(values))
+    return [Plot(title="Distance from the original model", unit="KL, nats per token", curves=[curve])]
 
 
 def _figures(record: Mapping[str, Any]) -> list[tuple[str, str, dict[str, str]]]:

@@ -1,4 +1,4 @@
-"""RMU from beginning to end: `unlearn`."""
+"""Unlearning from beginning to end: `unlearn`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from wmdp_fast.runtime.clock import PhaseClock
 from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.unlearning import evaluations, preflight, stopping
 from wmdp_fast.unlearning.activation_cache import TrunkCache
+from wmdp_fast.unlearning.budget import budget_request
 from wmdp_fast.unlearning.request import Request
 from wmdp_fast.unlearning.rmu.config import RMUConfig
 from wmdp_fast.unlearning.source import open_source
@@ -54,24 +55,28 @@ def unlearn(
     data: str | PathLike[str] | None = None,
     stop_when: str | Sequence[str] = (),
     keep_while: str | Sequence[str] = (),
+    max_kl: float | None = None,
+    kl_text: str | PathLike[str] | None = None,
+    kl_every: int | None = None,
     report_to: str | Sequence[str] = (),
     cache_trunk: str | PathLike[str] | None = None,
     cache_limit: float | None = None,
     progress: bool = True,
     note: Callable[[str], None] | None = None,
 ) -> UnlearnResult:
-    """Removes what a model knows of some subjects with RMU, as far as that goes; `docs/unlearn.md` says how far.
+    """Removes what a model knows of some subjects, as far as the method goes; `docs/unlearn.md` says how far.
 
-    Only the layers up to the steered one are read and run; the rest is read if the model is to be evaluated. Everything
-    that can be wrong is looked at before weights are read, and what goes wrong before a first state was saved leaves
-    nothing behind.
+    Of RMU only the layers up to the steered one are read and run; the rest is read if the model is to be evaluated, or
+    how far it goes is limited. Everything that can be wrong is looked at before weights are read, and what goes wrong
+    before a first state was saved leaves nothing behind.
 
     Args:
         model: A folder or a name on the hub, or a model in memory, which is updated in place. If anything fails it gets
             its own weights back, and in any case its training mode and `requires_grad` flags.
         forget: A corpus for each topic to unlearn: paths or names that `load_corpus` knows, or tokens.
         retain: A corpus for each topic, or one for all.
-        config: The settings, whose type says which method: `RMUConfig`, which is also what None means.
+        config: The settings, whose type says which method: `RMUConfig`, which is also what None means, another of
+            `wmdp_fast.unlearning.methods.catalog`, or one of your own.
         output: Folder for the new checkpoint. It appears when it is complete; until then a folder beside it, with
             `.unlearning` at its name's end, has metrics and state. None writes nothing.
         tokenizer: The tokenizer, if it is not the model folder's own.
@@ -90,6 +95,12 @@ def unlearn(
         stop_when: Conditions such as `wmdp_bio.acc<0.30`; the run ends when an evaluation fulfils all of them.
         keep_while: Conditions such as `mmlu.acc>=before-0.02`; once one fails, the run ends and the weights go back to
             those of the last evaluation that fulfilled all.
+        max_kl: How far the model may go from the original: most nats per token of KL(original || model) on general
+            text. Once it lies beyond, the run ends and the weights go back to those of the last measurement within.
+            This takes the whole model into memory.
+        kl_text: A file or folder of general text to measure it on, at most 8,192 tokens of it; None is one that comes
+            with this package. It may not be one of the corpora.
+        kl_every: Steps between measurements; None is 5.
         report_to: `tensorboard`, `wandb`, `trackio`.
         cache_trunk: Folder to keep activations in that training does not change, for later epochs and runs. Results are
             the same to the last bit, with or without it.
@@ -131,6 +142,7 @@ def unlearn(
         report_to=listed_names(report_to),
         progress=progress,
         note=note or (lambda _line: None),
+        budget=budget_request(max_kl, kl_text, kl_every, field=config.field),
     )
     request.check()
     limit = cache_bytes(cache_limit, cache_trunk)
@@ -156,7 +168,9 @@ def unlearn(
         for sentence in corpora.not_held_out:
             warnings.warn(sentence, WmdpFastWarning, stacklevel=2)
     with clock("load"):
-        source = open_source(model, config, tokenizer, revision, device, trust_remote_code, whole=request.evaluates)
+        source = open_source(
+            model, config, tokenizer, revision, device, trust_remote_code, whole=request.needs_whole_model
+        )
     cache = None if cache_trunk is None else TrunkCache(Path(cache_trunk), source.decoder, limit=limit)
     with work_folder(target) as work:
         result = Run(request, source, corpora, clock, target, work, cache).result(resume=resume)

@@ -48,6 +48,7 @@ def model_card(record: Mapping[str, Any], method: CardText) -> str:
         "## Results",
         "",
         *_results(record["evaluations"]),
+        *_distance(record["budget"]),
         "",
         "## Settings",
         "",
@@ -127,6 +128,17 @@ def _perplexities(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[s
             for name, scores in texts.items()
             for metric, value in scores.items()
         ),
+    ]
+
+
+def _distance(budget: Mapping[str, Any] | None) -> list[str]:
+    """How far the model is from the base, if that was limited."""
+    if budget is None:
+        return []
+    return [
+        "",
+        f"KL divergence from the base on general text ({budget['text']['name']}, {budget['text']['tokens']} tokens):"
+        f" {budget['kl']:.4g} nats per token, of at most {budget['max_kl']:g}.",
     ]
 
 

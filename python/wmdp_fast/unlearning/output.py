@@ -76,6 +76,7 @@ def run_record(
         "texts": [
             {"name": one.name, "files": list(one.files), "content_hash": one.content_hash} for one in request.eval_text
         ],
+        "budget": result.budget,
         "not_held_out": list(corpora.not_held_out),
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
         "trunk_cache": None if cache is None else asdict(cache.use),

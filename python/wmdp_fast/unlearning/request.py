@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from wmdp_fast.prompts.documents import Corpus
     from wmdp_fast.prompts.texts import Text
+    from wmdp_fast.unlearning.budget import BudgetRequest
     from wmdp_fast.unlearning.stopping import Condition
     from wmdp_fast.unlearning.training_config import Topic, TrainingConfig
 
@@ -37,6 +38,7 @@ class Request:
     data: PathLike[str] | str | None
     progress: bool
     note: Callable[[str], None] = _ignore
+    budget: BudgetRequest | None = None
 
     @property
     def topics(self) -> Sequence[Topic]:
@@ -47,6 +49,11 @@ class Request:
     def evaluates(self) -> bool:
         """Whether the model is measured before, on the way and after."""
         return bool(self.eval_tasks or self.eval_text)
+
+    @property
+    def needs_whole_model(self) -> bool:
+        """Whether something is asked of the model that its first layers cannot say."""
+        return self.evaluates or self.budget is not None
 
     @property
     def documents_read(self) -> int:

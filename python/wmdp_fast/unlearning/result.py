@@ -37,6 +37,8 @@ class UnlearnResult:
         seconds: Wall time by phase.
         model: The model, if it was in memory or had to be for evaluations. It is updated.
         output: The new checkpoint's folder, or None.
+        budget: How far the model was allowed to go from the original and how far it went, as `unlearn.json` has it;
+            None without a limit.
     """
 
     config: TrainingConfig
@@ -52,6 +54,7 @@ class UnlearnResult:
     seconds: dict[str, float]
     model: PreTrainedModel | None = field(repr=False)
     output: Path | None
+    budget: dict[str, Any] | None = None
 
     @property
     def steering_coeffs(self) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ from wmdp_fast.models.decoder import Decoder, decoder_of
 from wmdp_fast.models.partial import load_first_layers
 from wmdp_fast.prompts.documents import Corpus, CorpusTokens
 from wmdp_fast.unlearning.batches import num_batches
+from wmdp_fast.unlearning.budget import budget_tokens
 from wmdp_fast.unlearning.held_out import trained_on
 
 if TYPE_CHECKING:
@@ -53,11 +54,13 @@ class Corpora:
 
     Attributes:
         not_held_out: A sentence for each text of the evaluations that shares a file or documents with them.
+        general: What the run's distance from the original model is measured on, if that is limited.
     """
 
     forget: list[CorpusTokens]
     retain: list[CorpusTokens]
     not_held_out: tuple[str, ...] = ()
+    general: CorpusTokens | None = None
 
 
 def open_source(
@@ -194,7 +197,26 @@ def read_corpora(request: Request, tokenizer: PreTrainedTokenizerBase | None, na
         for corpus in found:
             _check_kind(config, corpus, kind, kinds)
     shared = tuple(trained_on(request, request.eval_text))
-    return Corpora(forget, retain * len(topics) if len(retain) == 1 else retain, shared)
+    general = _general_text(request, tokenizer, name)
+    return Corpora(forget, retain * len(topics) if len(retain) == 1 else retain, shared, general)
+
+
+def _general_text(request: Request, tokenizer: PreTrainedTokenizerBase | None, name: str) -> CorpusTokens | None:
+    """What the distance from the original model is measured on, or None.
+
+    Raises:
+        ValueError: It is one of the corpora, or there is no tokenizer.
+    """
+    if request.budget is None:
+        return None
+    if tokenizer is None:
+        raise ValueError(f"{name} has no tokenizer, so kl_text cannot be read; pass tokenizer=...")
+    if shared := trained_on(request, [request.budget.text]):
+        raise ValueError(
+            f"max_kl is measured on text that is neither unlearned nor trained to be kept, and {shared[0]}; pass"
+            " another kl_text"
+        )
+    return budget_tokens(request.budget, tokenizer)
 
 
 def _check_kind(config: TrainingConfig, corpus: CorpusTokens, called: str, kinds: Sequence[str]) -> None:

@@ -31,6 +31,7 @@ class State:
         evaluations: Accuracies by step.
         best_step: The step that the best weights belong to, or None.
         seconds: Time spent so far.
+        kl: The distance from the original model by step, if that is limited.
     """
 
     step: int
@@ -39,6 +40,7 @@ class State:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     best_step: int | None = None
     seconds: float = 0.0
+    kl: list[dict[str, Any]] = field(default_factory=list)
 
 
 def save_state(folder: Path, state: State, identity: dict[str, Any]) -> None:
@@ -58,6 +60,7 @@ def save_state(folder: Path, state: State, identity: dict[str, Any]) -> None:
         "evaluations": state.evaluations,
         "best_step": state.best_step,
         "seconds": state.seconds,
+        "kl": state.kl,
         "identity": identity,
     }
     fresh = folder / f"{STATE}.new"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from wmdp_fast.runtime.progress import Bar, progress_bar
 from wmdp_fast.scoring.trie import why_not
 from wmdp_fast.unlearning import divergence, output, reporting
 from wmdp_fast.unlearning.batch_reader import BatchReader
+from wmdp_fast.unlearning.budget import Budget
 from wmdp_fast.unlearning.document_lengths import longest_document
 from wmdp_fast.unlearning.evaluation_loop import EvaluationLoop
 from wmdp_fast.unlearning.gradients import clip_gradients, gradient_norm
@@ -31,7 +34,7 @@ from wmdp_fast.unlearning.state import State, load_state, save_state
 from wmdp_fast.unlearning.trained_weights import TrainedWeights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -127,6 +130,8 @@ class Run:
                 cache=self._cache,
             )
             self._method = method = self._config.method(setup)
+            if self._request.budget is not None and self._corpora.general is not None:
+                self._evaluations.budget = Budget(self._request.budget, self._corpora.general, setup)
             self._batches.packed = self._can_pack(method)
             result = self._trained_result(method, resume=resume)
         if self._cache is not None:
@@ -164,6 +169,7 @@ class Run:
         begun = time.perf_counter()
         if state is None:
             method.prepare()
+            self._evaluations.begin()
         else:
             self._restore(state, optimizer, method)
             begun -= state.seconds
@@ -194,14 +200,14 @@ class Run:
             while optimizer.steps < self._total and evaluations.stopped is None:
                 with self._clock("steps"):
                     row = self._step(method, optimizer)
+                self._measure_kl(row)
                 metrics.add(row)
                 self._check(row["step"])
                 shown = {name.removesuffix("_loss"): f"{row[name]:.4g}" for name in method.metrics[:2]}
                 bar.set_postfix(refresh=False, **shown)
                 bar.update()
                 self._after_step(optimizer.steps)
-                if evaluations.is_due(optimizer.steps):
-                    evaluations.evaluate(optimizer.steps, metrics)
+                evaluations.look(optimizer.steps, metrics)
                 if every and optimizer.steps % every == 0:
                     save()
         if every and optimizer.steps % every:
@@ -240,6 +246,7 @@ class Run:
     def _finished(self, method: Method, steps: int, metrics: Metrics) -> UnlearnResult:
         """Takes the best weights as they are saved, and writes them."""
         best_step = self._evaluations.take_best(steps)
+        self._evaluations.evaluate_best(best_step)
         saving = self._weights.round()
         findings = self.findings(best_step)
         with self._clock("write"):
@@ -257,6 +264,7 @@ class Run:
                 seconds=self._clock.seconds,
                 model=self._source.whole,
                 output=self._target,
+                budget=None if self._evaluations.budget is None else self._evaluations.budget.to_json(best_step),
             )
             if self._target is not None:
                 self._write(self._target, method, result)
@@ -281,10 +289,24 @@ class Run:
         return min(config.max_steps, available)
 
     def _check(self, step: int) -> None:
-        """Raises if the last step has no numbers any more, and says what is kept of the steps before."""
+        """Raises DivergedError if the last step has no numbers any more."""
         name, dtype = self._source.name, self._weights.dtype
-        try:
+        with self._saying_what_is_kept():
             divergence.check_step(name, step, self.last_measures, self._largest_weight, self._config, dtype)
+
+    def _measure_kl(self, row: dict[str, Any]) -> None:
+        """Adds to the numbers of a step how far it is from the original model, if that is due and there are numbers."""
+        if not math.isfinite(self._largest_weight):
+            return
+        with self._saying_what_is_kept():
+            if (kl := self._evaluations.measure_kl(row["step"])) is not None:
+                row["kl"] = kl
+
+    @contextlib.contextmanager
+    def _saying_what_is_kept(self) -> Iterator[None]:
+        """Says, if the run diverges inside, what is kept of the steps before."""
+        try:
+            yield
         except DivergedError as error:
             if self._saved_step and self._work is not None:
                 error.add_note(
@@ -314,7 +336,7 @@ class Run:
 
     def _identity(self, method: Method) -> dict[str, Any]:
         """What two runs must agree in for one to go on where the other stopped."""
-        config = self._config
+        config, budget = self._config, self._request.budget
         settings = config.to_json()
         settings.pop("save_every")
         return {
@@ -327,6 +349,7 @@ class Run:
             "evaluations": [self._request.eval_tasks, self._request.eval_every],
             # A state of a run without texts, or with a method of this package, does not name them.
             **({"code of the method": code} if (code := [one["sha256"] for one in own_code(config, method)]) else {}),
+            **({} if budget is None else {"max_kl": [budget.max_kl, budget.every, budget.text.content_hash]}),
             **({"texts": texts} if (texts := [text.content_hash for text in self._request.eval_text]) else {}),
         }
 
@@ -341,8 +364,9 @@ class Run:
         if taken := [name for name in remembered.tensors if name.startswith(_OURS)]:
             raise InternalError(f"{config.method_name} may not call a tensor {taken[0]}")
         tensors |= remembered.tensors
-        evaluations = self._evaluations.evaluations
-        state = State(optimizer.steps, tensors, remembered.values, evaluations, best_step, seconds)
+        evaluations, budget = self._evaluations.evaluations, self._evaluations.budget
+        kl = [] if budget is None else budget.measured
+        state = State(optimizer.steps, tensors, remembered.values, evaluations, best_step, seconds, kl)
         save_state(work, state, identity)
         self._saved_step = state.step
 
