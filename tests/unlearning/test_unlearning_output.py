@@ -26,6 +26,7 @@ from tests.support import unlearning_runs as runs
 from wmdp_fast.checkpoints import checkpoint
 from wmdp_fast.checkpoints.checkpoint import apply_delta
 from wmdp_fast.exceptions import ModelError
+from wmdp_fast.unlearning import optim
 from wmdp_fast.unlearning import trainer as run_module
 from wmdp_fast.unlearning.api import unlearn
 from wmdp_fast.unlearning.rmu.config import RMUConfig
@@ -245,13 +246,13 @@ def unchanged():
 
 
 def slower():
-    step = run_module.AdamW.step
+    step = optim.AdamW.step
 
     def slow_step(self, gradients):
         time.sleep(0.02)
         step(self, gradients)
 
-    run_module.AdamW.step = slow_step
+    optim.AdamW.step = slow_step
 
 
 def fill_disk():
@@ -283,7 +284,7 @@ def full_before_the_checkpoint():
 
 
 def cannot_step():
-    run_module.AdamW.step = None
+    optim.AdamW.step = None
 
 
 def steps_done(output):
