@@ -102,8 +102,8 @@ def budget_tokens(request: BudgetRequest, tokenizer: PreTrainedTokenizerBase) ->
     if not pieces:
         raise ValueError(f"the text {request.text.name} has no document of two tokens or more; max_kl needs some")
     offsets = np.cumsum([0, *map(len, pieces)])
-    tokens = np.array([token for piece in pieces for token in piece], dtype=np.int64)
-    return CorpusTokens(request.text.name, tokens, offsets, request.text.content_hash)
+    joined = np.array([token for piece in pieces for token in piece], dtype=np.int64)
+    return CorpusTokens(request.text.name, joined, offsets, request.text.content_hash)
 
 
 class Budget:
