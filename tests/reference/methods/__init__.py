@@ -1,0 +1,1 @@
+"""Methods over logits as their papers have them, the plain way."""
