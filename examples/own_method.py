@@ -63,7 +63,7 @@ class Ceiling(wf.Method):
 
 if __name__ == "__main__":
     corpora = {domain: demo.corpus_path(domain) for domain in ("forget", "retain")}
-    config = CeilingConfig(ceiling=8.0, learning_rate=1e-3, max_steps=20, max_length=64, dtype="float32")
+    config = CeilingConfig(ceiling=8.0, learning_rate=1e-3, max_steps=8, max_length=64, dtype="float32")
     result = wf.unlearn(demo.model_path(), **corpora, config=config, progress=False)
     first, last = result.metrics[0], result.metrics[-1]
     print(f"forget loss {first['forget_loss']:.2f} -> {last['forget_loss']:.2f} nats a token")

@@ -76,7 +76,7 @@ def field_help(config: type[Any]) -> dict[str, str]:
     for base in reversed(config.__mro__):
         _, _, listed = inspect.cleandoc(vars(base).get("__doc__") or "").partition("\nAttributes:\n")
         for name, text in re.findall(r"^    (\w+): (.+(?:\n {6,}.+)*)", listed, re.MULTILINE):
-            sentence = re.split(r"(?<=\w\w\w)\.\s|(?<=[)\"`])\.\s", " ".join(text.split()))[0].rstrip(".")
+            sentence = re.split(r"\.\s+(?=[A-Z`])", " ".join(text.split()))[0].rstrip(".")
             # What Markdown and strings are marked with means nothing in a terminal.
             plain = re.sub(r'`"?([^`]*?)"?`', r"\1", sentence).replace("None", "none")
             found[name] = plain[:1].lower() + plain[1:] if plain[1:2].islower() else plain

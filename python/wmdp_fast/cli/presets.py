@@ -7,7 +7,8 @@ import shlex
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from wmdp_fast.unlearning.methods.catalog import DEFAULT, METHODS, preset_of, presets_of
+from wmdp_fast.unlearning.methods.as_options import as_options, value_text
+from wmdp_fast.unlearning.methods.catalog import DEFAULT, METHODS, config_class, preset_of, presets_of
 
 if TYPE_CHECKING:
     import argparse
@@ -75,21 +76,14 @@ def _page(method: str, one: Preset) -> Iterator[str]:
     yield ""
     width = max(map(len, one.settings))
     for name, value in one.settings.items():
-        yield f"  {name:{width}}  {_text(value)}"
+        yield f"  {name:{width}}  {value_text(value)}"
     yield ""
     yield f"`--preset {one.name}` is the same as"
-    options = [] if method == DEFAULT else [f"--method {method}"]
-    options += [f"--{name.replace('_', '-')} {shlex.quote(_text(value))}" for name, value in one.settings.items()]
+    options = [] if method == DEFAULT else ["--method", method]
+    options += map(shlex.quote, as_options(config_class(method), one.settings))
     yield from textwrap.wrap(
         " ".join(options), _WIDTH, break_on_hyphens=False, initial_indent="  ", subsequent_indent="  "
     )
     if "raw lines" in one.note:
         yield ""
         yield "To read the forget corpora as its source did, bio before cyber, add: --raw-lines no,yes"
-
-
-def _text(value: Any) -> str:
-    """A setting as the option of `wmdp-fast unlearn` takes it."""
-    if isinstance(value, tuple):
-        return ",".join(map(_text, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)

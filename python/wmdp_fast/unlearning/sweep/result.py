@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.runtime.tables import aligned, number_text
+from wmdp_fast.unlearning.methods.as_options import as_options, value_text
 from wmdp_fast.unlearning.methods.catalog import DEFAULT, METHODS, name_of
 
 if TYPE_CHECKING:
@@ -165,7 +166,11 @@ class SweepResult:
             words += [word for name in given[kind] for word in (f"--{kind}", name)]
         if method != DEFAULT:
             words += ["--method", method]
-        words += _as_options(config, always=self.swept, by_name=method not in METHODS)
+        settings = _told_settings(config, self.swept)
+        if method in METHODS:
+            words += as_options(type(config), settings)
+        else:
+            words += [word for name, value in settings.items() for word in ("--set", f"{name}={value_text(value)}")]
         for name in ("data", "revision", "device"):
             if given[name] is not None:
                 words += [f"--{name}", given[name]]
@@ -238,44 +243,18 @@ def check_max_loss(max_loss: float) -> None:
 
 def cell(value: Any) -> str:
     """A setting as text, the values of topics with slashes between."""
-    return "/".join(map(cell, value)) if isinstance(value, tuple) else _as_word(value)
+    return "/".join(map(cell, value)) if isinstance(value, tuple) else value_text(value)
 
 
-def _as_options(config: TrainingConfig, always: Sequence[str], *, by_name: bool) -> list[str]:
-    """Settings as options of `wmdp-fast unlearn`: those that are not the default, and those that were swept.
-
-    Args:
-        config: The settings.
-        always: Names of those that are given even if they are the default.
-        by_name: Whether they are given with `--set`: a method of one's own has no options.
-    """
-    words = []
-    for one in dataclasses.fields(config):
-        value = getattr(config, one.name)
-        if one.name == "save_every" or (value == _default(one) and one.name not in always):
-            continue
-        text = ",".join(map(_as_word, value if isinstance(value, tuple) else (value,)))
-        option = f"--{one.name.replace('_', '-')}"
-        if by_name:
-            words += ["--set", f"{one.name}={text}"]
-        elif one.type == "bool":
-            words.append(option if value else f"--no-{option[2:]}")
-        else:
-            words += [option, text]
-    return words
+def _told_settings(config: TrainingConfig, always: Sequence[str]) -> dict[str, Any]:
+    """The settings that a command has to give: those that are not the default, and those that were swept."""
+    given = {one.name: (getattr(config, one.name), _default(one)) for one in dataclasses.fields(config)}
+    given.pop("save_every")
+    return {name: value for name, (value, default) in given.items() if value != default or name in always}
 
 
 def _default(one: dataclasses.Field[Any]) -> Any:
     return one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
-
-
-def _as_word(value: Any) -> str:
-    """A value as an option has it, exactly: 1200 for 1200.0."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None:
-        return "none"
-    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def _as_setting(value: Any) -> Any:
