@@ -37,7 +37,6 @@ __all__ = [
     "against_chance",
     "aggregate",
     "binomial_test",
-    "bootstrap",
     "calibration",
     "chi_square_uniform",
     "clustered_stderr",
@@ -1104,28 +1103,6 @@ def binomial_test(successes: SupportsIndex, n: SupportsIndex, chance: SupportsFl
 
     Raises:
         ValueError: If `successes` is more than `n`, or the chance is not between 0 and 1.
-    """
-
-def bootstrap(
-    values: NDArray[float64],
-    *,
-    resamples: SupportsIndex = 10000,
-    seed: SupportsIndex = 0,
-    confidence: SupportsFloat | SupportsIndex = 0.95,
-) -> tuple[float, float]:
-    """
-    The percentile bootstrap interval of a mean; of differences between two runs, it is the paired bootstrap.
-
-    Draws are a function of the seed alone, whatever the number of threads. Source: Efron and Tibshirani 1993, chapter 13.
-
-    Args:
-        values: float64 `[n]`.
-        resamples: How many samples of n are drawn with replacement.
-        seed: Of the draws.
-        confidence: How often the interval is to cover.
-
-    Raises:
-        ValueError: If there is no value or no resample, a value is not finite, or `confidence` is not between 0 and 1.
     """
 
 def calibration(

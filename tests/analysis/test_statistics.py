@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -181,48 +178,6 @@ def test_chi_square_equals_scipy(seen: list[int]) -> None:
     assert _rust.chi_square_uniform(seen) == pytest.approx((expected.statistic, expected.pvalue), rel=1e-9, abs=1e-300)
 
 
-@given(
-    st.lists(st.floats(-5, 5), min_size=1, max_size=12),
-    st.integers(1, 30),
-    st.integers(0, 2**64 - 1),
-    CONFIDENCE,
-)
-@settings(deadline=None, max_examples=50)
-def test_bootstrap_equals_reference(values: list[float], resamples: int, seed: int, confidence: float) -> None:
-    found = _rust.bootstrap(np.array(values), resamples=resamples, seed=seed, confidence=confidence)
-    assert found == pytest.approx(reference.bootstrap(values, resamples, seed, confidence), **CLOSE)
-
-
-def test_bootstrap_agrees_with_scipy_as_far_as_chance_allows() -> None:
-    rng = np.random.default_rng(1)
-    values = rng.choice([-1.0, 0.0, 1.0], size=500, p=[0.2, 0.7, 0.1])
-    found = _rust.bootstrap(values, resamples=20_000, seed=3)
-    expected = scipy_stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=rng)
-    # The end of an interval of 20,000 resamples is itself uncertain by about 1/60 of the standard error.
-    allowed = 5 / 60 * values.std() / math.sqrt(500) * 2
-    assert found == pytest.approx(tuple(expected.confidence_interval), abs=allowed)
-
-
-def test_the_number_of_threads_changes_nothing() -> None:
-    code = (
-        "import numpy as np; from wmdp_fast import _rust;"
-        " print(_rust.bootstrap(np.arange(300.0), resamples=999, seed=5))"
-    )
-    runs = [
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "WMDP_FAST_NUM_THREADS": threads},
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        ).stdout
-        for threads in ("1", "3")
-    ]
-    assert runs[0] == runs[1]
-    assert _rust.bootstrap(np.arange(300.0), resamples=999, seed=6) != eval(runs[0])
-
-
 CHANGES = st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(0, 400)).filter(any)
 LEVELS = st.sampled_from([0.8, 0.9, 0.95, 0.99])
 
@@ -367,7 +322,7 @@ def test_the_rank_test_keeps_its_level_and_ignores_preferred_letters() -> None:
 @pytest.mark.slow
 def test_intervals_cover_at_the_rate_they_state() -> None:
     rng = np.random.default_rng(7)
-    # Wilson's at a share where the usual interval fails, the bootstrap's of paired differences.
+    # Wilson's at a share where the usual interval fails, then the one of paired differences.
     share, n, trials = 0.03, 150, 4000
     inside = 0
     for successes in rng.binomial(n, share, size=trials).tolist():
@@ -375,12 +330,9 @@ def test_intervals_cover_at_the_rate_they_state() -> None:
         inside += low <= share <= high
     assert inside / trials == pytest.approx(0.95, abs=0.02)
 
-    outcomes, weights = np.array([-1.0, 0.0, 1.0]), [0.15, 0.65, 0.2]
     trials, inside = 1500, 0
-    for trial in range(trials):
-        low, high = _rust.bootstrap(
-            rng.choice(outcomes, size=200, p=weights), resamples=1000, seed=trial, confidence=0.9
-        )
+    for lost, _, won in rng.multinomial(200, [0.15, 0.65, 0.2], size=trials).tolist():
+        low, high = _rust.paired_interval(lost, won, 200, confidence=0.9)
         inside += low <= 0.05 <= high
     # Three standard errors of 1,500 trials are 0.023.
     assert inside / trials == pytest.approx(0.9, abs=0.025)
@@ -403,9 +355,7 @@ def test_mcnemar_and_holm_keep_their_level() -> None:
     [
         (lambda: _rust.wilson(3, 2), "3 of 2 is no share"),
         (lambda: _rust.wilson(1, 2, confidence=1.0), "confidence must lie between 0 and 1"),
-        (lambda: _rust.bootstrap(np.array([])), "0 values"),
-        (lambda: _rust.bootstrap(np.array([0.0, math.nan])), "value 1 is NaN"),
-        (lambda: _rust.bootstrap(np.array([0.0]), resamples=0), "0 resamples"),
+        (lambda: _rust.clustered_stderr(np.array([0.0, math.nan]), np.array([0, 1])), "value 1 is NaN"),
         (lambda: _rust.binomial_test(1, 2, 0.0), "chance of 0"),
         (lambda: _rust.holm([2.0]), "2 is no p-value"),
         (lambda: _rust.clustered_stderr(np.array([1.0, 2.0]), np.array([3, 3])), "two of them or more"),

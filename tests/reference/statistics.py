@@ -8,35 +8,6 @@ import math
 import numpy as np
 from scipy import optimize, stats
 
-_MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-
-
-def mix(value: int) -> int:
-    """SplitMix64's output function."""
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
-
-
-def bootstrap(values: list[float], resamples: int, seed: int, confidence: float) -> tuple[float, float]:
-    """The percentile interval over resamples, with the very draws of the Rust core."""
-    n = len(values)
-    means = []
-    for resample in range(resamples):
-        state = mix((mix((seed + _GOLDEN) & _MASK) + resample) & _MASK)
-        drawn = 0.0
-        for draw in range(n):
-            # 64 bits give two draws, the upper half first.
-            if draw % 2 == 0:
-                state = (state + _GOLDEN) & _MASK
-            half = mix(state) >> 32 if draw % 2 == 0 else mix(state) & 0xFFFFFFFF
-            drawn += values[(half * n) >> 32]
-        means.append(drawn / n)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
-
 
 def binomial_test(successes: int, n: int, chance: float) -> float:
     """In whole numbers, so exact: the outcomes no more likely than the one seen, with scipy's tolerance of 1e-7."""

@@ -64,8 +64,8 @@ mod _rust {
     use crate::saved::{Samples, read_samples};
     #[pymodule_export]
     use crate::stats::{
-        Calibration, against_chance, binomial_test, bootstrap, calibration, chi_square_uniform, clustered_stderr, holm,
-        mcnemar, paired_interval, probabilities, wilson,
+        Calibration, against_chance, binomial_test, calibration, chi_square_uniform, clustered_stderr, holm, mcnemar,
+        paired_interval, probabilities, wilson,
     };
     #[pymodule_export]
     use crate::template::{_restore_prompts, PromptTemplate, Prompts};

@@ -5,7 +5,6 @@ use pyo3::prelude::*;
 use wmdp_core::scores::stats as core;
 
 use crate::array::{Array1, Readonly1};
-use crate::detach;
 use crate::error::to_py;
 
 /// Wilson's score interval for a share: `(p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)`.
@@ -23,31 +22,6 @@ use crate::error::to_py;
 #[pyo3(signature = (successes, n, *, confidence = 0.95))]
 pub(crate) fn wilson(successes: u64, n: u64, confidence: f64) -> PyResult<(f64, f64)> {
     core::wilson(successes, n, confidence).map_err(to_py)
-}
-
-/// The percentile bootstrap interval of a mean; of differences between two runs, it is the paired bootstrap.
-///
-/// Draws are a function of the seed alone, whatever the number of threads. Source: Efron and Tibshirani 1993, chapter 13.
-///
-/// Args:
-///     values: float64 `[n]`.
-///     resamples: How many samples of n are drawn with replacement.
-///     seed: Of the draws.
-///     confidence: How often the interval is to cover.
-///
-/// Raises:
-///     ValueError: If there is no value or no resample, a value is not finite, or `confidence` is not between 0 and 1.
-#[pyfunction]
-#[pyo3(signature = (values, *, resamples = 10_000, seed = 0, confidence = 0.95))]
-pub(crate) fn bootstrap(
-    py: Python<'_>,
-    values: Readonly1<'_, f64>,
-    resamples: usize,
-    seed: u64,
-    confidence: f64,
-) -> PyResult<(f64, f64)> {
-    let values = values.view().to_vec();
-    detach::run(py, move |cancel| core::bootstrap(&values, resamples, seed, confidence, cancel))
 }
 
 /// Standard error of a mean over values in clusters (questions by subject): `√(G/(G-1) · Σ_clusters (Σ (x - mean))²) / n`.

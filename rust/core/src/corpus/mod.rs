@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use crate::dataset::source::{Compression, Scan, Source};
 use crate::dataset::{
-    Budget, Limits, MEMORY_VARIABLE, extension_of, in_gib, json, memory_limit, parquet, unknown_format,
+    Limits, MEMORY_VARIABLE, MemoryBudget, extension_of, in_gib, json, memory_limit, parquet, unknown_format,
 };
 use crate::error::{DatasetError, Error, Result};
 use crate::runtime::parallel::Cancel;
@@ -65,7 +65,7 @@ pub fn for_each_document(
     mut take: impl FnMut(String) -> Result<()>,
 ) -> Result<usize> {
     let memory = memory_limit()?;
-    let limits = |decompressed| Limits { record: RECORD, decompressed, budget: Arc::new(Budget::new(memory)) };
+    let limits = |decompressed| Limits { record: RECORD, decompressed, budget: Arc::new(MemoryBudget::new(memory)) };
     // A compressed parquet file must be unpacked whole: its index is at its end.
     read_within(paths, options, &limits(u64::MAX), &limits(memory), cancel, &mut take)
 }

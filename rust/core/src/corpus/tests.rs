@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn small() -> Limits {
-    Limits { record: 100, decompressed: 1000, budget: Arc::new(Budget::new(10_000)) }
+    Limits { record: 100, decompressed: 1000, budget: Arc::new(MemoryBudget::new(10_000)) }
 }
 const TINY: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
     "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,

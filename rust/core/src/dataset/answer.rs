@@ -5,7 +5,7 @@
 //! conventions almost always fail on some row. So: a file's textual answers are all letters, all indices or all texts, whichever
 //! makes sense of every row. If two conventions do and disagree, that is an error. Integers in typed formats are indices, always.
 
-use super::collect::{Fault, quote};
+use super::fault::{Fault, quote};
 use crate::text::question::{Question, letter};
 
 /// The conventions, in the order of the arrays below.

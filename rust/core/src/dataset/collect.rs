@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::Budget;
+use super::MemoryBudget;
 use super::answer::TextAnswers;
+use super::fault::{Fault, kind, quote};
 use crate::error::{DatasetError, Error, Result};
 use crate::text::question::{CHOICES, COLUMNS, Question, QuestionSet};
 
@@ -16,28 +17,9 @@ const SUBJECT: usize = 3;
 /// Names that an error message lists.
 const NAMES_SHOWN: usize = 20;
 
-/// What is wrong with a record, before it is said which record.
-#[derive(Debug)]
-pub(super) struct Fault {
-    field: Option<String>,
-    problem: String,
-}
-
-impl Fault {
-    /// A fault of the record as a whole.
-    pub(super) fn new(problem: impl Into<String>) -> Self {
-        Self { field: None, problem: problem.into() }
-    }
-
-    /// A fault of one field.
-    pub(super) fn in_field(field: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self { field: Some(field.into()), problem: problem.into() }
-    }
-}
-
 /// An answer as a file gives it.
 #[derive(Debug)]
-pub(super) enum Answer {
+pub(super) enum GivenAnswer {
     /// Index of the choice, checked nowhere yet.
     Index(i64),
     /// A letter, an index or the choice itself.
@@ -53,12 +35,12 @@ pub(super) struct Collector {
     questions: Vec<Question>,
     text_answers: TextAnswers,
     foreign: BTreeMap<String, String>,
-    budget: Arc<Budget>,
+    budget: Arc<MemoryBudget>,
 }
 
 impl Collector {
     /// For questions that take memory from `budget`: a small file can be written that unfolds into billions.
-    pub(super) fn new(file: String, budget: Arc<Budget>) -> Self {
+    pub(super) fn new(file: String, budget: Arc<MemoryBudget>) -> Self {
         Self {
             file,
             columns: Vec::new(),
@@ -242,12 +224,12 @@ impl Collector {
     }
 
     /// What the answer is; the label of one of the choices where they have labels.
-    fn answer(&self, value: Value, labels: Option<&[String]>) -> Result<Answer> {
+    fn answer(&self, value: Value, labels: Option<&[String]>) -> Result<GivenAnswer> {
         let wrong = |problem| Err(self.error(Fault::in_field("answer", problem)));
         match (value, labels) {
-            (Value::String(text), None) => Ok(Answer::Text(text)),
+            (Value::String(text), None) => Ok(GivenAnswer::Text(text)),
             (Value::String(text), Some(labels)) => match labels.iter().position(|label| *label == text) {
-                Some(index) => Ok(Answer::Index(index as i64)),
+                Some(index) => Ok(GivenAnswer::Index(index as i64)),
                 None => wrong(format!("{} is none of the choices' labels {}", quote(&text), quote(&labels.join(", ")))),
             },
             (Value::Number(number), Some(labels)) if labels.iter().any(|label| label.parse::<i64>().is_ok()) => {
@@ -257,7 +239,9 @@ impl Collector {
                 ))
             }
             // Above i64 is above any index all the same.
-            (Value::Number(number), _) if !number.is_f64() => Ok(Answer::Index(number.as_i64().unwrap_or(i64::MAX))),
+            (Value::Number(number), _) if !number.is_f64() => {
+                Ok(GivenAnswer::Index(number.as_i64().unwrap_or(i64::MAX)))
+            }
             (other, _) => wrong(format!("must be an index, a letter or a choice's text, not {}", kind(&other))),
         }
     }
@@ -267,7 +251,7 @@ impl Collector {
         &mut self,
         question: String,
         choices: Vec<String>,
-        answer: Answer,
+        answer: GivenAnswer,
         subject: Option<String>,
         extra: Map<String, Value>,
     ) -> Result<()> {
@@ -288,9 +272,9 @@ impl Collector {
     }
 
     /// The answer's index; for a textual one 0 until [`Collector::finish`], when the file's convention is known.
-    fn index_of(&mut self, place: usize, answer: Answer, choices: &[String]) -> Result<usize, Fault> {
+    fn index_of(&mut self, place: usize, answer: GivenAnswer, choices: &[String]) -> Result<usize, Fault> {
         match answer {
-            Answer::Index(index) => {
+            GivenAnswer::Index(index) => {
                 usize::try_from(index).ok().filter(|&index| index < choices.len()).ok_or_else(|| {
                     Fault::in_field(
                         "answer",
@@ -298,7 +282,7 @@ impl Collector {
                     )
                 })
             }
-            Answer::Text(text) => self.text_answers.add(place, text, choices).map(|()| 0),
+            GivenAnswer::Text(text) => self.text_answers.add(place, text, choices).map(|()| 0),
         }
     }
 
@@ -362,26 +346,4 @@ fn memory_of_value(value: &Value) -> u64 {
 /// Bytes that an allocation takes.
 fn heap(bytes: usize) -> usize {
     if bytes == 0 { 0 } else { (bytes + 8).next_multiple_of(16).max(32) }
-}
-
-/// What a value is, in the words of error messages.
-pub(super) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(number) if number.is_f64() => "a floating-point number",
-        Value::Number(_) => "an integer",
-        Value::String(_) => "text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
-}
-
-/// A text in quotes for an error message, cut where it grows long.
-pub(super) fn quote(text: &str) -> String {
-    const LONGEST: usize = 40;
-    match text.char_indices().nth(LONGEST) {
-        None => format!("{text:?}"),
-        Some((end, _)) => format!("{:?}…", &text[..end]),
-    }
 }

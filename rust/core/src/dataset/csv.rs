@@ -8,7 +8,8 @@ use std::collections::{HashMap, HashSet};
 use serde_json::{Map, Value};
 
 use super::answer;
-use super::collect::{Answer, Collector, Fault, own_column, quote};
+use super::collect::{Collector, GivenAnswer, own_column};
+use super::fault::{Fault, quote};
 use super::json;
 use super::source::{Scan, Source};
 use crate::error::Result;
@@ -310,7 +311,7 @@ impl Layout {
                 out.texts(list.map_err(|problem| out.error(Fault::in_field("choices", problem)))?, "choice")?
             }
         };
-        let answer = Answer::Text(filled("answer", self.answer)?);
+        let answer = GivenAnswer::Text(filled("answer", self.answer)?);
         let subject = self.subject.map(|index| text("subject", index)).transpose()?;
         let subject = subject.filter(|subject| !subject.is_empty()).map(str::to_owned);
         let extra = self.extra.iter().map(|(index, name)| {

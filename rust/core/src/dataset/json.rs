@@ -8,7 +8,8 @@ use std::fmt;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use super::collect::{Collector, Fault, kind, quote};
+use super::collect::Collector;
+use super::fault::{Fault, kind, quote};
 use super::numbers;
 use super::source::{Scan, Source};
 use crate::error::Result;

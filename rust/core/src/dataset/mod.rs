@@ -8,6 +8,7 @@
 mod answer;
 mod collect;
 mod csv;
+pub(crate) mod fault;
 pub(crate) mod json;
 mod numbers;
 pub(crate) mod parquet;
@@ -37,14 +38,14 @@ pub(crate) struct Limits {
     /// Bytes that a compressed file may decompress to.
     pub(crate) decompressed: u64,
     /// Memory for what is read, all files together.
-    pub(crate) budget: Arc<Budget>,
+    pub(crate) budget: Arc<MemoryBudget>,
 }
 
 impl Limits {
     /// Those of question files: what [`MEMORY_VARIABLE`] says.
     fn of_questions() -> Result<Self> {
         let memory = memory_limit()?;
-        Ok(Self { record: 16 << 20, decompressed: memory, budget: Arc::new(Budget::new(memory)) })
+        Ok(Self { record: 16 << 20, decompressed: memory, budget: Arc::new(MemoryBudget::new(memory)) })
     }
 }
 
@@ -80,12 +81,12 @@ pub(crate) fn in_gib(bytes: u64) -> String {
 
 /// Memory that is shared by whatever is read at a time.
 #[derive(Debug)]
-pub(crate) struct Budget {
+pub(crate) struct MemoryBudget {
     limit: u64,
     held: AtomicU64,
 }
 
-impl Budget {
+impl MemoryBudget {
     pub(crate) fn new(limit: u64) -> Self {
         Self { limit, held: AtomicU64::new(0) }
     }

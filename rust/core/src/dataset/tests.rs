@@ -11,7 +11,7 @@ use super::*;
 
 const LINE: &str = r#"{"question": "Which bird hoots?", "choices": ["owl", "hen"], "answer": 0}"#;
 fn small() -> Limits {
-    Limits { record: 100, decompressed: 1000, budget: Arc::new(Budget::new(20_000)) }
+    Limits { record: 100, decompressed: 1000, budget: Arc::new(MemoryBudget::new(20_000)) }
 }
 
 fn limits() -> Limits {

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
+use crate::dataset::fault::Fault;
 use crate::error::{DatasetError, Error, Result};
 use crate::runtime::parallel::{Cancel, install};
 use crate::scores::aggregate::{ahead, argmax};
@@ -152,12 +153,12 @@ impl Samples {
 pub fn read_samples(path: &Path, delimiter: Option<&str>, cancel: &Cancel) -> Result<Samples> {
     let bytes = fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
     let file = path.display().to_string();
-    let fault = |row: usize, fault: SampleFault| -> Error {
+    let fault = |row: usize, fault: Fault| -> Error {
         DatasetError { file: file.clone(), row: Some(row as u64 + 1), field: fault.field, problem: fault.problem }
             .into()
     };
     let lines: Vec<(usize, &[u8])> = if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
-        elements(&bytes).map_err(|(row, problem)| fault(row, SampleFault { field: None, problem }))?
+        elements(&bytes).map_err(|(row, problem)| fault(row, Fault::new(problem)))?
     } else {
         let lines = bytes.split(|&byte| byte == b'\n').enumerate();
         lines.filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace)).collect()
@@ -174,7 +175,7 @@ pub fn read_samples(path: &Path, delimiter: Option<&str>, cancel: &Cancel) -> Re
         let problem = "the file is empty; was the run that wrote it interrupted?".to_owned();
         return Err(DatasetError { file, row: None, field: None, problem }.into());
     };
-    check_filters(&questions, &filter).map_err(|(row, problem)| fault(row, SampleFault::new("filter", problem)))?;
+    check_filters(&questions, &filter).map_err(|(row, problem)| fault(row, Fault::in_field("filter", problem)))?;
     questions.retain(|(_, line)| line.filter == filter);
     let mut seen = HashMap::with_capacity(questions.len());
     for (row, line) in &questions {
@@ -184,7 +185,7 @@ pub fn read_samples(path: &Path, delimiter: Option<&str>, cancel: &Cancel) -> Re
                 line.doc_id,
                 first + 1
             );
-            return Err(fault(*row, SampleFault::new("doc_id", problem)));
+            return Err(fault(*row, Fault::in_field("doc_id", problem)));
         }
     }
     // Several processes write in turn.
@@ -211,7 +212,7 @@ pub fn read_samples(path: &Path, delimiter: Option<&str>, cancel: &Cancel) -> Re
         let gold = gold(&line.target, &line.arguments.0[..num_choices], &found.delimiter);
         if gold.is_none() && line.acc.is_none() {
             let problem = format!("names none of the {num_choices} choices, and the line has no `acc`");
-            return Err(fault(row, SampleFault::new("target", problem)));
+            return Err(fault(row, Fault::in_field("target", problem)));
         }
         for (metric, values) in
             METRICS.iter().zip(&mut found.recorded).zip(recorded).filter_map(|(it, all)| all.then_some(it))
@@ -273,18 +274,6 @@ fn elements(bytes: &[u8]) -> Result<Vec<Element<'_>>, (usize, String)> {
     Err((found.len(), "the list of samples has no end; was the run that wrote it interrupted?".to_owned()))
 }
 
-/// A fault in a line, before the row is known.
-struct SampleFault {
-    field: Option<String>,
-    problem: String,
-}
-
-impl SampleFault {
-    fn new(field: &str, problem: impl Into<String>) -> Self {
-        Self { field: Some(field.to_owned()), problem: problem.into() }
-    }
-}
-
 /// What is read of a line; everything else is passed over.
 #[derive(Deserialize)]
 struct Line {
@@ -318,14 +307,13 @@ impl Line {
     }
 }
 
-fn parse(line: &[u8]) -> Result<Line, SampleFault> {
+fn parse(line: &[u8]) -> Result<Line, Fault> {
     if let Ok(line) = serde_json::from_slice(line) {
         return Ok(line);
     }
     // Python's json module writes numbers that JSON has no form for.
     let line = without_constants(line);
-    serde_json::from_slice(&line)
-        .map_err(|error| find_fault(&line).unwrap_or(SampleFault { field: None, problem: error.to_string() }))
+    serde_json::from_slice(&line).map_err(|error| find_fault(&line).unwrap_or_else(|| Fault::new(error.to_string())))
 }
 
 /// The line with null for NaN and the infinities outside strings.
@@ -352,20 +340,20 @@ fn without_constants(line: &[u8]) -> Vec<u8> {
 }
 
 /// Which field of a line that does not parse is at fault; None if it is no JSON object at all.
-fn find_fault(line: &[u8]) -> Option<SampleFault> {
-    fn field<T: DeserializeOwned>(fields: &Map<String, Value>, name: &str, required: bool) -> Result<(), SampleFault> {
+fn find_fault(line: &[u8]) -> Option<Fault> {
+    fn field<T: DeserializeOwned>(fields: &Map<String, Value>, name: &str, required: bool) -> Result<(), Fault> {
         match fields.get(name) {
             None if required => {
-                Err(SampleFault::new(name, "is missing; is this a samples file of a multiple-choice task?"))
+                Err(Fault::in_field(name, "is missing; is this a samples file of a multiple-choice task?"))
             }
             None => Ok(()),
             Some(value) => {
-                T::deserialize(value.clone()).map(drop).map_err(|error| SampleFault::new(name, error.to_string()))
+                T::deserialize(value.clone()).map(drop).map_err(|error| Fault::in_field(name, error.to_string()))
             }
         }
     }
     let fields: Map<String, Value> = serde_json::from_slice(line).ok()?;
-    let check = || -> Result<(), SampleFault> {
+    let check = || -> Result<(), Fault> {
         field::<u64>(&fields, "doc_id", true)?;
         field::<Value>(&fields, "target", true)?;
         field::<Vec<Response>>(&fields, "filtered_resps", true)?;
@@ -380,18 +368,18 @@ fn find_fault(line: &[u8]) -> Option<SampleFault> {
 }
 
 /// How many choices a line has. lm-eval adds to each choice one without a prompt if it is to compute `acc_mutual_info`.
-fn scored_choices(line: &Line) -> Result<usize, SampleFault> {
+fn scored_choices(line: &Line) -> Result<usize, Fault> {
     let (responses, continuations) = (line.filtered_resps.len(), line.arguments.0.len());
     if responses != continuations {
         let problem = format!("has {responses} responses, but there are {continuations} `arguments`");
-        return Err(SampleFault::new("filtered_resps", problem));
+        return Err(Fault::in_field("filtered_resps", problem));
     }
     // Older files do not list their metrics.
     let mutual_information =
         line.acc_mutual_info.is_some() || line.metrics.iter().any(|metric| metric == "acc_mutual_info");
     let choices = if mutual_information { responses / 2 } else { responses };
     if choices < 2 {
-        return Err(SampleFault::new("filtered_resps", format!("has {choices} choices where two or more are needed")));
+        return Err(Fault::in_field("filtered_resps", format!("has {choices} choices where two or more are needed")));
     }
     Ok(choices)
 }

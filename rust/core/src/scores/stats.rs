@@ -1,12 +1,8 @@
 //! Statistics of right and wrong answers, and of the probabilities behind them.
 //!
-//! Every function says its formula and where it comes from. Random draws are a function of a seed and of how many draws came before,
-//! so results do not depend on the number of threads.
-
-use rayon::prelude::*;
+//! Every function says its formula and where it comes from. Nothing is drawn at random.
 
 use crate::error::{Error, Result};
-use crate::runtime::parallel::{Cancel, install};
 
 /// The two ends of an interval.
 pub type Interval = (f64, f64);
@@ -31,77 +27,6 @@ pub fn wilson(successes: u64, n: u64, confidence: f64) -> Result<Interval> {
     let low = if successes == 0 { 0.0 } else { middle - half };
     let high = if successes == n { 1.0 } else { middle + half };
     Ok((low, high))
-}
-
-/// The percentile bootstrap interval of a mean.
-///
-/// `resamples` times, as many values as there are drawn with replacement and averaged; the interval lies between the
-/// `(1 ± confidence)/2` quantiles of the averages, interpolated linearly (type 7 of Hyndman and Fan 1996). Efron and Tibshirani 1993, chapter 13.
-/// For two runs over the same questions, give the differences: that is the paired bootstrap.
-///
-/// # Errors
-/// [`Error::InvalidArgument`] if there is no value, or one that is not finite, no resample, or `confidence` is not between 0 and 1.
-pub fn bootstrap(values: &[f64], resamples: usize, seed: u64, confidence: f64, cancel: &Cancel) -> Result<Interval> {
-    check_confidence(confidence)?;
-    if values.is_empty() || resamples == 0 || u32::try_from(values.len()).is_err() {
-        return Err(Error::InvalidArgument(format!(
-            "{} values and {resamples} resamples: at least one of each is needed, and less than 2^32 values",
-            values.len()
-        )));
-    }
-    check_finite(values)?;
-    let mut means = install(|| {
-        let each = (0..resamples as u64).into_par_iter().map(|resample| {
-            cancel.check()?;
-            Ok(resampled_mean(values, stream(seed, resample)))
-        });
-        each.collect::<Result<Vec<f64>>>()
-    })?;
-    means.sort_unstable_by(f64::total_cmp);
-    let tail = (1.0 - confidence) / 2.0;
-    Ok((quantile(&means, tail), quantile(&means, 1.0 - tail)))
-}
-
-/// Mean of as many values as there are, drawn with replacement; each 64 bits give two draws.
-fn resampled_mean(values: &[f64], key: u64) -> f64 {
-    let n = values.len() as u64;
-    // Multiply-shift of half of the bits: Lemire 2019, without the rejection, which matters in one of 2^32 / n draws.
-    let draw = |half: u64| values[((half * n) >> 32) as usize];
-    let mut state = key;
-    // Two sums, so that one addition need not wait for the other.
-    let (mut even, mut odd) = (0.0, 0.0);
-    for _ in 0..n / 2 {
-        state = state.wrapping_add(GOLDEN);
-        let bits = mix(state);
-        even += draw(bits >> 32);
-        odd += draw(bits & 0xFFFF_FFFF);
-    }
-    if n % 2 == 1 {
-        even += draw(mix(state.wrapping_add(GOLDEN)) >> 32);
-    }
-    (even + odd) / n as f64
-}
-
-const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
-
-/// Where the draws of a resample begin.
-fn stream(seed: u64, resample: u64) -> u64 {
-    mix(mix(seed.wrapping_add(GOLDEN)).wrapping_add(resample))
-}
-
-/// `SplitMix64`'s output function: Steele, Lea and Flood 2014, OOPSLA.
-fn mix(mut value: u64) -> u64 {
-    value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    value ^ (value >> 31)
-}
-
-/// The quantile of sorted values, interpolated linearly between the two nearest.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
-    let at = share * (sorted.len() - 1) as f64;
-    let below = whole(at.floor());
-    let above = (below + 1).min(sorted.len() - 1);
-    sorted[below] + (at - at.floor()) * (sorted[above] - sorted[below])
 }
 
 /// A float that holds a whole number, as an index; none here is negative.
@@ -527,19 +452,6 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_gives_one_interval_whatever_the_threads() {
-        let values: Vec<f64> = (0..100).map(|index| f64::from(index % 3)).collect();
-        let run = |seed| bootstrap(&values, 500, seed, 0.9, &Cancel::default()).unwrap();
-        assert_eq!(run(3), run(3));
-        assert_ne!(run(3), run(4));
-        let single = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-        let means: Vec<f64> = single.install(|| (0..500).map(|r| resampled_mean(&values, stream(3, r))).collect());
-        let mut sorted = means;
-        sorted.sort_unstable_by(f64::total_cmp);
-        assert_eq!(run(3), (quantile(&sorted, 0.05), quantile(&sorted, 0.95)));
-    }
-
-    #[test]
     fn paired_intervals_have_a_width_and_agree_with_the_exact_test() {
         for (lost, won, n) in
             [(0, 0, 40), (4, 0, 392), (0, 4, 392), (6, 0, 392), (13, 4, 392), (60, 40, 1000), (3, 0, 3)]
@@ -557,9 +469,6 @@ mod tests {
 
     #[test]
     fn what_is_no_data_is_refused() {
-        let cancel = Cancel::default();
-        assert!(bootstrap(&[], 10, 0, 0.95, &cancel).is_err());
-        assert!(bootstrap(&[f64::NAN], 10, 0, 0.95, &cancel).is_err());
         assert!(wilson(2, 1, 0.95).is_err());
         assert!(paired_interval(2, 1, 2, 0.95).is_err());
         assert!(paired_interval(u64::MAX, 1, u64::MAX, 0.95).is_err());
@@ -568,7 +477,5 @@ mod tests {
         assert!(holm(&[1.5]).is_err());
         assert!(Choices::new(&[f64::NEG_INFINITY, f64::NEG_INFINITY], &[0, 2]).is_err());
         assert!(calibration(&Choices::new(&[0.0, -1.0], &[0, 2]).unwrap(), &[2], 10).is_err());
-        cancel.set();
-        assert!(matches!(bootstrap(&[1.0], 10, 0, 0.95, &cancel), Err(Error::Cancelled)));
     }
 }

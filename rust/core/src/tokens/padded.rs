@@ -16,7 +16,7 @@ const PADDING: i64 = 0;
 ///
 /// It owns no memory of its own: millions of rows are made, sorted and dropped in an instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Row {
+pub(crate) struct PaddedRow {
     /// The question, and the first choice whose continuation the row holds.
     question: usize,
     choice: usize,
@@ -27,7 +27,7 @@ pub(crate) struct Row {
 /// All rows of a run in the order in which they are scored: by length, the longest first, then as the requests came.
 #[derive(Debug, Clone)]
 pub struct PaddedPlan {
-    rows: Vec<Row>,
+    rows: Vec<PaddedRow>,
 }
 
 /// A rectangle of token ids and what to read from the model's answer; every array is row-major.
@@ -100,7 +100,7 @@ impl PaddedPlan {
 }
 
 /// The rows of all questions, in order.
-pub(crate) fn all_rows(requests: &Requests, cancel: &Cancel) -> Vec<Row> {
+pub(crate) fn all_rows(requests: &Requests, cancel: &Cancel) -> Vec<PaddedRow> {
     let each = (0..requests.num_questions()).into_par_iter().with_min_len(parallel::PART).flat_map_iter(|question| {
         cancel.unwind_if_set();
         rows(requests, question)
@@ -109,20 +109,22 @@ pub(crate) fn all_rows(requests: &Requests, cancel: &Cancel) -> Vec<Row> {
 }
 
 /// The distinct rows of one question: one for each choice whose input no choice before it has.
-fn rows(requests: &Requests, question: usize) -> impl Iterator<Item = Row> {
+fn rows(requests: &Requests, question: usize) -> impl Iterator<Item = PaddedRow> {
     let (prefix, own) = requests.context(question);
     let choices = requests.choices(question);
     let input = |choice: usize| all_but_last(requests.continuation(choice));
     let first = choices.start;
-    choices.filter(move |&choice| (first..choice).all(|before| input(before) != input(choice))).map(move |choice| Row {
-        question,
-        choice,
-        length: (prefix.len() + own.len() + input(choice).len()).min(requests.max_length()),
+    choices.filter(move |&choice| (first..choice).all(|before| input(before) != input(choice))).map(move |choice| {
+        PaddedRow {
+            question,
+            choice,
+            length: (prefix.len() + own.len() + input(choice).len()).min(requests.max_length()),
+        }
     })
 }
 
 /// Every choice that is read from a row, in order.
-pub(crate) fn choices(requests: &Requests, row: Row) -> impl Iterator<Item = usize> {
+pub(crate) fn choices(requests: &Requests, row: PaddedRow) -> impl Iterator<Item = usize> {
     let input = all_but_last(requests.continuation(row.choice));
     let last = requests.choices(row.question).end;
     (row.choice..last).filter(move |&choice| all_but_last(requests.continuation(choice)) == input)
@@ -133,13 +135,13 @@ fn all_but_last(tokens: &[u32]) -> &[u32] {
 }
 
 /// A row's tokens before truncation: shared context, own context, continuation.
-pub(crate) fn parts<'a>(requests: &'a Requests, row: &Row) -> [&'a [u32]; 3] {
+pub(crate) fn parts<'a>(requests: &'a Requests, row: &PaddedRow) -> [&'a [u32]; 3] {
     let (prefix, own) = requests.context(row.question);
     [prefix, own, all_but_last(requests.continuation(row.choice))]
 }
 
 /// Appends the last `row.length` tokens of context and continuation.
-fn push_tokens(out: &mut Vec<i64>, requests: &Requests, row: &Row) {
+fn push_tokens(out: &mut Vec<i64>, requests: &Requests, row: &PaddedRow) {
     let parts = parts(requests, row);
     let mut skip = parts.iter().map(|part| part.len()).sum::<usize>() - row.length;
     for part in parts {
@@ -150,7 +152,7 @@ fn push_tokens(out: &mut Vec<i64>, requests: &Requests, row: &Row) {
 }
 
 /// Appends what is to be read from a row: the distributions before each token of its continuations.
-fn push_readouts(batch: &mut PaddedBatch, requests: &Requests, row: &Row, index: usize) {
+fn push_readouts(batch: &mut PaddedBatch, requests: &Requests, row: &PaddedRow, index: usize) {
     let first_readout = batch.readouts.len() / 2;
     let continuation = requests.continuation(row.choice).len();
     for position in row.length - continuation..row.length {

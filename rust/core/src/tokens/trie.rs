@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::runtime::parallel::{self, Cancel};
-use crate::tokens::padded::{self, Row};
+use crate::tokens::padded::{self, PaddedRow};
 use crate::tokens::request::Requests;
 
 /// A run of tokens that the paths `..= last_path`, from the first that goes through it, have in common.
@@ -39,7 +39,7 @@ pub(crate) struct ScoredToken {
 #[derive(Debug, Clone)]
 pub struct Trie {
     /// The inputs that are not the beginning of another one, in the order of their tokens.
-    paths: Vec<Row>,
+    paths: Vec<PaddedRow>,
     pub(crate) segments: Vec<Node>,
     /// In order.
     pub(crate) targets: Vec<ScoredToken>,
@@ -189,7 +189,7 @@ impl Trie {
     }
 
     /// Finds the segment of every target.
-    fn place_targets(&mut self, requests: &Requests, rows: &[Row], path_of_row: &[usize], cancel: &Cancel) {
+    fn place_targets(&mut self, requests: &Requests, rows: &[PaddedRow], path_of_row: &[usize], cancel: &Cancel) {
         let mut leaves = vec![0; self.paths.len()];
         for (index, segment) in self.segments.iter().enumerate() {
             if self.is_leaf(segment) {
@@ -226,7 +226,7 @@ impl Trie {
 }
 
 /// The tokens of a row, which lie in up to three places.
-fn tokens<'a>(requests: &'a Requests, row: &Row) -> Tokens<'a> {
+fn tokens<'a>(requests: &'a Requests, row: &PaddedRow) -> Tokens<'a> {
     let whole = padded::parts(requests, row);
     let length: usize = whole.iter().map(|part| part.len()).sum();
     Tokens(whole).range(length - row.length, length)

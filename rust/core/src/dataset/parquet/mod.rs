@@ -28,7 +28,8 @@ use serde_json::{Map, Value};
 
 use self::pages::{BoundedGroup, Data};
 use self::values::Form;
-use super::collect::{Answer, Collector, Fault, own_column};
+use super::collect::{Collector, GivenAnswer, own_column};
+use super::fault::Fault;
 use super::source::{Compression, Source};
 use super::{Limits, MEMORY_VARIABLE, in_gib};
 use crate::error::{DatasetError, Error, Result};
@@ -358,7 +359,7 @@ struct Columns {
 struct StoredRow {
     question: Option<ByteArray>,
     choices: List<ByteArray>,
-    answer: Result<Answer, Fault>,
+    answer: Result<GivenAnswer, Fault>,
     subject: Option<ByteArray>,
 }
 
@@ -690,13 +691,13 @@ impl AnswerColumn {
         })
     }
 
-    fn read(&mut self, rows: usize) -> Result<Vec<Result<Answer, Fault>>, ParquetError> {
+    fn read(&mut self, rows: usize) -> Result<Vec<Result<GivenAnswer, Fault>>, ParquetError> {
         let null = || Fault::in_field("answer", "is null");
         // An unsigned integer beyond the signed range is stored as a negative one; it is beyond any index as well.
         let index = |value: Option<i64>, signed: bool| match value {
             None => Err(null()),
-            Some(value) if value < 0 && !signed => Ok(Answer::Index(i64::MAX)),
-            Some(value) => Ok(Answer::Index(value)),
+            Some(value) if value < 0 && !signed => Ok(GivenAnswer::Index(i64::MAX)),
+            Some(value) => Ok(GivenAnswer::Index(value)),
         };
         Ok(match self {
             Self::Int32(column, signed) => {
@@ -704,7 +705,7 @@ impl AnswerColumn {
             }
             Self::Int64(column, signed) => column.read(rows)?.into_iter().map(|value| index(value, *signed)).collect(),
             Self::Text(column) => {
-                column.read(rows)?.into_iter().map(|value| text("answer", value).map(Answer::Text)).collect()
+                column.read(rows)?.into_iter().map(|value| text("answer", value).map(GivenAnswer::Text)).collect()
             }
         })
     }

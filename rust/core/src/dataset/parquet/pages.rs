@@ -20,7 +20,7 @@ use parquet::schema::types::Type;
 
 use super::runs;
 use super::thrift::PageHeader;
-use crate::dataset::Budget;
+use crate::dataset::MemoryBudget;
 
 type Result<T> = std::result::Result<T, ParquetError>;
 
@@ -62,7 +62,7 @@ impl ChunkReader for Data {
 pub(super) struct BoundedGroup<'a> {
     pub(super) group: Box<dyn RowGroupReader + 'a>,
     pub(super) data: Data,
-    pub(super) budget: Arc<Budget>,
+    pub(super) budget: Arc<MemoryBudget>,
 }
 
 impl RowGroupReader for BoundedGroup<'_> {
@@ -123,7 +123,7 @@ struct BoundedPages {
     codec: Compression,
     /// The highest repetition level and the highest definition level; levels that can only be 0 are not stored.
     max_levels: [i16; 2],
-    budget: Arc<Budget>,
+    budget: Arc<MemoryBudget>,
     held_by_dictionary: u64,
     held_by_page: u64,
 }
