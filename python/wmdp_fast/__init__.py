@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from wmdp_fast.unlearning.methods.graddiff import GradDiffConfig
     from wmdp_fast.unlearning.methods.npo import NPOConfig
     from wmdp_fast.unlearning.methods.simnpo import SimNPOConfig
+    from wmdp_fast.unlearning.methods.ssd import SSDConfig
     from wmdp_fast.unlearning.result import UnlearnResult
     from wmdp_fast.unlearning.rmu.config import RMUConfig
     from wmdp_fast.unlearning.rmu.presets import PRESETS as presets  # noqa: N811 (the public name)
@@ -89,6 +90,7 @@ _LAZY = {
     "Range": "wmdp_fast.unlearning.sweep.search_space",
     "RenderedContinuation": "wmdp_fast.prompts.rendered",
     "RenderedPrompt": "wmdp_fast.prompts.rendered",
+    "SSDConfig": "wmdp_fast.unlearning.methods.ssd",
     "SavedResults": "wmdp_fast.results.saved",
     "SearchAxis": "wmdp_fast.unlearning.training_config",
     "Server": "wmdp_fast.scoring.server",
@@ -146,6 +148,7 @@ __all__ = [
     "RenderedContinuation",
     "RenderedPrompt",
     "Requests",
+    "SSDConfig",
     "SavedResults",
     "SearchAxis",
     "Server",

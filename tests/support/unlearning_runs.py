@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import wmdp_fast as wf
+from tests.support import tokenizers_zoo
 from wmdp_fast.prompts.documents import CorpusTokens
 from wmdp_fast.unlearning.rmu.config import RMUConfig
 
@@ -56,6 +57,15 @@ def model(family: str, dtype: torch.dtype = torch.float32):
 
 def saved_model(folder: Path, family: str, dtype: torch.dtype = torch.float32, shard_size: str = "1GB") -> Path:
     model(family, dtype).save_pretrained(folder, max_shard_size=shard_size)
+    return folder
+
+
+def folder_with_tokenizer(folder: Path, family: str) -> Path:
+    """A model folder as a method needs it that runs the whole model."""
+    made = model(family)
+    made.resize_token_embeddings(640)
+    made.save_pretrained(folder)
+    tokenizers_zoo.tokenizer("llama3").save_pretrained(folder)
     return folder
 
 

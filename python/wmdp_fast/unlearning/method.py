@@ -81,10 +81,12 @@ class StepOutput:
     Attributes:
         gradients: By parameter, each of its shape; empty from a method that has changed the weights itself.
         measured: The values of `Method.metrics`, float32 [metrics] on the device; from before the weights change.
+        tokens: How many tokens the step ran, padding included; None for those of the batches that were given.
     """
 
     gradients: dict[str, Tensor]
     measured: Tensor
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

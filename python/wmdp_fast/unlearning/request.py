@@ -58,9 +58,7 @@ class Request:
     @property
     def documents_read(self) -> int:
         """Most documents of a corpus that the run gets to."""
-        config = self.config
-        turns = config.max_steps if config.reference else -(-config.max_steps // len(self.topics))
-        return turns * config.grad_accum * config.batch_size
+        return self.config.documents_read(len(self.topics))
 
     def check(self) -> None:
         """Raises ValueError for settings that contradict each other, before anything is loaded."""

@@ -231,7 +231,9 @@ class Run:
         *values, self._largest_weight = torch.cat([made.measured, norm.reshape(1), largest.reshape(1)]).tolist()
         self.last_measures = dict(zip((*method.metrics, "grad_norm"), values, strict=True))
         seconds = time.perf_counter() - begun
-        tokens = sum(forget.num_tokens + retain.num_tokens for forget, retain in pairs)
+        tokens = made.tokens
+        if tokens is None:
+            tokens = sum(forget.num_tokens + retain.num_tokens for forget, retain in pairs)
         return {
             "step": optimizer.steps,
             "topic": topic,

@@ -174,6 +174,11 @@ class TrainingConfig(ABC):
         columns = self.columns(count)
         return [Topic(*row) for row in zip(columns["max_length"], columns["raw_lines"], strict=True)]
 
+    def documents_read(self, num_topics: int, /) -> int:
+        """Most documents of a corpus that a run on so many topics gets to."""
+        turns = self.max_steps if self.reference else -(-self.max_steps // num_topics)
+        return turns * self.grad_accum * self.batch_size
+
     def what_to_lower(self, *, losses_alone: bool) -> list[str]:
         """What to change in a run that diverged, the likeliest first.
 

@@ -96,6 +96,14 @@ METHODS: Mapping[str, Listed] = MappingProxyType(
                 changes="mlp.down_proj of all layers",
                 source="none",
             ),
+            Listed(
+                name="ssd",
+                config="wmdp_fast.unlearning.methods.ssd:SSDConfig",
+                about="no training: makes weights smaller that matter more to forget text than to retain text",
+                cost=6,
+                changes="mlp.down_proj of all layers",
+                source="Foster et al. 2023, arXiv:2308.07707",
+            ),
         )
     }
 )

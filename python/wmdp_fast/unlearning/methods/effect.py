@@ -95,12 +95,31 @@ class Effect:
         return {**asdict(self), "forgotten": self.forgotten, "retain_kept": self.retain_kept}
 
 
-def advice(effects: Sequence[Effect], *, forgets: bool) -> str | None:
+@dataclass(frozen=True)
+class Remedies:
+    """What to change in a run that failed, as sentences without a full stop.
+
+    Attributes:
+        weak: If it unlearned nothing.
+        damaged: If it damaged what it should keep.
+        both: If it did both.
+    """
+
+    weak: str = "Raise the learning rate or the number of steps"
+    damaged: str = "Lower the learning rate or the number of steps, raise retain_weight, or give more retain text"
+    both: str = "Give more retain text, or raise retain_weight with the learning rate"
+
+
+TRAINED = Remedies()
+
+
+def advice(effects: Sequence[Effect], *, forgets: bool, remedies: Remedies = TRAINED) -> str | None:
     """What is wrong with a run and what to change, or None if nothing is.
 
     Args:
         effects: Of each topic.
         forgets: Whether the run was to forget anything.
+        remedies: What to change.
     """
     weak = [one for one in effects if forgets and not one.forgotten]
     damaged = [one for one in effects if not one.retain_kept]
@@ -112,10 +131,9 @@ def advice(effects: Sequence[Effect], *, forgets: bool) -> str | None:
         parts.append(f"{topic}{one.text}")
     if weak and damaged:
         what = "this run did not unlearn what it should forget, and damaged what it should keep"
-        do = "Give more retain text, or raise retain_weight with the learning rate"
+        do = remedies.both
     elif weak:
-        what, do = "this run unlearned nothing", "Raise the learning rate or the number of steps"
+        what, do = "this run unlearned nothing", remedies.weak
     else:
-        what = "this run damaged what it should keep"
-        do = "Lower the learning rate or the number of steps, raise retain_weight, or give more retain text"
+        what, do = "this run damaged what it should keep", remedies.damaged
     return f"{what}: {'; '.join(parts)}. {do}"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from wmdp_fast.models.threads import computing
 from wmdp_fast.unlearning.language_model import LanguageModel
-from wmdp_fast.unlearning.method import CardText, Findings, MethodState, StepOutput
-from wmdp_fast.unlearning.methods.effect import CHANGE, WAYS_BACK, Effect, advice
+from wmdp_fast.unlearning.method import Findings, MethodState, StepOutput
+from wmdp_fast.unlearning.methods.effect import advice
+from wmdp_fast.unlearning.methods.outcome import effects_after, effects_card
 from wmdp_fast.unlearning.reductions import cross_entropy, document_losses
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from wmdp_fast.unlearning.batches import Batch
     from wmdp_fast.unlearning.language_model import DocumentLosses
-    from wmdp_fast.unlearning.method import Setup, StepInput
+    from wmdp_fast.unlearning.method import CardText, Setup, StepInput
     from wmdp_fast.unlearning.reductions import Reduction
 
 
@@ -156,7 +156,7 @@ class ForgetRetain:
         Args:
             steps: How many have been done: forget documents beyond theirs are taken, if there are any.
         """
-        effects = tuple(self._effect(topic, steps) for topic in range(self._setup.batches.num_topics))
+        effects = effects_after(self.model, self._setup.batches, steps)
         return Findings(
             record={"effects": [one.to_json() for one in effects]},
             figures={f"{key} {one.topic}": value for one in effects for key, value in one.figures.items()},
@@ -165,14 +165,7 @@ class ForgetRetain:
 
     def card(self, record: Mapping[str, Any]) -> CardText:
         """What the model card says of the method."""
-        config = self._config
-        effects = [Effect.from_json(one) for one in record["effects"]]
-        return CardText(
-            method=config.source,
-            summary=f"{config.summary} {' '.join(one.sentence for one in effects)}",
-            change=CHANGE,
-            ways_back=WAYS_BACK,
-        )
+        return effects_card(record, source=self._config.source, summary=self._config.summary)
 
     def _losses(self, batch: Batch, length: int) -> DocumentLosses:
         padding = self._config.reduction == "batch_mean_padded"
@@ -194,14 +187,3 @@ class ForgetRetain:
         if loss.requires_grad:
             self.model.gradients(loss / parts, into=gradients)
         return loss.detach()
-
-    def _effect(self, topic: int, steps: int) -> Effect:
-        batches = self._setup.batches
-        index, unseen = batches.after(topic, steps)
-        forget, retain = batches.forget(topic, index), batches.retain(topic, index)
-        with computing(), torch.no_grad():
-            now = [self.model.losses(batch).mean() for batch in (forget, retain)]
-            divergence = self.model.kl(retain).mean()
-            with self.model.originals():
-                before = [self.model.losses(batch).mean() for batch in (forget, retain)]
-        return Effect(topic, unseen, *torch.stack([*now, *before, divergence]).tolist())
