@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(VENV)/development ## make .venv with the package, a release build of its extension and all development tools
@@ -33,6 +33,10 @@ demo: $(VENV)/package ## evaluate the tiny model that comes with the package; ne
 test: setup ## run all tests, Rust and Python
 	cargo test --workspace --release
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+.PHONY: test-thorough
+test-thorough: setup ## run the Python tests with all the cases of the long ones, of which `make test` takes some
+	WMDP_FAST_THOROUGH=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: bench
 bench: setup ## time scoring and unlearning beside lm-eval and the plain algorithm, on a made-up small model

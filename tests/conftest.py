@@ -9,6 +9,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+from tests.support.thorough import cases
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # Before torch is imported, and for the processes that tests start: as many threads as there are cores, in all.
@@ -21,6 +24,10 @@ if not Path("/dev/nvidiactl").exists():
 # A shell gives its background processes SIGINT to ignore, and these theirs: then nothing could be interrupted in tests.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Of tests that name no number of examples.
+settings.register_profile("tests", max_examples=cases(50, 100))
+settings.load_profile("tests")
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 

@@ -110,7 +110,7 @@ CLUSTERED = st.lists(st.tuples(st.floats(-1, 1), st.integers(0, 5)), min_size=2,
 @given(CLUSTERED)
 @settings(deadline=None)
 def test_clustered_errors_equal_statsmodels_and_miller(pairs: list[tuple[float, int]]) -> None:
-    linear_model = pytest.importorskip("statsmodels.api")
+    linear_model = pytest.importorskip("statsmodels.regression.linear_model")
     values, clusters = (list(column) for column in zip(*pairs, strict=True))
     assume(len(set(clusters)) > 1)
     found = _rust.clustered_stderr(np.array(values), np.array(clusters, dtype=np.int64))

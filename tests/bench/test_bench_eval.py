@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.support import tiny_models
 from wmdp_fast import Requests, cli
@@ -46,10 +47,14 @@ def test_workers_agree_and_are_compared(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_real_questions_are_read_rendered_and_tokenized_by_both(smollm2_dir, mmlu_dir):
+def test_real_questions_are_read_rendered_and_tokenized_by_both(smollm2_dir, mmlu_dir, tmp_path):
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = AutoConfig.from_pretrained(smollm2_dir, **small, **heads, dtype="float32")
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(smollm2_dir).save_pretrained(tmp_path)
     job = Job(
-        shape="smollm2-135m",
-        tokenizer=str(smollm2_dir),
+        model=str(tmp_path),
         tasks="mmlu_virology",
         data=str(mmlu_dir),
         num_fewshot=1,
@@ -136,8 +141,6 @@ def test_operations_are_counted_as_torch_counts_them():
 
 
 def test_a_model_with_experts_is_not_counted():
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
     config = AutoConfig.for_model("mixtral", **sizes, intermediate_size=32, num_local_experts=2, num_key_value_heads=2)
     with pytest.raises(ValueError, match="which tokens it is multiplied with is not known"):

@@ -569,43 +569,6 @@ def test_results_are_shown_by_the_name_they_were_to_be_saved_under(tiny_model, b
     assert "other.json: no such file or folder" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_lm_eval_reads_the_datasets_of_a_folder(tiny_model, tmp_path):
-    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
-    subject = tmp_path / "data" / "virology"
-    subject.mkdir(parents=True)
-    for split, count in (("test", 8), ("dev", 5)):
-        asked = [f"Which owl is number {n} of {split}?" for n in range(count)]
-        shared = {"subject": "virology", "choices": list("wxyz")}
-        rows = [{"question": question, **shared, "answer": n % 4} for n, question in enumerate(asked)]
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (subject / f"{split}.jsonl").write_text(lines, encoding="utf-8")
-    asked = ["--tasks", "mmlu_virology", "--data", str(tmp_path / "data"), "--device", "cpu"]
-    theirs = ["--model", "wmdp-fast", "--model_args", f"pretrained={tiny_model},dtype=float32", "--num_fewshot", "2"]
-    commands = [
-        ["lm-eval", "run", *theirs, *asked, "--batch_size", "4", "--output_path", str(tmp_path / "theirs")],
-        ["eval", tiny_model, *asked, "--num-fewshot", "2", "--dtype", "float32", "--output", str(tmp_path / "ours")],
-    ]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    found = []
-    for command in commands:
-        done = subprocess.run(
-            [sys.executable, "-m", "wmdp_fast", *command, "--log_samples"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-            env=environment,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        [samples] = (tmp_path / ("theirs" if command[0] == "lm-eval" else "ours")).rglob("samples_*.jsonl")
-        rows = sorted(map(json.loads, samples.read_text(encoding="utf-8").splitlines()), key=lambda row: row["doc_id"])
-        found.append([float(answer[0]) for row in rows for answer in row["filtered_resps"]])
-    assert len(found[0]) == 32
-    assert found[0] == pytest.approx(found[1], abs=1e-5)
-
-
 def test_bench_data_prints_each_phase(tiny_model, birds, capsys):
     argv = ["bench", "data", "--tasks", birds, "--tokenizer", tiny_model]
     assert cli.main(argv) == 0

@@ -320,18 +320,16 @@ sys.exit(cli.main(["export", sys.argv[1], "--inspect", "--output", sys.argv[2]])
 
 @pytest.mark.slow
 def test_inspects_own_command_line(tmp_path: Path, expected: wf.EvalResult) -> None:
-    inspect = [sys.executable, "-m", "inspect_ai"]
     environment = {**os.environ, "INSPECT_DISPLAY": "none", "INSPECT_LOG_DIR": str(tmp_path / "logs")}
     command = [
-        *(*inspect, "eval", "wmdp_fast/questions", "-T", f"tasks={QUESTIONS}", "--limit", "12"),
+        *(sys.executable, "-m", "inspect_ai", "eval", "wmdp_fast/questions", "-T", f"tasks={QUESTIONS}"),
         *("--model", "wmdp-fast/demo", "-M", f"model_path={demo.model_path()}", "-M", "dtype=float32"),
+        *("--limit", "12"),
     ]
     subprocess.run(command, check=True, env=environment, cwd=tmp_path, capture_output=True)
     [made] = (tmp_path / "logs").glob("*.eval")
     expected.save(tmp_path, log_samples=True)
     [exported] = inspect_log.export(tmp_path, tmp_path / "logs")
     for path in (made, exported):
-        dumped = subprocess.run([*inspect, "log", "dump", str(path)], check=True, env=environment, capture_output=True)
-        log = json.loads(dumped.stdout)
-        [score] = log["results"]["scores"]
-        assert score["metrics"]["accuracy"]["value"] == pytest.approx(expected.tasks["glimmer_brewing"]["acc"])
+        [score] = read_eval_log(path).results.scores
+        assert score.metrics["accuracy"].value == pytest.approx(expected.tasks["glimmer_brewing"]["acc"])

@@ -247,7 +247,7 @@ def _hostile() -> list[str]:
     loop = "{% for i in range(99999) %}"
     deep = 100_000
     endless = [
-        "{{x}}" * 200_000,
+        "{{x}}" * 20_000,
         "{" * 1_000_000 + "{{ x }}",
         loop * 2 + "{% endfor %}" * 2,
         loop * 3 + "{{ i }}" + "{% endfor %}" * 3,

@@ -6,6 +6,7 @@ They come from the engine that a user gets without asking, the token trie; padde
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 import wmdp_fast as wf
 from tests.support import tokenizers_zoo
 from tests.support.lm_eval_runs import LmEvalRun, run_lm_eval
+from tests.support.thorough import THOROUGH, cases
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,21 +48,39 @@ def check_same(ours: wf.EvalResult, theirs: LmEvalRun, tolerance: float = TOLERA
             assert result[f"{metric}_stderr"] == pytest.approx(theirs.results[name][f"{metric}_stderr,none"], abs=1e-12)
 
 
+@pytest.fixture(scope="module")
+def lower_layers_dir(smollm2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The lower 4 of SmolLM2's 30 layers as a model."""
+    folder = tmp_path_factory.mktemp("lower layers")
+    lower = AutoModelForCausalLM.from_pretrained(smollm2_dir, num_hidden_layers=4, dtype=torch.bfloat16)
+    lower.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(smollm2_dir).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("tasks", "shots", "limit", "engines"),
+    ("tasks", "shots", "limit", "engines", "layers"),
     [
-        ("mmlu_astronomy,mmlu_virology", 0, 24, ("auto", "padded")),
-        ("mmlu_astronomy,mmlu_virology", 5, 6, ("auto",)),
-        ("mmlu_astronomy_continuation", 0, 12, ("auto", "padded")),
-        ("mmlu_astronomy_continuation", 5, 4, ("auto",)),
+        ("mmlu_world_religions,mmlu_virology", 0, cases(8, 24), ("auto", "padded"), 30),
+        ("mmlu_world_religions,mmlu_virology", 5, cases(2, 6), ("auto",), cases(4, 30)),
+        ("mmlu_world_religions_continuation", 0, cases(4, 12), ("auto", "padded"), cases(4, 30)),
+        ("mmlu_world_religions_continuation", 5, cases(2, 4), ("auto",), cases(4, 30)),
     ],
 )
 def test_smollm2_on_mmlu_in_float32(
-    smollm2_dir: Path, mmlu_dir: Path, tasks: str, shots: int, limit: int, engines: tuple[Engine, ...]
+    smollm2_dir: Path,
+    lower_layers_dir: Path,
+    mmlu_dir: Path,
+    tasks: str,
+    shots: int,
+    limit: int,
+    engines: tuple[Engine, ...],
+    layers: int,
 ) -> None:
+    folder = smollm2_dir if layers == 30 else lower_layers_dir
     theirs = run_lm_eval(
-        str(smollm2_dir),
+        str(folder),
         tasks,
         data=mmlu_dir,
         num_fewshot=shots,
@@ -69,7 +89,7 @@ def test_smollm2_on_mmlu_in_float32(
     )
     for engine in engines:
         ours = wf.evaluate(
-            smollm2_dir,
+            folder,
             tasks=tasks,
             data=mmlu_dir,
             num_fewshot=shots,
@@ -83,7 +103,7 @@ def test_smollm2_on_mmlu_in_float32(
 
 
 @pytest.mark.slow
-def test_bfloat16_is_as_near_to_float32_as_lm_eval(smollm2_dir: Path, mmlu_dir: Path, tmp_path: Path) -> None:
+def test_bfloat16_is_as_near_to_float32_as_lm_eval(smollm2_dir: Path, lower_layers_dir: Path, mmlu_dir: Path) -> None:
     """In bfloat16 no two orders of sums agree, lm-eval's own batch sizes among them, so the measure is float32.
 
     Padded rows run the products that lm-eval runs and lie within its own spread. A trie packs its rows otherwise; what
@@ -92,25 +112,22 @@ def test_bfloat16_is_as_near_to_float32_as_lm_eval(smollm2_dir: Path, mmlu_dir: 
     folder, limit, batch_sizes = smollm2_dir, 24, (8, 24)
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         # This CPU emulates bfloat16, at some ten tokens a second: fewer questions, for the model's lower layers.
-        folder, limit, batch_sizes = tmp_path / "lower layers", 12, (3, 12)
-        lower = AutoModelForCausalLM.from_pretrained(smollm2_dir, num_hidden_layers=4, dtype=torch.bfloat16)
-        lower.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(smollm2_dir).save_pretrained(folder)
+        folder, limit, batch_sizes = lower_layers_dir, 12, (3, 12)
 
     def theirs(batch_size: int, dtype: str = "bfloat16") -> np.ndarray[Any, np.dtype[np.float64]]:
         run = run_lm_eval(
             str(folder),
-            "mmlu_astronomy",
+            "mmlu_world_religions",
             data=mmlu_dir,
             limit=limit,
             model_args={"dtype": dtype, "batch_size": batch_size},
         )
-        return np.array(run.loglikelihood["mmlu_astronomy"])
+        return np.array(run.loglikelihood["mmlu_world_religions"])
 
     def ours(engine: Engine) -> np.ndarray[Any, np.dtype[np.float64]]:
         result = wf.evaluate(
             folder,
-            tasks="mmlu_astronomy",
+            tasks="mmlu_world_religions",
             data=mmlu_dir,
             limit=limit,
             dtype="bfloat16",
@@ -120,7 +137,7 @@ def test_bfloat16_is_as_near_to_float32_as_lm_eval(smollm2_dir: Path, mmlu_dir: 
             progress=False,
         )
         assert result.details["engine"] == engine
-        return result.tasks["mmlu_astronomy"].outcome.loglikelihood.reshape(reference.shape)
+        return result.tasks["mmlu_world_religions"].outcome.loglikelihood.reshape(reference.shape)
 
     reference, exact = theirs(1), theirs(1, "float32")
     runs = [reference, *(theirs(size) for size in batch_sizes)]
@@ -163,17 +180,28 @@ def tiny_model(kind: str, max_positions: int) -> tuple[LlamaForCausalLM, Any]:
     return LlamaForCausalLM(config).eval(), tokenizer
 
 
-@pytest.fixture
-def bird_questions(tmp_path: Path) -> Path:
-    (tmp_path / "birds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
-    (tmp_path / "birds_dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:2]), encoding="utf-8")
-    return tmp_path / "birds.jsonl"
+@pytest.fixture(scope="module")
+def bird_questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("birds")
+    (folder / "birds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    (folder / "birds_dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:2]), encoding="utf-8")
+    return folder / "birds.jsonl"
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama2", "llama3", "bos_and_eos"])
-@pytest.mark.parametrize("template", ["mmlu", "mmlu_continuation"])
-@pytest.mark.parametrize("shots", [0, 2])
-@pytest.mark.parametrize("max_positions", [2048, 48])
+TEMPLATES = ("mmlu", "mmlu_continuation")
+
+
+def every_other(*options: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """Half of all combinations, such that any values of all options but one occur together; all in a thorough run."""
+    places = itertools.product(*(range(len(values)) for values in options))
+    chosen = [place for place in places if THOROUGH or sum(place) % 2 == 0]
+    return [tuple(values[index] for values, index in zip(options, place, strict=True)) for place in chosen]
+
+
+@pytest.mark.parametrize(
+    ("kind", "template", "shots", "max_positions"),
+    every_other(("gpt2", "llama2", "llama3", "bos_and_eos"), TEMPLATES, (0, 2), (2048, 48)),
+)
 def test_tokenizers_and_limits(bird_questions: Path, kind: str, template: str, shots: int, max_positions: int) -> None:
     model, tokenizer = tiny_model(kind, max_positions)
     theirs = run_lm_eval(
@@ -196,13 +224,14 @@ def test_tokenizers_and_limits(bird_questions: Path, kind: str, template: str, s
         check_same(ours, theirs, engine="trie" if engine == "auto" else engine)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama3"])
-@pytest.mark.parametrize("template", ["mmlu", "mmlu_continuation"])
-@pytest.mark.parametrize(("shots", "multiturn"), [(0, True), (2, True), (2, False)])
-@pytest.mark.parametrize("system", [None, "You know birds."])
+@pytest.mark.parametrize(
+    ("kind", "template", "examples", "system"),
+    every_other(("gpt2", "llama3"), TEMPLATES, ((0, True), (2, True), (2, False)), (None, "You know birds.")),
+)
 def test_chat_templates(
-    bird_questions: Path, kind: str, template: str, shots: int, multiturn: bool, system: str | None
+    bird_questions: Path, kind: str, template: str, examples: tuple[int, bool], system: str | None
 ) -> None:
+    shots, multiturn = examples
     model, tokenizer = tiny_model(kind, 2048)
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = CHATML

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from wmdp_fast.bench.lm_eval_baseline import quiet_lm_eval, task_configs
 from wmdp_fast.tasks.resolve import resolve
 
@@ -36,7 +38,9 @@ def run_lm_eval(
 ) -> LmEvalRun:
     """Evaluates `model` (a path or an HFLM keyword) with lm-eval's `hf` backend."""
     selection = resolve(tasks, num_fewshot=num_fewshot, template=template)
-    with quiet_lm_eval() as lm_eval:
+    with quiet_lm_eval() as lm_eval, pytest.MonkeyPatch.context() as patch:
+        # Describing the machine takes lm-eval seconds: it runs pip.
+        patch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
