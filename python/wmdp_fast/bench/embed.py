@@ -57,33 +57,18 @@ def bench_embed(
     """
     with quiet_lm_eval(), tempfile.TemporaryDirectory() as folder:
         from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager, get_task_dict
 
         from wmdp_fast.integrations.lm_eval import FastHFLM
 
         configs = _made_up(Path(folder), limit)
         if tasks is not None:
             configs += task_configs(resolve(tasks, num_fewshot=num_fewshot).tasks, data)
-        loaded = get_task_dict(configs, TaskManager(include_defaults=False))
-        for task in loaded.values():
-            own = 0 if task.config.task in ("texts", "documents") else num_fewshot
-            task.set_config(key="num_fewshot", value=own)
-            task.build_all_requests(limit=limit, rank=0, world_size=1)
+        asked = _requests(configs, num_fewshot, limit)
         options: dict[str, Any] = {"dtype": dtype, "device": device, "batch_size": batch_size}
         backends = {"wmdp-fast": FastHFLM(model, **options), "hf": HFLM(model, **options)}
-        asked: dict[str, list[Any]] = {"texts": [], "documents": [], "tasks": []}
-        for name, task in loaded.items():
-            asked[name if name in asked else "tasks"] += task.instances
-        asked = {phase: requests for phase, requests in asked.items() if requests}
         seconds, difference, failures = _compared(backends, asked, dtype)
     counts = {phase: len(requests) for phase, requests in asked.items()}
-
-    def measured(name: str) -> Measurement:
-        rates = {f"{phase}: requests": counts[phase] / taken for phase, taken in seconds[name].items()}
-        total = {"total": sum(seconds[name].values())}
-        return Measurement(seconds[name] | total, counts, rates, notes={"largest_difference": difference})
-
-    fast, hf = measured("wmdp-fast"), measured("hf")
+    fast, hf = (_measurement(seconds[name], counts, difference) for name in ("wmdp-fast", "hf"))
     work: dict[str, Any] = {
         "benchmark": "embed",
         "model": model,
@@ -99,6 +84,26 @@ def bench_embed(
     }
     ratio = {phase: taken / fast.seconds[phase] for phase, taken in hf.seconds.items()}
     return BenchReport(work, fast, {"hf": hf}, {"hf": ratio}, failures)
+
+
+def _requests(configs: list[dict[str, Any]], num_fewshot: int, limit: int) -> dict[str, list[Any]]:
+    """lm-eval's requests of the two made-up tasks, and of all others together; none of these is empty."""
+    from lm_eval.tasks import TaskManager, get_task_dict
+
+    asked: dict[str, list[Any]] = {"texts": [], "documents": [], "tasks": []}
+    for name, task in get_task_dict(configs, TaskManager(include_defaults=False)).items():
+        is_made_up = name in asked
+        task.set_config(key="num_fewshot", value=0 if is_made_up else num_fewshot)
+        task.build_all_requests(limit=limit, rank=0, world_size=1)
+        asked[name if is_made_up else "tasks"] += task.instances
+    return {phase: requests for phase, requests in asked.items() if requests}
+
+
+def _measurement(seconds: dict[str, float], counts: dict[str, int], difference: dict[str, float]) -> Measurement:
+    """A backend's figures; `seconds` are by phase."""
+    rates = {f"{phase}: requests": counts[phase] / taken for phase, taken in seconds.items()}
+    total = {"total": sum(seconds.values())}
+    return Measurement(seconds | total, counts, rates, notes={"largest_difference": difference})
 
 
 def _compared(
