@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from wmdp_fast.unlearning.methods.finetune import FinetuneConfig
     from wmdp_fast.unlearning.methods.graddiff import GradDiffConfig
     from wmdp_fast.unlearning.methods.npo import NPOConfig
+    from wmdp_fast.unlearning.methods.npo_sam import NPOSAMConfig
     from wmdp_fast.unlearning.methods.simnpo import SimNPOConfig
     from wmdp_fast.unlearning.methods.ssd import SSDConfig
     from wmdp_fast.unlearning.result import UnlearnResult
@@ -86,6 +87,7 @@ _LAZY = {
     "Method": "wmdp_fast.unlearning.method",
     "MethodState": "wmdp_fast.unlearning.method",
     "NPOConfig": "wmdp_fast.unlearning.methods.npo",
+    "NPOSAMConfig": "wmdp_fast.unlearning.methods.npo_sam",
     "RMUConfig": "wmdp_fast.unlearning.rmu.config",
     "Range": "wmdp_fast.unlearning.sweep.search_space",
     "RenderedContinuation": "wmdp_fast.prompts.rendered",
@@ -138,6 +140,7 @@ __all__ = [
     "MethodState",
     "ModelError",
     "NPOConfig",
+    "NPOSAMConfig",
     "PaddedBatch",
     "PromptTemplate",
     "Prompts",

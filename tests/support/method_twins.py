@@ -29,9 +29,17 @@ SETTINGS: dict[str, Any] = {
 
 
 def assert_same_as_plain(
-    family: str, config: LanguageModelConfig, loss: Callable[..., Any], *, padded: bool = False
+    family: str, config: LanguageModelConfig, loss: Callable[..., Any], *, padded: bool = False, rho: float = 0.0
 ) -> None:
-    """Losses and weights after all steps are equal to 1e-5."""
+    """Losses and weights after all steps are equal to 1e-5.
+
+    Args:
+        family: Of the model.
+        config: The settings of this package's run.
+        loss: The plain one's.
+        padded: Whether padding counts.
+        rho: Of sharpness-aware minimization.
+    """
     ours = runs.unlearn(runs.model(family), config)
     record = train(
         runs.model(family),
@@ -46,6 +54,7 @@ def assert_same_as_plain(
         pad=runs.PAD,
         warmup_steps=warmup_steps(config.max_steps, config.warmup),
         padded_to=30 if padded else None,
+        rho=rho,
     )
     losses = [[row["forget_loss"], row["retain_loss"]] for row in ours.metrics]
     plain = [list(pair) for pair in zip(record.forget_losses, record.retain_losses, strict=True)]

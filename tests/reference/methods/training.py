@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import get_linear_schedule_with_warmup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -75,8 +76,12 @@ def train(
     pad: int,
     warmup_steps: int,
     padded_to: int | None = None,
+    rho: float = 0.0,
 ) -> Record:
-    """Minimizes the sum of the two terms that `loss` makes of model, original model, forget and retain rows."""
+    """Minimizes the sum of the two terms that `loss` makes of model, original model, forget and retain rows.
+
+    With a `rho`, the gradient of the first one is taken where weights are moved so far along it.
+    """
     reference = copy.deepcopy(model).requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained in name)
@@ -90,7 +95,12 @@ def train(
             for corpus in (forget, retain)
         ]
         terms = loss(model, reference, *rows)
-        sum(terms).backward()
+        if rho:
+            with moved_along_gradient(terms[0], parameters, rho):
+                loss(model, reference, *rows)[0].backward()
+            loss(model, reference, *rows)[1].backward()
+        else:
+            sum(terms).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         scheduler.step()
@@ -98,3 +108,17 @@ def train(
         record.forget_losses.append(float(terms[0].detach()))
         record.retain_losses.append(float(terms[1].detach()))
     return record
+
+
+@contextmanager
+def moved_along_gradient(loss: Tensor, parameters: Sequence[Tensor], rho: float) -> Iterator[None]:
+    """Inside, weights are moved along the gradient of a loss, as far as `rho` says."""
+    slopes = torch.autograd.grad(loss, parameters, materialize_grads=True)
+    norm = torch.cat([one.flatten() for one in slopes]).norm()
+    before = [one.detach().clone() for one in parameters]
+    with torch.no_grad():
+        for parameter, slope in zip(parameters, slopes, strict=True):
+            parameter += rho * slope / norm
+    yield
+    for parameter, weights in zip(parameters, before, strict=True):
+        parameter.data = weights

@@ -19,6 +19,8 @@ from wmdp_fast.unlearning.methods.finetune import FinetuneConfig
 from wmdp_fast.unlearning.methods.forget_retain import ForgetRetain
 from wmdp_fast.unlearning.methods.graddiff import GradDiffConfig
 from wmdp_fast.unlearning.methods.npo import NPOConfig
+from wmdp_fast.unlearning.methods.npo_sam import NPOSAMConfig
+from wmdp_fast.unlearning.methods.sharpness_aware import SharpnessAware
 from wmdp_fast.unlearning.methods.simnpo import SimNPOConfig
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ CONFIGS = (
     NPOConfig(**SETTINGS, save_every=3, reduction="batch_mean_padded"),
     SimNPOConfig(**SETTINGS, save_every=2, grad_accum=2),
     FinetuneConfig(**SETTINGS, save_every=3, gradient_checkpointing=True),
+    NPOSAMConfig(**SETTINGS, save_every=2, dtype="float32"),
 )
 
 
@@ -50,7 +53,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_and_resumed_it_ends_in_the_same_bytes(
     config: LanguageModelConfig, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = ForgetRetain.step
+    method = SharpnessAware if isinstance(config, NPOSAMConfig) else ForgetRetain
+    step = method.step
     # Whichever it is, the state is of a step before.
     killed = 3 + len(config.method_name) % 4
 
@@ -60,7 +64,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(
         return step(self, given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ForgetRetain, "step", interrupted)
+        patch.setattr(method, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             runs.unlearn(base, config, output=tmp_path / "out")
     resumed = runs.unlearn(base, config, output=tmp_path / "out", resume=True)

@@ -89,6 +89,15 @@ METHODS: Mapping[str, Listed] = MappingProxyType(
                 presets="wmdp_fast.unlearning.methods.simnpo",
             ),
             Listed(
+                name="npo_sam",
+                config="wmdp_fast.unlearning.methods.npo_sam:NPOSAMConfig",
+                about="as npo, at weights moved to where the forget loss is worse, against relearning; float32 weights",
+                cost=9,
+                changes="mlp.down_proj of all layers",
+                source="Fan et al. 2025, arXiv:2502.05374",
+                presets="wmdp_fast.unlearning.methods.npo_sam",
+            ),
+            Listed(
                 name="finetune",
                 config="wmdp_fast.unlearning.methods.finetune:FinetuneConfig",
                 about="trains on retain text alone: what any training does, to compare the others with",
