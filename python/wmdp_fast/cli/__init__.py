@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
 
     Returns:
-        The exit code: 0 done, 1 failed, 130 stopped with Ctrl-C, 143 with SIGTERM. Wrong usage leaves through
-        `SystemExit(2)`, as argparse has it.
+        The exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped with Ctrl-C, 143 with SIGTERM. What argparse finds
+        wrong leaves through `SystemExit(2)`, as it has it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     terminal.let_threads_sleep()

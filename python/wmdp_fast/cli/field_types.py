@@ -57,16 +57,18 @@ class FieldType:
 def field_types(config: type[Any]) -> dict[str, FieldType]:
     """How the fields of a configuration are read, by name and in their order.
 
+    One of a type that no text stands for is complained of when it is to be read.
+
     Raises:
-        TypeError: A field has a type that no text stands for; names it.
+        NameError: A type is not known where the configuration is defined, once the program runs.
     """
     hints = typing.get_type_hints(config)
     found = {}
     for one in dataclasses.fields(config):
         try:
-            found[one.name] = _type_of(hints[one.name])
+            found[one.name] = _type_of(hints[one.name], one.metadata.get("choices"))
         except TypeError as error:
-            raise TypeError(f"{config.__name__}.{one.name}: {error}") from None
+            found[one.name] = FieldType(one=_unreadable(str(error)), metavar="TEXT")
     return found
 
 
@@ -83,7 +85,7 @@ def field_help(config: type[Any]) -> dict[str, str]:
     return found
 
 
-def _type_of(hint: Any) -> FieldType:
+def _type_of(hint: Any, choices: tuple[str, ...] | None = None) -> FieldType:
     members = list(typing.get_args(hint)) if _is_union(hint) else [hint]
     optional = type(None) in members
     several = [one for one in members if typing.get_origin(one) is tuple]
@@ -92,8 +94,9 @@ def _type_of(hint: Any) -> FieldType:
     kinds = single or items
     if several and single and not set(items) <= set(single):
         raise TypeError(f"{hint} has several values of another type than one")
-    if len(kinds) == 1 and typing.get_origin(kinds[0]) is Literal:
-        choices = tuple(map(str, typing.get_args(kinds[0])))
+    if all(typing.get_origin(kind) is Literal for kind in kinds):
+        choices = tuple(str(value) for kind in kinds for value in typing.get_args(kind))
+    if choices is not None:
         return FieldType(
             one=_one_of(choices), metavar="{" + ",".join(choices) + "}", choices=choices, optional=optional
         )
@@ -131,6 +134,13 @@ def _own_reader(parse: Callable[[str], Any]) -> Callable[[str], Any]:
             return parse(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+def _unreadable(why: str) -> Callable[[str], Any]:
+    def read(_text: str) -> Any:
+        raise argparse.ArgumentTypeError(f"{why}; set it in Python, or in a subclass of your own")
 
     return read
 

@@ -127,11 +127,11 @@ def types_of(config: type[TrainingConfig]) -> dict[str, FieldType]:
     """`field_types`, whose complaint of a type is the fault of whoever wrote the method.
 
     Raises:
-        ValueError: A field has a type that no text stands for.
+        ValueError: The type of a field is not known.
     """
     try:
         return field_types(config)
-    except (TypeError, NameError) as error:
+    except NameError as error:
         raise ValueError(f"the settings of {config.__name__} cannot be read from text: {error}") from None
 
 

@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--html", type=Path, metavar="FILE", help="write plot and table as one HTML file too")
     output.add_argument("--json", action="store_true", help="print JSON instead of the table")
     output.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
-    parser.set_defaults(quiet=False, json=False, html=None, fail=parser.error)
+    parser.set_defaults(quiet=False, json=False, html=None)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -85,7 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
         over, fixed = _over(arguments)
         config = config_of(arguments, but=over, more=fixed)
     except ValueError as error:
-        arguments.fail(str(error))
+        # One line: the usage of all methods' options would bury it.
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if arguments.quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     if arguments.html is not None:

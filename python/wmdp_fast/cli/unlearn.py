@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--output", required=True, metavar="DIR", help="folder for the new checkpoint")
     output.add_argument("--resume", action="store_true", help="go on from where an interrupted run to DIR stopped")
-    parser.set_defaults(quiet=False, fail=parser.error)
+    parser.set_defaults(quiet=False)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -72,7 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         config = config_of(arguments)
     except ValueError as error:
-        arguments.fail(str(error))
+        # One line: the usage of all methods' options would bury it.
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if arguments.quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     given = vars(arguments)

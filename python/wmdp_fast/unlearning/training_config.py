@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from wmdp_fast.unlearning.method import Method, Setup
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+SAVE_DTYPES = (*DTYPES, "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ class TrainingConfig(ABC):
     grad_accum: int = 1
     grad_clip: float | None = None
     master_weights: bool = False
-    dtype: str = "auto"
-    save_dtype: str = "auto"
+    dtype: str = dataclasses.field(default="auto", metadata={"choices": DTYPES})
+    save_dtype: str = dataclasses.field(default="auto", metadata={"choices": SAVE_DTYPES})
     save_every: int = 50
     min_chars: int = 0
     raw_lines: bool | tuple[bool, ...] = False
@@ -135,7 +136,7 @@ class TrainingConfig(ABC):
         self._check_numbers()
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
-        if self.save_dtype not in (*DTYPES, "checkpoint"):
+        if self.save_dtype not in SAVE_DTYPES:
             raise ValueError(f"save_dtype must be checkpoint or one of {', '.join(DTYPES)}, not {self.save_dtype!r}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
