@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from wmdp_fast.unlearning.methods.graddiff import GradDiffConfig
     from wmdp_fast.unlearning.methods.npo import NPOConfig
     from wmdp_fast.unlearning.methods.npo_sam import NPOSAMConfig
+    from wmdp_fast.unlearning.methods.rr import RRConfig
     from wmdp_fast.unlearning.methods.simnpo import SimNPOConfig
     from wmdp_fast.unlearning.methods.ssd import SSDConfig
     from wmdp_fast.unlearning.result import UnlearnResult
@@ -89,6 +90,7 @@ _LAZY = {
     "NPOConfig": "wmdp_fast.unlearning.methods.npo",
     "NPOSAMConfig": "wmdp_fast.unlearning.methods.npo_sam",
     "RMUConfig": "wmdp_fast.unlearning.rmu.config",
+    "RRConfig": "wmdp_fast.unlearning.methods.rr",
     "Range": "wmdp_fast.unlearning.sweep.search_space",
     "RenderedContinuation": "wmdp_fast.prompts.rendered",
     "RenderedPrompt": "wmdp_fast.prompts.rendered",
@@ -147,6 +149,7 @@ __all__ = [
     "Question",
     "QuestionSet",
     "RMUConfig",
+    "RRConfig",
     "Range",
     "RenderedContinuation",
     "RenderedPrompt",

@@ -237,6 +237,8 @@ def _field(config: type[Any], name: str) -> dataclasses.Field[Any]:
 def _word(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ",".join(map(_word, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

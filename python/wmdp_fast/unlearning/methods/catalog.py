@@ -98,6 +98,15 @@ METHODS: Mapping[str, Listed] = MappingProxyType(
                 presets="wmdp_fast.unlearning.methods.npo_sam",
             ),
             Listed(
+                name="rr",
+                config="wmdp_fast.unlearning.methods.rr:RRConfig",
+                about="turns activations on forget text away from what they were, holds them on retain text",
+                cost=3.9,
+                changes="mlp of all layers up to the highest target",
+                source="Zou et al. 2024, arXiv:2406.04313",
+                presets="wmdp_fast.unlearning.methods.rr",
+            ),
+            Listed(
                 name="finetune",
                 config="wmdp_fast.unlearning.methods.finetune:FinetuneConfig",
                 about="trains on retain text alone: what any training does, to compare the others with",

@@ -28,7 +28,8 @@ class RMUConfig(TrainingConfig):
 
     Attributes:
         layer_id: The layer, counted from 0, whose output is steered.
-        update_layer_ids: Layers whose parameters are trained; None is `layer_id` and the two below it.
+        update_layer_ids: Layers whose parameters are trained; None is `layer_id` and the two below it, or of RR all up
+            to the highest target.
         parameters: Which of their parameters: a role (`mlp.down_proj`, `self_attn.o_proj`, `mlp`, ...) or a regular
             expression that is searched in names such as `mlp.up_proj.weight`.
         steering_coeff: c, per topic: a number, or `"auto"` or `"auto:FACTOR"` for so many times (5 times) the mean norm
