@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from wmdp_fast.unlearning.methods.npo import NPOConfig
     from wmdp_fast.unlearning.methods.npo_sam import NPOSAMConfig
     from wmdp_fast.unlearning.methods.rr import RRConfig
+    from wmdp_fast.unlearning.methods.scrub import SCRUBConfig
     from wmdp_fast.unlearning.methods.simnpo import SimNPOConfig
     from wmdp_fast.unlearning.methods.ssd import SSDConfig
     from wmdp_fast.unlearning.result import UnlearnResult
@@ -94,6 +95,7 @@ _LAZY = {
     "Range": "wmdp_fast.unlearning.sweep.search_space",
     "RenderedContinuation": "wmdp_fast.prompts.rendered",
     "RenderedPrompt": "wmdp_fast.prompts.rendered",
+    "SCRUBConfig": "wmdp_fast.unlearning.methods.scrub",
     "SSDConfig": "wmdp_fast.unlearning.methods.ssd",
     "SavedResults": "wmdp_fast.results.saved",
     "SearchAxis": "wmdp_fast.unlearning.training_config",
@@ -154,6 +156,7 @@ __all__ = [
     "RenderedContinuation",
     "RenderedPrompt",
     "Requests",
+    "SCRUBConfig",
     "SSDConfig",
     "SavedResults",
     "SearchAxis",

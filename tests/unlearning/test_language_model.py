@@ -112,9 +112,24 @@ def test_the_divergence_from_the_original_model(wanted: str) -> None:
     found = mine.kl(batch)
     assert float(expected.detach().mean()) > 1e-3
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    halved = [torch.cat(plain_logits(model)) / 2]
+    with mine.originals():
+        halved.append(torch.cat(plain_logits(model)) / 2)
+    after_halved, before_halved = (one.log_softmax(-1) for one in halved)
+    torch.testing.assert_close(
+        mine.kl(batch, temperature=2.0),
+        kl_div(after_halved, before_halved, reduction="none", log_target=True).sum(-1),
+        rtol=1e-3,
+        atol=1e-5,
+    )
     plain = torch.autograd.grad(expected.mean(), list(setup.trained.values()))
     for gradient, other in zip(mine.gradients(found.mean()).values(), plain, strict=True):
         torch.testing.assert_close(gradient, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))
+    # Both at once, at a temperature.
+    losses, divergences = mine.losses_and_kl(batch, temperature=2.0)
+    assert torch.equal(losses.nll, mine.losses(batch).nll)
+    assert torch.equal(divergences.nll, mine.kl(batch, temperature=2.0))
+    assert torch.equal(divergences.document, losses.document)
 
 
 def test_gradients_of_parts_add_up() -> None:

@@ -204,14 +204,23 @@ class LanguageModel:
         """
         with self.originals():
             original = self.hidden(batch)
-        hidden = self.hidden(batch)
-        return kl_divergences(
-            self._head.logits,
-            hidden,
-            lambda at: self._original_logits(original[at]),
-            temperature=temperature,
-            **self._options,
-        )
+        return self._divergences(self.hidden(batch), original, temperature)
+
+    def losses_and_kl(self, batch: Batch, *, temperature: float = 1.0) -> tuple[DocumentLosses, DocumentLosses]:
+        """What `losses` and `kl` are, the latter by document too, from one run of the model and one of the original.
+
+        Args:
+            batch: Documents.
+            temperature: What both logits are divided by for the divergence, and for that alone.
+        """
+        predicted = _predicted(batch)
+        with self.originals():
+            original = self._states(batch)[predicted.row, predicted.at]
+        hidden = self._states(batch)[predicted.row, predicted.at]
+        nll = cross_entropies(self._head.logits, hidden, predicted.targets, **self._options)
+        divergences = self._divergences(hidden, original, temperature)
+        nlls, kls = (DocumentLosses(one, predicted.document, len(batch.documents)) for one in (nll, divergences))
+        return nlls, kls
 
     def logits(self, hidden: Tensor) -> Tensor:
         """What the head makes of a few hidden states `[R, d]`: `[R, V]`. As few as memory allows: V is large."""
@@ -284,6 +293,15 @@ class LanguageModel:
             # By then the model is as it was found again.
             context_fn=lambda: (nullcontext(), self._running(batch, layer)),
             **kwargs,
+        )
+
+    def _divergences(self, hidden: Tensor, original: Tensor, temperature: float) -> Tensor:
+        return kl_divergences(
+            self._head.logits,
+            hidden,
+            lambda at: self._original_logits(original[at]),
+            temperature=temperature,
+            **self._options,
         )
 
     def _original_logits(self, hidden: Tensor) -> Tensor:

@@ -122,6 +122,14 @@ METHODS: Mapping[str, Listed] = MappingProxyType(
                 changes="mlp.down_proj of all layers",
                 source="Foster et al. 2023, arXiv:2308.07707",
             ),
+            Listed(
+                name="scrub",
+                config="wmdp_fast.unlearning.methods.scrub:SCRUBConfig",
+                about="in turns, away from the original's predictions on forget text and towards them on retain text",
+                cost=4,
+                changes="mlp.down_proj of all layers",
+                source="Kurmanji et al. 2023, arXiv:2302.09880",
+            ),
         )
     }
 )
