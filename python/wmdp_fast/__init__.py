@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from wmdp_fast.scoring.server import Server
     from wmdp_fast.unlearning.api import unlearn
     from wmdp_fast.unlearning.language_model import LanguageModel
+    from wmdp_fast.unlearning.lora import AdapterConfig, LoRA
     from wmdp_fast.unlearning.method import (
         CardText,
         Findings,
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
 
 # Public names whose modules are imported when they are first asked for, so that `import wmdp_fast` stays quick.
 _LAZY = {
+    "AdapterConfig": "wmdp_fast.unlearning.lora",
     "CardText": "wmdp_fast.unlearning.method",
     "Comparison": "wmdp_fast.analysis.comparison",
     "EvalCallback": "wmdp_fast.integrations.training",
@@ -86,6 +88,7 @@ _LAZY = {
     "GradDiffConfig": "wmdp_fast.unlearning.methods.graddiff",
     "GroupResult": "wmdp_fast.results.result",
     "LanguageModel": "wmdp_fast.unlearning.language_model",
+    "LoRA": "wmdp_fast.unlearning.lora",
     "Method": "wmdp_fast.unlearning.method",
     "MethodState": "wmdp_fast.unlearning.method",
     "NPOConfig": "wmdp_fast.unlearning.methods.npo",
@@ -126,6 +129,7 @@ _LAZY = {
 _THERE = {"layers": "profile_layers", "presets": "PRESETS"}
 
 __all__ = [
+    "AdapterConfig",
     "CardText",
     "Comparison",
     "DataUnavailableError",
@@ -140,6 +144,7 @@ __all__ = [
     "InternalError",
     "JournalError",
     "LanguageModel",
+    "LoRA",
     "Method",
     "MethodState",
     "ModelError",

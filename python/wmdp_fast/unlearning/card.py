@@ -31,11 +31,10 @@ def model_card(record: Mapping[str, Any], method: CardText) -> str:
     base = record["base"]["name"]
     base_id = record["base"]["id"]
     note = "" if base_id else " It was a folder whose configuration names no model on the hub."
-    also = f" and {method.delta}" if method.delta else ""
     lines = [
         "---",
         *([f"base_model: {base_id}"] if base_id else []),
-        "library_name: transformers",
+        f"library_name: {'peft' if settings.get('save_adapter') else 'transformers'}",
         f"tags: [unlearning, {record['method']}, wmdp-fast]",
         "---",
         "",
@@ -66,18 +65,30 @@ def model_card(record: Mapping[str, Any], method: CardText) -> str:
             for corpus in record["corpora"][kind]
         ),
         "",
-        f"`unlearn.json` has everything about the run; `delta.safetensors` has the changed tensors{also}"
-        " (`wmdp-fast apply-delta BASE delta.safetensors OUT` makes this checkpoint from it).",
+        f"`unlearn.json` has everything about the run; {_files(settings, method)}.",
         "",
         *_not_deleted(method),
-        "## Changed tensors",
+        "## Tensors of the adapter" if settings.get("save_adapter") else "## Changed tensors",
         "",
-        "All others are the base's.",
-        "",
+        *([] if settings.get("save_adapter") else ["All others are the base's.", ""]),
         *(f"- `{tensor}`" for tensor in record["changed"]),
         "",
     ]
     return "\n".join(lines)
+
+
+def _files(settings: Mapping[str, Any], method: CardText) -> str:
+    """What the weights beside the card are."""
+    if settings.get("save_adapter"):
+        return (
+            "`adapter_model.safetensors` and `adapter_config.json` are a LoRA adapter, which PEFT puts on the base"
+            " (`wmdp-fast eval BASE --peft THIS_FOLDER` measures both together)"
+        )
+    also = f" and {method.delta}" if method.delta else ""
+    return (
+        f"`delta.safetensors` has the changed tensors{also} (`wmdp-fast apply-delta BASE delta.safetensors OUT` makes"
+        " this checkpoint from it)"
+    )
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:

@@ -106,26 +106,11 @@ def write(
         card: What the model card says of the method.
         work: The run's working folder, which has the results of its evaluations.
     """
-    changed = result.tensors
     with checkpoint.new_folder(target) as folder:
-        if source.base is not None:
-            checkpoint.write_checkpoint(source.base, changed, folder)
-            before = source.base.digest(changed)
+        if result.config.save_adapter:
+            weights.write_adapter(folder, base_id(source) or source.name)
         else:
-            before, changed = weights.saved_from_memory(_save_from_memory(source, folder))
-            record["changed"] = sorted(changed)
-        repeated = ("method", "base", "settings", *result.findings.settings, "best_step")
-        tensor_file.write_tensors(
-            folder / checkpoint.DELTA,
-            changed,
-            {
-                "format": "pt",
-                "method": record["method"],
-                "base_tensors_sha256": before,
-                **result.findings.delta,
-                "wmdp_fast": strict_json.dumps({name: record[name] for name in repeated}),
-            },
-        )
+            _write_checkpoint(folder, result, record, source, weights)
         (folder / checkpoint.RECORD).write_text(strict_json.dumps(record, indent=2) + "\n", encoding="utf-8")
         (folder / checkpoint.CARD).write_text(model_card(record, card), encoding="utf-8")
         for one in result.evaluations:
@@ -133,6 +118,31 @@ def write(
                 shutil.copytree(work / one["results"], folder / one["results"])
         with (folder / checkpoint.METRICS).open("w", encoding="utf-8") as file:
             file.writelines(strict_json.dumps(row) + "\n" for row in result.metrics)
+
+
+def _write_checkpoint(
+    folder: Path, result: UnlearnResult, record: dict[str, Any], source: Source, weights: TrainedWeights
+) -> None:
+    """The whole checkpoint, and the delta from its base."""
+    changed = result.tensors
+    if source.base is not None:
+        checkpoint.write_checkpoint(source.base, changed, folder)
+        before = source.base.digest(changed)
+    else:
+        before, changed = weights.saved_from_memory(_save_from_memory(source, folder))
+        record["changed"] = sorted(changed)
+    repeated = ("method", "base", "settings", *result.findings.settings, "best_step")
+    tensor_file.write_tensors(
+        folder / checkpoint.DELTA,
+        changed,
+        {
+            "format": "pt",
+            "method": record["method"],
+            "base_tensors_sha256": before,
+            **result.findings.delta,
+            "wmdp_fast": strict_json.dumps({name: record[name] for name in repeated}),
+        },
+    )
 
 
 def _save_from_memory(source: Source, folder: Path) -> checkpoint.Checkpoint:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from transformers.pytorch_utils import Conv1D
 
 from wmdp_fast.exceptions import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from torch import nn
+    from collections.abc import Iterable, Mapping, Sequence
 
     from wmdp_fast.models.decoder import Decoder
+    from wmdp_fast.unlearning.lora import LoRA
     from wmdp_fast.unlearning.training_config import TrainingConfig
 
 # What stands for every parameter of the model.
@@ -79,20 +83,24 @@ def trained_parameters(
         num_layers: How many layers the whole model has.
 
     Raises:
-        ModelError: A layer has none of them, or some are quantized.
+        ImportError: PEFT is needed for LoRA and is not installed.
+        ModelError: A layer has none of them, some are quantized, or LoRA cannot be put on them.
         ValueError: A regular expression is none.
     """
+    if config.lora is not None:
+        return lora_targets(decoder, config.trained_layers(num_layers), config.lora)
     if config.parameters == ALL:
         return all_parameters(decoder, whole)
     return select_parameters(decoder.layers, decoder.prefix, config.trained_layers(num_layers), config.parameters)
 
 
-def told(picked: Sequence[TrainedParameter]) -> list[str]:
+def told(picked: Sequence[TrainedParameter], lora: LoRA | None = None) -> list[str]:
     """What is trained, as lines for the user; of many parameters only how many there are."""
+    what = "training" if lora is None else f"training LoRA factors ({lora}) beside"
     if len(picked) <= _MOST_TOLD:
-        return ["training:", *(f"  {one}" for one in picked)]
+        return [f"{what}:", *(f"  {one}" for one in picked)]
     megabytes = sum(one.parameter.numel() * one.parameter.element_size() for one in picked) / 1e6
-    return [f"training: {len(picked)} parameters, {megabytes:.1f} MB, from {picked[0].name} to {picked[-1].name}"]
+    return [f"{what}: {len(picked)} parameters, {megabytes:.1f} MB, from {picked[0].name} to {picked[-1].name}"]
 
 
 def all_parameters(decoder: Decoder, whole: nn.Module | None) -> list[TrainedParameter]:
@@ -153,6 +161,68 @@ def select_parameters(
         picked += found
     _refuse_quantized(picked)
     return picked
+
+
+def lora_targets(decoder: Decoder, layer_ids: Iterable[int], lora: LoRA) -> list[TrainedParameter]:
+    """The weights of linear layers that LoRA puts factors beside.
+
+    Args:
+        decoder: The model without its head, or its first layers.
+        layer_ids: Numbers of the layers to look in.
+        lora: The setting.
+
+    Raises:
+        ImportError: PEFT is not installed.
+        ModelError: A target fits no linear layer, a layer has none, or weights are quantized or no matrices.
+    """
+    if find_spec("peft") is None:
+        raise ImportError("LoRA needs the package peft: pip install 'wmdp-fast[peft]'")
+    patterns = {target: re.compile(_target(target)) for target in lora.targets}
+    unused = set(patterns)
+    picked = []
+    for index in layer_ids:
+        linears: dict[str, Any] = {
+            name: one for name, one in decoder.layers[index].named_modules() if isinstance(one, (nn.Linear, Conv1D))
+        }
+        fitting = {name: {key for key, one in patterns.items() if one.search(f".{name}.weight")} for name in linears}
+        unused -= set().union(*fitting.values())
+        found = [name for name in linears if fitting[name] or not patterns]
+        _refuse_fused(decoder.layers[index], index, linears, patterns)
+        if not found:
+            raise ModelError(
+                f"targets of lora ({lora}) fit no linear layer of layer {index}, which has"
+                f" {', '.join(linears) or 'none'}"
+            )
+        picked += [
+            TrainedParameter(f"{decoder.prefix}.{index}.{name}.weight", index, linears[name].weight) for name in found
+        ]
+    if unused:
+        raise ModelError(
+            f"the target {min(unused)} of lora fits no linear layer; layer {index} has {', '.join(linears)}"
+        )
+    _refuse_quantized(picked)
+    return picked
+
+
+def _target(target: str) -> str:
+    """The pattern of a target of LoRA, for a name with a dot before it."""
+    return rf"^\.(?:{ROLES[target]})$" if target in ROLES else rf"\.{re.escape(target)}\.weight$"
+
+
+def _refuse_fused(
+    layer: nn.Module, index: int, linears: Mapping[str, nn.Module], patterns: Mapping[str, re.Pattern[str]]
+) -> None:
+    """Raises ModelError if matrices that LoRA was asked for are not those of linear layers: experts in one tensor."""
+    for name, parameter in layer.named_parameters():
+        owner = name.rpartition(".")[0]
+        named = (f".{name}", f".{name}.weight")
+        wanted = not patterns or any(one.search(text) for one in patterns.values() for text in named)
+        is_matrices = parameter.dim() > 2 and not isinstance(layer.get_submodule(owner), _ConvNd)
+        if is_matrices and owner not in linears and wanted:
+            raise ModelError(
+                f"layer {index} has the matrices of its experts in one tensor ({name}), which LoRA is not for: name"
+                " linear layers as its targets (targets=self_attn), or train the weights themselves (parameters)"
+            )
 
 
 def _refuse_quantized(picked: Iterable[TrainedParameter]) -> None:

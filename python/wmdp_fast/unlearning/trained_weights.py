@@ -10,9 +10,11 @@ from torch import nn
 
 from wmdp_fast.checkpoints import checkpoint, tensor_file
 from wmdp_fast.checkpoints.saved_dtype import Saving, choose
+from wmdp_fast.exceptions import InternalError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -51,7 +53,7 @@ class TrainedWeights:
             self._stored = checkpoint.stored_dtypes(source.decoder.model, self.parameters, source.base)
         elif save_dtype not in ("auto", "checkpoint"):
             raise ValueError("save_dtype is for a model on disk: one in memory is saved in the type that it has there")
-        self.originals = self.copies()
+        self.originals = self._first_values()
 
     @property
     def model(self) -> nn.Module:
@@ -144,6 +146,13 @@ class TrainedWeights:
         before = checkpoint.stored_tensors(base, self.originals, saved)
         changed = checkpoint.stored_tensors(base, self.parameters, saved)
         return tensor_file.digest({name: tensor_file.as_bytes(tensor) for name, tensor in before.items()}), changed
+
+    def write_adapter(self, folder: Path, base: str) -> None:
+        """Writes what is trained as an adapter, if it is one."""
+        raise InternalError(f"{base} has no adapter to write to {folder}")
+
+    def _first_values(self) -> dict[str, Tensor]:
+        return self.copies()
 
     @torch.no_grad()
     def _round(self, saving: Saving) -> None:

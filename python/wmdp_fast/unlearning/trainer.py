@@ -34,7 +34,7 @@ from wmdp_fast.unlearning.state import State, load_state, save_state
 from wmdp_fast.unlearning.trained_weights import TrainedWeights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -44,8 +44,10 @@ if TYPE_CHECKING:
     from wmdp_fast.unlearning.activation_cache import TrunkCache
     from wmdp_fast.unlearning.method import Findings, Method
     from wmdp_fast.unlearning.optim import AdamW
+    from wmdp_fast.unlearning.parameters import TrainedParameter
     from wmdp_fast.unlearning.request import Request
     from wmdp_fast.unlearning.source import Corpora, Source
+    from wmdp_fast.unlearning.training_config import TrainingConfig
 
 
 # How names of tensors in a state begin that are not the method's.
@@ -67,6 +69,7 @@ class Run:
 
     Attributes:
         last_measures: What the last step measured, by the names of the metrics.
+        total_steps: Steps of the run; fewer than were asked for if the corpora end before.
     """
 
     def __init__(
@@ -89,17 +92,17 @@ class Run:
         for corpus in (*corpora.forget, *corpora.retain):
             refuse_unknown_in_corpus(decoder.model, source.tokenizer, corpus)
         self._picked = trained_parameters(config, decoder, source.whole, source.num_layers)
-        self._weights = TrainedWeights(self._picked, source, config.save_dtype)
+        self._weights = _weights(config, self._picked, source)
         self._largest_weight = 0.0
         self._saved_step = 0
-        for line in told(self._picked):
+        for line in told(self._picked, config.lora):
             request.note(line)
         if config.master_weights and self._weights.narrow:
             request.note(
                 f"the optimizer keeps weights and moments in float32: steps in {self._weights.narrow} alone would leave"
                 " most weights as they are"
             )
-        self._total = self._count_steps()
+        self.total_steps = self._count_steps()
         self._longest = longest_document(config, request.topics, corpora, decoder.model)
         self._batches = BatchReader(
             forget_corpora=corpora.forget,
@@ -111,7 +114,7 @@ class Run:
             pad_id=source.pad_id,
             device=self._weights.device,
         )
-        self._evaluations = EvaluationLoop(request, source, self._weights, clock, work, self._total)
+        self._evaluations = EvaluationLoop(request, source, self._weights, clock, work, self.total_steps)
         self._method: Method | None = None
 
     def result(self, *, resume: bool) -> UnlearnResult:
@@ -126,7 +129,7 @@ class Run:
                 originals=self._weights.originals,
                 as_original=self._weights.as_original,
                 batches=self._batches,
-                total_steps=self._total,
+                total_steps=self.total_steps,
                 cache=self._cache,
             )
             self._method = method = self._config.method(setup)
@@ -197,7 +200,7 @@ class Run:
         if evaluations.is_due(0) and not evaluations.evaluations:
             evaluations.evaluate(0, metrics)
         with self._bar(optimizer.steps) as bar:
-            while optimizer.steps < self._total and evaluations.stopped is None:
+            while optimizer.steps < self.total_steps and evaluations.stopped is None:
                 with self._clock("steps"):
                     row = self._step(method, optimizer)
                 self._measure_kl(row)
@@ -223,7 +226,7 @@ class Run:
         norm = gradient_norm(made.gradients, self._weights.device)
         if config.grad_clip is not None:
             clip_gradients(made.gradients, norm, config.grad_clip)
-        factor = learning_rate_factor(done, self._total, schedule=config.schedule, warmup=config.warmup)
+        factor = learning_rate_factor(done, self.total_steps, schedule=config.schedule, warmup=config.warmup)
         optimizer.learning_rate = config.learning_rate * factor
         optimizer.step(made.gradients)
         largest = divergence.largest_weight(self._weights.parameters.values())
@@ -334,7 +337,9 @@ class Run:
         return method.why_padded(padded, packed)
 
     def _bar(self, done: int) -> Bar:
-        return progress_bar(what="unlearning", unit="step", total=self._total, done=done, shown=self._request.progress)
+        return progress_bar(
+            what="unlearning", unit="step", total=self.total_steps, done=done, shown=self._request.progress
+        )
 
     def _identity(self, method: Method) -> dict[str, Any]:
         """What two runs must agree in for one to go on where the other stopped."""
@@ -347,7 +352,7 @@ class Run:
             "weights": self._weights.digest(),
             "forget corpora": [corpus.content_hash for corpus in self._corpora.forget],
             "retain corpora": [corpus.content_hash for corpus in self._corpora.retain],
-            "number of steps": self._total,
+            "number of steps": self.total_steps,
             "evaluations": [self._request.eval_tasks, self._request.eval_every],
             # A state of a run without texts, or with a method of this package, does not name them.
             **({"code of the method": code} if (code := [one["sha256"] for one in own_code(config, method)]) else {}),
@@ -380,3 +385,14 @@ class Run:
         tensors = {name: tensor for name, tensor in state.tensors.items() if not name.startswith(_OURS)}
         method.restore(MethodState(tensors=tensors, values=state.method))
         self._evaluations.restore(state)
+
+
+def _weights(config: TrainingConfig, picked: Sequence[TrainedParameter], source: Source) -> TrainedWeights:
+    """What is trained: the parameters themselves, or factors beside them."""
+    if config.lora is None:
+        return TrainedWeights(picked, source, config.save_dtype)
+    from wmdp_fast.unlearning.adapter import LoRAWeights
+
+    return LoRAWeights(
+        picked, source, config.save_dtype, config.lora, seed=config.seed, save_adapter=config.save_adapter
+    )

@@ -15,6 +15,7 @@ from wmdp_fast.unlearning.schedule import SCHEDULES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from wmdp_fast.unlearning.lora import LoRA
     from wmdp_fast.unlearning.method import Method, Setup
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -157,6 +158,16 @@ class TrainingConfig(ABC):
         return None
 
     @property
+    def lora(self) -> LoRA | None:
+        """The factors that are trained in place of `parameters`, if any."""
+        return None
+
+    @property
+    def save_adapter(self) -> bool:
+        """Whether factors are saved as an adapter."""
+        return False
+
+    @property
     def depends_on_total(self) -> bool:
         """Whether a step depends on how many are to come; then runs of different lengths share nothing."""
         return self.schedule != "constant" or self.warmup > 0
@@ -191,7 +202,12 @@ class TrainingConfig(ABC):
     def to_json(self) -> dict[str, Any]:
         """All settings, as JSON has them; the method's own first."""
         common = {one.name for one in dataclasses.fields(TrainingConfig)}
-        return dict(sorted(asdict(self).items(), key=lambda item: item[0] in common))
+        values = asdict(self)
+        if self.lora is not None:
+            values["lora"] = str(self.lora)
+            # It says what is trained.
+            del values["parameters"]
+        return dict(sorted(values.items(), key=lambda item: item[0] in common))
 
     def columns(self, count: int) -> dict[str, tuple[Any, ...]]:
         """Of each setting in `per_topic` its values for `count` topics.

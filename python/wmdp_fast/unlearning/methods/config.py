@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from wmdp_fast.prompts.documents import CorpusKind  # noqa: TC001 (hints are looked at as the program runs)
+from wmdp_fast.unlearning.lora import AdapterConfig
 from wmdp_fast.unlearning.reductions import Reduction
-from wmdp_fast.unlearning.training_config import TrainingConfig, check_number
+from wmdp_fast.unlearning.training_config import check_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageModelConfig(TrainingConfig):
+class LanguageModelConfig(AdapterConfig):
     """The settings of a method whose losses are on the logits of the whole model.
 
     Attributes:

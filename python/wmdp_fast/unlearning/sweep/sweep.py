@@ -375,15 +375,15 @@ class _Sweep:
             del left[wanted]
 
         def after_step(steps: int) -> None:
-            if steps in left:
-                measure(steps, steps)
+            # At the end also what the corpora are too short for.
+            for wanted in sorted(left):
+                if steps == min(wanted, run.total_steps):
+                    measure(wanted, steps)
 
         with self._restored(config):
             run = Run(request, self._source, self._corpora, clock, None, None, self._cache, after_step)
             try:
-                finished = run.result(resume=False)
-                for wanted in sorted(left):  # the corpora ended before
-                    measure(wanted, finished.steps)
+                run.result(resume=False)
             except DivergedError as error:
                 for wanted in sorted(left):
                     self._add(_failed(self._full(left[wanted]), error, params))
