@@ -314,13 +314,14 @@ def test_a_run_in_masked_mode_shows_the_loss_it_was_trained_on(tmp_path):
 
 
 def test_what_another_method_measures_is_drawn_by_how_its_names_end(tmp_path):
-    home = write_run(tmp_path / "run", [step(1, log_ratio=0.1), step(2, log_ratio=-3.0)])
-    names = ["forget_loss", "retain_loss", "log_ratio"]
+    home = write_run(tmp_path / "run", [step(1, log_ratio=0.1, forget_nll=2.0), step(2, log_ratio=-3.0)])
+    names = ["forget_loss", "retain_loss", "log_ratio", "forget_nll"]
     (home / "unlearn.json").write_text(json.dumps({**RECORD, "method": "npo", "metrics": names}), encoding="utf-8")
     plots = read_run(home).plots
     assert [(plot.title, [(curve.name, curve.look) for curve in plot.curves]) for plot in plots] == [
         ("Loss", [("forget", "forget"), ("retain", "retain")]),
         ("Ratio", [("log", None)]),
+        ("Cross-entropy", [("forget", "forget")]),
     ]
     assert plots[1].curves[0].values == [0.1, -3.0]
 

@@ -140,7 +140,12 @@ def test_record_and_card_say_what_was_done(base, tmp_path):
     result = run(base, tmp_path / "out")
     record = json.loads((tmp_path / "out" / "unlearn.json").read_text())
     assert record["settings"]["layer_id"] == 2
-    assert record["corpora"]["forget"][0] == {"name": "forget", "documents": 60, "content_hash": "hash of forget"}
+    assert record["corpora"]["forget"][0] == {
+        "name": "forget",
+        "kind": "documents",
+        "documents": 60,
+        "content_hash": "hash of forget",
+    }
     # Vectors as long as a model is wide are in the tensor file, so that the record stays readable.
     with safe_open(tmp_path / "out" / "delta.safetensors", framework="np") as file:
         control = np.frombuffer(base64.b64decode(file.metadata()["control_vectors"]), dtype="<f4")

@@ -35,6 +35,13 @@ _PLOTS = (
     ),
 )
 
+# What metrics of other methods measure, by how their names end: title and unit.
+_MEASURES = {
+    "loss": ("Loss", "loss"),
+    "nll": ("Cross-entropy", "nats per token"),
+    "kl": ("KL divergence", "nats per token"),
+}
+
 # What of the record is not shown: numbers by the thousand, and what the report says elsewhere.
 _LEFT_OUT = frozenset({"control_vectors", "evaluations"})
 _SECTIONS = {
@@ -145,7 +152,7 @@ def _figures(record: Mapping[str, Any]) -> list[tuple[str, str, dict[str, str]]]
     for key in map(str, record.get("metrics") or ()):
         of, _, kind = key.rpartition("_")
         figures.setdefault(kind, {})[key] = of.replace("_", " ") or kind
-    return [(f"{kind[:1].upper()}{kind[1:]}", kind, curves) for kind, curves in figures.items()]
+    return [(*_MEASURES.get(kind, (f"{kind[:1].upper()}{kind[1:]}", kind)), curves) for kind, curves in figures.items()]
 
 
 def _accuracies(file: Path, record: Mapping[str, Any], forget: set[str]) -> list[Plot]:

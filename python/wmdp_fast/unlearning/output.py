@@ -67,7 +67,7 @@ def run_record(
         "saved": result.saving.to_json(),
         "corpora": {
             kind: [
-                {"name": one.name, "documents": len(one), "content_hash": one.content_hash}
+                {"name": one.name, "kind": one.kind, "documents": len(one), "content_hash": one.content_hash}
                 for one in getattr(corpora, kind)
             ]
             for kind in ("forget", "retain")

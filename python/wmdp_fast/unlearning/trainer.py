@@ -97,6 +97,8 @@ class Run:
         self._saved_step = 0
         for line in told(self._picked, config.lora):
             request.note(line)
+        for name in dict.fromkeys(one.name for one in (*corpora.forget, *corpora.retain) if one.kind == "answers"):
+            request.note(f"{name}: prompts with responses, of which the responses count in the loss")
         if config.master_weights and self._weights.narrow:
             request.note(
                 f"the optimizer keeps weights and moments in float32: steps in {self._weights.narrow} alone would leave"

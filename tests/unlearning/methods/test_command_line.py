@@ -43,12 +43,15 @@ def command(folder, tmp_path):
     return made
 
 
-def test_the_loss_of_prompts_and_responses_is_that_of_the_responses(command, folder, tmp_path):
+def test_the_loss_of_prompts_and_responses_is_that_of_the_responses(command, folder, tmp_path, capsys):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    assert cli.main(command("unlearn", "--method", "graddiff", "--max-steps", "1", "--retain-weight", "0.5")) == 0
+    argv = command("unlearn", "--method", "graddiff", "--max-steps", "1", "--retain-weight", "0.5")
+    assert cli.main([word for word in argv if word != "--quiet"]) == 0
+    assert "forget.jsonl: prompts with responses, of which the responses count in the loss" in capsys.readouterr().err
     record = json.loads((tmp_path / "out" / "unlearn.json").read_text())
     assert (record["method"], record["settings"]["retain_weight"], record["code"]) == ("graddiff", 0.5, [])
+    assert [record["corpora"][name][0]["kind"] for name in ("forget", "retain")] == ["answers", "documents"]
     row = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])
     model, tokenizer = (auto.from_pretrained(folder / "base") for auto in (AutoModelForCausalLM, AutoTokenizer))
     losses = []
