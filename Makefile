@@ -43,14 +43,19 @@ bench: setup ## time scoring and unlearning beside lm-eval and the plain algorit
 	$(BIN)/wmdp-fast bench eval --shape smollm2-135m --workload mmlu-5shot --limit 2 --against lm-eval
 	$(BIN)/wmdp-fast bench unlearn --shape smollm2-135m --dtype float32 --against plain,truncated
 
-.PHONY: lint
-lint: setup $(FRESH_STUB) ## check formatting, types, lints and the stub
+# Side by side with `make -j2 lint`.
+.PHONY: lint lint-python lint-rust
+lint: lint-python lint-rust ## check formatting, types, lints and the stub
+
+lint-python: setup $(FRESH_STUB)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	diff --unified $(STUB) $(FRESH_STUB) || { echo "$(STUB) is out of date: make stubs" >&2; exit 1; }
 	if grep --line-number Incomplete $(STUB); then echo "types missing in $(STUB): see CONTRIBUTING.md" >&2; exit 1; fi
-	$(BIN)/python -m mypy.stubtest wmdp_fast._rust
+	$(BIN)/python -m mypy.stubtest --mypy-config-file rust/bindings/stubtest.ini wmdp_fast._rust
+
+lint-rust: setup $(FRESH_STUB)
 	cargo fmt --all --check
 	$(CLIPPY_ENV) cargo clippy --workspace --all-targets --release -- --deny warnings
 	$(CLIPPY_ENV) RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --release
