@@ -12,7 +12,7 @@ from torch.nn.functional import kl_div
 from tests.support import tokenizers_zoo
 from tests.support import unlearning_runs as runs
 from wmdp_fast import cli
-from wmdp_fast.exceptions import ModelError
+from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.report.runs import read_run
 from wmdp_fast.unlearning.methods.graddiff import GradDiffConfig
 from wmdp_fast.unlearning.rmu.config import RMUConfig
@@ -125,7 +125,8 @@ def test_a_run_that_leaves_the_budget_at_once_changes_nothing(base, tmp_path):
     rows = [{"question": f"What is {i}?", "choices": ["a wren", "an owl"], "answer": i % 2} for i in range(8)]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = {"eval_tasks": str(questions), "eval_options": {"template": "mmlu"}}
-    result = unlearned(base, CONFIGS["rmu"], max_kl=1e-9, kl_every=1, **asked)
+    with pytest.warns(WmdpFastWarning, match=r"Lower the learning rate, or measure more often \(--kl-every\)"):
+        result = unlearned(base, CONFIGS["rmu"], max_kl=1e-9, kl_every=1, **asked)
     assert (result.steps, result.best_step, result.budget["kl"]) == (1, 0, 0.0)
     assert [one["step"] for one in result.evaluations] == [0]
     original = runs.model("llama").state_dict()

@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -256,6 +257,8 @@ class Run:
         self._evaluations.evaluate_best(best_step)
         saving = self._weights.round()
         findings = self.findings(best_step)
+        if best_step == 0 < steps:
+            findings = replace(findings, verdict=_went_back(self._evaluations.budget is not None))
         with self._clock("write"):
             result = UnlearnResult(
                 config=self._config,
@@ -397,4 +400,13 @@ def _weights(config: TrainingConfig, picked: Sequence[TrainedParameter], source:
 
     return LoRAWeights(
         picked, source, config.save_dtype, config.lora, seed=config.seed, save_adapter=config.save_adapter
+    )
+
+
+def _went_back(budget: bool) -> str:
+    """What is wrong with a run whose weights are the original ones again, whatever its steps would have done."""
+    every = "--kl-every" if budget else "--eval-every"
+    return (
+        "no step was within the limits that are set, so the weights are the original model's: nothing was unlearned."
+        f" Lower the learning rate, or measure more often ({every})"
     )
