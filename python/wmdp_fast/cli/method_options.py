@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.cli.field_types import FieldType, field_help, field_types
 from wmdp_fast.cli.options import finite_number
-from wmdp_fast.unlearning.methods.catalog import DEFAULT, METHODS, config_class, preset_of
+from wmdp_fast.unlearning.methods.catalog import DEFAULT, METHODS, config_class, preset_of, spelled
 from wmdp_fast.unlearning.methods.own_file import FORM
 from wmdp_fast.unlearning.training_config import TrainingConfig
 
@@ -167,6 +167,7 @@ def _add_corpora(group: argparse._ArgumentGroup) -> None:
 def _add_choice(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--method",
+        type=spelled,
         default=DEFAULT,
         metavar="NAME",
         help=f"{', '.join(METHODS)}, or {FORM} for one of your own (default {DEFAULT}; `wmdp-fast methods` lists them)",

@@ -8,7 +8,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.unlearning.methods.as_options import as_options, value_text
-from wmdp_fast.unlearning.methods.catalog import DEFAULT, METHODS, config_class, preset_of, presets_of
+from wmdp_fast.unlearning.methods.catalog import DEFAULT, METHODS, config_class, preset_of, presets_of, spelled
 
 if TYPE_CHECKING:
     import argparse
@@ -25,7 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `wmdp-fast presets`."""
     parser.add_argument("name", nargs="?", metavar="NAME", help="show this one")
     parser.add_argument(
-        "--method", choices=METHODS, default=DEFAULT, help=f"whose settings (default {DEFAULT})", metavar="METHOD"
+        "--method",
+        type=spelled,
+        choices=METHODS,
+        default=DEFAULT,
+        help=f"whose settings (default {DEFAULT})",
+        metavar="METHOD",
     )
     parser.add_argument("--json", action="store_true", help="print JSON: all of them by name, or the one asked for")
 

@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+import wmdp_fast as wf
 from tests.support import tokenizers_zoo
 from tests.support import unlearning_runs as runs
 from wmdp_fast import cli
+from wmdp_fast.report.runs import read_run
+from wmdp_fast.unlearning.methods.catalog import METHODS, config_class
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,33 @@ def test_a_sweep_over_the_axes_of_a_method(command, folder, tmp_path, capsys):
         points = [run["settings"] for run in json.loads(capsys.readouterr().out)["runs"]]
         assert len(points) == 2
         assert all(0.01 <= one["beta"] <= 1 and 0.5 <= one["retain_weight"] <= 2 for one in points)
+
+
+# What a model of four layers needs of methods whose defaults are for larger ones.
+SMALLER = {"rmu": ["--layer-id", "2"], "rr": ["--target-layers", "1,2"]}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_run_within_a_budget_and_shown(name, command, folder, tmp_path, capsys):
+    retain = ["--forget", str(folder / "retain.jsonl"), "--retain", str(folder / "retain.jsonl")]
+    given = [*command("unlearn", "--method", name.replace("_", "-")), "--max-kl", "5"]
+    given[2:6] = retain
+    if config_class(name).one_shot:
+        given = [word for word in given if word not in ("--learning-rate", "1e-3")]
+    else:
+        given += ["--max-steps", "2"]
+    assert cli.main([*given, *SMALLER.get(name, [])]) == 0
+    record = json.loads((tmp_path / "out" / "unlearn.json").read_text())
+    assert record["method"] == name
+    assert record["budget"]["measured"][-1]["step"] == record["steps"]
+    assert 0 <= record["budget"]["kl"] <= 5
+    assert config_class(name).__name__ in wf.__all__
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert set(record["metrics"]) <= rows[-1].keys()
+    assert read_run(tmp_path / "out").plots
+    capsys.readouterr()
+    assert cli.main(["show", str(tmp_path / "out")]) == 0
+    assert f"after {record['best_step']} steps of {name}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,12 @@ METHODS: Mapping[str, Listed] = MappingProxyType(
 )
 
 
+def spelled(method: str) -> str:
+    """A name as it is in `METHODS`, where it was written with dashes; anything else as it is."""
+    name = method.replace("-", "_")
+    return name if name in METHODS else method
+
+
 def config_class(method: str) -> type[TrainingConfig]:
     """The configuration of a method.
 
