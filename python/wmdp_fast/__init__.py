@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     )
     from wmdp_fast.unlearning.methods.finetune import FinetuneConfig
     from wmdp_fast.unlearning.methods.graddiff import GradDiffConfig
+    from wmdp_fast.unlearning.methods.llmu import LLMUConfig
     from wmdp_fast.unlearning.methods.npo import NPOConfig
     from wmdp_fast.unlearning.methods.npo_sam import NPOSAMConfig
     from wmdp_fast.unlearning.methods.rr import RRConfig
@@ -87,6 +88,7 @@ _LAZY = {
     "FinetuneConfig": "wmdp_fast.unlearning.methods.finetune",
     "GradDiffConfig": "wmdp_fast.unlearning.methods.graddiff",
     "GroupResult": "wmdp_fast.results.result",
+    "LLMUConfig": "wmdp_fast.unlearning.methods.llmu",
     "LanguageModel": "wmdp_fast.unlearning.language_model",
     "LoRA": "wmdp_fast.unlearning.lora",
     "Method": "wmdp_fast.unlearning.method",
@@ -143,6 +145,7 @@ __all__ = [
     "GroupResult",
     "InternalError",
     "JournalError",
+    "LLMUConfig",
     "LanguageModel",
     "LoRA",
     "Method",

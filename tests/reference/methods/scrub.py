@@ -1,4 +1,4 @@
-"""SCRUB (Kurmanji et al. 2023, section 3.2) for a language model: min and max steps in turns, then min alone."""
+"""SCRUB (Kurmanji et al. 2023) for a language model: min and max steps in turns, then min alone."""
 
 from __future__ import annotations
 

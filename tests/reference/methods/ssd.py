@@ -1,4 +1,4 @@
-"""SSD from the paper's formulas (Foster et al. 2023, arXiv:2308.07707, equations 3 to 5), one document at a time."""
+"""SSD from the paper's formulas (Foster et al. 2023, arXiv:2308.07707), one document at a time."""
 
 from __future__ import annotations
 

@@ -130,6 +130,14 @@ METHODS: Mapping[str, Listed] = MappingProxyType(
                 changes="mlp.down_proj of all layers",
                 source="Kurmanji et al. 2023, arXiv:2302.09880",
             ),
+            Listed(
+                name="llmu",
+                config="wmdp_fast.unlearning.methods.llmu:LLMUConfig",
+                about="raises the loss on answers without a bound, trains unrelated ones in their place",
+                cost=10,
+                changes="mlp.down_proj of all layers",
+                source="Yao et al. 2023, arXiv:2310.10683",
+            ),
         )
     }
 )
