@@ -47,9 +47,10 @@ if TYPE_CHECKING:
     from wmdp_fast.results.result import EvalResult, GroupResult, TaskResult
     from wmdp_fast.results.saved import SavedResults, read_results
     from wmdp_fast.scoring.server import Server
+    from wmdp_fast.unlearning.adapter_config import AdapterConfig
     from wmdp_fast.unlearning.api import unlearn
     from wmdp_fast.unlearning.language_model import LanguageModel
-    from wmdp_fast.unlearning.lora import AdapterConfig, LoRA
+    from wmdp_fast.unlearning.lora import LoRA
     from wmdp_fast.unlearning.method import (
         CardText,
         Findings,
@@ -79,7 +80,7 @@ if TYPE_CHECKING:
 
 # Public names whose modules are imported when they are first asked for, so that `import wmdp_fast` stays quick.
 _LAZY = {
-    "AdapterConfig": "wmdp_fast.unlearning.lora",
+    "AdapterConfig": "wmdp_fast.unlearning.adapter_config",
     "CardText": "wmdp_fast.unlearning.method",
     "Comparison": "wmdp_fast.analysis.comparison",
     "EvalCallback": "wmdp_fast.integrations.training",

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import peft
@@ -15,15 +16,20 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import wmdp_fast as wf
+from tests.reference.methods import training
+from tests.reference.methods.npo import by_mean as plain_npo
+from tests.reference.methods.rr import Rerouting as PlainRerouting
 from tests.support import tiny_models, tokenizers_zoo
 from tests.support import unlearning_runs as runs
 from tests.support.ascent import Ascent, AscentConfig
 from wmdp_fast.checkpoints.checkpoint import apply_delta
 from wmdp_fast.exceptions import DivergedError, ModelError
 from wmdp_fast.models.decoder import decoder_of
-from wmdp_fast.unlearning.lora import AdapterConfig, LoRA
+from wmdp_fast.unlearning.adapter_config import AdapterConfig
+from wmdp_fast.unlearning.lora import LoRA
 from wmdp_fast.unlearning.method import Findings
 from wmdp_fast.unlearning.methods.npo import NPOConfig
+from wmdp_fast.unlearning.methods.rr import RRConfig
 from wmdp_fast.unlearning.optim import AdamW
 from wmdp_fast.unlearning.parameters import lora_targets
 
@@ -53,6 +59,7 @@ class Comparing(Ascent):
         return Findings(record={"ceiling": self.ceiling, "now": now, "before": before})
 
 
+MLP = ("gate_proj", "up_proj", "down_proj")
 LORA = LoRA(r=4, targets=("q_proj", "mlp"))
 CONFIG = Config(lora=LORA, learning_rate=1e-2, batch_size=2, max_steps=3, max_length=20, save_every=1)
 
@@ -173,6 +180,53 @@ def test_steps_are_those_of_a_plain_loop_with_peft() -> None:
     merged = theirs.merge_and_unload()
     for name, tensor in ours.state_dict().items():
         assert float((tensor - merged.state_dict()[name]).abs().mean()) < 1e-4, name
+
+
+RR = RRConfig(target_layers=(1, 2), lora=LoRA(r=4, targets=("mlp",)), learning_rate=3e-4, schedule="linear")
+NPO = NPOConfig(beta=0.5, lora=LoRA(r=4), learning_rate=3e-4, warmup=0.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "loss", "targets"),
+    [
+        (RR, PlainRerouting((1, 2), 10.0, steps=5, seed=42), [f"layers.{i}.mlp.{p}" for i in range(3) for p in MLP]),
+        (NPO, partial(plain_npo, beta=0.5), [*MLP, "q_proj", "k_proj", "v_proj", "o_proj"]),
+    ],
+)
+def test_methods_train_it_as_an_ordinary_trainer_does(config: Any, loss: Any, targets: list[str]) -> None:
+    config = dataclasses.replace(
+        config, save_adapter=True, batch_size=2, max_steps=5, max_length=30, retain_max_length=30
+    )
+    result = runs.unlearn(runs.model("llama"), config)
+    model = peft.inject_adapter_in_model(
+        peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets), runs.model("llama")
+    )
+    factors = {name: one for name, one in model.named_parameters() if ".lora_" in name}
+    generator = torch.Generator().manual_seed(config.seed)
+    for name, one in factors.items():
+        if "lora_A" in name:
+            bound = one.shape[1] ** -0.5
+            one.data = torch.empty(one.shape).uniform_(-bound, bound, generator=generator)
+    plain = training.train(
+        model,
+        runs.documents(1),
+        runs.documents(2),
+        loss,
+        trained=".lora_",
+        learning_rate=config.learning_rate,
+        steps=5,
+        batch_size=2,
+        max_length=30,
+        pad=runs.PAD,
+        warmup_steps=0,
+    )
+    for name, losses in (("forget_loss", plain.forget_losses), ("retain_loss", plain.retain_losses)):
+        found = torch.tensor([row[name] for row in result.metrics])
+        torch.testing.assert_close(found, torch.tensor(losses), rtol=1e-5, atol=1e-5)
+    assert len(result.tensors) == len(factors)
+    for name, one in factors.items():
+        found = result.tensors[f"base_model.model.{name.replace('.default', '')}"]
+        torch.testing.assert_close(found, one.detach(), rtol=0, atol=1e-5)
 
 
 def test_it_begins_as_the_base_exactly_and_knows_it_to_the_end(folders: dict[torch.dtype, Path]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.prompts.documents import CorpusKind  # noqa: TC001 (hints are looked at as the program runs)
+from wmdp_fast.unlearning.checks import check_number as check_number
+from wmdp_fast.unlearning.checks import check_whole as check_whole
 from wmdp_fast.unlearning.schedule import SCHEDULES
 
 if TYPE_CHECKING:
@@ -261,16 +262,3 @@ class TrainingConfig(ABC):
 def each(value: Any) -> tuple[Any, ...]:
     """The values of a setting that may be per topic."""
     return value if isinstance(value, tuple) else (value,)
-
-
-def check_whole(name: str, value: object, *, least: int) -> None:
-    """Raises ValueError if a setting is no whole number of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
-
-
-def check_number(name: str, value: object, *, zero_allowed: bool = False) -> None:
-    """Raises ValueError if a setting is no finite number above 0, or of at least 0."""
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or value < 0 or (value == 0 and not zero_allowed):  # type: ignore[operator]
-        raise ValueError(f"{name} must be a number {'of at least' if zero_allowed else 'above'} 0, not {value!r}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from wmdp_fast.prompts.documents import CorpusKind  # noqa: TC001 (hints are looked at as the program runs)
-from wmdp_fast.unlearning.lora import AdapterConfig
+from wmdp_fast.unlearning.adapter_config import AdapterConfig
 from wmdp_fast.unlearning.reductions import Reduction
 from wmdp_fast.unlearning.training_config import check_number
 

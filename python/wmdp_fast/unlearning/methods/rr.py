@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from wmdp_fast.unlearning.adapter_config import AdapterConfig
 from wmdp_fast.unlearning.preset import Preset
 from wmdp_fast.unlearning.training_config import SearchAxis, TrainingConfig, check_number, check_whole
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RRConfig(TrainingConfig):
+class RRConfig(AdapterConfig):
     """The settings of RR: `c_s * mean relu(cos(h, h0)) + c_r * mean ||h' - h0'||`.
 
     h are the outputs of the target layers on forget documents, h' those of all layers up to the highest of them on
@@ -106,6 +107,7 @@ PRESETS = {
             "llama-3-8b",
             "meta-llama/Meta-Llama-3-8B-Instruct",
             {
+                "lora": "r=16,alpha=16,dropout=0.05",
                 "target_layers": (9, 19),
                 "rerouting_coeff": 10.0,
                 "learning_rate": 1e-4,
