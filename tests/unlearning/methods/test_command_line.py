@@ -125,8 +125,8 @@ def test_every_method_is_run_within_a_budget_and_shown(name, command, folder, tm
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--method", "npo", "--alpha", "3"], "--alpha is a setting of rmu, and the method is npo, which has --reduct"),
-        (["--beta", "3"], "--beta is a setting of npo and simnpo, and the method is rmu, which has --layer-id, "),
+        (["--method", "npo", "--alpha", "3"], "--alpha is a setting of rmu, and the method is npo, which has --lora, "),
+        (["--beta", "3"], "--beta is a setting of npo and simnpo and npo_sam, and the method is rmu, which has "),
         (["--method", "simnpo", "--reduction", "sum"], "reduction of simnpo must be one of sequence_mean, batch_mean"),
         (["--method", "npo", "--preset", "yi-34b"], "there is no preset yi-34b; there are zephyr-7b"),
     ],
