@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +63,17 @@ def _with_dashes(argument: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose commands say themselves that they do not know an option, and what it is called here."""
+    """A parser whose commands say themselves that they do not know an option, and what it is called here.
+
+    What is wrong is not buried under all that could be right: above it stands only what must be given.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        """Leaves with a message, below a line of usage without the options that may stay away."""
+        formatter = self._get_formatter()
+        formatter.add_usage(None, [one for one in self._actions if one.required], [])
+        usage = formatter.format_help().replace(self.prog, f"{self.prog} [OPTIONS]", 1)
+        self.exit(2, f"{usage}{self.prog}: error: {message}\n")
 
     def parse_known_args(  # type: ignore[override]  # The base's overloads say the same of any namespace.
         self, args: Sequence[str] | None = None, namespace: Any = None
