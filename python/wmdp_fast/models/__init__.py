@@ -1,4 +1,4 @@
-"""Language models: loading them, and scoring continuations with them.
+"""Language models: loading them, running parts of them, and making them faster for the time of a run.
 
 Importing this package loads nothing; its modules import torch and transformers.
 """
