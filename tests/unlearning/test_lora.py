@@ -468,6 +468,16 @@ def test_methods_over_logits_train_it_on_packed_documents(family: str) -> None:
         assert result.findings.record["effects"][0][name] == still.findings.record["effects"][0][name]
 
 
+def test_layers_that_are_run_again_drop_out_the_same() -> None:
+    config = dataclasses.replace(NPO, lora=LoRA(r=4, dropout=0.3), batch_size=2, max_steps=3, save_adapter=True)
+    results = [
+        runs.unlearn(runs.model("llama"), dataclasses.replace(config, gradient_checkpointing=again))
+        for again in (False, True)
+    ]
+    for name, tensor in results[0].tensors.items():
+        assert torch.equal(results[1].tensors[name], tensor)
+
+
 # What it is not for
 
 

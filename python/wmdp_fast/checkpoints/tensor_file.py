@@ -268,6 +268,16 @@ def digest(tensors: Mapping[str, bytes | memoryview]) -> str:
     return sha.hexdigest()
 
 
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """`digest` of tensors, which are copied from a device one at a time."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        content = as_bytes(tensors[name])
+        sha.update(f"{name}\0{len(content)}\0".encode())
+        sha.update(content)
+    return sha.hexdigest()
+
+
 def _content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """SHA-256 over all that a file says: its metadata, and of each tensor the name, type, shape and bytes."""
     parts: dict[str, bytes | memoryview] = {"__metadata__": json.dumps(dict(metadata), sort_keys=True).encode()}

@@ -142,8 +142,7 @@ class LoRAWeights(TrainedWeights):
 
     def digest(self) -> str:
         """SHA-256 of the matrices and of the factors' first values."""
-        tensors = {**self._untouched, **self.originals}
-        return tensor_file.digest({name: tensor_file.as_bytes(tensor) for name, tensor in tensors.items()})
+        return tensor_file.digest_of({**self._untouched, **self.originals})
 
     def saving(self) -> Saving:
         """In what type the matrices would be saved now, and what rounding the merged ones to it loses."""
@@ -192,7 +191,7 @@ class LoRAWeights(TrainedWeights):
         base = self._source.decoder.model
         before = checkpoint.stored_tensors(base, self._untouched, saved)
         changed = checkpoint.stored_tensors(base, self._matrices, saved)
-        return tensor_file.digest({name: tensor_file.as_bytes(tensor) for name, tensor in before.items()}), changed
+        return tensor_file.digest_of(before), changed
 
     def write_adapter(self, folder: Path, base: str) -> None:
         """Writes the factors as PEFT does.
@@ -202,7 +201,7 @@ class LoRAWeights(TrainedWeights):
             base: What the configuration calls the model: its name on the hub, or its folder.
         """
         described = self._peft_config(**self._targets).to_dict()
-        described |= {"base_model_name_or_path": base, "inference_mode": True}
+        described |= {"base_model_name_or_path": base, "revision": self._source.commit, "inference_mode": True}
         plain = {name: sorted(one) if isinstance(one, (set, frozenset)) else one for name, one in described.items()}
         text = json.dumps(plain, indent=2, sort_keys=True)
         (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")

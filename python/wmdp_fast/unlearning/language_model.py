@@ -289,7 +289,8 @@ class LanguageModel:
             forward,
             *args,
             use_reentrant=False,
-            preserve_rng_state=False,
+            # Factors that drop out some of their inputs must drop out the same.
+            preserve_rng_state=any(one.training for one in layer.modules()),
             # By then the model is as it was found again.
             context_fn=lambda: (nullcontext(), self._running(batch, layer)),
             **kwargs,

@@ -105,7 +105,7 @@ class TrainedWeights:
 
     def digest(self) -> str:
         """SHA-256 of the model's weights as they were in the beginning, as far as a run changes them."""
-        return tensor_file.digest({name: tensor_file.as_bytes(tensor) for name, tensor in self.originals.items()})
+        return tensor_file.digest_of(self.originals)
 
     def saving(self) -> Saving:
         """In what type the weights would be saved now, and what that loses."""
@@ -145,7 +145,7 @@ class TrainedWeights:
         base = self._source.decoder.model
         before = checkpoint.stored_tensors(base, self.originals, saved)
         changed = checkpoint.stored_tensors(base, self.parameters, saved)
-        return tensor_file.digest({name: tensor_file.as_bytes(tensor) for name, tensor in before.items()}), changed
+        return tensor_file.digest_of(before), changed
 
     def write_adapter(self, folder: Path, base: str) -> None:
         """Writes what is trained as an adapter, if it is one."""
