@@ -12,6 +12,7 @@ from torch.nn.functional import kl_div
 from tests.support import tokenizers_zoo
 from tests.support import unlearning_runs as runs
 from wmdp_fast import cli
+from wmdp_fast.checkpoints import checkpoint
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.report.runs import read_run
 from wmdp_fast.unlearning.methods.graddiff import GradDiffConfig
@@ -118,6 +119,20 @@ def test_a_killed_run_goes_on_to_the_same_bits(base, tmp_path, monkeypatch):
     assert resumed.budget == straight.budget
     assert [one["step"] for one in resumed.budget["measured"]] == [3, 6, 8]
     assert all(torch.equal(resumed.tensors[name], tensor) for name, tensor in straight.tensors.items())
+    # One that had left the budget and then could not write takes no further step.
+    options["max_kl"] = (straight.budget["measured"][0]["kl"] + straight.budget["measured"][1]["kl"]) / 2
+
+    def full(*_args):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_checkpoint", full)
+        with pytest.raises(OSError, match="no space"):
+            unlearned(base, config, output=tmp_path / "left", **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(RMU, "step", killed)
+        left = unlearned(base, config, output=tmp_path / "left", resume=True, **options)
+    assert (left.steps, left.best_step, left.budget["kl"]) == (6, 3, straight.budget["measured"][0]["kl"])
 
 
 def test_a_run_that_leaves_the_budget_at_once_changes_nothing(base, tmp_path):
