@@ -13,7 +13,7 @@ import time
 import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -74,6 +74,22 @@ class Job:
         return self.steps + 1
 
 
+class ModelJob(Protocol):
+    """What a job says of its model."""
+
+    @property
+    def model(self) -> str | None:
+        """A folder, or None for a shape."""
+
+    @property
+    def shape(self) -> str | None:
+        """One of `shapes.SHAPES`, or None."""
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights."""
+
+
 @dataclass
 class Outcome:
     """What a worker measured.
@@ -106,7 +122,7 @@ def main(folder: Path) -> None:
     job = Job(**json.loads((folder / "job.json").read_text(encoding="utf-8")))
     import torch
 
-    before = _resident_gb()
+    before = resident_gb()
     # So that the time of importing them is no worker's.
     from transformers import AutoModel, AutoModelForCausalLM  # noqa: F401
 
@@ -114,7 +130,7 @@ def main(folder: Path) -> None:
     from wmdp_fast.unlearning.api import unlearn  # noqa: F401
 
     device = parse_device(job.device)
-    outcome = Outcome(device=_name_of(device), threads=torch.get_num_threads())
+    outcome = Outcome(device=device_name(device), threads=torch.get_num_threads())
     {"wmdp-fast": _run_ours, "matrices": _multiply}.get(job.worker, _run_baseline)(job, device, outcome)
     outcome.peak_gb = peak_gb() - before
     if device.type == "cuda":
@@ -122,7 +138,7 @@ def main(folder: Path) -> None:
     (folder / "outcome.json").write_text(json.dumps(asdict(outcome)), encoding="utf-8")
 
 
-def config_of(job: Job, num_layers: int | None = None) -> Any:
+def config_of(job: ModelJob, num_layers: int | None = None) -> Any:
     """The configuration of the job's model; for a shape also with fewer layers."""
     from transformers import AutoConfig
 
@@ -177,7 +193,7 @@ def _run_baseline(job: Job, device: torch.device, outcome: Outcome) -> None:
     from wmdp_fast.bench.rmu_baseline import PlainRMU
 
     begun = time.perf_counter()
-    load = _first_layers if job.worker == "truncated" else _whole
+    load = _first_layers if job.worker == "truncated" else whole_model
     updated, frozen = load(job, device), load(job, device)
     baseline = PlainRMU(
         updated,
@@ -232,8 +248,9 @@ def _multiply(job: Job, device: torch.device, outcome: Outcome) -> None:
     outcome.matrix_rate = 2 * rows * sum(one.numel() for one in weights) / statistics.median(seconds[1:])
 
 
-def _whole(job: Job, device: torch.device) -> Any:
+def whole_model(job: ModelJob, device: torch.device) -> Any:
     """The whole model, as transformers loads it."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     from wmdp_fast.models.load import parse_dtype
@@ -242,6 +259,8 @@ def _whole(job: Job, device: torch.device) -> Any:
     if job.model is not None:
         loaded: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype or "auto")
         return loaded.to(device)
+    # For a head of its own.
+    torch.manual_seed(0)
     with device:
         model = AutoModelForCausalLM.from_config(config_of(job), dtype=dtype)  # type: ignore[no-untyped-call]
     draw_weights(model.base_model)
@@ -294,12 +313,14 @@ def _corpora(job: Job) -> tuple[CorpusTokens, CorpusTokens]:
     return forget, retain
 
 
-def _resident_gb() -> float:
+def resident_gb() -> float:
+    """Resident memory of the process now, in 10^9 bytes; 0 where that cannot be read."""
     found = re.search(r"^VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
     return int(found[1]) * 1024 / 1e9 if found else 0.0
 
 
-def _name_of(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What a report calls a device."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -51,8 +51,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_unlearn(benchmarks: Any) -> None:
     from wmdp_fast.bench.shapes import SHAPES
 
-    summary = "Time a step of RMU: seconds, arithmetic against the machine's own, peak memory."
+    summary = "Time a step of unlearning: seconds, arithmetic against the machine's own, peak memory."
     parser = benchmarks.add_parser("unlearn", help=summary, description=summary)
+    parser.add_argument(
+        "--method",
+        type=_benched_methods,
+        default=("rmu",),
+        metavar="NAMES",
+        help="rmu (default), graddiff, npo, or several with commas between; the last two train all layers",
+    )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model")
     parser.add_argument(
         "--shape", choices=SHAPES, help="in place of a model: this shape, random weights (default smollm2-135m)"
@@ -62,7 +69,7 @@ def _add_unlearn(benchmarks: Any) -> None:
         type=_rmu_baselines,
         default=(),
         metavar="BASELINES",
-        help="plain, truncated, or both with a comma between",
+        help="plain, of rmu also truncated, or both with a comma between",
     )
     parser.add_argument("--layer-id", type=whole_number(least=0), default=7, metavar="L", help="default 7")
     parser.add_argument(
@@ -170,13 +177,19 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs a benchmark and prints its report."""
     if arguments.report is not None:
         check_file(arguments.report)
-    report: BenchReport = arguments.benchmark(arguments)
-    print(strict_json.dumps(report.to_json(), indent=2, ensure_ascii=False) if arguments.json else report.table())
+    made: BenchReport | list[BenchReport] = arguments.benchmark(arguments)
+    reports = made if isinstance(made, list) else [made]
+    if arguments.json:
+        objects = [report.to_json() for report in reports]
+        print(strict_json.dumps(objects[0] if len(objects) == 1 else objects, indent=2, ensure_ascii=False))
+    else:
+        print("\n\n".join(report.table() for report in reports))
     if arguments.report is not None:
-        write_whole(arguments.report, report.markdown())
-    for failure in report.failures:
+        write_whole(arguments.report, "\n".join(report.markdown() for report in reports))
+    failures = [failure for report in reports for failure in report.failures]
+    for failure in failures:
         print(f"FAILED: {failure}", file=sys.stderr)
-    return 1 if report.failures else 0
+    return 1 if failures else 0
 
 
 def _data(arguments: argparse.Namespace) -> BenchReport:
@@ -194,15 +207,24 @@ def _eval(arguments: argparse.Namespace) -> BenchReport:
     return bench_eval(Job(**options), against)
 
 
-def _unlearn(arguments: argparse.Namespace) -> BenchReport:
+def _unlearn(arguments: argparse.Namespace) -> list[BenchReport]:
+    from wmdp_fast.bench.methods import bench_method
+    from wmdp_fast.bench.methods_worker import MethodJob
     from wmdp_fast.bench.rmu_worker import Job
     from wmdp_fast.bench.unlearn import bench_unlearn
 
     options = _options(arguments)
-    against = options.pop("against")
+    against, methods = options.pop("against"), options.pop("method")
     if arguments.shape is None and arguments.model is None:
         options["shape"] = "smollm2-135m"
-    return bench_unlearn(Job(**options), against)
+    of_rmu = {"layer_id", "update_layer_ids", "mode"}
+    others = {name: value for name, value in options.items() if name not in of_rmu}
+    return [
+        bench_unlearn(Job(**options), against)
+        if method == "rmu"
+        else bench_method(MethodJob(method=method, **others), [one for one in against if one == "plain"])
+        for method in methods
+    ]
 
 
 def _embed(arguments: argparse.Namespace) -> BenchReport:
@@ -218,6 +240,14 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _baselines(text: str) -> tuple[str, ...]:
     return _known_baselines(text, ("lm-eval", "padded"))
+
+
+def _benched_methods(text: str) -> tuple[str, ...]:
+    known = ("rmu", "graddiff", "npo")
+    methods = tuple(dict.fromkeys(text.split(",")))
+    if unknown := [method for method in methods if method not in known]:
+        raise argparse.ArgumentTypeError(f"no benchmark of {unknown[0]!r}; there are {', '.join(known)}")
+    return methods
 
 
 def _rmu_baselines(text: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 # Logits held at once, by the kind of device: what stays in a CPU's caches, and what keeps a GPU busy.
 _LOGITS = {"cpu": 1 << 22, "cuda": 1 << 26}
+
+# Tokens of a document whose gradient is tried with and without padding.
+_EXCERPT = 64
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,19 @@ class LanguageModel:
         self._takes_positions = "position_ids" in inspect.signature(self._base.forward).parameters
 
     def why_padded(self, padded: Batch, packed: Batch) -> str | None:
-        """Why documents must be padded, losses and gradients of some having been tried both ways; None if not."""
+        """Why documents must be padded; None if they need not be.
+
+        The losses of some documents are tried both ways, and the gradients of the first tokens of two of them: those of
+        a whole padded batch would take more memory than any step.
+        """
         with computing():
-            expected, slopes = self._tried(padded)
+            with torch.no_grad():
+                expected = self.losses(padded).nll
+            slopes = self._gradients_of_excerpts(packed=False)
             try:
-                found, packed_slopes = self._tried(packed)
+                with torch.no_grad():
+                    found = self.losses(packed).nll
+                packed_slopes = self._gradients_of_excerpts(packed=True)
             except NotPackableError as error:
                 return str(error)
             except Exception as error:
@@ -311,10 +322,13 @@ class LanguageModel:
         with self.originals():
             return self._head.logits(hidden)
 
-    def _tried(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """The losses of a batch's tokens, and the gradients of their mean."""
-        losses = self.losses(batch)
-        return losses.nll.detach(), list(self.gradients(losses.mean()).values())
+    def _gradients_of_excerpts(self, *, packed: bool) -> list[Tensor]:
+        """The gradients of the mean loss of the first tokens of two forget documents."""
+        reader = self._setup.batches
+        few = replace(reader, max_lengths=[min(_EXCERPT, length) for length in reader.max_lengths], batch_size=2)
+        # What counts may begin later.
+        batch = replace(few.forget(0, 0, packed=packed), counted=None)
+        return list(self.gradients(self.losses(batch).mean()).values())
 
 
 def _predicted(batch: Batch, *, padding: bool = False) -> _Predicted:
