@@ -273,6 +273,15 @@ class PaddedBatch:
         target_tokens: `[N]`, the token whose probability is wanted.
         target_choices: `[N]`, the choice (over the whole run) it belongs to; the tokens of a choice are in order.
         stop: The row of the run after the batch's last.
+
+    Example:
+        >>> from wmdp_fast import Requests, plan
+        >>> requests = Requests.from_tokens([[1, 2, 3], [1, 4]], [[[7], [8]], [[7], [8]]], max_length=2048)
+        >>> [batch] = plan(requests)
+        >>> batch.input_ids.tolist()
+        [[1, 2, 3], [1, 4, 0]]
+        >>> batch.readouts.tolist(), batch.target_tokens.tolist()
+        ([[0, 2], [1, 1]], [7, 8, 7, 8])
     """
     @property
     def input_ids(self, /) -> NDArray[int64]: ...
@@ -306,6 +315,15 @@ class PromptTemplate:
     Raises:
         TemplateError: If `doc_to_text` is neither a built-in form nor a template that compiles, or has more than 2**20 bytes.
         ValueError: If `choices` is neither `"letters"` nor `"texts"`.
+
+    Example:
+        >>> from wmdp_fast import PromptTemplate, QuestionSet
+        >>> questions = QuestionSet.from_rows([{"question": "Which bird hoots?", "choices": ["owl", "hen"], "answer": 0}])
+        >>> print(PromptTemplate("mmlu").render(questions).context(0))
+        Which bird hoots?
+        A. owl
+        B. hen
+        Answer:
     """
     def __getnewargs_ex__(self, /) -> tuple[tuple[str], dict[str, str]]: ...
     def __new__(
@@ -378,6 +396,12 @@ class Prompts:
 
     A context and one of its continuations, joined, are what a model reads; the continuation is what it is scored on.
     Immutable; can be pickled and shared between threads.
+
+    Example:
+        >>> from wmdp_fast import Prompts
+        >>> prompts = Prompts.from_contexts(["Which bird hoots? The"], [["owl", "hen"]], [0], delimiter=" ")
+        >>> prompts.context(0) + prompts.continuation(0, 1)
+        'Which bird hoots? The hen'
     """
     def __len__(self, /) -> int: ...
     def __reduce__(self, /) -> tuple[Any, tuple[bytes]]: ...
@@ -456,6 +480,14 @@ class Prompts:
 class Question:
     """
     One multiple-choice question. Immutable; questions are equal if all their columns are.
+
+    Example:
+        >>> from wmdp_fast import QuestionSet
+        >>> [question] = QuestionSet.from_rows(
+        ...     [{"question": "Which bird hoots?", "choices": ["owl", "hen"], "answer": 0, "level": "easy"}]
+        ... )
+        >>> question.choices[question.answer], question.extra
+        ('owl', {'level': 'easy'})
     """
     def __eq__(self, other: object, /) -> bool: ...
     def __reduce__(self, /) -> tuple[Any, tuple[QuestionSet, int]]: ...
@@ -492,6 +524,17 @@ class QuestionSet:
     The questions of one file, in file order.
 
     A sequence of `Question`; immutable, can be pickled and shared between threads.
+
+    Example:
+        >>> from wmdp_fast import QuestionSet
+        >>> questions = QuestionSet.from_rows([
+        ...     {"question": "Which bird hoots?", "choices": ["owl", "hen"], "answer": 0},
+        ...     {"question": "Which bird crows?", "choices": ["jay", "cock"], "answer": 1},
+        ... ])
+        >>> len(questions), questions[1].choices
+        (2, ['jay', 'cock'])
+        >>> questions.head(1) == questions.select([0])
+        True
     """
     def __eq__(self, value: object, /) -> bool: ...
     def __getitem__(self, index: SupportsIndex, /) -> Question: ...
@@ -590,6 +633,12 @@ class Requests:
 
     Choices are numbered over the whole run; those of question `q` are `choice_offsets[q]` up to `choice_offsets[q + 1]`.
     Immutable; can be pickled and shared between threads.
+
+    Example:
+        >>> from wmdp_fast import Requests
+        >>> requests = Requests.from_tokens([[1, 2, 3]], [[[7], [8, 9]]], max_length=2048)
+        >>> requests.num_choices, requests.context(0).tolist(), requests.continuation(1).tolist()
+        (2, [1, 2, 3], [8, 9])
     """
     def __reduce__(self, /) -> tuple[Any, tuple[bytes]]: ...
     @property
@@ -875,6 +924,13 @@ class Tokenizer:
 
     Raises:
         TokenizerError: If the text is not a tokenizer that the crate `tokenizers` can load.
+
+    Example:
+        >>> from wmdp_fast import Tokenizer, demo
+        >>> json = (demo.model_path() / "tokenizer.json").read_text(encoding="utf-8")
+        >>> tokenizer = Tokenizer(json, add_special_tokens=False, prefix_token_id=0, prefix_text="")
+        >>> len(tokenizer.encode("Which lantern is lit?")) > 0
+        True
     """
     def __new__(
         cls, /, json: str, *, add_special_tokens: bool, prefix_token_id: SupportsIndex, prefix_text: str
@@ -1095,6 +1151,14 @@ def aggregate(
     Raises:
         ValueError: If the arrays do not fit the prompts, there is no question, or a log-likelihood is NaN or positive infinity;
             names file and row.
+
+    Example:
+        >>> import numpy as np
+        >>> from wmdp_fast import Prompts, aggregate
+        >>> prompts = Prompts.from_contexts(["Which hoots?", "Which crows?"], [["owl", "hen"], ["jay", "cock"]], [0, 1])
+        >>> outcome = aggregate(prompts, np.array([-1.0, -3.0, -2.0, -2.5]), np.zeros(4, bool), near_tie=0.01)
+        >>> outcome.acc, outcome.predicted.tolist()
+        (0.5, [0, 0])
     """
 
 def binomial_test(successes: SupportsIndex, n: SupportsIndex, chance: SupportsFloat | SupportsIndex) -> float:
@@ -1401,6 +1465,12 @@ def read_questions(path: str | PathLike[str]) -> QuestionSet:
     Raises:
         DatasetError: The file holds something else than questions; names file, row and field.
         OSError: The file cannot be opened or read; `FileNotFoundError` and others as Python raises them.
+
+    Example:
+        >>> from wmdp_fast import demo, load_questions
+        >>> questions = load_questions(demo.questions_path("forget"))
+        >>> [len(question.choices) for question in questions.head(3)]
+        [4, 4, 4]
     """
 
 def read_samples(path: str | PathLike[str], *, delimiter: str | None = None) -> Samples:

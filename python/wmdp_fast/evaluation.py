@@ -147,6 +147,13 @@ def evaluate(
         TemplateError: A prompt or chat template fails.
         TokenizerError: A prompt cannot be tokenized.
         ValueError: An option has an impossible value.
+
+    Example:
+        >>> from wmdp_fast import demo, evaluate
+        >>> result = evaluate(demo.model_path(), tasks=demo.questions_path("forget"), limit=8, progress=False)
+        >>> [task] = result.tasks.values()
+        >>> 0 <= task["acc"] <= 1
+        True
     """
     keeping = _Keeping(output=output, log_samples=log_samples, resume=resume, progress=progress)
     prompting = PromptOptions(
@@ -238,6 +245,12 @@ def rendered_prompts(
         TypeError: There is no parameter of that name, or the model is served.
         ValueError: `count` is below 1, or an option has an impossible value.
         WmdpFastError: As `evaluate`, for whatever is wrong with tasks, questions, templates or tokenizer.
+
+    Example:
+        >>> from wmdp_fast import demo, rendered_prompts
+        >>> [prompt] = rendered_prompts(demo.model_path(), tasks=demo.questions_path("forget"))
+        >>> [continuation.text for continuation in prompt.continuations]
+        [' A', ' B', ' C', ' D']
     """
     open_tokenizer = tokenizer_source(
         model, LoadOptions(tokenizer=tokenizer, revision=revision, trust_remote_code=trust_remote_code)

@@ -177,6 +177,15 @@ class Comparison:
         results: The runs.
         contrasts: For each run but the first, how it differs from the first.
         confidence: How often intervals are to cover.
+
+    Example:
+        >>> from wmdp_fast import compare, demo, evaluate
+        >>> result = evaluate(demo.model_path(), tasks=demo.questions_path("forget"), limit=8, progress=False)
+        >>> comparison = compare(result, result, names=["before", "after"])
+        >>> [row.difference for row in comparison.contrasts[0].rows if row.metric == "acc"]
+        [0.0]
+        >>> "before" in comparison.table()
+        True
     """
 
     names: tuple[str, ...]
@@ -287,6 +296,13 @@ def compare(
         FileNotFoundError: There is no such file, or no results in a folder.
         DatasetError: A file is not what it should be; names file, row and field.
         ValueError: There are fewer than two runs, they have no task in common, or an option has an impossible value.
+
+    Example:
+        >>> from wmdp_fast import compare, demo, evaluate
+        >>> result = evaluate(demo.model_path(), tasks=demo.questions_path("forget"), limit=8, progress=False)
+        >>> [contrast] = compare(result, result).contrasts
+        >>> [(row.n, row.right_to_wrong, row.p) for row in contrast.rows if row.metric == "acc"]
+        [(8, 0, 1.0)]
     """
     read = tuple(run for one in results for run in _read(one))
     if len(read) < 2:

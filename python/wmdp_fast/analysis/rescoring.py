@@ -76,6 +76,13 @@ def rescore(
         FileNotFoundError: There is no such file, or nothing in the folder.
         DatasetError: A file is not what it should be; names file, row and field.
         ValueError: There are no samples, or log-likelihoods that give no probabilities.
+
+    Example:
+        >>> from wmdp_fast import demo, evaluate, rescore
+        >>> result = evaluate(demo.model_path(), tasks=demo.questions_path("forget"), limit=8, progress=False)
+        >>> again = rescore(result.save("scores", log_samples=True))
+        >>> list(again.tasks) == list(result.tasks)
+        True
     """
     results = source if isinstance(source, SavedResults) else _read(Path(source))
     if not results.has_samples:

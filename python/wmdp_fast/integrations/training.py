@@ -165,11 +165,6 @@ class EvalCallback(TrainerCallback):
     be without: the losses are the same to the last bit. With several processes each of which holds the whole model, the
     first evaluates and the others wait for it.
 
-    ::
-
-        trainer = Trainer(model, arguments, ...)
-        trainer.add_callback(wf.EvalCallback(trainer, tasks="wmdp_bio,mmlu_virology", limit=100, every=50))
-
     Args:
         trainer: The trainer, for its loggers. Without one, numbers go to `state.log_history` and `history` alone.
         tasks: As in `wmdp_fast.evaluate`.
@@ -185,6 +180,13 @@ class EvalCallback(TrainerCallback):
 
     Raises:
         ValueError: `every` is less than 1.
+
+    Example:
+        >>> from wmdp_fast import EvalCallback, demo
+        >>> callback = EvalCallback(None, tasks=demo.questions_path("forget"), limit=8, every=50)
+        >>> # trainer.add_callback(callback)
+        >>> callback.history  # after `trainer.train()`, the numbers of each evaluation
+        []
     """
 
     def __init__(

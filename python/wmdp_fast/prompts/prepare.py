@@ -165,6 +165,12 @@ def plan(
 
     Yields:
         Batches of int64 arrays.
+
+    Example:
+        >>> from wmdp_fast import Requests, plan
+        >>> requests = Requests.from_tokens([[1, 2, 3], [1, 4]], [[[7], [8]], [[7], [8]]], max_length=2048)
+        >>> [batch.input_ids.shape for batch in plan(requests, token_budget=3)]
+        [(1, 3), (1, 2)]
     """
     start = 0
     while (batch := requests.padded_batch(start, token_budget, list(cuts))) is not None:

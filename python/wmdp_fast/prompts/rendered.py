@@ -25,6 +25,13 @@ class RenderedContinuation:
         pieces: What the vocabulary calls each of them.
         tokens_cut: Tokens that the prompt loses at its beginning before this continuation, because the model reads no
             more at once.
+
+    Example:
+        >>> from wmdp_fast import demo, rendered_prompts
+        >>> [prompt] = rendered_prompts(demo.model_path(), tasks=demo.questions_path("forget"))
+        >>> right = prompt.continuations[prompt.answer]
+        >>> len(right.tokens) == len(right.pieces), right.tokens_cut
+        (True, 0)
     """
 
     text: str
@@ -47,6 +54,12 @@ class RenderedPrompt:
         pieces: What the vocabulary calls each of them.
         continuations: One for each choice.
         answer: Index of the right one.
+
+    Example:
+        >>> from wmdp_fast import demo, rendered_prompts
+        >>> first, second = rendered_prompts(demo.model_path(), tasks=demo.questions_path("forget"), count=2)
+        >>> first.question, second.question, first.prompt.endswith("Answer:")
+        (1, 2, True)
     """
 
     task: str

@@ -49,6 +49,14 @@ def load_tokenizer(
 
     Raises:
         TokenizerError: It is another kind of tokenizer.
+
+    Example:
+        >>> from transformers import AutoTokenizer
+        >>> from wmdp_fast import demo, load_tokenizer
+        >>> theirs = AutoTokenizer.from_pretrained(demo.model_path())
+        >>> ours = load_tokenizer(theirs, prefix_token_id=0)
+        >>> ours.encode("Which lantern is lit?") == theirs("Which lantern is lit?")["input_ids"]
+        True
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

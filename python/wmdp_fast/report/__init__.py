@@ -33,6 +33,13 @@ def report_html(
         DatasetError: A file is not what it should be, or no task has the metric `acc`; names file, row and field.
         FileNotFoundError: There is no unlearning run in that folder.
         ValueError: There are no results, they have no task in common, or a name does not fit.
+
+    Example:
+        >>> from wmdp_fast import demo, evaluate, read_results, report_html
+        >>> result = evaluate(demo.model_path(), tasks=demo.questions_path("forget"), limit=8, progress=False)
+        >>> page = report_html(read_results(result.save("reported", log_samples=True)))
+        >>> page.startswith("<!doctype html>")
+        True
     """
     from wmdp_fast.report.gather import gather
     from wmdp_fast.report.page import render

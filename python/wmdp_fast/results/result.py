@@ -54,6 +54,13 @@ class TaskResult:
         num_available: Questions in the file; more than were asked if a limit was set.
         dataset_revision: Commit of the dataset on the hub, or None for a local file.
         order_answers: The answers in other orders of the choices, if the questions were asked in those.
+
+    Example:
+        >>> from wmdp_fast import demo, evaluate
+        >>> result = evaluate(demo.model_path(), tasks=demo.questions_path("forget"), limit=8, progress=False)
+        >>> [task] = result.tasks.values()
+        >>> task.outcome.loglikelihood.shape, task.metrics["acc"] == task["acc"]
+        ((32,), True)
     """
 
     task: Task
@@ -165,6 +172,15 @@ class GroupResult:
         sample_count: For each metric the number of questions it was taken over.
         num_fewshot: Number of examples before each question, or None if the tasks differ.
         num_near_ties: Near-ties in all tasks below.
+
+    Example:
+        >>> from wmdp_fast import GroupResult, demo, evaluate
+        >>> from wmdp_fast.tasks.task import Group
+        >>> result = evaluate(demo.model_path(), tasks=demo.questions_path("forget"), limit=8, progress=False)
+        >>> [task] = result.tasks.values()
+        >>> group = GroupResult.from_tasks(Group("ours", "ours", (task.name,), version="1"), [task])
+        >>> group["acc"] == task["acc"]
+        True
     """
 
     group: Group
@@ -251,6 +267,17 @@ class EvalResult:
         saved_to: The results file, if `evaluate` has saved it.
         versions: Versions of what numbers depend on.
         hardware: What the run ran on.
+
+    Example:
+        >>> from wmdp_fast import demo, evaluate
+        >>> result = evaluate(demo.model_path(), tasks=demo.questions_path("forget"), limit=8, progress=False)
+        >>> [name] = result
+        >>> result[name]["acc"] == result.to_json()["results"][name]["acc,none"]
+        True
+        >>> result.save("runs", log_samples=True).name.startswith("results_")
+        True
+        >>> "acc" in result.table()
+        True
     """
 
     tasks: Mapping[str, TaskResult]

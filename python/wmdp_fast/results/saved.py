@@ -125,6 +125,13 @@ class SavedResults:
         extra: What only this package writes (the key `wmdp_fast`); empty for a file of lm-eval.
         raw: The whole results file.
         newest_of: How many results the folder held, of which this is the newest.
+
+    Example:
+        >>> from wmdp_fast import demo, evaluate, read_results
+        >>> result = evaluate(demo.model_path(), tasks=demo.questions_path("forget"), limit=8, progress=False)
+        >>> saved = read_results(result.save("saved", log_samples=True))
+        >>> list(saved) == list(result), saved.has_samples
+        (True, True)
     """
 
     path: Path | None
@@ -269,6 +276,13 @@ def read_results(path: str | os.PathLike[str], *, samples: bool = True) -> Saved
         FileNotFoundError: There is no such file, or no results in the folder.
         DatasetError: A file is not what it should be, or the folder holds results of several models; names the file,
             and row and field where there are such.
+
+    Example:
+        >>> from wmdp_fast import demo, evaluate, read_results
+        >>> result = evaluate(demo.model_path(), tasks=demo.questions_path("forget"), limit=8, progress=False)
+        >>> _ = result.save("base")
+        >>> read_results("base").model_name == result.model_name
+        True
     """
     file, count = find_results(path)
     raw = read_results_file(file)

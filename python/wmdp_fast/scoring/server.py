@@ -71,6 +71,16 @@ class Server:
         timeout: Seconds that an answer may take, from the connection to its last byte.
         retries: How often a request is sent again that failed for a reason that may pass: 408, 429, 5xx, a connection
             that was refused, cut or silent.
+
+    Example:
+        >>> from wmdp_fast import Server
+        >>> server = Server("http://127.0.0.1:8000/v1", "lab/model")
+        >>> server.model
+        'lab/model'
+        >>> Server("127.0.0.1:8000", "lab/model")
+        Traceback (most recent call last):
+            ...
+        ValueError: ...
     """
 
     base_url: str

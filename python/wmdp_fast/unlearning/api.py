@@ -125,6 +125,14 @@ def unlearn(
         OSError: The disk is full. What was there before is unchanged.
         TaskError: A task is unknown.
         ValueError: A setting is impossible.
+
+    Example:
+        >>> from wmdp_fast import RMUConfig, demo, unlearn
+        >>> config = RMUConfig(layer_id=2, max_steps=2, max_length=64, retain_max_length=64)
+        >>> corpora = {"forget": demo.corpus_path("forget"), "retain": demo.corpus_path("retain")}
+        >>> result = unlearn(demo.model_path(), **corpora, config=config, progress=False)
+        >>> result.steps, len(result.metrics)
+        (2, 2)
     """
     config = config or RMUConfig()
     request = Request(

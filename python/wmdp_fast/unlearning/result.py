@@ -39,6 +39,14 @@ class UnlearnResult:
         output: The new checkpoint's folder, or None.
         budget: How far the model was allowed to go from the original and how far it went, as `unlearn.json` has it;
             None without a limit.
+
+    Example:
+        >>> from wmdp_fast import RMUConfig, demo, unlearn
+        >>> config = RMUConfig(layer_id=2, max_steps=2, max_length=64, retain_max_length=64)
+        >>> corpora = {"forget": demo.corpus_path("forget"), "retain": demo.corpus_path("retain")}
+        >>> result = unlearn(demo.model_path(), **corpora, config=config, output="unlearned", progress=False)
+        >>> sorted(result.tensors)[0], (result.output / "unlearn.json").is_file()
+        ('model.layers.0.mlp.down_proj.weight', True)
     """
 
     config: TrainingConfig

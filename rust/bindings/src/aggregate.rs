@@ -118,6 +118,14 @@ pub(crate) fn read_only<T: Element>(py: Python<'_>, values: Vec<T>) -> Array1<T>
 /// Raises:
 ///     ValueError: If the arrays do not fit the prompts, there is no question, or a log-likelihood is NaN or positive infinity;
 ///         names file and row.
+///
+/// Example:
+///     >>> import numpy as np
+///     >>> from wmdp_fast import Prompts, aggregate
+///     >>> prompts = Prompts.from_contexts(["Which hoots?", "Which crows?"], [["owl", "hen"], ["jay", "cock"]], [0, 1])
+///     >>> outcome = aggregate(prompts, np.array([-1.0, -3.0, -2.0, -2.5]), np.zeros(4, bool), near_tie=0.01)
+///     >>> outcome.acc, outcome.predicted.tolist()
+///     (0.5, [0, 0])
 #[pyfunction]
 #[pyo3(signature = (prompts, loglikelihood, is_greedy, *, near_tie))]
 pub(crate) fn aggregate(

@@ -27,6 +27,12 @@ use crate::question::QuestionSet;
 /// Raises:
 ///     DatasetError: The file holds something else than questions; names file, row and field.
 ///     OSError: The file cannot be opened or read; `FileNotFoundError` and others as Python raises them.
+///
+/// Example:
+///     >>> from wmdp_fast import demo, load_questions
+///     >>> questions = load_questions(demo.questions_path("forget"))
+///     >>> [len(question.choices) for question in questions.head(3)]
+///     [4, 4, 4]
 #[pyfunction]
 pub(crate) fn read_questions(py: Python<'_>, path: PathBuf) -> PyResult<QuestionSet> {
     detach::run(py, move |cancel| dataset::read_questions(&path, cancel)).map(QuestionSet::from)

@@ -17,6 +17,17 @@ use crate::json::{rows_from_python, to_python};
 /// The questions of one file, in file order.
 ///
 /// A sequence of `Question`; immutable, can be pickled and shared between threads.
+///
+/// Example:
+///     >>> from wmdp_fast import QuestionSet
+///     >>> questions = QuestionSet.from_rows([
+///     ...     {"question": "Which bird hoots?", "choices": ["owl", "hen"], "answer": 0},
+///     ...     {"question": "Which bird crows?", "choices": ["jay", "cock"], "answer": 1},
+///     ... ])
+///     >>> len(questions), questions[1].choices
+///     (2, ['jay', 'cock'])
+///     >>> questions.head(1) == questions.select([0])
+///     True
 #[pyclass(frozen, eq, sequence, module = "wmdp_fast._rust")]
 #[derive(PartialEq)]
 pub(crate) struct QuestionSet {
@@ -172,6 +183,14 @@ pub(crate) fn _restore_questions(py: Python<'_>, state: Vec<u8>) -> PyResult<Que
 }
 
 /// One multiple-choice question. Immutable; questions are equal if all their columns are.
+///
+/// Example:
+///     >>> from wmdp_fast import QuestionSet
+///     >>> [question] = QuestionSet.from_rows(
+///     ...     [{"question": "Which bird hoots?", "choices": ["owl", "hen"], "answer": 0, "level": "easy"}]
+///     ... )
+///     >>> question.choices[question.answer], question.extra
+///     ('owl', {'level': 'easy'})
 #[pyclass(frozen, module = "wmdp_fast._rust")]
 pub(crate) struct Question {
     set: Arc<question::QuestionSet>,

@@ -16,6 +16,12 @@ use crate::detach;
 ///
 /// Choices are numbered over the whole run; those of question `q` are `choice_offsets[q]` up to `choice_offsets[q + 1]`.
 /// Immutable; can be pickled and shared between threads.
+///
+/// Example:
+///     >>> from wmdp_fast import Requests
+///     >>> requests = Requests.from_tokens([[1, 2, 3]], [[[7], [8, 9]]], max_length=2048)
+///     >>> requests.num_choices, requests.context(0).tolist(), requests.continuation(1).tolist()
+///     (2, [1, 2, 3], [8, 9])
 #[pyclass(frozen, module = "wmdp_fast._rust")]
 pub(crate) struct Requests {
     pub(crate) inner: Arc<request::Requests>,
@@ -228,6 +234,15 @@ fn ids(tokens: &[u32]) -> Vec<i64> {
 ///     target_tokens: `[N]`, the token whose probability is wanted.
 ///     target_choices: `[N]`, the choice (over the whole run) it belongs to; the tokens of a choice are in order.
 ///     stop: The row of the run after the batch's last.
+///
+/// Example:
+///     >>> from wmdp_fast import Requests, plan
+///     >>> requests = Requests.from_tokens([[1, 2, 3], [1, 4]], [[[7], [8]], [[7], [8]]], max_length=2048)
+///     >>> [batch] = plan(requests)
+///     >>> batch.input_ids.tolist()
+///     [[1, 2, 3], [1, 4, 0]]
+///     >>> batch.readouts.tolist(), batch.target_tokens.tolist()
+///     ([[0, 2], [1, 1]], [7, 8, 7, 8])
 #[pyclass(frozen, get_all, module = "wmdp_fast._rust")]
 pub(crate) struct PaddedBatch {
     input_ids: Array2<i64>,

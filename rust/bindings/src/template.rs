@@ -27,6 +27,15 @@ use crate::question::QuestionSet;
 /// Raises:
 ///     TemplateError: If `doc_to_text` is neither a built-in form nor a template that compiles, or has more than 2**20 bytes.
 ///     ValueError: If `choices` is neither `"letters"` nor `"texts"`.
+///
+/// Example:
+///     >>> from wmdp_fast import PromptTemplate, QuestionSet
+///     >>> questions = QuestionSet.from_rows([{"question": "Which bird hoots?", "choices": ["owl", "hen"], "answer": 0}])
+///     >>> print(PromptTemplate("mmlu").render(questions).context(0))
+///     Which bird hoots?
+///     A. owl
+///     B. hen
+///     Answer:
 #[pyclass(frozen, module = "wmdp_fast._rust")]
 pub(crate) struct PromptTemplate {
     inner: Arc<template::PromptTemplate>,
@@ -188,6 +197,12 @@ impl PromptTemplate {
 ///
 /// A context and one of its continuations, joined, are what a model reads; the continuation is what it is scored on.
 /// Immutable; can be pickled and shared between threads.
+///
+/// Example:
+///     >>> from wmdp_fast import Prompts
+///     >>> prompts = Prompts.from_contexts(["Which bird hoots? The"], [["owl", "hen"]], [0], delimiter=" ")
+///     >>> prompts.context(0) + prompts.continuation(0, 1)
+///     'Which bird hoots? The hen'
 #[pyclass(frozen, module = "wmdp_fast._rust")]
 pub(crate) struct Prompts {
     pub(crate) inner: Arc<prompt::Prompts>,

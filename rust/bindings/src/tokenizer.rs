@@ -29,6 +29,13 @@ type Arguments<'a> = (&'a str, bool, u32, &'a str);
 ///
 /// Raises:
 ///     TokenizerError: If the text is not a tokenizer that the crate `tokenizers` can load.
+///
+/// Example:
+///     >>> from wmdp_fast import Tokenizer, demo
+///     >>> json = (demo.model_path() / "tokenizer.json").read_text(encoding="utf-8")
+///     >>> tokenizer = Tokenizer(json, add_special_tokens=False, prefix_token_id=0, prefix_text="")
+///     >>> len(tokenizer.encode("Which lantern is lit?")) > 0
+///     True
 #[pyclass(frozen, module = "wmdp_fast._rust")]
 pub(crate) struct Tokenizer {
     inner: Arc<tokenizer::Tokenizer>,

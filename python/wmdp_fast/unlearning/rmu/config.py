@@ -60,6 +60,12 @@ class RMUConfig(TrainingConfig):
         raw_lines: Whether forget corpora are read as raw JSON lines, per topic; the published cyber runs were.
         field: Key of the text in a corpus record.
         chat_template: For corpora of prompts and responses, which RMU does not take.
+
+    Example:
+        >>> from wmdp_fast import RMUConfig
+        >>> config = RMUConfig(layer_id=7, steering_coeff="auto", alpha=1200.0)
+        >>> config.to_json()["learning_rate"]
+        5e-05
     """
 
     method_name: ClassVar[str] = "rmu"

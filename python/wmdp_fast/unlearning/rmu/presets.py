@@ -3,6 +3,11 @@
 A preset gives the fields of `RMUConfig` that its source states, and no others. Settings belong to a model: a steering
 coefficient means something only beside the norm of the activations it replaces (`wmdp-fast layers` measures that), and
 settings that work for one number of steps need not for another.
+
+Example:
+    >>> from wmdp_fast import RMUConfig, presets
+    >>> RMUConfig(**presets["zephyr-7b"].settings).layer_id
+    7
 """
 
 from __future__ import annotations

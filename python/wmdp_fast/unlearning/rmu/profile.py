@@ -238,6 +238,13 @@ def profile_layers(
         DatasetError: A corpus file cannot be read.
         ModelError: The model cannot be loaded, has no list of layers, or overflows.
         ValueError: A corpus has fewer than two documents of two tokens.
+
+    Example:
+        >>> from wmdp_fast import demo, layers
+        >>> corpora = (demo.corpus_path("forget"), demo.corpus_path("retain"))
+        >>> profile = layers(str(demo.model_path()), *corpora, num_documents=8)
+        >>> len(profile.layers) > 2
+        True
     """
     loaded = (
         load_model(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)

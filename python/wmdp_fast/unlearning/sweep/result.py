@@ -108,6 +108,16 @@ class SweepResult:
         kept: Folder of the best run's checkpoint, or None.
         max_loss: Most points of accuracy that the best run may lose on the retain tasks.
         texts: The names of the texts whose perplexity was measured, which decides about nothing.
+
+    Example:
+        >>> from wmdp_fast import RMUConfig, demo, sweep
+        >>> corpora = {"forget": demo.corpus_path("forget"), "retain": demo.corpus_path("retain")}
+        >>> tasks = {f"{domain}_tasks": str(demo.questions_path(domain)) for domain in ("forget", "retain")}
+        >>> config = RMUConfig(max_steps=2, max_length=64, retain_max_length=64)
+        >>> options = {"config": config, "eval_options": {"limit": 8}, "progress": False}
+        >>> result = sweep(demo.model_path(), **corpora, **tasks, over={"layer_id": [2]}, output="swept", **options)
+        >>> result.config_of(0).layer_id, "layer_id" in result.table()
+        (2, True)
     """
 
     base: SweepRun

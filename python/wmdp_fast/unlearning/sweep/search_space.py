@@ -29,6 +29,12 @@ class Range:
         low: The lowest.
         high: The highest.
         automatic: Whether they are factors of `steering_coeff="auto:FACTOR"`.
+
+    Example:
+        >>> from wmdp_fast import Range
+        >>> over = {"layer_id": [1, 2], "learning_rate": Range(1e-5, 1e-3)}  # for `sweep` with `trials`
+        >>> over["learning_rate"].high
+        0.001
     """
 
     low: float

@@ -130,6 +130,16 @@ def sweep(
         TaskError: A task is unknown, or has no accuracy.
         ValueError: A setting is impossible.
         WmdpFastError: Optuna is wanted and not installed; and what `unlearn` and `evaluate` raise.
+
+    Example:
+        >>> from wmdp_fast import RMUConfig, demo, sweep
+        >>> corpora = {"forget": demo.corpus_path("forget"), "retain": demo.corpus_path("retain")}
+        >>> tasks = {f"{domain}_tasks": str(demo.questions_path(domain)) for domain in ("forget", "retain")}
+        >>> config = RMUConfig(max_steps=2, max_length=64, retain_max_length=64)
+        >>> options = {"config": config, "eval_options": {"limit": 8}, "progress": False}
+        >>> result = sweep(demo.model_path(), **corpora, **tasks, over={"layer_id": [1, 2]}, output="sweep", **options)
+        >>> len(result.runs)
+        2
     """
     if trials is not None and trials < 1:
         raise ValueError(f"trials must be at least 1, not {trials}")
