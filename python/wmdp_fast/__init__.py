@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         StepInput,
         StepOutput,
     )
+    from wmdp_fast.unlearning.methods.elm import ELMConfig
     from wmdp_fast.unlearning.methods.finetune import FinetuneConfig
     from wmdp_fast.unlearning.methods.graddiff import GradDiffConfig
     from wmdp_fast.unlearning.methods.llmu import LLMUConfig
@@ -83,6 +84,7 @@ _LAZY = {
     "AdapterConfig": "wmdp_fast.unlearning.adapter_config",
     "CardText": "wmdp_fast.unlearning.method",
     "Comparison": "wmdp_fast.analysis.comparison",
+    "ELMConfig": "wmdp_fast.unlearning.methods.elm",
     "EvalCallback": "wmdp_fast.integrations.training",
     "EvalResult": "wmdp_fast.results.result",
     "Findings": "wmdp_fast.unlearning.method",
@@ -138,6 +140,7 @@ __all__ = [
     "DataUnavailableError",
     "DatasetError",
     "DivergedError",
+    "ELMConfig",
     "EvalCallback",
     "EvalResult",
     "Findings",

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_NAMES = {dtype: name for name, dtype in _TYPES.items()}
+# What a method may have to remember besides; no weights are in these.
+_WHOLE = {"I32": torch.int32, "U8": torch.uint8}
+_NAMES = {dtype: name for name, dtype in (_TYPES | _WHOLE).items()}
 
 # Key of the metadata of files that this package writes.
 _CHECKSUM = "content_sha256"
@@ -295,10 +297,11 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read(file: BufferedReader, path: Path, name: str, place: Place) -> Tensor:
-    if place.dtype not in _TYPES:
+    dtype = (_TYPES | _WHOLE).get(place.dtype)
+    if dtype is None:
         raise ModelError(f"{path}: {name} has type {place.dtype}, which is not one that this package writes")
     # Into memory that torch has aligned, as it is for a tensor that was computed.
-    tensor = torch.empty(place.shape, dtype=_TYPES[place.dtype], device="cpu")
+    tensor = torch.empty(place.shape, dtype=dtype, device="cpu")
     if tensor.numel() * tensor.element_size() != place.length:
         raise ModelError(f"{path} is damaged: {name} has {place.length} bytes, too few or too many for its shape")
     file.seek(place.start)

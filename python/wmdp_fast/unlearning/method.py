@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wmdp_fast.models.decoder import Decoder
     from wmdp_fast.unlearning.activation_cache import TrunkCache
@@ -46,6 +46,7 @@ class Setup:
         batches: Cuts batches out of the corpora.
         total_steps: Steps of the run, for schedules.
         cache: Where activations are kept that training does not change, or None.
+        tokenizer: The model's, or None if it has none: tokens may be given ready-made.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Setup:
     batches: BatchReader
     total_steps: int
     cache: TrunkCache | None
+    tokenizer: PreTrainedTokenizerBase | None = None
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,7 @@ class Run:
                 batches=self._batches,
                 total_steps=self.total_steps,
                 cache=self._cache,
+                tokenizer=self._source.tokenizer,
             )
             self._method = method = self._config.method(setup)
             if self._request.budget is not None and self._corpora.general is not None:

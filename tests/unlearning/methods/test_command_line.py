@@ -96,7 +96,11 @@ def test_a_sweep_over_the_axes_of_a_method(command, folder, tmp_path, capsys):
 
 
 # What a model of four layers needs of methods whose defaults are for larger ones.
-SMALLER = {"rmu": ["--layer-id", "2"], "rr": ["--target-layers", "1,2"]}
+SMALLER = {
+    "rmu": ["--layer-id", "2"],
+    "rr": ["--target-layers", "1,2"],
+    "elm": ["--update-layer-ids", "1,2", "--fluency-tokens", "4"],
+}
 
 
 @pytest.mark.parametrize("name", METHODS)

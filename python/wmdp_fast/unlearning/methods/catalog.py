@@ -107,6 +107,15 @@ METHODS: Mapping[str, Listed] = MappingProxyType(
                 presets="wmdp_fast.unlearning.methods.rr",
             ),
             Listed(
+                name="elm",
+                config="wmdp_fast.unlearning.methods.elm:ELMConfig",
+                about="trains the model to say of forget text what it would as one who does not know the subject",
+                cost=9,
+                changes="mlp of layers 4 to 7",
+                source="Gandikota et al. 2024, arXiv:2410.02760",
+                presets="wmdp_fast.unlearning.methods.elm",
+            ),
+            Listed(
                 name="finetune",
                 config="wmdp_fast.unlearning.methods.finetune:FinetuneConfig",
                 about="trains on retain text alone: what any training does, to compare the others with",
