@@ -259,7 +259,7 @@ class Run:
         saving = self._weights.round()
         findings = self.findings(best_step)
         if best_step == 0 < steps:
-            findings = replace(findings, verdict=_went_back(self._evaluations.budget is not None))
+            findings = replace(findings, verdict=_went_back(self._config, self._evaluations.budget is not None))
         with self._clock("write"):
             result = UnlearnResult(
                 config=self._config,
@@ -404,10 +404,13 @@ def _weights(config: TrainingConfig, picked: Sequence[TrainedParameter], source:
     )
 
 
-def _went_back(budget: bool) -> str:
+def _went_back(config: TrainingConfig, budget: bool) -> str:
     """What is wrong with a run whose weights are the original ones again, whatever its steps would have done."""
     every = "--kl-every" if budget else "--eval-every"
+    remedy = f"Lower the learning rate, or measure more often ({every})"
+    if config.one_shot:
+        remedy = f"Take other settings of {config.method_name}, with which weights change less"
     return (
         "no step was within the limits that are set, so the weights are the original model's: nothing was unlearned."
-        f" Lower the learning rate, or measure more often ({every})"
+        f" {remedy}"
     )
