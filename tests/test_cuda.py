@@ -10,6 +10,7 @@ import torch
 
 from tests.support import tiny_models
 from tests.support import unlearning_runs as runs
+from tests.support.method_twins import SETTINGS
 from tests.support.packed_documents import CONFIG, assert_alike
 from tests.support.tries import some_requests
 from wmdp_fast.models.load import LoadedModel, wrap_model
@@ -17,6 +18,7 @@ from wmdp_fast.scoring import trie as trie_scoring
 from wmdp_fast.scoring.padded import score_padded
 from wmdp_fast.scoring.scores import PartialScores
 from wmdp_fast.scoring.trie import score_trie
+from wmdp_fast.unlearning.methods.npo import NPOConfig
 from wmdp_fast.unlearning.rmu.method import RMU
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -122,6 +124,18 @@ def test_unlearning_without_padding_ends_where_it_does_with_it(family: str, monk
     monkeypatch.setattr(RMU, "why_padded", lambda _self, _padded, _packed: "so that it is")
     padded = runs.unlearn(runs.model(family).to("cuda"), CONFIG, note=notes.append)
     assert_alike(packed, padded)
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral", "gemma3_text"])
+def test_losses_over_logits_are_those_of_a_cpu(family: str) -> None:
+    config = NPOConfig(**SETTINGS, beta=0.5, gradient_checkpointing=True)
+    notes: list[str] = []
+    found = runs.unlearn(runs.model(family).to("cuda"), config, note=notes.append)
+    assert not [note for note in notes if "padded" in note]
+    expected = runs.unlearn(runs.model(family), config)
+    for mine, other in zip(found.metrics, expected.metrics, strict=True):
+        assert mine["forget_loss"] == pytest.approx(other["forget_loss"], rel=1e-3)
+        assert mine["retain_loss"] == pytest.approx(other["retain_loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize("family", runs.FAMILIES)

@@ -46,7 +46,7 @@ def assert_same_as_plain(
         runs.documents(1),
         runs.documents(2),
         loss,
-        trained="down_proj",
+        trained="" if config.parameters == "all" else "down_proj",
         learning_rate=config.learning_rate,
         steps=config.max_steps,
         batch_size=config.batch_size,
@@ -56,12 +56,12 @@ def assert_same_as_plain(
         padded_to=30 if padded else None,
         rho=rho,
     )
+    models = (record.model, runs.model(family))
     losses = [[row["forget_loss"], row["retain_loss"]] for row in ours.metrics]
     plain = [list(pair) for pair in zip(record.forget_losses, record.retain_losses, strict=True)]
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(plain), rtol=1e-5, atol=1e-5)
-    weights = dict(record.model.base_model.named_parameters())
-    before = dict(runs.model(family).base_model.named_parameters())
+    weights, before = ({**dict(one.base_model.named_parameters()), **dict(one.named_parameters())} for one in models)
     assert ours.tensors
     for name, tensor in ours.tensors.items():
-        assert float((tensor - before[name].detach()).abs().max()) > 1e-4
+        assert float((tensor - before[name].detach()).abs().max()) > 1e-4, name
         torch.testing.assert_close(tensor, weights[name].detach(), rtol=0, atol=1e-5)

@@ -34,6 +34,12 @@ def test_it_is_the_plain_one_with_a_divergence_for_retain_documents(family: str)
     assert_same_as_plain(family, NPOConfig(**SETTINGS, beta=0.5, retain_loss="kl"), plain.LOSSES["kl"])
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])  # a head of its own, and one that is the embedding
+def test_it_is_the_plain_one_with_all_parameters(family: str) -> None:
+    config = NPOConfig(**SETTINGS | {"parameters": "all"}, beta=0.5)
+    assert_same_as_plain(family, config, plain.LOSSES["sequence_mean"])
+
+
 def test_layers_that_are_run_again_change_nothing() -> None:
     config = NPOConfig(**SETTINGS, beta=0.5, gradient_checkpointing=True)
     assert_same_as_plain("llama", config, plain.LOSSES["sequence_mean"])
