@@ -16,8 +16,7 @@ from tests.support import unlearning_runs as runs
 from wmdp_fast import cli
 from wmdp_fast.exceptions import DivergedError, ModelError
 from wmdp_fast.runtime import strict_json
-from wmdp_fast.unlearning import divergence
-from wmdp_fast.unlearning import trainer as run
+from wmdp_fast.unlearning import divergence, optim
 from wmdp_fast.unlearning.rmu.config import RMUConfig
 
 SETTINGS = {
@@ -62,14 +61,14 @@ def test_a_diverged_run_ends_with_what_to_lower_and_no_checkpoint(tmp_path, dtyp
 def test_the_last_good_state_is_kept_and_gives_the_checkpoint_of_its_step(tmp_path, monkeypatch):
     base = runs.saved_model(tmp_path / "base", "llama")
     config = RMUConfig(**SETTINGS, learning_rate=1e-3)
-    step = run.AdamW.step
+    step = optim.AdamW.step
 
     def explode_at_seven(self, gradients):
         self.learning_rate = 1e38 if self.steps == 6 else self.learning_rate
         step(self, gradients)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.AdamW, "step", explode_at_seven)
+        patch.setattr(optim.AdamW, "step", explode_at_seven)
         with pytest.raises(DivergedError, match=r"at step [78]") as caught:
             runs.unlearn(base, config, output=tmp_path / "out")
     work = tmp_path / "out.unlearning"

@@ -501,7 +501,11 @@ def test_corpora_by_name_are_read_from_a_folder_in_place_of_the_hub(tmp_path):
 
 
 def test_the_command_refuses_what_is_no_value(capsys):
-    for option, value in (("--alpha", "much"), ("--layer-id", "-1"), ("--raw-lines", "maybe"), ("--mode", "both")):
+    command = ["unlearn", "m", "--forget", "f", "--retain", "r", "--output", "o"]
+    for option, value in (("--alpha", "much"), ("--raw-lines", "maybe"), ("--mode", "both")):
         with pytest.raises(SystemExit, match="2"):
-            cli.main(["unlearn", "m", "--forget", "f", "--retain", "r", "--output", "o", option, value])
+            cli.main([*command, option, value])
         assert option in capsys.readouterr().err
+    # What the type of a setting allows and the method does not.
+    assert cli.main([*command, "--layer-id", "-1"]) == 2
+    assert capsys.readouterr().err == "error: layer_id must be a whole number of at least 0, not -1\n"
