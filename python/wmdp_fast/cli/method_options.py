@@ -12,7 +12,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.cli.field_types import FieldType, field_help, field_types
-from wmdp_fast.cli.options import finite_number
+from wmdp_fast.cli.options import finite_number, positive_number, whole_number
 from wmdp_fast.unlearning.methods.catalog import DEFAULT, METHODS, config_class, preset_of, spelled
 from wmdp_fast.unlearning.methods.own_file import FORM
 from wmdp_fast.unlearning.training_config import TrainingConfig
@@ -55,6 +55,23 @@ def add_settings(parser: argparse.ArgumentParser, *, axis: Axis | None = None) -
     for owners, names in _own_fields(configs, common).items():
         group = parser.add_argument_group(f"settings of {', '.join(owners)}")
         add(group, names, {owner: configs[owner] for owner in owners})
+
+
+def add_budget(group: argparse._ArgumentGroup) -> None:
+    """Adds how far a run may go from the original model."""
+    group.add_argument(
+        "--max-kl",
+        type=positive_number,
+        metavar="NATS",
+        help="end once KL(original || model) on general text lies above so many nats per token, and go back to the last"
+        " step within",
+    )
+    group.add_argument(
+        "--kl-text", metavar="FILE", help="text for --max-kl, none of the corpora (default one that comes with this)"
+    )
+    group.add_argument(
+        "--kl-every", type=whole_number(least=1), metavar="N", help="steps between its measurements (default 5)"
+    )
 
 
 def chosen(arguments: argparse.Namespace) -> type[TrainingConfig]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.cli.asking import add_selection, add_wording, asked
-from wmdp_fast.cli.method_options import add_settings, chosen, config_of, set_texts, types_of
+from wmdp_fast.cli.method_options import add_budget, add_settings, chosen, config_of, set_texts, types_of
 from wmdp_fast.cli.options import finite_number, whole_number
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.files import check_file, write_whole
@@ -25,7 +25,7 @@ SUMMARY = "Unlearn with many settings of a method, measure each, and show the Pa
 
 _PASSED = (
     "trials", "resume", "revision", "device", "trust_remote_code", "data", "cache_trunk", "cache_limit", "keep_best",
-    "log_samples", "max_loss", "eval_text",
+    "log_samples", "max_loss", "eval_text", "max_kl", "kl_text", "kl_every",
 )  # fmt: skip
 
 
@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="keep every question's scores in DIR/evaluations, for `compare` and `report` (default yes)",
     )
+    add_budget(measures)
     add_selection(measures)
     add_wording(measures)
     add_settings(parser, axis=_axis)

@@ -8,8 +8,8 @@ import sys
 from typing import Any
 
 from wmdp_fast.cli.asking import add_selection, add_wording, asked
-from wmdp_fast.cli.method_options import add_settings, config_of
-from wmdp_fast.cli.options import positive_number, whole_number
+from wmdp_fast.cli.method_options import add_budget, add_settings, config_of
+from wmdp_fast.cli.options import whole_number
 from wmdp_fast.runtime.tables import number_text
 
 SUMMARY = "Unlearn the subjects of some corpora, with RMU or another method."
@@ -36,19 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COND",
         help="end once one fails, e.g. 'mmlu.acc>=before-0.02', and go back to the last step that fulfilled all",
     )
-    watch.add_argument(
-        "--max-kl",
-        type=positive_number,
-        metavar="NATS",
-        help="end once KL(original || model) on general text lies above so many nats per token, and go back to the last"
-        " step within",
-    )
-    watch.add_argument(
-        "--kl-text", metavar="FILE", help="text for --max-kl, none of the corpora (default one that comes with this)"
-    )
-    watch.add_argument(
-        "--kl-every", type=whole_number(least=1), metavar="N", help="steps between its measurements (default 5)"
-    )
+    add_budget(watch)
     watch.add_argument("--report-to", action="append", metavar="NAME", help="tensorboard, wandb or trackio")
     watch.add_argument(
         "--log-samples",

@@ -53,6 +53,11 @@ class BudgetRequest:
     every: int
     text: Text
 
+    @property
+    def identity(self) -> list[Any]:
+        """What two runs must agree in to be the same."""
+        return [self.max_kl, self.every, self.text.content_hash]
+
 
 def budget_request(
     max_kl: float | None, kl_text: str | PathLike[str] | None, kl_every: int | None, *, field: str

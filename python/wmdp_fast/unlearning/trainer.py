@@ -67,6 +67,7 @@ class Run:
         work: Folder for metrics and state, or None.
         cache: Where activations are kept that training does not change.
         after_step: Called after each step with the number of steps done, while the model has their weights.
+        at_end: Called with the finished run, while the model has the weights that it ended with, as they are saved.
 
     Attributes:
         last_measures: What the last step measured, by the names of the metrics.
@@ -83,9 +84,11 @@ class Run:
         work: Path | None,
         cache: TrunkCache | None = None,
         after_step: Callable[[int], None] | None = None,
+        at_end: Callable[[UnlearnResult], None] | None = None,
     ) -> None:
         self._request, self._source, self._corpora, self._clock = request, source, corpora, clock
         self._cache, self._after_step = cache, after_step or (lambda _steps: None)
+        self._at_end = at_end or (lambda _result: None)
         self._config, self._target, self._work = request.config, target, work
         self.last_measures: dict[str, float] = {}
         decoder, config = source.decoder, request.config
@@ -279,6 +282,7 @@ class Run:
             )
             if self._target is not None:
                 self._write(self._target, method, result)
+        self._at_end(result)
         return result
 
     def _write(self, target: Path, method: Method, result: UnlearnResult) -> None:
@@ -362,7 +366,7 @@ class Run:
             "evaluations": [self._request.eval_tasks, self._request.eval_every],
             # A state of a run without texts, or with a method of this package, does not name them.
             **({"code of the method": code} if (code := [one["sha256"] for one in own_code(config, method)]) else {}),
-            **({} if budget is None else {"max_kl": [budget.max_kl, budget.every, budget.text.content_hash]}),
+            **({} if budget is None else {"max_kl": budget.identity}),
             **({"texts": texts} if (texts := [text.content_hash for text in self._request.eval_text]) else {}),
         }
 

@@ -126,6 +126,27 @@ def test_every_method_is_run_within_a_budget_and_shown(name, command, folder, tm
     assert f"after {record['best_step']} steps of {name}" in capsys.readouterr().out
 
 
+def test_a_sweep_within_a_budget_is_of_the_runs_that_unlearn_gives(command, folder, tmp_path, capsys):
+    tasks = [word for kind in ("forget", "retain") for word in (f"--{kind}-tasks", str(folder / "birds.jsonl"))]
+    settings = ["--method", "graddiff", "--schedule", "constant", "--warmup", "0", "--kl-every", "1"]
+    assert cli.main(command("unlearn", *settings, "--max-steps", "3", "--max-kl", "9", output="free")) == 0
+    budget = json.loads((tmp_path / "free" / "unlearn.json").read_text())["budget"]
+    second, third = (one["kl"] for one in budget["measured"][1:])
+    swept = [*settings, *tasks, "--max-steps", "1,3", "--max-kl", str((second + third) / 2)]
+    capsys.readouterr()
+    assert cli.main(command("sweep", *swept, "--json")) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert [(run["steps"], run["kl"]) for run in runs] == [(1, budget["measured"][0]["kl"]), (2, second)]
+    assert cli.main([*shlex.split(runs[1]["command"])[1:-1], str(tmp_path / "again"), "--quiet"]) == 0
+    record = json.loads((tmp_path / "again" / "unlearn.json").read_text())
+    assert (record["best_step"], record["budget"]["kl"]) == (runs[1]["steps"], runs[1]["kl"])
+    capsys.readouterr()
+    assert cli.main(command("sweep", *swept, "--resume")) == 0
+    assert f"  {second:.4f}" in capsys.readouterr().out
+    assert cli.main(command("sweep", *swept[:-1], "9", "--resume")) == 1
+    assert "a sweep with other max_kl" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

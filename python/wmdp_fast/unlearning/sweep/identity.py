@@ -13,12 +13,12 @@ from wmdp_fast.runtime.files import write_whole
 from wmdp_fast.unlearning.methods.own_file import own_code
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from wmdp_fast.prompts.documents import CorpusTokens
-    from wmdp_fast.prompts.texts import Text
     from wmdp_fast.unlearning.activation_cache import TrunkCache
+    from wmdp_fast.unlearning.request import Request
     from wmdp_fast.unlearning.source import Corpora, Source
     from wmdp_fast.unlearning.training_config import TrainingConfig
 
@@ -70,8 +70,7 @@ def check(
     cache: TrunkCache,
     tasks: Mapping[str, list[str]],
     leaves: Mapping[str, list[str]],
-    eval_options: Mapping[str, Any],
-    texts: Sequence[Text] = (),
+    request: Request,
 ) -> None:
     """Compares with the sweep in a folder, if there is one, and writes down what this one is.
 
@@ -84,12 +83,12 @@ def check(
         cache: Hashes the weights, which are the original ones.
         tasks: What is measured, by the names that the user gave.
         leaves: The tasks that these stand for, for whoever reads the results.
-        eval_options: How.
-        texts: What perplexity is measured on.
+        request: How, what perplexity is measured on, and how far a run may go.
 
     Raises:
         ModelError: The sweep there has other settings, weights, data or tasks; says which.
     """
+    texts, budget = request.eval_text, request.budget
     free = {"save_every", *(axis.name for axis in base.search_axes)}
 
     def identity(extent: Extent) -> dict[str, Any]:
@@ -101,8 +100,9 @@ def check(
             "forget corpora": list(map(_digest, corpora.forget, extent.forget)),
             "retain corpora": list(map(_digest, corpora.retain, extent.retain)),
             "tasks": dict(tasks),
-            "evaluation options": {name: str(value) for name, value in eval_options.items()},
+            "evaluation options": {name: str(value) for name, value in request.eval_options.items()},
             **({"code of the method": code} if (code := [one["sha256"] for one in own_code(base)]) else {}),
+            **({} if budget is None else {"max_kl": budget.identity}),
             **({"texts": [[text.name, text.content_hash] for text in texts]} if texts else {}),
         }
 

@@ -60,6 +60,7 @@ class SweepRun:
         seconds: Of training (of all steps so far, if runs shared them) and of evaluating.
         params: What Optuna drew, or None.
         results: Where the evaluation is kept, below the sweep's folder, or None.
+        kl: How far the model is from the one before, in nats per token, if that was limited.
     """
 
     settings: dict[str, Any]
@@ -74,6 +75,7 @@ class SweepRun:
     seconds: dict[str, float] = field(default_factory=dict)
     params: dict[str, Any] | None = None
     results: str | None = None
+    kl: float | None = None
 
     @property
     def aims(self) -> tuple[float, float] | None:
@@ -181,16 +183,17 @@ class SweepResult:
             words += as_options(type(config), settings)
         else:
             words += [word for name, value in settings.items() for word in ("--set", f"{name}={value_text(value)}")]
-        for name in ("data", "revision", "device"):
-            if given[name] is not None:
-                words += [f"--{name}", given[name]]
+        for name in ("data", "revision", "device", "max_kl", "kl_text", "kl_every"):
+            if given.get(name) is not None:
+                words += [f"--{name.replace('_', '-')}", str(given[name])]
         if given["trust_remote_code"]:
             words.append("--trust-remote-code")
         return shlex.join([*words, "--output", output])
 
     def table(self) -> str:
         """The runs by ascending forget accuracy, with the model before as the last row."""
-        rows = [(*self.swept, "forget", "95 % interval", "retain", "95 % interval", "lost", *self.texts, "")]
+        measured = ("forget", "95 % interval", "retain", "95 % interval", "lost")
+        rows = [(*self.swept, *measured, *self._limited, *self.texts, "")]
         order = sorted(range(len(self.runs)), key=lambda index: (self.runs[index].aims or (2.0, 0.0), index))
         for index in order:
             run = self.runs[index]
@@ -230,10 +233,15 @@ class SweepResult:
             "kept": None if self.kept is None else str(self.kept),
         }
 
+    @property
+    def _limited(self) -> tuple[str, ...]:
+        """The column of the distance from the model before, if that was limited."""
+        return ("KL",) if any(run.kl is not None for run in self.runs) else ()
+
     def _cells(self, run: SweepRun) -> tuple[str, ...]:
         forget, retain, before = run.forget, run.retain, self.base.retain
         if forget is None or retain is None or before is None:
-            return ("failed", "", "failed", "", "", *("" for _ in self.texts))
+            return ("failed", "", "failed", "", "", *("" for _ in (*self._limited, *self.texts)))
         lost = "" if run is self.base else f"{before.value - retain.value:+.4f}"
         return (
             f"{forget.value:.4f}",
@@ -241,6 +249,7 @@ class SweepResult:
             f"{retain.value:.4f}",
             f"{retain.low:.3f}-{retain.high:.3f}",
             lost,
+            *("" if run.kl is None else f"{run.kl:.4f}" for _ in self._limited),
             *(number_text(run.scores[name]["word_perplexity"]) for name in self.texts),
         )
 

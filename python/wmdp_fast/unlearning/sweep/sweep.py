@@ -33,6 +33,7 @@ from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.unlearning import evaluations, preflight
 from wmdp_fast.unlearning.activation_cache import TrunkCache
 from wmdp_fast.unlearning.api import cache_bytes, listed_corpora, listed_names, refuse_leftovers, work_folder
+from wmdp_fast.unlearning.budget import budget_request
 from wmdp_fast.unlearning.parameters import trained_parameters
 from wmdp_fast.unlearning.request import Request
 from wmdp_fast.unlearning.rmu.config import RMUConfig
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from wmdp_fast.prompts.documents import Corpus
     from wmdp_fast.prompts.texts import Text
     from wmdp_fast.results.result import TaskResult
+    from wmdp_fast.unlearning.result import UnlearnResult
     from wmdp_fast.unlearning.source import Corpora, Source
     from wmdp_fast.unlearning.training_config import TrainingConfig
 
@@ -85,6 +87,9 @@ def sweep(
     cache_limit: float | None = None,
     keep_best: str | PathLike[str] | None = None,
     max_loss: float = MAX_LOSS,
+    max_kl: float | None = None,
+    kl_text: str | PathLike[str] | None = None,
+    kl_every: int | None = None,
     progress: bool = True,
     note: Callable[[str], None] | None = None,
 ) -> SweepResult:
@@ -118,6 +123,10 @@ def sweep(
         cache_limit: Most gigabytes that it may hold; None for no limit.
         keep_best: Folder for the checkpoint of the best run, if there is one.
         max_loss: Most points of accuracy that the best run may lose on the retain tasks.
+        max_kl: As in `unlearn`, for every run: it is measured with the weights of the last step within. Runs of
+            different lengths then share nothing.
+        kl_text: As in `unlearn`.
+        kl_every: As in `unlearn`.
         progress: Whether to show progress bars on stderr.
         note: Takes lines meant for the user.
 
@@ -165,6 +174,7 @@ def sweep(
         log_samples=log_samples,
         data=data,
         progress=progress,
+        budget=budget_request(max_kl, kl_text, kl_every, field=base.field),
     )
     request.check()
     leaves = _check_tasks(tasks, request.eval_options, request.eval_text)
@@ -185,9 +195,7 @@ def sweep(
     say = note or (lambda _line: None)
     with _results_folder(folder), RunsFile(folder / RUNS) as file:
         cache = TrunkCache(folder / TRUNK if cache_trunk is None else Path(cache_trunk), source.decoder, limit=limit)
-        sweep_identity.check(
-            folder, base, extent, source, corpora, cache, tasks, leaves, request.eval_options, request.eval_text
-        )
+        sweep_identity.check(folder, base, extent, source, corpora, cache, tasks, leaves, request)
         work = _Sweep(base, request, source, corpora, cache, tasks, leaves, file, folder, say)
         before = work.before()
         runs = work.grid(list(grid(space))) if drawing is None else work.drawn(drawing, trials or 0)
@@ -219,6 +227,9 @@ def sweep(
             "revision": revision,
             "device": None if device == "auto" else device,
             "trust_remote_code": trust_remote_code,
+            "max_kl": max_kl,
+            "kl_text": None if kl_text is None else os.fspath(kl_text),
+            "kl_every": kl_every,
         },
     )
 
@@ -315,7 +326,8 @@ class _Sweep:
         """Runs every point that has no result yet; those that differ in the number of steps only together."""
         groups: dict[str, list[dict[str, Any]]] = {}
         for point in points:
-            shared = {} if self._base.depends_on_total else {"max_steps": None}
+            alone = self._base.depends_on_total or self._request.budget is not None
+            shared = {} if alone else {"max_steps": None}
             groups.setdefault(_key({**self._full(point), **shared}), []).append(point)
         for number, group in enumerate(groups.values(), 1):
             missing = [point for point in group if _key(self._full(point)) not in self._done]
@@ -362,7 +374,7 @@ class _Sweep:
         left = dict(by_steps)
         run: Run
 
-        def measure(wanted: int, steps: int) -> None:
+        def measure(wanted: int, steps: int, kl: float | None = None) -> None:
             point = left[wanted]
             result = SweepRun(
                 settings=self._full(point),
@@ -372,6 +384,7 @@ class _Sweep:
                 measures=run.last_measures,
                 seconds={"steps": round(clock.seconds.get("steps", 0.0), 3)},
                 params=params,
+                kl=kl,
             )
             with run.as_saved():
                 found = run.findings(steps).record
@@ -385,13 +398,17 @@ class _Sweep:
             del left[wanted]
 
         def after_step(steps: int) -> None:
-            # At the end also what the corpora are too short for.
-            for wanted in sorted(left):
+            # At the end also what the corpora are too short for. Within a budget, what counts is known at the end only.
+            for wanted in sorted(left) if request.budget is None else ():
                 if steps == min(wanted, run.total_steps):
                     measure(wanted, steps)
 
+        def at_end(result: UnlearnResult) -> None:
+            for wanted in sorted(left):
+                measure(wanted, result.best_step, (result.budget or {}).get("kl"))
+
         with self._restored(config):
-            run = Run(request, self._source, self._corpora, clock, None, None, self._cache, after_step)
+            run = Run(request, self._source, self._corpora, clock, None, None, self._cache, after_step, at_end)
             try:
                 run.result(resume=False)
             except DivergedError as error:
