@@ -120,7 +120,7 @@ def unlearn(
         DatasetError: A corpus file is faulty.
         DivergedError: Numbers have become infinite or NaN; says what to lower. No checkpoint is written.
         FileExistsError: There is something at `output`, or an unfinished run to it and `resume` was not set.
-        ImportError: A tracker is not installed.
+        ImportError: A tracker is not installed, or PEFT, which LoRA needs.
         ModelError: The model cannot be loaded, or has no such parameters.
         OSError: The disk is full. What was there before is unchanged.
         TaskError: A task is unknown.
