@@ -52,6 +52,7 @@ def sweep_html(result: SweepResult) -> str:
         verdicts=sweep_verdicts(result),
         result=result,
         rows=rows,
+        limited=any(run.kl is not None for run in result.runs),
         commands=[result.command(index) for index in result.front],
         drawings={look: pareto_svg(result, look, size) for look, size in _SIZES.items()},
         style=file("style.css"),

@@ -141,8 +141,12 @@ def test_a_sweep_within_a_budget_is_of_the_runs_that_unlearn_gives(command, fold
     record = json.loads((tmp_path / "again" / "unlearn.json").read_text())
     assert (record["best_step"], record["budget"]["kl"]) == (runs[1]["steps"], runs[1]["kl"])
     capsys.readouterr()
-    assert cli.main(command("sweep", *swept, "--resume")) == 0
+    page = tmp_path / "sweep.html"
+    more = ["--html", str(page)] if importlib.util.find_spec("matplotlib") else []
+    assert cli.main(command("sweep", *swept, "--resume", *more)) == 0
     assert f"  {second:.4f}" in capsys.readouterr().out
+    if more:
+        assert f"<td>{second:.4f}</td>" in page.read_text()
     assert cli.main(command("sweep", *swept[:-1], "9", "--resume")) == 1
     assert "a sweep with other max_kl" in capsys.readouterr().err
 
