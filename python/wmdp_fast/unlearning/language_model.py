@@ -141,8 +141,8 @@ class LanguageModel:
     def why_padded(self, padded: Batch, packed: Batch) -> str | None:
         """Why documents must be padded; None if they need not be.
 
-        The losses of some documents are tried both ways, and the gradients of the first tokens of two of them: those of
-        a whole padded batch would take more memory than any step.
+        The losses of some documents are tried both ways, and the gradients of their first tokens: those of a whole
+        padded batch would take more memory than any step.
         """
         with computing():
             with torch.no_grad():
@@ -324,9 +324,9 @@ class LanguageModel:
             return self._head.logits(hidden)
 
     def _gradients_of_excerpts(self, *, packed: bool) -> list[Tensor]:
-        """The gradients of the mean loss of the first tokens of two forget documents."""
+        """The gradients of the mean loss of the first tokens of forget documents."""
         reader = self._setup.batches
-        few = replace(reader, max_lengths=[min(_EXCERPT, length) for length in reader.max_lengths], batch_size=2)
+        few = replace(reader, max_lengths=[min(_EXCERPT, length) for length in reader.max_lengths])
         # What counts may begin later.
         batch = replace(few.forget(0, 0, packed=packed), counted=None)
         return list(self.gradients(self.losses(batch).mean()).values())

@@ -4,8 +4,9 @@ The trainer loads as much of the model as the method's configuration asks for, c
 stops, saves and resumes, and writes the checkpoint, its delta and its card. A method says what the gradients of a step
 are, what it has to remember between steps, and what is to be told of it. It is made by its configuration
 (`TrainingConfig.method`), so a new one is a subclass of that and a class with these members: gradient ascent, NPO,
-SimNPO, RMU and its variants, RR, ELM. One that needs the original model's answers computes them in `prepare`, or runs
-the model in `Setup.as_original`. A perturbation such as SAM's is made and undone within `step`.
+SimNPO, RMU and its variants, RR, ELM. `LanguageModel` is what those with losses on logits work with. One that needs the
+original model's answers computes them in `prepare`, or runs the model in `Setup.as_original`. A perturbation such as
+SAM's is made and undone within `step`.
 
 A method without steps (`one_shot` in its configuration) changes the trained parameters itself, when `step` is called
 for the only time; what it returns has no gradients.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from wmdp_fast.unlearning.language_model import LanguageModel
-from wmdp_fast.unlearning.method import Findings, MethodState, StepOutput
+from wmdp_fast.unlearning.method import Findings, Method, MethodState, StepOutput
 from wmdp_fast.unlearning.methods.effect import advice
 from wmdp_fast.unlearning.methods.outcome import effects_after, effects_card
 from wmdp_fast.unlearning.reductions import cross_entropy, document_losses
@@ -65,7 +65,7 @@ class Settings(Protocol):
         """The loss on forget documents."""
 
 
-class ForgetRetain:
+class ForgetRetain(Method):
     """Minimizes `forget_weight * forget_loss + retain_weight * retain_loss`.
 
     Where the forget loss compares with the original model, one number for each forget document is kept of that,
@@ -107,10 +107,6 @@ class ForgetRetain:
     def state(self) -> MethodState:
         """What is known of the original model."""
         return MethodState(tensors={f"reference.{topic}": known for topic, known in enumerate(self._references)})
-
-    def describe(self) -> str | None:
-        """Nothing: the settings say it all."""
-        return None
 
     def step(self, given: StepInput) -> StepOutput:
         """Gradients of both terms, and `metrics`."""
