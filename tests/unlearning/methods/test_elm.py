@@ -143,11 +143,14 @@ def test_a_killed_run_resumes_to_the_same_bytes_without_the_original_model(
     assert "so that it stays fluent" in card
 
 
-def test_terms_without_weight_are_left_out(tokenizer: Any) -> None:
-    config = dataclasses.replace(CONFIG, fluency_weight=0, retain_weight=0, max_steps=2, update_layer_ids=(1, 2))
-    result = unlearned(model("llama"), tokenizer, config)
+def test_factors_are_trained_in_the_layers_named_and_terms_without_weight_left_out(tokenizer: Any) -> None:
+    config = dataclasses.replace(CONFIG, fluency_weight=0, retain_weight=0, max_steps=3, update_layer_ids=(1, 2))
+    result = unlearned(model("llama"), tokenizer, dataclasses.replace(config, lora="r=2,alpha=4,dropout=0.1"))
     assert {"retain_loss", "fluency_loss"}.isdisjoint(result.metrics[0])
     assert {name.split(".")[1] for name in result.tensors} == {"1", "2"}
+    # Factors begin as the original model, whose targets are the same.
+    plain = unlearned(model("llama"), tokenizer, dataclasses.replace(config, max_steps=1))
+    assert result.metrics[0]["forget_loss"] == pytest.approx(plain.metrics[0]["forget_loss"], abs=1e-5)
 
 
 @pytest.mark.parametrize(
