@@ -17,7 +17,7 @@ import numpy as np
 from wmdp_fast.bench.agreement import tolerance
 from wmdp_fast.bench.process import run_worker
 from wmdp_fast.bench.report import BenchReport, Measurement, machine
-from wmdp_fast.bench.shapes import SHAPES, WORKLOADS
+from wmdp_fast.bench.shapes import WORKLOADS, check_model
 from wmdp_fast.bench.worker import Job, Outcome
 
 if TYPE_CHECKING:
@@ -57,18 +57,13 @@ def bench_eval(job: Job, against: Sequence[str] = ()) -> BenchReport:
 
 
 def _check(job: Job, against: Sequence[str]) -> None:
-    if (job.model is None) == (job.shape is None):
-        raise ValueError("give either a model's folder or a shape")
+    check_model(job.model, job.shape, job.dtype)
     if (job.tasks is None) == (job.workload is None):
         raise ValueError("give either tasks or a workload")
-    if job.shape is not None and job.shape not in SHAPES:
-        raise ValueError(f"there is no shape {job.shape!r}; known: {', '.join(SHAPES)}")
     if job.workload is not None and job.workload not in WORKLOADS:
         raise ValueError(f"there is no workload {job.workload!r}; known: {', '.join(WORKLOADS)}")
     if job.shape is not None and job.tasks is not None and job.tokenizer is None:
         raise ValueError("a shape has no tokenizer: give one to answer tasks with, or a workload in place of tasks")
-    if job.shape is not None and job.dtype == "auto":
-        raise ValueError("a shape has no dtype of its own: give float32, bfloat16 or float16")
     if unknown := sorted(set(against) - set(BASELINES)):
         raise ValueError(f"unknown baseline {', '.join(unknown)}; known: {', '.join(BASELINES)}")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from wmdp_fast.bench.process import run_worker
 from wmdp_fast.bench.report import BenchReport, Measurement, machine
 from wmdp_fast.bench.rmu_worker import Outcome
-from wmdp_fast.bench.shapes import SHAPES
+from wmdp_fast.bench.shapes import check_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,12 +55,7 @@ def bench_method(job: MethodJob, against: Sequence[str] = ()) -> BenchReport:
 def _check(job: MethodJob, against: Sequence[str]) -> None:
     if job.method not in METHODS:
         raise ValueError(f"there is no benchmark of {job.method}; there are rmu, {', '.join(METHODS)}")
-    if (job.model is None) == (job.shape is None):
-        raise ValueError("give either a model's folder or a shape")
-    if job.shape is not None and job.shape not in SHAPES:
-        raise ValueError(f"there is no shape {job.shape!r}; known: {', '.join(SHAPES)}")
-    if job.shape is not None and job.dtype == "auto":
-        raise ValueError("a shape has no dtype of its own: give float32, bfloat16 or float16")
+    check_model(job.model, job.shape, job.dtype)
     if unknown := sorted(set(against) - set(BASELINES)):
         raise ValueError(f"unknown baseline {', '.join(unknown)} of {job.method}; known: {', '.join(BASELINES)}")
 

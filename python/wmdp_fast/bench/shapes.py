@@ -141,6 +141,16 @@ _DESCRIPTION = 14
 _SPREAD = 0.3
 
 
+def check_model(model: str | None, shape: str | None, dtype: str) -> None:
+    """Raises ValueError unless there is one model to time: a folder, or a shape that is known and given a dtype."""
+    if (model is None) == (shape is None):
+        raise ValueError("give either a model's folder or a shape")
+    if shape is not None and shape not in SHAPES:
+        raise ValueError(f"there is no shape {shape!r}; known: {', '.join(SHAPES)}")
+    if shape is not None and dtype == "auto":
+        raise ValueError("a shape has no dtype of its own: give float32, bfloat16 or float16")
+
+
 def build_model(
     shape: str, *, dtype: torch.dtype, device: torch.device, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

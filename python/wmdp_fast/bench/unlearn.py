@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from wmdp_fast.bench.process import run_worker
 from wmdp_fast.bench.report import BenchReport, Measurement, machine
 from wmdp_fast.bench.rmu_worker import Job, Outcome, config_of
-from wmdp_fast.bench.shapes import SHAPES
+from wmdp_fast.bench.shapes import check_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,12 +69,7 @@ def bench_unlearn(job: Job, against: Sequence[str] = ()) -> BenchReport:
 
 
 def _check(job: Job, against: Sequence[str]) -> None:
-    if (job.model is None) == (job.shape is None):
-        raise ValueError("give either a model's folder or a shape")
-    if job.shape is not None and job.shape not in SHAPES:
-        raise ValueError(f"there is no shape {job.shape!r}; known: {', '.join(SHAPES)}")
-    if job.shape is not None and job.dtype == "auto":
-        raise ValueError("a shape has no dtype of its own: give float32, bfloat16 or float16")
+    check_model(job.model, job.shape, job.dtype)
     if unknown := sorted(set(against) - set(BASELINES)):
         raise ValueError(f"unknown baseline {', '.join(unknown)}; known: {', '.join(BASELINES)}")
 
