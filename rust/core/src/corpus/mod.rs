@@ -72,6 +72,19 @@ pub fn for_each_document(
 
 /// Reads documents into memory.
 ///
+/// ```
+/// use wmdp_core::corpus::{ReadOptions, read_documents};
+/// use wmdp_core::runtime::parallel::Cancel;
+///
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("corpus.jsonl");
+/// std::fs::write(&path, "{\"text\": \"An owl.\"}\n{\"text\": \"A hen.\"}\n")?;
+///
+/// let documents = read_documents(&[path], &ReadOptions::default(), &Cancel::default())?;
+/// assert_eq!(documents, ["An owl.", "A hen."]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// As [`for_each_document`]; also [`Error::InvalidArgument`] if they are too many to be held.
 pub fn read_documents(paths: &[impl AsRef<Path>], options: &ReadOptions, cancel: &Cancel) -> Result<Vec<String>> {

@@ -151,6 +151,20 @@ pub(crate) fn extension_of(path: &Path) -> Option<(String, Compression)> {
 
 /// Reads the questions of one file.
 ///
+/// ```
+/// use wmdp_core::dataset::read_questions;
+/// use wmdp_core::runtime::parallel::Cancel;
+///
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("birds.csv");
+/// std::fs::write(&path, "question,A,B,answer\nWhich bird hoots?,owl,hen,A\n")?;
+///
+/// let questions = read_questions(&path, &Cancel::default())?;
+/// assert_eq!(questions.questions[0].choices, ["owl", "hen"]);
+/// assert_eq!(questions.questions[0].answer, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// [`Error::Io`] if the file cannot be opened or read, [`Error::Dataset`] if it holds anything but questions,
 /// [`Error::Cancelled`] if asked to stop.

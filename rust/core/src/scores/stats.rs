@@ -12,6 +12,14 @@ pub type Interval = (f64, f64);
 /// With p the share and z the normal quantile: `(p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)`. Unlike `p ± z·stderr` it stays within 0
 /// and 1 and covers near them. Wilson 1927, JASA 22(158); recommended by Brown, Cai and `DasGupta` 2001, Statistical Science 16(2).
 ///
+/// ```
+/// use wmdp_core::scores::stats::wilson;
+///
+/// let (low, high) = wilson(2, 8, 0.95)?;
+/// assert!((low - 0.0715).abs() < 1e-4 && (high - 0.5907).abs() < 1e-4);
+/// # Ok::<(), wmdp_core::Error>(())
+/// ```
+///
 /// # Errors
 /// [`Error::InvalidArgument`] if `n` is 0 or less than `successes`, or `confidence` is not between 0 and 1.
 pub fn wilson(successes: u64, n: u64, confidence: f64) -> Result<Interval> {
@@ -102,6 +110,12 @@ pub fn binomial_test(successes: u64, n: u64, chance: f64) -> Result<f64> {
 /// Only questions on which the runs differ tell them apart; if neither were better, each such question would be as likely to change one
 /// way as the other. `McNemar` 1947, Psychometrika 12(2); exact by the binomial distribution. 1 if nothing changed.
 ///
+/// ```
+/// // Four answers went wrong and none right: of 16 outcomes as likely, that one and its opposite.
+/// assert_eq!(wmdp_core::scores::stats::mcnemar(4, 0)?, 0.125);
+/// # Ok::<(), wmdp_core::Error>(())
+/// ```
+///
 /// # Errors
 /// None for counts that fit in memory; those of [`binomial_test`].
 pub fn mcnemar(right_to_wrong: u64, wrong_to_right: u64) -> Result<f64> {
@@ -179,6 +193,11 @@ impl Pairs {
 ///
 /// The i-th smallest of m is multiplied by m - i + 1, made no smaller than the ones before it, and at most 1. Keeps the chance of any false
 /// discovery below the level, whatever the tests' dependence. Holm 1979, Scandinavian Journal of Statistics 6(2).
+///
+/// ```
+/// assert_eq!(wmdp_core::scores::stats::holm(&[0.25, 0.125, 1.0])?, [0.5, 0.375, 1.0]);
+/// # Ok::<(), wmdp_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] if one is not between 0 and 1.

@@ -106,6 +106,29 @@ pub enum ChoiceStyle {
 }
 
 /// A complete prompt format.
+///
+/// ```
+/// use wmdp_core::dataset::{Row, from_rows};
+/// use wmdp_core::runtime::parallel::Cancel;
+/// use wmdp_core::text::template::{ChoiceStyle, DocToText, PromptTemplate};
+///
+/// let serde_json::Value::Object(fields) =
+///     serde_json::json!({"question": "Which bird hoots?", "choices": ["owl", "hen"], "answer": 0})
+/// else {
+///     unreachable!()
+/// };
+/// let questions = from_rows([Row { fields, ..Row::default() }], "birds", &Cancel::default())?;
+/// let template = PromptTemplate {
+///     description: String::new(),
+///     doc_to_text: DocToText::parse("mmlu")?,
+///     choices: ChoiceStyle::Letters,
+///     target_delimiter: " ".to_owned(),
+///     fewshot_delimiter: "\n\n".to_owned(),
+/// };
+/// let texts = template.question_texts(&questions, &Cancel::default())?;
+/// assert_eq!(texts, Some(vec!["Which bird hoots?\nA. owl\nB. hen\nAnswer:".to_owned()]));
+/// # Ok::<(), wmdp_core::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct PromptTemplate {
     /// Text before everything else.

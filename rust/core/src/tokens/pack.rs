@@ -51,6 +51,24 @@ struct Place {
 }
 
 /// The batches of a trie from some path on, one after another.
+///
+/// ```
+/// use wmdp_core::runtime::parallel::Cancel;
+/// use wmdp_core::tokens::pack::{Batches, Budget};
+/// use wmdp_core::tokens::request::Requests;
+/// use wmdp_core::tokens::trie::Trie;
+///
+/// let continuations = [vec![vec![7], vec![8]], vec![vec![7], vec![8]]];
+/// let requests = Requests::from_tokens(&[vec![1, 2, 3], vec![1, 2, 4, 5]], &continuations, 2048)?;
+/// let trie = Trie::new(&requests, &Cancel::default())?;
+///
+/// let mut batches = Batches::new(&trie, Budget { tokens: 100, readouts: 100 }, 0)?;
+/// let batch = batches.next(&trie, &requests).expect("it has two paths");
+/// assert_eq!(batch.input_ids, [1, 2, 3, 4, 5]);
+/// assert_eq!(batch.position_ids, [0, 1, 2, 2, 3]);
+/// assert!(batches.next(&trie, &requests).is_none());
+/// # Ok::<(), wmdp_core::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Batches {
     budget: Budget,

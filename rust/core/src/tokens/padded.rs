@@ -25,6 +25,19 @@ pub(crate) struct PaddedRow {
 }
 
 /// All rows of a run in the order in which they are scored: by length, the longest first, then as the requests came.
+///
+/// ```
+/// use wmdp_core::runtime::parallel::Cancel;
+/// use wmdp_core::tokens::padded::PaddedPlan;
+/// use wmdp_core::tokens::request::Requests;
+///
+/// let requests = Requests::from_tokens(&[vec![1, 4], vec![1, 2, 3]], &[vec![vec![7]], vec![vec![8]]], 2048)?;
+/// let plan = PaddedPlan::new(&requests, &Cancel::default())?;
+/// let batch = plan.batch(&requests, 0, 100, &[]).expect("it has two rows");
+/// assert_eq!(batch.input_ids, [1, 2, 3, 1, 4, 0]);
+/// assert_eq!(batch.lengths, [3, 2]);
+/// # Ok::<(), wmdp_core::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct PaddedPlan {
     rows: Vec<PaddedRow>,

@@ -32,6 +32,19 @@ impl Engine {
 }
 
 /// A tokenizer as a `tokenizer.json` describes it, with lm-eval's rules for special tokens.
+///
+/// ```
+/// use wmdp_core::tokens::tokenizer::Tokenizer;
+///
+/// let json = r#"{
+///     "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+///     "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+///     "model": {"type": "WordLevel", "vocab": {"?": 0, "an": 1, "owl": 2}, "unk_token": "?"}
+/// }"#;
+/// let tokenizer = Tokenizer::from_json(json, true, 0, "?")?;
+/// assert_eq!(tokenizer.encode("an owl")?, [1, 2]);
+/// # Ok::<(), wmdp_core::Error>(())
+/// ```
 pub struct Tokenizer {
     reference: tokenizers::Tokenizer,
     fast: Result<fastokens::Tokenizer, String>,
