@@ -1,8 +1,10 @@
 //! `wmdp_fast._rust`: the Python face of wmdp-core. One file per core module; a body parses arguments, calls the core off the
 //! GIL through `detach::run`, and hands back numpy arrays or frozen objects.
 
-// The pyfunction and pyclass macros want owned arguments. Doc comments here are Python docstrings, in Google's style.
-#![allow(clippy::needless_pass_by_value, clippy::doc_markdown)]
+// The pyfunction and pyclass macros want owned arguments. Doc comments here are Python docstrings, in Google's style, whose
+// examples have lists: not links.
+#![allow(clippy::needless_pass_by_value, clippy::doc_markdown, clippy::doc_link_with_quotes)]
+#![allow(rustdoc::broken_intra_doc_links)]
 
 mod aggregate;
 mod array;
