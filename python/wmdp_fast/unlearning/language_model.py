@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from wmdp_fast.unlearning.batches import Batch
     from wmdp_fast.unlearning.method import Setup
 
-# Logits held at once, by the kind of device: enough rows for their products to be fast, in some hundred megabytes with
-# all that is made of them.
-_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 26}
+# Logits held at once, by the kind of device. What is made of them takes some four times their memory; with more of them
+# a CPU would be a little faster.
+_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 26}
 
 # Tokens of a document whose gradient is tried with and without padding.
 _EXCERPT = 64
