@@ -85,13 +85,13 @@ def test_evaluate_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     rows = [{"question": f"Is {i}?", "choices": list("wxyz"), "answer": i % 4} for i in range(20)]
     questions = tmp_path / "birds.jsonl"
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    aggregate = evaluation._aggregate
+    task_results = evaluation.task_results
 
-    def preferring(read: Any, others: Any, prompts: Any, scores: Any, *rest: Any) -> Any:
+    def preferring(read: Any, prompts: Any, scores: Any, **options: Any) -> Any:
         scores.loglikelihood[::4] += 100.0
-        return aggregate(read, others, prompts, scores, *rest)
+        return task_results(read, prompts, scores, **options)
 
-    monkeypatch.setattr(evaluation, "_aggregate", preferring)
+    monkeypatch.setattr(evaluation, "task_results", preferring)
     with pytest.warns(WmdpFastWarning, match="birds: A is answered to 20 of 20 questions, of 5 of which"):
         wf.evaluate(tmp_path / "model", tasks=questions, device="cpu", progress=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 
@@ -119,7 +120,7 @@ def test_a_document_stays_a_document(tokenizer, tmp_path):
 
 
 def test_a_chat_template_only_if_asked(tmp_path):
-    chat = tokenizers_zoo.tokenizer("llama3")
+    chat = copy.deepcopy(tokenizers_zoo.tokenizer("llama3"))
     path = write(tmp_path / "a.jsonl", RECORDS)
     with pytest.raises(TemplateError, match="the tokenizer has no chat template"):
         load_corpus(path, chat, max_length=200, chat_template=True)
