@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from transformers.pytorch_utils import Conv1D
 
@@ -21,6 +20,7 @@ from wmdp_fast.checkpoints import checkpoint, tensor_file
 from wmdp_fast.checkpoints.saved_dtype import Saving, choose
 from wmdp_fast.exceptions import InternalError, ModelError
 from wmdp_fast.models.reading import failures_as
+from wmdp_fast.unlearning.seeds import mixed_seed
 from wmdp_fast.unlearning.trained_weights import TrainedWeights, as_found, exchanged, only_trained
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class LoRAWeights(TrainedWeights):
             yield
             return
         dropouts = [layer.lora_dropout for layer in self._layers.values()]
-        mixed = int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
+        mixed = mixed_seed((seed, step))
         devices = [self.device] if self.device.type == "cuda" else []
         for one in dropouts:
             one.train()

@@ -1,4 +1,4 @@
-"""The size of a gradient, over all trained parameters together."""
+"""Gradients of what is trained: how they are added up over the parts of a step, and their size all together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,21 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor
+    from torch import Tensor, nn
+
+
+def add_gradients(loss: Tensor, trained: Mapping[str, nn.Parameter], gradients: dict[str, Tensor]) -> None:
+    """Differentiates a loss, and adds in the weights' precision, as a backward pass through a sum of losses does.
+
+    Args:
+        loss: A number; its graph is let go.
+        trained: The parameters by name.
+        gradients: Those of other losses, by the same names; added to in place. Empty before the first.
+    """
+    # A parameter without a gradient is an expert that no token of the batch went to.
+    found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True, materialize_grads=True)
+    for name, gradient in zip(trained, found, strict=True):
+        gradients[name] = gradients[name].add_(gradient) if name in gradients else gradient
 
 
 def gradient_norm(gradients: Mapping[str, Tensor], device: torch.device) -> Tensor:

@@ -34,6 +34,7 @@ from wmdp_fast.models.threads import computing
 from wmdp_fast.scoring.padded import is_out_of_memory
 from wmdp_fast.scoring.trie import what_was_raised
 from wmdp_fast.unlearning.batches import lengthened
+from wmdp_fast.unlearning.gradients import add_gradients
 from wmdp_fast.unlearning.token_losses import cross_entropies, kl_divergences, soft_cross_entropies
 
 if TYPE_CHECKING:
@@ -258,10 +259,7 @@ class LanguageModel:
             `into`, or new ones; each of its parameter's shape and type.
         """
         gradients = {} if into is None else into
-        # A parameter without a gradient is an expert that no token of the batch went to.
-        found = torch.autograd.grad(loss, list(self._trained.values()), allow_unused=True, materialize_grads=True)
-        for name, gradient in zip(self._trained, found, strict=True):
-            gradients[name] = gradients[name].add_(gradient) if name in gradients else gradient
+        add_gradients(loss, self._trained, gradients)
         return gradients
 
     def _states(self, batch: Batch, *, padding: bool = False) -> Tensor:

@@ -165,9 +165,11 @@ class Method(Protocol):
 
     def prepare(self) -> None:
         """Finds what is fixed for the run: nothing. Called once with the original weights, unless `restore` is."""
+        return  # An empty body would be an abstract one to mypy.
 
     def restore(self, _state: MethodState, /) -> None:
         """Takes over from an interrupted run what its `state` was: nothing."""
+        return
 
     def state(self) -> MethodState:
         """What `restore` needs for the run to end in the same bits: nothing."""

@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from wmdp_fast.unlearning.verdict import Remedies, verdict
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -95,22 +97,11 @@ class Effect:
         return {**asdict(self), "forgotten": self.forgotten, "retain_kept": self.retain_kept}
 
 
-@dataclass(frozen=True)
-class Remedies:
-    """What to change in a run that failed, as sentences without a full stop.
-
-    Attributes:
-        weak: If it unlearned nothing.
-        damaged: If it damaged what it should keep.
-        both: If it did both.
-    """
-
-    weak: str = "Raise the learning rate or the number of steps"
-    damaged: str = "Lower the learning rate or the number of steps, raise retain_weight, or give more retain text"
-    both: str = "Give more retain text, or raise retain_weight with the learning rate"
-
-
-TRAINED = Remedies()
+TRAINED = Remedies(
+    weak="Raise the learning rate or the number of steps",
+    damaged="Lower the learning rate or the number of steps, raise retain_weight, or give more retain text",
+    both="Give more retain text, or raise retain_weight with the learning rate",
+)
 
 
 def advice(effects: Sequence[Effect], *, forgets: bool, remedies: Remedies = TRAINED) -> str | None:
@@ -123,17 +114,4 @@ def advice(effects: Sequence[Effect], *, forgets: bool, remedies: Remedies = TRA
     """
     weak = [one for one in effects if forgets and not one.forgotten]
     damaged = [one for one in effects if not one.retain_kept]
-    if not weak and not damaged:
-        return None
-    parts = []
-    for one in dict.fromkeys((*weak, *damaged)):
-        topic = f"topic {one.topic}: " if len(effects) > 1 else ""
-        parts.append(f"{topic}{one.text}")
-    if weak and damaged:
-        what = "this run did not unlearn what it should forget, and damaged what it should keep"
-        do = remedies.both
-    elif weak:
-        what, do = "this run unlearned nothing", remedies.weak
-    else:
-        what, do = "this run damaged what it should keep", remedies.damaged
-    return f"{what}: {'; '.join(parts)}. {do}"
+    return verdict(effects, weak=weak, damaged=damaged, remedies=remedies)

@@ -96,9 +96,6 @@ class ForgetRetain(Method):
             return "it counts, with reduction batch_mean_padded"
         return self.model.why_padded(padded, packed)
 
-    def prepare(self) -> None:
-        """Nothing: what is needed of the original model is computed on the way."""
-
     def restore(self, state: MethodState) -> None:
         """Takes over what is known of the original model."""
         for topic, reference in enumerate(self._references):

@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import nn
@@ -20,7 +19,10 @@ from wmdp_fast.models.fused.trials import Trials, replaced_modules
 from wmdp_fast.models.threads import computing
 from wmdp_fast.scoring.padded import is_out_of_memory
 from wmdp_fast.scoring.trie import what_was_raised
-from wmdp_fast.unlearning.method import CardText, Findings, MethodState, StepOutput
+from wmdp_fast.unlearning.gradients import add_gradients
+from wmdp_fast.unlearning.method import CardText, Findings, Method, StepOutput
+from wmdp_fast.unlearning.seeds import normal_noise
+from wmdp_fast.unlearning.verdict import Remedies, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -50,6 +52,12 @@ by fine-tuning: after a short training on forget text models unlearned so had al
     "by several turns of conversation (arXiv:2408.15221)",
     "by undoing the change of the first layers' weights, if the original model is at hand",
     "reading layers below the rerouted ones shows it still there",
+)
+
+_REMEDIES = Remedies(
+    weak="Raise the learning rate or the number of steps",
+    damaged="Lower the learning rate, or give more steps or more retain text",
+    both="Give more retain text, or other target layers",
 )
 
 
@@ -153,7 +161,7 @@ class LayerOutputs:
                     yield
 
 
-class Rerouting:
+class Rerouting(Method):
     """RR on one model.
 
     Where the trained model is still the original one, the forget loss is at its maximum and its gradient is 0: the
@@ -198,19 +206,6 @@ class Rerouting:
         if worst <= torch.finfo(self._setup.decoder.model.dtype).eps ** 0.5:
             return None
         return f"packed, activations of a token differ by {worst:.1g} of their length from what they are with padding"
-
-    def prepare(self) -> None:
-        """Nothing: the original activations of a batch are computed with it."""
-
-    def restore(self, _state: MethodState, /) -> None:
-        """Nothing."""
-
-    def state(self) -> MethodState:
-        """Nothing: noise follows from the seed and the step."""
-        return MethodState()
-
-    def describe(self) -> None:
-        """Nothing."""
 
     def step(self, given: StepInput) -> StepOutput:
         """Gradients of both terms, and `metrics`."""
@@ -276,14 +271,9 @@ class Rerouting:
         return total / (layers * differences.shape[1])
 
     def _differentiate(self, loss: Tensor, gradients: dict[str, Tensor]) -> None:
-        """Adds a loss's gradients to others."""
-        if not loss.requires_grad:
-            return
-        trained = self._setup.trained
-        # A parameter without a gradient is an expert that no token of the batch went to.
-        found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True, materialize_grads=True)
-        for name, gradient in zip(trained, found, strict=True):
-            gradients[name] = gradients[name].add_(gradient) if name in gradients else gradient
+        """Adds a loss's gradients to others, if it was to be differentiated."""
+        if loss.requires_grad:
+            add_gradients(loss, self._setup.trained, gradients)
 
     def _has_moved(self) -> bool:
         """Whether the model is another than the original one."""
@@ -313,9 +303,7 @@ def _cosine(now: Sequence[Tensor], before: Sequence[Tensor]) -> Tensor:
 
 def _with_noise(activations: Tensor, seed: Sequence[int]) -> Tensor:
     """Activations [N, d] with Gaussian noise of `NOISE` of their length, which depends on the seed alone."""
-    mixed = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
-    generator = torch.Generator("cpu").manual_seed(mixed)
-    noise = torch.randn(activations.shape, dtype=torch.float32, device="cpu", generator=generator)
+    noise = normal_noise(activations.shape, seed)
     size = NOISE / math.sqrt(activations.shape[1]) * torch.linalg.vector_norm(activations, dim=-1, keepdim=True)
     noisy: Tensor = activations + size * noise.to(activations.device)
     return noisy
@@ -325,18 +313,4 @@ def _advice(effects: Sequence[Effect]) -> str | None:
     """What is wrong with a run and what to change, or None if nothing is."""
     weak = [one for one in effects if not one.rerouted]
     damaged = [one for one in effects if not one.retain_kept]
-    if not weak and not damaged:
-        return None
-    parts = []
-    for one in dict.fromkeys((*weak, *damaged)):
-        topic = f"topic {one.topic}: " if len(effects) > 1 else ""
-        parts.append(f"{topic}{one.text}")
-    if weak and damaged:
-        what = "this run did not reroute what it should forget, and damaged what it should keep"
-        do = "Give more retain text, or other target layers"
-    elif weak:
-        what, do = "this run unlearned nothing", "Raise the learning rate or the number of steps"
-    else:
-        what = "this run damaged what it should keep"
-        do = "Lower the learning rate, or give more steps or more retain text"
-    return f"{what}: {'; '.join(parts)}. {do}"
+    return verdict(effects, weak=weak, damaged=damaged, remedies=_REMEDIES, verb="reroute")

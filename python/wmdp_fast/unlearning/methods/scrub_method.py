@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from wmdp_fast.unlearning.language_model import LanguageModel
-from wmdp_fast.unlearning.method import Findings, MethodState, StepOutput
-from wmdp_fast.unlearning.methods.effect import Remedies, advice
+from wmdp_fast.unlearning.method import Findings, Method, StepOutput
+from wmdp_fast.unlearning.methods.effect import advice
 from wmdp_fast.unlearning.methods.outcome import effects_after, effects_card
 from wmdp_fast.unlearning.reductions import cross_entropy
+from wmdp_fast.unlearning.verdict import Remedies
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +60,7 @@ class Settings(Protocol):
         """Whether layers are run again for their gradients."""
 
 
-class SCRUB:
+class SCRUB(Method):
     """Takes min and max steps in turns.
 
     Args:
@@ -81,16 +82,6 @@ class SCRUB:
     def why_padded(self, padded: Batch, packed: Batch) -> str | None:
         """As the model has it."""
         return self.model.why_padded(padded, packed)
-
-    def prepare(self) -> None:
-        """Nothing."""
-
-    def restore(self, state: MethodState) -> None:
-        """Nothing."""
-
-    def state(self) -> MethodState:
-        """Nothing: which steps are max steps follows from their numbers."""
-        return MethodState()
 
     def describe(self) -> str | None:
         """How many steps are of which kind."""

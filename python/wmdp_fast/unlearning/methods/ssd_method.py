@@ -9,9 +9,10 @@ import torch
 
 from wmdp_fast.unlearning.batches import num_batches
 from wmdp_fast.unlearning.language_model import LanguageModel
-from wmdp_fast.unlearning.method import Findings, MethodState, StepOutput
-from wmdp_fast.unlearning.methods.effect import Remedies, advice
+from wmdp_fast.unlearning.method import Findings, Method, MethodState, StepOutput
+from wmdp_fast.unlearning.methods.effect import advice
 from wmdp_fast.unlearning.methods.outcome import effect_at, effects_card
+from wmdp_fast.unlearning.verdict import Remedies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -54,7 +55,7 @@ class _Importance:
         return torch.stack([one.sum() for one in self.squares.values()]).sum() / (weights * self.documents)
 
 
-class SSD:
+class SSD(Method):
     """Dampens weights, in its only step.
 
     Memory: two numbers in float32 for every weight that may change, and the gradients of one document.
@@ -84,9 +85,6 @@ class SSD:
     def why_padded(self, padded: Batch, packed: Batch) -> str | None:
         """As the model has it."""
         return self.model.why_padded(padded, packed)
-
-    def prepare(self) -> None:
-        """Nothing."""
 
     def restore(self, state: MethodState) -> None:
         """Takes over what was found."""

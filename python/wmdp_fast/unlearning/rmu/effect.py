@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from wmdp_fast.unlearning.verdict import Remedies, verdict
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,6 +30,12 @@ if TYPE_CHECKING:
 NOTHING, LITTLE = 0.1, 0.2
 # Mean cosine of retain activations to the original ones below which they were not kept.
 KEPT = 0.9
+
+_REMEDIES = Remedies(
+    weak="Raise the learning rate or the number of steps (`wmdp-fast layers --pilot` tries some)",
+    damaged="Raise alpha, give more retain text, or lower the learning rate",
+    both="Give more retain text, raise alpha with the learning rate, or steer another layer",
+)
 
 Forgetting = Literal["steered", "weakly steered", "not steered"]
 
@@ -141,22 +149,8 @@ def advice(effects: Sequence[Effect]) -> str | None:
     """
     weak = [one for one in effects if one.forgetting != "steered"]
     moved = [one for one in effects if not one.retain_kept]
-    if not weak and not moved:
-        return None
-    parts = []
-    for one in dict.fromkeys((*weak, *moved)):
-        topic = f"topic {one.topic}: " if len(effects) > 1 else ""
-        parts.append(f"{topic}{one.text}")
-    if weak and moved:
-        what = "this run did not steer what it should forget, and damaged what it should keep"
-        do = "Give more retain text, raise alpha with the learning rate, or steer another layer"
-    elif weak:
-        what = f"this run unlearned {'nothing' if weak[0].forgetting == 'not steered' else 'little'}"
-        do = "Raise the learning rate or the number of steps (`wmdp-fast layers --pilot` tries some)"
-    else:
-        what = "this run damaged what it should keep"
-        do = "Raise alpha, give more retain text, or lower the learning rate"
-    return f"{what}: {'; '.join(parts)}. {do}"
+    unlearned = "nothing" if weak and weak[0].forgetting == "not steered" else "little"
+    return verdict(effects, weak=weak, damaged=moved, remedies=_REMEDIES, verb="steer", unlearned=unlearned)
 
 
 def _tokens(activations: Tensor, mask: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from wmdp_fast.unlearning.method import CardText, Findings, MethodState, StepInp
 from wmdp_fast.unlearning.rmu.branches import Branches
 from wmdp_fast.unlearning.rmu.card import card_text
 from wmdp_fast.unlearning.rmu.effect import Effect, advice, effect_of
-from wmdp_fast.unlearning.rmu.step import MEASURES, Step, control_vectors, mean_norm, retain_noise
+from wmdp_fast.unlearning.rmu.step import MEASURES, Step, control_vectors, mean_norm
+from wmdp_fast.unlearning.seeds import normal_noise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -172,7 +173,7 @@ class RMU:
             return None
         width = self._setup.decoder.hidden_size
         return [
-            self._noise_scale * retain_noise(torch.Size((*retain.shape, width)), seed=self._seed, step=step, part=part)
+            self._noise_scale * normal_noise(torch.Size((*retain.shape, width)), (self._seed, step, part))
             for part, (_, retain) in enumerate(pairs)
         ]
 

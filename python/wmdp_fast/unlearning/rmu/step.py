@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
+
+from wmdp_fast.unlearning.gradients import add_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
@@ -52,13 +53,6 @@ def control_vectors(count: int, hidden_size: int, *, dtype: torch.dtype, seed: i
     options: Any = {"dtype": dtype, "device": "cpu", "generator": generator}
     drawn = [torch.rand(1, 1, hidden_size, **options) for _ in range(count)]
     return [vector / torch.norm(vector) for vector in drawn]
-
-
-def retain_noise(shape: torch.Size, *, seed: int, step: int, part: int) -> Tensor:
-    """Standard normal noise that depends on its arguments alone, so that a resumed run meets the same: float32."""
-    mixed = int(np.random.SeedSequence([seed, step, part]).generate_state(1, np.uint64)[0])
-    generator = torch.Generator("cpu").manual_seed(mixed)
-    return torch.randn(shape, dtype=torch.float32, device="cpu", generator=generator)
 
 
 def mean_norm(activations: Tensor, attention_mask: Tensor) -> float:
@@ -149,12 +143,7 @@ class Step:
         return F.mse_loss(*_real(activations, target, batch))
 
     def _differentiate(self, loss: Tensor, gradients: dict[str, Tensor], count: int) -> None:
-        """Adds a loss's gradients, in the weights' precision, as a backward pass through the sum of losses does."""
-        scaled = loss if count == 1 else loss / count
-        # A parameter without a gradient is an expert that no token of the batch went to.
-        found = torch.autograd.grad(scaled, list(self._trained.values()), allow_unused=True, materialize_grads=True)
-        for name, gradient in zip(self._trained, found, strict=True):
-            gradients[name] = gradients[name].add_(gradient) if name in gradients else gradient
+        add_gradients(loss if count == 1 else loss / count, self._trained, gradients)
 
 
 def _plain_mse(activations: Tensor, target: Tensor) -> Tensor:
