@@ -36,13 +36,10 @@ __all__ = [
     "_restore_tokenizer",
     "against_chance",
     "aggregate",
-    "binomial_test",
     "calibration",
     "chi_square_uniform",
     "clustered_stderr",
-    "float_text",
     "holm",
-    "json_text",
     "mcnemar",
     "num_threads",
     "order_effects",
@@ -1161,14 +1158,6 @@ def aggregate(
         (0.5, [0, 0])
     """
 
-def binomial_test(successes: SupportsIndex, n: SupportsIndex, chance: SupportsFloat | SupportsIndex) -> float:
-    """
-    The p-value of the exact two-sided binomial test: of all outcomes no likelier than the one seen.
-
-    Raises:
-        ValueError: If `successes` is more than `n`, or the chance is not between 0 and 1.
-    """
-
 def calibration(
     loglikelihood: NDArray[float64],
     choice_offsets: NDArray[int64],
@@ -1213,11 +1202,6 @@ def clustered_stderr(values: NDArray[float64], clusters: NDArray[int64]) -> floa
         ValueError: If the arrays differ in length, there are fewer than two clusters, or a value is not finite.
     """
 
-def float_text(value: SupportsFloat | SupportsIndex) -> str:
-    """
-    What `str(value)` gives.
-    """
-
 def holm(p_values: SupportsGetItem[int, SupportsFloat | SupportsIndex]) -> list[float]:
     """
     p-values corrected for how many there are: the i-th smallest of m times m - i + 1, no smaller than those before it, at most 1.
@@ -1226,14 +1210,6 @@ def holm(p_values: SupportsGetItem[int, SupportsFloat | SupportsIndex]) -> list[
 
     Raises:
         ValueError: If one is not between 0 and 1.
-    """
-
-def json_text(source: str, indent: SupportsIndex | None = None) -> str:
-    """
-    What `json.dumps(json.loads(source), ensure_ascii=False, indent=indent)` gives.
-
-    Raises:
-        ValueError: If `source` is not JSON.
     """
 
 def mcnemar(right_to_wrong: SupportsIndex, wrong_to_right: SupportsIndex) -> float:

@@ -54,29 +54,45 @@ def test_wilson_equals_scipy(count: tuple[int, int], confidence: float) -> None:
     assert _rust.wilson(*count, confidence=confidence) == pytest.approx((expected.low, expected.high), **CLOSE)
 
 
-@given(counts(), st.floats(0.01, 0.99))
+@st.composite
+def guesses(draw: st.DrawFn, most: int = 3000) -> tuple[int, list[int]]:
+    """How many answers are right, and each question's number of choices."""
+    right, n = draw(counts(most))
+    kinds = draw(st.lists(st.integers(2, 26), min_size=1, max_size=4))
+    return right, [kinds[question % len(kinds)] for question in range(n)]
+
+
+def p_against_chance(right: int, num_choices: list[int]) -> float:
+    return _rust.against_chance(right, num_choices)[2]
+
+
+def chance_of(num_choices: list[int]) -> float:
+    return sum(1 / choices for choices in num_choices) / len(num_choices)
+
+
+@given(guesses())
 @settings(deadline=None)
-def test_the_binomial_test_equals_scipy(count: tuple[int, int], chance: float) -> None:
-    expected = scipy_stats.binomtest(*count, chance).pvalue
+def test_the_binomial_test_equals_scipy(guessed: tuple[int, list[int]]) -> None:
+    right, num_choices = guessed
+    expected = scipy_stats.binomtest(right, len(num_choices), chance_of(num_choices)).pvalue
     if expected > 1e-200:
-        assert _rust.binomial_test(*count, chance) == pytest.approx(expected, rel=1e-6)
+        assert p_against_chance(right, num_choices) == pytest.approx(expected, rel=1e-6)
 
 
 # Scipy's is not exact far out: of 1.6e-260 (730 of 763 against 0.375) its seventh digit is wrong.
-@given(counts(most=400), st.floats(0.01, 0.99))
+@given(guesses(most=400))
 @settings(deadline=None, max_examples=30)
-@example(count=(730, 763), chance=0.375)
-def test_the_binomial_test_is_exact(count: tuple[int, int], chance: float) -> None:
-    expected = reference.binomial_test(*count, chance)
-    assert _rust.binomial_test(*count, chance) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+@example(guessed=(730, [2, 4] * 381 + [2]))
+def test_the_binomial_test_is_exact(guessed: tuple[int, list[int]]) -> None:
+    right, num_choices = guessed
+    expected = reference.binomial_test(right, len(num_choices), chance_of(num_choices))
+    assert p_against_chance(right, num_choices) == pytest.approx(expected, rel=1e-9, abs=1e-300)
 
 
-@pytest.mark.parametrize(
-    ("successes", "n", "chance"), [(4500, 18_000, 0.25), (5000, 18_000, 0.25), (9000, 18_000, 0.25)]
-)
-def test_the_binomial_test_holds_at_the_size_of_mmlu(successes: int, n: int, chance: float) -> None:
-    expected = scipy_stats.binomtest(successes, n, chance).pvalue
-    assert _rust.binomial_test(successes, n, chance) == pytest.approx(expected, rel=1e-7, abs=1e-300)
+@pytest.mark.parametrize("right", [4500, 5000, 9000])
+def test_the_binomial_test_holds_at_the_size_of_mmlu(right: int) -> None:
+    expected = scipy_stats.binomtest(right, 18_000, 0.25).pvalue
+    assert p_against_chance(right, [4] * 18_000) == pytest.approx(expected, rel=1e-7, abs=1e-300)
 
 
 @given(st.integers(0, 2000), st.integers(0, 2000))
@@ -356,7 +372,6 @@ def test_mcnemar_and_holm_keep_their_level() -> None:
         (lambda: _rust.wilson(3, 2), "3 of 2 is no share"),
         (lambda: _rust.wilson(1, 2, confidence=1.0), "confidence must lie between 0 and 1"),
         (lambda: _rust.clustered_stderr(np.array([0.0, math.nan]), np.array([0, 1])), "value 1 is NaN"),
-        (lambda: _rust.binomial_test(1, 2, 0.0), "chance of 0"),
         (lambda: _rust.holm([2.0]), "2 is no p-value"),
         (lambda: _rust.clustered_stderr(np.array([1.0, 2.0]), np.array([3, 3])), "two of them or more"),
         (lambda: _rust.against_chance(0, [4, 1]), "two choices or more"),

@@ -20,7 +20,6 @@ mod norm;
 mod openmp;
 mod orders;
 mod parallel;
-mod pyjson;
 mod question;
 mod request;
 mod rotary;
@@ -53,8 +52,6 @@ mod _rust {
     #[pymodule_export]
     use crate::parallel::num_threads;
     #[pymodule_export]
-    use crate::pyjson::{float_text, json_text};
-    #[pymodule_export]
     use crate::question::{_restore_questions, Question, QuestionSet};
     #[pymodule_export]
     use crate::request::{_restore_requests, PaddedBatch, Requests};
@@ -66,8 +63,8 @@ mod _rust {
     use crate::saved::{Samples, read_samples};
     #[pymodule_export]
     use crate::stats::{
-        Calibration, against_chance, binomial_test, calibration, chi_square_uniform, clustered_stderr, holm, mcnemar,
-        paired_interval, probabilities, wilson,
+        Calibration, against_chance, calibration, chi_square_uniform, clustered_stderr, holm, mcnemar, paired_interval,
+        probabilities, wilson,
     };
     #[pymodule_export]
     use crate::template::{_restore_prompts, PromptTemplate, Prompts};

@@ -39,15 +39,6 @@ pub(crate) fn clustered_stderr(values: Readonly1<'_, f64>, clusters: Readonly1<'
     core::clustered_stderr(&values.view().to_vec(), &clusters.view().to_vec()).map_err(to_py)
 }
 
-/// The p-value of the exact two-sided binomial test: of all outcomes no likelier than the one seen.
-///
-/// Raises:
-///     ValueError: If `successes` is more than `n`, or the chance is not between 0 and 1.
-#[pyfunction]
-pub(crate) fn binomial_test(successes: u64, n: u64, chance: f64) -> PyResult<f64> {
-    core::binomial_test(successes, n, chance).map_err(to_py)
-}
-
 /// The p-value of the exact McNemar test between two runs over the same questions, from the numbers of questions that changed either
 /// way; 1 if none did.
 ///

@@ -487,7 +487,18 @@ mod tests {
     }
 
     #[test]
+    fn a_binomial_test_of_failures_is_that_of_successes() {
+        for (successes, n, chance) in [(0, 1, 0.25), (3, 40, 0.5), (310, 763, 0.375), (9000, 18_000, 0.01)] {
+            let p = binomial_test(successes, n, chance).unwrap();
+            let mirrored = binomial_test(n - successes, n, 1.0 - chance).unwrap();
+            assert!((p - mirrored).abs() <= 1e-9 * p, "{successes} {n} {chance}: {p} {mirrored}");
+        }
+    }
+
+    #[test]
     fn what_is_no_data_is_refused() {
+        assert!(binomial_test(1, 2, 0.0).is_err());
+        assert!(binomial_test(3, 2, 0.5).is_err());
         assert!(wilson(2, 1, 0.95).is_err());
         assert!(paired_interval(2, 1, 2, 0.95).is_err());
         assert!(paired_interval(u64::MAX, 1, u64::MAX, 0.95).is_err());
