@@ -12,12 +12,12 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::dataset::limits::{Limits, MEMORY_VARIABLE, MemoryBudget, in_gib, memory_limit};
 use crate::dataset::source::{Compression, Scan, Source};
-use crate::dataset::{
-    Limits, MEMORY_VARIABLE, MemoryBudget, extension_of, in_gib, json, memory_limit, parquet, unknown_format,
-};
+use crate::dataset::{extension_of, json, parquet, unknown_format};
 use crate::error::{DatasetError, Error, Result};
 use crate::runtime::parallel::Cancel;
+use crate::text::space::is_json_space;
 
 /// Bytes of one document.
 const RECORD: usize = 64 << 20;
@@ -204,7 +204,7 @@ fn read_json_lines(
         let more = source
             .scan(&mut line, |byte| if byte == b'\n' { Scan::End } else { Scan::Keep })
             .map_err(|error| locate(error, row))?;
-        if !line.iter().copied().all(json::is_space) {
+        if !line.iter().copied().all(is_json_space) {
             let text = json::text_of_line(&line, field).map_err(|(field, problem)| {
                 let file = path.display().to_string();
                 Error::from(DatasetError { file, row: Some(row), field, problem })

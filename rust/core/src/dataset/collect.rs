@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::MemoryBudget;
 use super::answer::TextAnswers;
 use super::fault::{Fault, kind, quote};
+use super::limits::MemoryBudget;
 use crate::error::{DatasetError, Error, Result};
 use crate::text::question::{CHOICES, COLUMNS, Question, QuestionSet};
 

@@ -13,6 +13,7 @@ use super::fault::{Fault, kind, quote};
 use super::numbers;
 use super::source::{Scan, Source};
 use crate::error::Result;
+use crate::text::space::is_json_space;
 
 /// Reads one object a line; blank lines do not count as rows.
 pub(super) fn read_lines(source: &mut Source<'_>, out: &mut Collector) -> Result<()> {
@@ -21,7 +22,7 @@ pub(super) fn read_lines(source: &mut Source<'_>, out: &mut Collector) -> Result
         let ended = source
             .scan(&mut line, |byte| if byte == b'\n' { Scan::End } else { Scan::Keep })
             .map_err(|error| out.locate(error))?;
-        if !line.iter().copied().all(is_space) {
+        if !line.iter().copied().all(is_json_space) {
             add_record(&line, out)?;
         }
         if !ended {
@@ -48,7 +49,7 @@ pub(super) fn read_document(source: &mut Source<'_>, out: &mut Collector) -> Res
 fn next_token(source: &mut Source<'_>, out: &Collector) -> Result<Option<u8>> {
     loop {
         match source.peek().map_err(|error| out.locate(error))? {
-            Some(byte) if is_space(byte) => source.advance(),
+            Some(byte) if is_json_space(byte) => source.advance(),
             other => return Ok(other),
         }
     }
@@ -298,10 +299,6 @@ fn not_json(error: &serde_json::Error) -> String {
     let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
     let (line, column) = (error.line(), error.column());
     format!("not valid JSON: {message} (line {line}, column {column} of it)")
-}
-
-pub(crate) fn is_space(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
 
 /// From here on a number that was parsed as a float may have been written as an integer.

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-use super::json::is_space;
+use crate::text::space::is_json_space;
 
 /// What a mark begins with; another one in every process, so that no file can hold it.
 fn nonce() -> &'static str {
@@ -37,7 +37,7 @@ pub(super) fn mark(text: &[u8]) -> Option<Vec<u8>> {
         };
         let token = &text[at..at + length];
         at += length;
-        let is_key = text[at..].iter().find(|&&byte| !is_space(byte)) == Some(&b':');
+        let is_key = text[at..].iter().find(|&&byte| !is_json_space(byte)) == Some(&b':');
         match std::str::from_utf8(token).ok().filter(|_| !is_key).and_then(replacement) {
             Some(replacement) => {
                 any = true;

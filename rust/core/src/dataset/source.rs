@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use super::{Limits, MEMORY_VARIABLE, in_gib};
+use super::limits::{Limits, MEMORY_VARIABLE, in_gib};
 use crate::error::{DatasetError, Error, Result};
 use crate::runtime::parallel::Cancel;
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use ::parquet as parquet_format;
 use proptest::prelude::*;
 
+use super::limits::MemoryBudget;
 use super::*;
 
 const LINE: &str = r#"{"question": "Which bird hoots?", "choices": ["owl", "hen"], "answer": 0}"#;

@@ -4,4 +4,5 @@ pub mod plain;
 pub mod prompt;
 pub mod pyjson;
 pub mod question;
+pub mod space;
 pub mod template;

@@ -17,7 +17,10 @@ use serde_json::Value as Json;
 
 use crate::text::pyjson::push_formatted;
 use crate::text::question::Question;
-use crate::text::template::{LONGEST_TEXT, strip, strip_end, strip_start};
+use crate::text::space::{strip, strip_end, strip_start};
+
+/// Most bytes that a template may make of one question: about four million tokens.
+pub const LONGEST_TEXT: usize = 1 << 24;
 
 /// Names that mean something to jinja2 by themselves, so that a column's may not be what they say.
 const TAKEN: [&str; 62] = [

@@ -12,12 +12,10 @@ use crate::runtime::parallel::{self, Cancel};
 use crate::text::plain::PlainTemplate;
 use crate::text::prompt::{Prompts, Renderer};
 use crate::text::question::{Question, QuestionSet, letter};
+use crate::text::space::strip;
 
 /// Most bytes in the source of a template.
 pub const LONGEST_SOURCE: usize = 1 << 20;
-
-/// Most bytes that a template may make of one question: about four million tokens.
-pub const LONGEST_TEXT: usize = 1 << 24;
 
 /// Most bytes that a template may make of all questions of a file.
 pub const LONGEST_TEXTS: usize = 1 << 30;
@@ -241,30 +239,6 @@ impl PromptTemplate {
             renderer,
         }
     }
-}
-
-/// Whether Python's `str.isspace` holds for the character: Unicode's white space and the four separators U+001C to U+001F.
-#[must_use]
-pub fn is_python_space(c: char) -> bool {
-    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
-}
-
-/// Python's `str.strip()`.
-#[must_use]
-pub fn strip(text: &str) -> &str {
-    text.trim_matches(is_python_space)
-}
-
-/// Python's `str.lstrip()`.
-#[must_use]
-pub fn strip_start(text: &str) -> &str {
-    text.trim_start_matches(is_python_space)
-}
-
-/// Python's `str.rstrip()`.
-#[must_use]
-pub fn strip_end(text: &str) -> &str {
-    text.trim_end_matches(is_python_space)
 }
 
 #[cfg(test)]

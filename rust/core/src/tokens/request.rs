@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::runtime::parallel::{self, Cancel};
 use crate::text::prompt::Prompts;
-use crate::text::template::is_python_space;
+use crate::text::space::is_python_space;
 use crate::tokens::boundary::Boundaries;
 use crate::tokens::tokenizer::{Engine, Tokenizer};
 

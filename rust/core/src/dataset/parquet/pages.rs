@@ -20,7 +20,7 @@ use parquet::schema::types::Type;
 
 use super::runs;
 use super::thrift::PageHeader;
-use crate::dataset::MemoryBudget;
+use crate::dataset::limits::MemoryBudget;
 
 type Result<T> = std::result::Result<T, ParquetError>;
 
