@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import kl_div
 
 from tests.support import unlearning_runs as runs
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models.decoder import decoder_of
+from wmdp_fast.models.fused.forwards import replaced_forwards
 from wmdp_fast.unlearning.batch_reader import BatchReader
 from wmdp_fast.unlearning.language_model import LanguageModel
 from wmdp_fast.unlearning.method import Setup
@@ -84,6 +86,34 @@ def test_losses_and_gradients_are_those_of_documents_by_themselves(family: str) 
             found = model.gradients((weights * losses.means()).sum())
             for mine, plain in zip(found.values(), gradients, strict=True):
                 torch.testing.assert_close(mine, plain, rtol=1e-3, atol=1e-5 * float(plain.abs().max()))
+
+
+def test_a_layer_keeps_no_more_for_its_gradients_than_is_needed() -> None:
+    """With down projections trained alone, nothing of the inputs of other matrices, and nothing twice."""
+    setup = setup_of(runs.model("llama"), "mlp.down_proj")
+    weights = {one.untyped_storage().data_ptr() for one in setup.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(saved: Tensor) -> Tensor:
+        memory = saved.untyped_storage()
+        if memory.data_ptr() not in weights:
+            kept[memory.data_ptr()] = memory.nbytes() // 4
+        return saved
+
+    layer = setup.decoder.layers[2]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with saved_tensors_hooks(pack, lambda saved: saved):
+            return type(layer).forward(layer, *args, **kwargs)
+
+    batch = setup.batches.forget(0, 0, packed=True)
+    with replaced_forwards({layer: forward}):
+        losses = LanguageModel(setup).losses(batch)
+    hidden, inner, query, key, heads = 32, 48, 32, 16, 4
+    norms, attention, gates = 2 * (hidden + 1), 2 * query + 2 * key + heads, 2 * inner
+    cosines_and_sines = 2 * 8
+    assert sum(kept.values()) == batch.num_tokens * (norms + cosines_and_sines + attention + gates)
+    assert losses.nll.requires_grad
 
 
 def test_a_tied_head_that_is_trained_gets_its_whole_gradient() -> None:

@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from wmdp_fast.exceptions import InternalError, ModelError
 from wmdp_fast.models.attention.packed import NotPackableError, packed_attention, packed_batch
 from wmdp_fast.models.fused.forwards import replaced_forwards
+from wmdp_fast.models.fused.lean_gates import LEAN_GATES
 from wmdp_fast.models.fused.linear import LINEAR_LAYERS
 from wmdp_fast.models.fused.trials import Trials, replaced_modules
 from wmdp_fast.models.head import head_of
@@ -123,6 +124,8 @@ class LanguageModel:
             raise InternalError("a method over logits needs the whole model: its configuration may not have a depth")
         self._setup, self._trained = setup, dict(setup.trained)
         self._checkpointing = gradient_checkpointing
+        # Layers that are run again keep nothing anyway.
+        self._parts = (LINEAR_LAYERS,) if gradient_checkpointing else (LINEAR_LAYERS, LEAN_GATES)
         self._trials = Trials()
         device = setup.batches.device
         with computing():
@@ -275,9 +278,10 @@ class LanguageModel:
     def _running(self, batch: Batch, part: nn.Module | None = None) -> Iterator[None]:
         """Inside, the model, or a part of it, runs a batch, with linear layers that are faster where there are such.
 
-        No others are replaced: they have no gradients, and the original model must differ in nothing but its weights.
+        And with feed-forward blocks that keep less. No others are replaced: they have no gradients, and the original
+        model must differ in nothing but its weights.
         """
-        with replaced_modules(part or self._base, (LINEAR_LAYERS,), self._trials):
+        with replaced_modules(part or self._base, self._parts, self._trials):
             if batch.layout is None:
                 yield
             else:

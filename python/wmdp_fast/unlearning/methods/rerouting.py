@@ -14,6 +14,7 @@ from torch import nn
 
 from wmdp_fast.models.attention.packed import NotPackableError, packed_attention, packed_batch
 from wmdp_fast.models.decoder import record_outputs
+from wmdp_fast.models.fused.lean_gates import LEAN_GATES
 from wmdp_fast.models.fused.linear import LINEAR_LAYERS
 from wmdp_fast.models.fused.trials import Trials, replaced_modules
 from wmdp_fast.models.threads import computing
@@ -153,7 +154,7 @@ class LayerOutputs:
     def _running(self, batch: Batch, stop: int) -> Iterator[None]:
         these = nn.ModuleList(self._decoder.layers[index] for index in range(stop))
         # No other parts are replaced: they have no gradients, and both models must differ in nothing but weights.
-        with replaced_modules(these, (LINEAR_LAYERS,), self._trials):
+        with replaced_modules(these, (LINEAR_LAYERS, LEAN_GATES), self._trials):
             if batch.layout is None:
                 yield
             else:
