@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from wmdp_fast.report import report_html
     from wmdp_fast.results.result import EvalResult, GroupResult, TaskResult
     from wmdp_fast.results.saved import SavedResults, read_results
+    from wmdp_fast.robustness.api import attack
+    from wmdp_fast.robustness.result import AttackResult
     from wmdp_fast.scoring.server import Server
     from wmdp_fast.unlearning.adapter_config import AdapterConfig
     from wmdp_fast.unlearning.api import unlearn
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
 
 # Public names whose modules are imported when they are first asked for, so that `import wmdp_fast` stays quick.
 _LAZY = {
+    "AttackResult": "wmdp_fast.robustness.result",
     "AdapterConfig": "wmdp_fast.unlearning.adapter_config",
     "CardText": "wmdp_fast.unlearning.method",
     "Comparison": "wmdp_fast.analysis.comparison",
@@ -116,6 +119,7 @@ _LAZY = {
     "TaskResult": "wmdp_fast.results.result",
     "TrainingConfig": "wmdp_fast.unlearning.training_config",
     "UnlearnResult": "wmdp_fast.unlearning.result",
+    "attack": "wmdp_fast.robustness.api",
     "compare": "wmdp_fast.analysis.comparison",
     "evaluate": "wmdp_fast.evaluation",
     "layers": "wmdp_fast.unlearning.rmu.profile",
@@ -135,6 +139,7 @@ _THERE = {"layers": "profile_layers", "presets": "PRESETS"}
 
 __all__ = [
     "AdapterConfig",
+    "AttackResult",
     "CardText",
     "Comparison",
     "DataUnavailableError",
@@ -189,6 +194,7 @@ __all__ = [
     "WmdpFastWarning",
     "__version__",
     "aggregate",
+    "attack",
     "compare",
     "evaluate",
     "layers",

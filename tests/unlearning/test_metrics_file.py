@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
+from wmdp_fast.results.runs_file import RunsFile
 from wmdp_fast.unlearning.reporting import MetricsFile
-from wmdp_fast.unlearning.sweep.runs_file import RunsFile
 
 ROWS = [
     {"step": 0, "evaluation": {"birds": {"acc": 0.5}}},

@@ -37,6 +37,7 @@ COMMANDS = (
     "presets",
     "unlearn",
     "sweep",
+    "attack",
     "apply-delta",
     "lm-eval",
     "export",

@@ -216,14 +216,15 @@ def files_identity(loaded: LoadedModel) -> str:
     """
     if loaded.path is None:
         raise ModelError(f"{loaded.name} was in memory: there are no files to know it by")
-    identity = f"{loaded.name}@{loaded.sha}" if loaded.sha else _folder_identity(loaded.path)
+    identity = f"{loaded.name}@{loaded.sha}" if loaded.sha else folder_identity(loaded.path)
     if loaded.peft is not None:
         files = locate.locate_adapter(loaded.peft)
-        identity += f" + {files.commit or _folder_identity(files.folder)}"
+        identity += f" + {files.commit or folder_identity(files.folder)}"
     return identity
 
 
-def _folder_identity(folder: Path) -> str:
+def folder_identity(folder: Path) -> str:
+    """A hash over names, sizes and times of a folder's weights, configuration and code."""
     weights = weight_files(folder)
     shards = [folder / shard for shard in weights.shards] if weights else folder.glob("*.safetensors")
     files = sorted({*shards, *folder.glob("*.json"), *folder.glob("*.py")})

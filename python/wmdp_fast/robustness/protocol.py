@@ -1,122 +1,105 @@
-"""What an attack is: it takes an unlearned checkpoint and data, and gives back what is to be evaluated.
+"""What an attack is, to the suite that runs it.
 
-An attack shows what a model still knows, by changing its weights (relearning, ablation of a direction, pruning, noise,
-quantization) or what it is asked (few-shot examples, other wordings, soft prompts). It evaluates nothing itself. A
-suite asks the same questions of every model: the unlearned one, and the controls without which a recovered score means
-nothing, under the same attack.
+"Unlearned" is a claim about attackers with a budget. An attack is one of them: it changes what a model is asked, looks
+inside it, or changes its weights, and asks the questions again. It decides nothing. The suite gives every model the
+same settings (the unlearned one, the one before unlearning, and one that never learned), chooses among them on the
+questions for choosing, and reports on the others.
 
-Three rules are in the types. What an attack may learn from is apart from what is asked afterwards: `Material` has the
-questions to choose settings on, and never those that are reported. Every choice is in the record: a setting that was
-tried and not taken is listed, since a maximum over many is inflated. And all that is drawn follows from a seed.
+An attack yields readings: what is answered to all questions, after a setting was tried or at a step of it. It is given
+the questions for choosing (`Subject.questions.choosing`) to take examples or targets from; that the others are never
+among what it learns from is up to it. The model is to be left as it was found (`Subject.restored`).
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from wmdp_fast.robustness.answers import Answers
+    from wmdp_fast.robustness.subject import Subject
 
-    from wmdp_fast.prompts.documents import CorpusTokens
-
-# What an attacker needs: answers alone, activations too, or to change weights.
 Access = Literal["prompts", "activations", "weights"]
+"""What an attacker needs: to ask, to see activations too, or to change weights."""
+
+Budget = Literal["quick", "standard", "full"]
+"""How many settings are tried: minutes on a tiny model or for a first look; what papers do; everything."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
-    """A model under attack.
+class Setting:
+    """What an attack is run with.
 
     Attributes:
-        name: Of the model, for records.
-        checkpoint: Its folder.
-        original: The folder of the model before unlearning, or None: some attacks need it, some are better with it.
+        values: By name, as JSON has them; a seed among them if something is drawn. They tell one setting from another.
+        null: Whether this is a control: the same recipe on what cannot bring the knowledge back (unrelated text,
+            shuffled labels, random directions). It is reported beside the attack and never chosen.
     """
 
-    name: str
-    checkpoint: Path
-    original: Path | None = None
+    values: Mapping[str, Any]
+    null: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Material:
-    """What an attack may use.
+class Reading:
+    """What a model under attack answers.
 
     Attributes:
-        corpora: Texts by what they are to the unlearning: `forget`, `retain`, `unrelated`.
-        questions: Question files to choose settings on. Questions that are reported are not among them.
+        answers: To all questions, in their order.
+        step: After how many steps, of an attack that has them.
+        utility: What else the model can do at that moment, as `Subject.utility` gives it; None where the attack cannot
+            change it, as one that only asks or looks.
+        figures: Whatever else was measured, as JSON has it: an accuracy by layer, a loss.
     """
 
-    corpora: Mapping[str, CorpusTokens] = field(default_factory=dict)
-    questions: Sequence[Path] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackRecord:
-    """What was done, in full.
-
-    Attributes:
-        attack: The attack's name.
-        settings: The settings that were taken, the seed among them.
-        tried: Of each setting that was tried, what was found on the questions for choosing; those taken too.
-        documents: How many documents of each corpus were used.
-        steps: Optimizer steps, or 0.
-        passes: Forward and backward passes of the model, a budget that means the same on every machine.
-        notes: What limits what may be concluded.
-    """
-
-    attack: str
-    settings: dict[str, Any]
-    tried: tuple[dict[str, Any], ...] = ()
-    documents: dict[str, int] = field(default_factory=dict)
-    steps: int = 0
-    passes: int = 0
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackedModel:
-    """What an attack gives back.
-
-    Attributes:
-        model: To be evaluated in place of the target.
-        tokenizer: Its tokenizer.
-        eval_options: Options of `wmdp_fast.evaluate` that belong to the attack, such as a prompt template.
-        record: What was done.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    record: AttackRecord
-    eval_options: Mapping[str, Any] = field(default_factory=dict)
+    answers: Answers
+    step: int | None = None
+    utility: Mapping[str, float] | None = None
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Attack(Protocol):
-    """An attack with its settings.
+    """An attack.
+
+    A subclass needs the class variables, `settings` and `run`; what else it does not define is as said here. It is made
+    without arguments.
 
     Attributes:
-        name: What records and tables call it.
+        name: What commands, records and tables call it.
+        summary: What it does, in a line.
         access: What an attacker needs for it.
-        needs_original: Whether it needs `Target.original`.
+        about: What is to be known of its numbers: sources, what they do not show.
     """
 
-    name: str
-    access: Access
-    needs_original: bool
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    access: ClassVar[Access]
+    about: ClassVar[str] = ""
 
-    def run(self, target: Target, material: Material, /, *, seed: int) -> AttackedModel:
-        """Attacks a model. The target's files are not changed.
+    @abstractmethod
+    def settings(self, budget: Budget, seed: int) -> Sequence[Setting]:
+        """What is tried, in order, the controls among them: the same for every model.
 
         Args:
-            target: The model.
-            material: What may be used.
-            seed: Of all that is drawn: the same seed gives the same model on the same machine.
+            budget: How much.
+            seed: Of all that is drawn.
+        """
+
+    def why_not(self, _subject: Subject, _setting: Setting, /) -> str | None:
+        """Why a setting cannot be run on a model: a corpus or the original model is missing. None if it can."""
+        return None
+
+    def cost(self, _subject: Subject, _setting: Setting, /) -> float:
+        """About how much a setting costs, in readings of all questions; for an estimate before anything runs."""
+        return 1.0
+
+    @abstractmethod
+    def run(self, subject: Subject, setting: Setting) -> Iterator[Reading]:
+        """Runs a setting on a model. The same seed gives the same readings on the same machine.
 
         Raises:
-            ModelError: The target cannot be loaded.
-            ValueError: The material lacks what the attack needs, or there is no original where one is needed.
+            ModelError: The model gives no numbers any more, or lacks what is attacked.
         """

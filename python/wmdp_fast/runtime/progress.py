@@ -30,7 +30,7 @@ class Bar(Protocol):
         """Sets what is shown after the bar."""
 
 
-def progress_bar(*, what: str, unit: str, total: int | None = None, done: int = 0, shown: bool = True) -> Bar:
+def progress_bar(*, what: str, unit: str, total: float | None = None, done: int = 0, shown: bool = True) -> Bar:
     """A bar, or in its place a line each half minute and one at the end where stderr is no terminal.
 
     Args:

@@ -28,11 +28,11 @@ from wmdp_fast.cli.method_options import config_of
 from wmdp_fast.exceptions import JournalError, ModelError, WmdpFastError
 from wmdp_fast.report import sources
 from wmdp_fast.report import sweep as sweep_page
+from wmdp_fast.results.runs_file import RunsFile
 from wmdp_fast.unlearning.rmu.config import RMUConfig
 from wmdp_fast.unlearning.sweep import pareto
 from wmdp_fast.unlearning.sweep import sweep as module
 from wmdp_fast.unlearning.sweep.result import Accuracy, SweepRun
-from wmdp_fast.unlearning.sweep.runs_file import RunsFile
 from wmdp_fast.unlearning.sweep.search_space import Range, check_space, corners, grid
 
 CONFIG = RMUConfig(layer_id=2, steering_coeff=2.0, alpha=50.0, learning_rate=0.02, batch_size=2, max_length=30)

@@ -28,6 +28,7 @@ from wmdp_fast.checkpoints import checkpoint
 from wmdp_fast.exceptions import DivergedError, ModelError, TaskError, WmdpFastWarning
 from wmdp_fast.prompts.documents import CorpusTokens
 from wmdp_fast.prompts.texts import read_texts
+from wmdp_fast.results.runs_file import RunsFile
 from wmdp_fast.runtime.clock import PhaseClock
 from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.unlearning import evaluations, preflight
@@ -42,7 +43,6 @@ from wmdp_fast.unlearning.sweep import identity as sweep_identity
 from wmdp_fast.unlearning.sweep import pareto
 from wmdp_fast.unlearning.sweep.identity import Extent
 from wmdp_fast.unlearning.sweep.result import MAX_LOSS, Accuracy, SweepResult, SweepRun, cell, check_max_loss
-from wmdp_fast.unlearning.sweep.runs_file import RunsFile
 from wmdp_fast.unlearning.sweep.search_space import Drawing, Range, check_space, corners, grid
 from wmdp_fast.unlearning.trainer import Run
 

@@ -1,4 +1,4 @@
-"""The results of a sweep on disk: a JSON object a line; one that a killed process has cut short does not count."""
+"""Results of runs on disk, of a sweep or of attacks: a JSON object a line; one that was cut short does not count."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RunsFile:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()
-            raise JournalError(f"{path}: another process is running this sweep; wait for it, or stop it") from None
+            raise JournalError(f"{path}: another process is writing it; wait for that, or stop it") from None
         content = path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         self._file.truncate(len(whole))

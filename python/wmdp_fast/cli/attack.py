@@ -1,0 +1,112 @@
+"""`wmdp-fast attack`: how much of what a model has unlearned comes back, and to whom."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from wmdp_fast.cli.asking import add_selection, add_wording, asked
+from wmdp_fast.cli.options import finite_number, limit, whole_number
+from wmdp_fast.runtime import strict_json
+from wmdp_fast.runtime.tables import in_columns
+
+SUMMARY = "Attack a model that has unlearned something, and say how much comes back."
+
+_PASSED = (
+    "tasks", "base", "never_learned", "attacks", "budget", "utility", "utility_text", "utility_limit", "slack",
+    "forget", "related", "unrelated", "output", "seed", "tokenizer", "revision", "peft", "dtype", "device",
+    "trust_remote_code", "engine", "data",
+)  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `wmdp-fast attack`. What is not given stays away: the defaults are those of the function."""
+    parser.argument_default = argparse.SUPPRESS
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="the unlearned model: a folder, or a name on the hub")
+    parser.add_argument("--list", action="store_true", default=False, help="list the attacks")
+    parser.add_argument("--base", metavar="MODEL", help="the model before unlearning, the control of every attack")
+    parser.add_argument("--never-learned", metavar="MODEL", help="a model that never had the knowledge")
+
+    questions = parser.add_argument_group("what was unlearned")
+    questions.add_argument("--tasks", action="append", metavar="NAMES", help="tasks, groups and question files")
+    questions.add_argument("--data", metavar="DIR", help="folder with datasets and corpora, in place of the hub")
+    add_selection(questions)
+    add_wording(questions)
+
+    attacks = parser.add_argument_group("attacks")
+    attacks.add_argument(
+        "--attacks", action="append", metavar="NAMES", help="`all` (default), or names from --list, comma-separated"
+    )
+    attacks.add_argument(
+        "--budget", choices=("quick", "standard", "full"), help="how many settings are tried (default standard)"
+    )
+    attacks.add_argument("--seed", type=whole_number(least=0), metavar="N", help="of all that is drawn (default 0)")
+    attacks.add_argument("--forget", metavar="CORPUS", help="text on what was unlearned, for attacks that train")
+    attacks.add_argument("--related", metavar="CORPUS", help="text on its neighborhood")
+    attacks.add_argument("--unrelated", metavar="CORPUS", help="any other text (default: some that comes with it)")
+
+    kept = parser.add_argument_group("what must not be lost, or an attack does not count")
+    kept.add_argument("--utility", action="append", metavar="NAMES", help="tasks on what should have been kept")
+    kept.add_argument(
+        "--utility-text", action="append", metavar="FILE", help="held-out text whose perplexity to measure"
+    )
+    kept.add_argument(
+        "--utility-limit", type=limit, metavar="N", help="only the first N questions or documents of each"
+    )
+    kept.add_argument(
+        "--slack", type=finite_number, metavar="X", help="share of utility that may be lost (default 0.1)"
+    )
+
+    model = parser.add_argument_group("the models")
+    model.add_argument("--tokenizer", metavar="NAME", help="tokenizer, if it is not the model folder's own")
+    model.add_argument("--revision", metavar="REV", help="commit, branch or tag of the model on the hub")
+    model.add_argument("--peft", metavar="ADAPTER", help="PEFT adapter to put on the model")
+    model.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="default: the checkpoint's")
+    model.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
+    model.add_argument("--engine", choices=("auto", "trie", "padded"), help="how to score (default auto)")
+    model.add_argument("--trust-remote-code", action="store_true", help="let code that comes with a model run")
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", metavar="DIR", help="folder for results; what is done there is not done again")
+    output.add_argument("--json", action="store_true", default=False, help="print JSON instead of the table")
+    output.add_argument("--quiet", action="store_true", default=False, help="no progress and no notes on stderr")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Attacks, and prints what came back."""
+    given = vars(arguments)
+    if arguments.list:
+        return _list()
+    needed = {"model": "MODEL", "tasks": "--tasks NAMES"}
+    if missing := [shown for name, shown in needed.items() if name not in given]:
+        print(f"error: {' and '.join(missing)} must be given; see `wmdp-fast attack --help`", file=sys.stderr)
+        return 2
+    if arguments.quiet:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    options: dict[str, Any] = {name: given[name] for name in _PASSED if name in given}
+    from wmdp_fast.robustness.api import attack
+
+    result = attack(
+        arguments.model,
+        eval_options=asked(arguments),
+        progress=not arguments.quiet,
+        note=None if arguments.quiet else _note,
+        **options,
+    )
+    print(strict_json.dumps(result.to_json()) if arguments.json else result)
+    return 0
+
+
+def _list() -> int:
+    from wmdp_fast.robustness.attacks.catalog import ATTACKS
+
+    rows = [("attack", "needs", "what it does")]
+    rows += [(attack.name, attack.access, attack.summary) for attack in ATTACKS.values()]
+    print("\n".join(in_columns(rows, "lll")))
+    return 0
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,173 @@
+"""The questions of an attack: read, split, and asked."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wmdp_fast._rust import QuestionSet
+from wmdp_fast.exceptions import TaskError, WmdpFastWarning
+from wmdp_fast.prompts.cautions import Cautions
+from wmdp_fast.prompts.tokenizer import BackgroundTokenizer
+from wmdp_fast.results.by_task import task_results
+from wmdp_fast.results.near_tie import near_tie_of
+from wmdp_fast.robustness.answers import Answers
+from wmdp_fast.robustness.split import for_choosing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from wmdp_fast._rust import Outcome, Prompts, Requests
+    from wmdp_fast.prompts.options import PromptOptions
+    from wmdp_fast.prompts.prepare import TaskQuestions
+    from wmdp_fast.scoring.local import LocalModel
+    from wmdp_fast.tasks.resolve import Selection
+
+# Fewer questions than these on either side tell nothing.
+LEAST = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """All questions of an attack, which half of them is for choosing, and how they are asked.
+
+    Attributes:
+        options: How they are asked.
+        selection: The tasks.
+        read: The questions of each.
+        is_for_choosing: Whether each question, all tasks' one after the other, is for choosing and not reported, `[n]`;
+            of questions that were not split, none is.
+    """
+
+    options: PromptOptions
+    selection: Selection
+    read: tuple[TaskQuestions, ...]
+    is_for_choosing: NDArray[np.bool_]
+    _asked: dict[int, tuple[list[Prompts], Requests]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_options(cls, options: PromptOptions, *, split: bool = True) -> Questions:
+        """Reads questions, and splits them if they are those that an attack is about.
+
+        Raises:
+            TaskError: A task is unknown, or leaves too few questions to choose on or to report.
+            DataUnavailableError, DatasetError, TemplateError, ValueError: As `PromptOptions.read`.
+        """
+        selection = options.select()
+        read = tuple(options.read(selection))
+        if not split:
+            none = np.zeros(sum(len(one.questions) for one in read), dtype=bool)
+            return cls(options=options, selection=selection, read=read, is_for_choosing=none)
+        chosen = for_choosing([question for one in read for question in one.questions])
+        for which, count in (("to choose settings on", chosen.sum()), ("to report", (~chosen).sum())):
+            if count < LEAST:
+                names = ", ".join(task.name for task in selection.tasks)
+                raise TaskError(
+                    f"{names}: of {len(chosen)} questions {count} are left {which}, which takes at least {LEAST};"
+                    " ask more questions (--limit), or other tasks"
+                )
+        return cls(options=options, selection=selection, read=read, is_for_choosing=chosen)
+
+    def __len__(self) -> int:
+        return len(self.is_for_choosing)
+
+    @cached_property
+    def gold(self) -> NDArray[np.int64]:
+        """The right choice of each question, `[n]`."""
+        return np.array([question.answer for one in self.read for question in one.questions], dtype=np.int64)
+
+    @cached_property
+    def chance(self) -> NDArray[np.float64]:
+        """How often guessing is right, of each question, `[n]`."""
+        return np.array([1 / len(question.choices) for one in self.read for question in one.questions])
+
+    @cached_property
+    def choosing(self) -> tuple[QuestionSet, ...]:
+        """Of each task the questions for choosing, which examples and training data may be taken from."""
+        starts = np.cumsum([0, *(len(one.questions) for one in self.read)])
+        return tuple(
+            one.questions.select(np.flatnonzero(self.is_for_choosing[start : start + len(one.questions)]).tolist())
+            for one, start in zip(self.read, starts, strict=False)
+        )
+
+    @property
+    def content_hash(self) -> str:
+        """Tells these questions, in this order, from others."""
+        return QuestionSet.concat([one.questions for one in self.read]).content_hash
+
+    def prompts(
+        self, model: LocalModel, change: Callable[[TaskQuestions], TaskQuestions] | None = None
+    ) -> list[Prompts]:
+        """The prompts of each task as a model is given them.
+
+        Args:
+            model: The model, whose chat template may be asked for.
+            change: Makes of a task with its questions what is asked instead: other words, examples, another template.
+                The same number of questions, each with the same choices in the same order, unless the attack takes
+                care of that itself.
+
+        Raises:
+            TemplateError: A prompt cannot be rendered.
+        """
+        changed = [one if change is None else change(one) for one in self.read]
+        with warnings.catch_warnings():
+            # Of examples and lengths the evaluation before the attacks has warned.
+            warnings.simplefilter("ignore", WmdpFastWarning)
+            cautions = Cautions(changed, self.options.system_instruction, log_samples=False)
+            return [self.options.prompts(one, model.tokenizer, cautions) for one in changed]
+
+    def requests(self, model: LocalModel, prompts: Sequence[Prompts]) -> Requests:
+        """Prompts as tokens."""
+        found = self.options.requests(model, BackgroundTokenizer(self.selection), prompts)
+        if found is None:
+            raise ValueError("a model that is loaded here has a tokenizer")
+        return found
+
+    def own(self, model: LocalModel) -> tuple[list[Prompts], Requests]:
+        """The prompts of the tasks as they are defined and their tokens, made once for a tokenizer."""
+        key = id(model.tokenizer)
+        if key not in self._asked:
+            prompts = self.prompts(model)
+            self._asked[key] = prompts, self.requests(model, prompts)
+        return self._asked[key]
+
+    def ask(self, model: LocalModel, prompts: Sequence[Prompts] | None = None) -> list[Outcome]:
+        """Asks the model as it is now.
+
+        Args:
+            model: The model.
+            prompts: Other prompts than the tasks' own, one list of them for each task, as `prompts` gives them.
+
+        Returns:
+            The outcome of each task.
+
+        Raises:
+            ModelError: Its numbers are none any more.
+        """
+        from wmdp_fast.scoring.trie import score
+
+        if prompts is None:
+            asked, requests = self.own(model)
+        else:
+            asked, requests = list(prompts), self.requests(model, prompts)
+        options = model.options
+        scores = score(
+            model.loaded,
+            requests,
+            engine=options.engine,
+            token_budget=options.token_budget,
+            score_mode=options.score_mode,
+        )
+        results = task_results(self.read, asked, scores, near_tie=near_tie_of(model.dtype))
+        return [result.outcome for result in results.values()]
+
+    def answers(self, model: LocalModel, prompts: Sequence[Prompts] | None = None) -> Answers:
+        """Asks, and gives the answers by letter or, of tasks that are answered in full text, by text."""
+        letters = all(one.task.choices == "letters" for one in self.read)
+        return Answers.from_outcomes(self.ask(model, prompts), letters=letters)

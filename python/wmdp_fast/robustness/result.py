@@ -1,0 +1,196 @@
+"""What came of attacks on a model: a table, a record, and what may be claimed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from wmdp_fast import _rust
+from wmdp_fast.robustness import findings
+from wmdp_fast.robustness.attacks.ask import Ask
+from wmdp_fast.robustness.findings import Finding, by_attack, find, reasons, recovery
+from wmdp_fast.runtime import strict_json
+from wmdp_fast.runtime.files import write_whole
+from wmdp_fast.runtime.tables import aligned
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from wmdp_fast.analysis.statistics import Estimate
+    from wmdp_fast.robustness.runs import Run
+    from wmdp_fast.robustness.subject import Role
+
+ROBUSTNESS = "robustness.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AttackResult:
+    """What attacks found on a model and its controls.
+
+    `print(result)` shows a table, `result.findings["unlearned"]["ablate"].acc.value` is a number.
+
+    Attributes:
+        models: Names of the models by what they are.
+        tasks: Names of the tasks.
+        is_for_choosing: Which questions were for choosing, `[n]`; those that are reported are the others.
+        chance: Share of right answers that guessing gives among those that are reported.
+        runs: All that was run, and all that was not and why.
+        slack: The share of utility that a model may lose under an attack that counts.
+        budget: How many settings were tried.
+        seed: Of all that was drawn.
+        identity: What the numbers depend on: files, questions, device, versions.
+
+    Example:
+        >>> from wmdp_fast import attack, demo
+        >>> asked = {"tasks": demo.questions_path("forget"), "eval_options": {"limit": 40}}
+        >>> result = attack(demo.model_path(), **asked, attacks="ask", dtype="float32", progress=False)
+        >>> 0 <= result.findings["unlearned"]["ask"].acc.value <= 1
+        True
+    """
+
+    models: Mapping[Role, str]
+    tasks: Sequence[str]
+    is_for_choosing: NDArray[np.bool_]
+    chance: float
+    runs: Sequence[Run]
+    slack: float
+    budget: str
+    seed: int
+    identity: Mapping[str, Any]
+
+    @cached_property
+    def findings(self) -> dict[Role, dict[str, Finding]]:
+        """By model and attack; what failed everywhere is not there."""
+        return {role: self._find(role, null=False) for role in self.models}
+
+    @cached_property
+    def nulls(self) -> dict[Role, dict[str, Finding]]:
+        """The same for the controls of attacks that have any."""
+        return {role: self._find(role, null=True) for role in self.models}
+
+    def _find(self, role: Role, *, null: bool) -> dict[str, Finding]:
+        found = {}
+        for name, runs in by_attack(self._of(role)).items():
+            finding = find(runs, self.is_for_choosing, utility=self.utility(role), slack=self.slack, null=null)
+            if finding is not None:
+                found[name] = finding
+        return found
+
+    def utility(self, role: Role) -> Mapping[str, float]:
+        """What a model can do besides, without an attack."""
+        [asked] = [run for run in self._of(role) if run.attack == Ask.name]
+        return asked.readings[0].utility or {}
+
+    def worst(self, role: Role = "unlearned") -> str | None:
+        """The attack that brings back the most, chosen on the questions for choosing."""
+        return findings.worst(self.findings[role])
+
+    def recovery(self, attack: str) -> float | None:
+        """The share of the gap that an attack on the unlearned model regains; None without a base or a gap."""
+        unlearned, base = self.findings["unlearned"], self.findings.get("base", {})
+        if attack not in unlearned or attack not in base:
+            return None
+        return recovery(unlearned[attack].acc, unlearned[Ask.name].acc, base[attack].acc, chance=self.chance)
+
+    def missing(self, role: Role) -> dict[str, tuple[str, ...]]:
+        """Attacks of which nothing ran on a model, and why."""
+        return {
+            name: reasons(runs) for name, runs in by_attack(self._of(role)).items() if name not in self.findings[role]
+        }
+
+    def _of(self, role: Role) -> list[Run]:
+        return [run for run in self.runs if run.role == role]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as a JSON object: what a table or a report needs, every answer included."""
+        return {
+            "format": FORMAT,
+            "wmdp_fast": _rust.__version__,
+            "models": dict(self.models),
+            "tasks": list(self.tasks),
+            "chance": self.chance,
+            "slack": self.slack,
+            "budget": self.budget,
+            "seed": self.seed,
+            "identity": dict(self.identity),
+            "is_for_choosing": "".join("01"[flag] for flag in self.is_for_choosing.tolist()),
+            "findings": {role: {name: one.to_json() for name, one in of.items()} for role, of in self.findings.items()},
+            "nulls": {role: {name: one.to_json() for name, one in of.items()} for role, of in self.nulls.items()},
+            "recovery": {name: self.recovery(name) for name in self.findings["unlearned"]},
+            "worst": {role: self.worst(role) for role in self.models},
+            "missing": {role: {name: list(why) for name, why in self.missing(role).items()} for role in self.models},
+            "runs": [run.to_json() for run in self.runs],
+        }
+
+    def save(self, folder: Path) -> Path:
+        """Writes `robustness.json` into a folder, and returns its path.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        path = folder / ROBUSTNESS
+        write_whole(path, strict_json.dumps(self.to_json()) + "\n")
+        return path
+
+    def table(self) -> str:
+        """A line for each attack: accuracy of each model on the questions that are reported, and what was regained."""
+        rows = [("attack", *self.models, "null", "recovered", "setting")]
+        names = dict.fromkeys(name for of in self.findings.values() for name in of)
+        for name in names:
+            chosen = self.findings["unlearned"].get(name)
+            null = self.nulls["unlearned"].get(name)
+            regained = self.recovery(name) if name != Ask.name else None
+            rows.append(
+                (
+                    name,
+                    *(_accuracy(of[name].acc) if name in of else "not run" for of in self.findings.values()),
+                    "" if null is None else f"{null.acc.value:.3f}",
+                    "" if name == Ask.name else "n/a" if regained is None else f"{regained:.0%}",
+                    "" if chosen is None else _setting(chosen),
+                )
+            )
+        return "\n".join(aligned(rows, "l" + "r" * len(self.models) + "rrl"))
+
+    def __str__(self) -> str:
+        lines = [self.table()]
+        reported = int((~self.is_for_choosing).sum())
+        lines.append(
+            f"accuracy on {reported} questions with 95 % intervals; settings were chosen on the other"
+            f" {int(self.is_for_choosing.sum())}"
+        )
+        if not self.utility("unlearned"):
+            lines.append("utility was not measured: an attack that ruins the model counts too")
+        for role in self.models:
+            lines += [f"not run on {role}: {name}: {'; '.join(why)}" for name, why in self.missing(role).items()]
+        return "\n".join([*lines, self.claim()])
+
+    __repr__ = __str__
+
+    def claim(self) -> str:
+        """What may be said of the model, and no more."""
+        name = self.worst()
+        if name is None:
+            return "nothing was run, so nothing may be said"
+        acc = self.findings["unlearned"][name].acc
+        sure = "above guessing" if acc.low > self.chance else "not told from guessing"
+        return (
+            f"worst case: {name}, {_accuracy(acc)} ({sure}, which gives {self.chance:.3f}). This holds for these"
+            f" attacks at budget {self.budget}, not for others"
+        )
+
+
+def _accuracy(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def _setting(finding: Finding) -> str:
+    values = [f"{name}={value}" for name, value in finding.setting.values.items()]
+    if finding.reading.step is not None:
+        values.append(f"step {finding.reading.step}")
+    return " ".join(values)

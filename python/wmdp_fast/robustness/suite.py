@@ -1,0 +1,165 @@
+"""Runs attacks on a model and its controls; what is done is on the disk and is not done again."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from wmdp_fast.exceptions import DivergedError, InternalError, ModelError
+from wmdp_fast.results.runs_file import RunsFile
+from wmdp_fast.robustness.attacks.ask import Ask
+from wmdp_fast.robustness.runs import Run
+from wmdp_fast.robustness.subject import fingerprint
+from wmdp_fast.runtime import strict_json
+from wmdp_fast.runtime.files import write_whole
+from wmdp_fast.runtime.progress import progress_bar
+from wmdp_fast.scoring.padded import is_out_of_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from wmdp_fast.robustness.protocol import Attack, Budget, Setting
+    from wmdp_fast.robustness.subject import Role, Subject
+
+IDENTITY = "attack.json"
+RUNS = "runs.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """What is to be run.
+
+    Attributes:
+        attacks: The attacks; the first only asks.
+        budget: How many of their settings.
+        seed: Of all that is drawn.
+        open: Opens a model with all that attacks may use, by what it is; in the order in which they are attacked.
+        identity: What tells this suite from another in the same folder, as JSON has it.
+        code: Hashes of the files of attacks that are not of this package, by name.
+        folder: Where what is done is kept, or None.
+        progress: Whether to show a bar on stderr.
+        note: Takes lines meant for the user.
+    """
+
+    attacks: Sequence[Attack]
+    budget: Budget
+    seed: int
+    open: Mapping[Role, Callable[[], Subject]]
+    identity: Mapping[str, Any]
+    code: Mapping[str, str]
+    folder: Path | None
+    progress: bool
+    note: Callable[[str], None]
+
+    def run(self) -> list[Run]:
+        """Runs what has not been run.
+
+        Returns:
+            All runs of these attacks, model after model; among them those that were in the folder.
+
+        Raises:
+            JournalError: What is in the folder is damaged, or another process writes it.
+            ModelError: A model cannot be loaded, or what is in the folder is of other models, questions or settings.
+        """
+        if self.folder is None:
+            return self._run_all({}, lambda _run: None)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        check_identity(self.folder, self.identity)
+        with RunsFile(self.folder / RUNS) as file:
+            before = [Run.from_json(line) for line in file.lines]
+            # What failed is tried again: memory may be there now, or a corpus.
+            done = {run.key: run for run in before if run.failed is None}
+            return self._run_all(done, lambda run: file.add(run.to_json()))
+
+    def _run_all(self, done: Mapping[str, Run], keep: Callable[[Run], None]) -> list[Run]:
+        found: list[Run] = []
+        for role, open_subject in self.open.items():
+            planned = [self._planned(role, attack, setting) for attack, setting in self._pairs()]
+            missing = [run for run in planned if run.key not in done]
+            finished = {run.key: done[run.key] for run in planned if run.key in done}
+            if missing:
+                subject = open_subject()
+                for run in self._attack(subject, missing):
+                    keep(run)
+                    finished[run.key] = run
+                del subject
+                gc.collect()  # before the next model is read
+            found += [finished[run.key] for run in planned]
+        return found
+
+    def _pairs(self) -> Iterator[tuple[Attack, Setting]]:
+        for attack in self.attacks:
+            for setting in attack.settings(self.budget, self.seed):
+                yield attack, setting
+
+    def _planned(self, role: Role, attack: Attack, setting: Setting) -> Run:
+        return Run(role=role, attack=attack.name, setting=setting, code=self.code.get(attack.name))
+
+    def _attack(self, subject: Subject, missing: Sequence[Run]) -> Iterator[Run]:
+        """Runs what is missing on one model."""
+        attacks = {attack.name: attack for attack in self.attacks}
+        costs = [attacks[run.attack].cost(subject, run.setting) for run in missing]
+        self.note(
+            f"{subject.role}: {len(missing)} runs, about {sum(costs):.0f} times all {len(subject.questions)} questions"
+        )
+        with progress_bar(
+            what=f"attacking ({subject.role})", unit="reading", total=sum(costs), shown=self.progress
+        ) as bar:
+            for run, cost in zip(missing, costs, strict=True):
+                bar.set_postfix(attack=run.attack, refresh=False)
+                ended = _ended(attacks[run.attack], subject, run)
+                if ended.failed is not None:
+                    self.note(f"{subject.role}, {run.attack}, {_shown(run.setting)}: not run: {ended.failed}")
+                    if run.attack == Ask.name:
+                        raise ModelError(f"{subject.model.name} cannot be asked: {ended.failed}")
+                bar.update(cost)
+                yield ended
+
+
+def _ended(attack: Attack, subject: Subject, planned: Run) -> Run:
+    """A run with what came of it."""
+    fields: dict[str, Any] = {"role": planned.role, "attack": planned.attack, "setting": planned.setting}
+    fields["code"] = planned.code
+    if (reason := attack.why_not(subject, planned.setting)) is not None:
+        return Run(**fields, failed=reason, skipped=True)
+    before, begin = fingerprint(subject.network), time.perf_counter()
+    try:
+        readings = tuple(attack.run(subject, planned.setting))
+        failed = None if readings else "it gave no reading"
+    except (ModelError, DivergedError, torch.OutOfMemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
+        readings, failed = (), str(error).splitlines()[0]
+    if fingerprint(subject.network) != before:
+        raise InternalError(f"the attack {attack.name} left the model changed, so that nothing after it would be true")
+    return Run(**fields, readings=readings, failed=failed, seconds=time.perf_counter() - begin)
+
+
+def _shown(setting: Setting) -> str:
+    return " ".join(f"{name}={value}" for name, value in setting.values.items()) or "as it is"
+
+
+def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Compares with what is in a folder, or writes down what this is.
+
+    Raises:
+        ModelError: Other models, questions or settings were attacked there; says which, or that the file is damaged.
+    """
+    path = folder / IDENTITY
+    now = json.loads(strict_json.dumps(dict(identity)))
+    if not path.exists():
+        write_whole(path, strict_json.dumps(now, indent=2) + "\n")
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"{path} is damaged ({error}); remove {folder} to start over") from None
+    if differing:
+        raise ModelError(f"{folder} has attacks with other {', '.join(differing)}; name the same, or another --output")
