@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
 
     from wmdp_fast._rust import Outcome, Prompts, Requests
     from wmdp_fast.prompts.options import PromptOptions
@@ -49,7 +50,8 @@ class Questions:
     selection: Selection
     read: tuple[TaskQuestions, ...]
     is_for_choosing: NDArray[np.bool_]
-    _asked: dict[int, tuple[list[Prompts], Requests]] = field(default_factory=dict, repr=False)
+    # With the tokenizers themselves: the next model's may stand where one was that is gone.
+    _asked: list[tuple[PreTrainedTokenizerBase, list[Prompts], Requests]] = field(default_factory=list, repr=False)
 
     @classmethod
     def from_options(cls, options: PromptOptions, *, split: bool = True) -> Questions:
@@ -117,10 +119,13 @@ class Questions:
         """
         changed = [one if change is None else change(one) for one in self.read]
         with warnings.catch_warnings():
-            # Of examples and lengths the evaluation before the attacks has warned.
+            # Of what is unusual about the questions `own` warns; of each variant of an attack would be too much.
             warnings.simplefilter("ignore", WmdpFastWarning)
-            cautions = Cautions(changed, self.options.system_instruction, log_samples=False)
-            return [self.options.prompts(one, model.tokenizer, cautions) for one in changed]
+            return self._render(model, changed)[0]
+
+    def _render(self, model: LocalModel, read: Sequence[TaskQuestions]) -> tuple[list[Prompts], Cautions]:
+        cautions = Cautions(read, self.options.system_instruction, log_samples=False)
+        return [self.options.prompts(one, model.tokenizer, cautions) for one in read], cautions
 
     def requests(self, model: LocalModel, prompts: Sequence[Prompts]) -> Requests:
         """Prompts as tokens."""
@@ -130,12 +135,19 @@ class Questions:
         return found
 
     def own(self, model: LocalModel) -> tuple[list[Prompts], Requests]:
-        """The prompts of the tasks as they are defined and their tokens, made once for a tokenizer."""
-        key = id(model.tokenizer)
-        if key not in self._asked:
-            prompts = self.prompts(model)
-            self._asked[key] = prompts, self.requests(model, prompts)
-        return self._asked[key]
+        """The prompts of the tasks as they are defined and their tokens, made once for a tokenizer.
+
+        Warns:
+            WmdpFastWarning: Prompts are cut, give answers away, or choices begin inside a token, as in `evaluate`.
+        """
+        for tokenizer, prompts, requests in self._asked:
+            if tokenizer is model.tokenizer:
+                return prompts, requests
+        prompts, cautions = self._render(model, self.read)
+        requests = self.requests(model, prompts)
+        cautions.add_prompts(requests, [one.questions for one in self.read])
+        self._asked.append((model.tokenizer, prompts, requests))
+        return prompts, requests
 
     def ask(self, model: LocalModel, prompts: Sequence[Prompts] | None = None) -> list[Outcome]:
         """Asks the model as it is now.
