@@ -1,4 +1,4 @@
-"""How long a step of a method over logits takes and how much memory, beside what an ordinary trainer does."""
+"""How long a step of a method takes and how much memory, beside what an ordinary trainer does."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wmdp_fast.bench.method_job import MethodJob, corpora_of
 from wmdp_fast.bench.process import run_worker
 from wmdp_fast.bench.report import BenchReport, Measurement, machine
 from wmdp_fast.bench.rmu_worker import Outcome
@@ -16,9 +17,7 @@ from wmdp_fast.bench.shapes import check_model
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from wmdp_fast.bench.methods_worker import MethodJob
-
-METHODS = ("graddiff", "npo")
+METHODS = ("graddiff", "npo", "rr")
 BASELINES = ("plain",)
 
 # By so much may a loss of the first step differ from a baseline's, relatively: of float32, and of narrower types.
@@ -26,22 +25,25 @@ _TOLERANCE, _NARROW_TOLERANCE = 1e-4, 0.02
 
 
 def bench_method(job: MethodJob, against: Sequence[str] = ()) -> BenchReport:
-    """Times steps of a method on random tokens, each worker in a process of its own.
+    """Times steps of a method, each worker in a process of its own.
 
     Args:
         job: What to train, and how.
         against: `plain`, or nothing.
 
     Raises:
-        ValueError: Neither or both of model and shape are given, or something is unknown.
+        ValueError: Neither or both of model and shape are given, something is unknown, or there is too little text.
+        DatasetError: A text cannot be read.
         WmdpFastError: A worker failed; says how.
     """
     _check(job, against)
+    job = replace(job, warm_steps=_warm_steps(job))
+    lengths = _lengths(job)
     ours = _run(job)
-    report = BenchReport(_work(job, ours), _measurement(job, ours))
+    report = BenchReport(_work(job, lengths, ours), _measurement(lengths, ours))
     for baseline in against:
         theirs = _run(replace(job, worker=baseline))
-        figures = report.baselines[baseline] = _measurement(job, theirs)
+        figures = report.baselines[baseline] = _measurement(lengths, theirs)
         report.ratio[baseline] = {
             phase: figures.seconds[phase] / report.ours.seconds[phase] for phase in ("load", "step")
         }
@@ -60,17 +62,32 @@ def _check(job: MethodJob, against: Sequence[str]) -> None:
         raise ValueError(f"unknown baseline {', '.join(unknown)} of {job.method}; known: {', '.join(BASELINES)}")
 
 
-def _work(job: MethodJob, ours: Outcome) -> dict[str, object]:
+def _warm_steps(job: MethodJob) -> int:
+    """On a CPU the first step is like the others; of RR it has half a gradient."""
+    from wmdp_fast.models.load import parse_device
+
+    return 0 if parse_device(job.device).type == "cpu" and job.method != "rr" else 1
+
+
+def _lengths(job: MethodJob) -> list[int]:
+    """Tokens of each document of the timed steps."""
+    timed = range(job.warm_steps * job.batch_size, job.num_documents)
+    return [len(corpus.document(index)) for corpus in corpora_of(job) for index in timed]
+
+
+def _work(job: MethodJob, lengths: list[int], ours: Outcome) -> dict[str, object]:
     """What was run, and on what."""
-    lengths = [length for kind in (0, 1) for length in job.lengths(kind)]
     tokens = statistics.mean(lengths) * job.batch_size
+    trained = f"layers 0 to {max(job.target_layers)}" if job.method == "rr" else "all layers"
     return {
         "benchmark": "unlearn",
         "method": job.method,
         "model": job.model if job.shape is None else f"{job.shape}, random weights",
         "step": f"{job.batch_size} forget and {job.batch_size} retain documents of {min(lengths)} to {max(lengths)}"
         f" tokens, {tokens:,.0f} tokens of each kind on average; {job.steps} steps timed",
-        "trained": f"{job.parameters} of all layers",
+        "text": job.text or "random tokens",
+        "trained": f"{job.parameters} of {trained}",
+        **({"rerouted": f"layers {', '.join(map(str, job.target_layers))}"} if job.method == "rr" else {}),
         "dtype": job.dtype,
         "device": ours.device,
         "threads": ours.threads,
@@ -78,8 +95,8 @@ def _work(job: MethodJob, ours: Outcome) -> dict[str, object]:
     }
 
 
-def _measurement(job: MethodJob, outcome: Outcome) -> Measurement:
-    tokens = sum(sum(job.lengths(kind)[job.batch_size :]) for kind in (0, 1))
+def _measurement(lengths: list[int], outcome: Outcome) -> Measurement:
+    tokens = sum(lengths)
     return Measurement(
         seconds={"load": outcome.load_seconds, "step": statistics.median(outcome.step_seconds)},
         units={"steps": len(outcome.step_seconds), "tokens": tokens},

@@ -8,67 +8,23 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from wmdp_fast.bench.method_job import MethodJob, corpora_of
 from wmdp_fast.bench.report import peak_gb
-from wmdp_fast.bench.rmu_worker import Outcome, config_of, device_name, resident_gb, whole_model
+from wmdp_fast.bench.rmu_worker import SEED, Outcome, device_name, first_layers, resident_gb, whole_model
 
 if TYPE_CHECKING:
     import torch
 
-    from wmdp_fast.prompts.documents import CorpusTokens
-    from wmdp_fast.unlearning.methods.config import ForgetRetainConfig
+    from wmdp_fast.bench.methods_baseline import PlainTrainer
+    from wmdp_fast.unlearning.training_config import TrainingConfig
 
 LEARNING_RATE = 1e-5
 BETA = 0.1
-
-# The shortest document is so small a part of the longest.
-_SHORTEST = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodJob:
-    """What to train, and how.
-
-    Attributes:
-        method: `graddiff` or `npo`.
-        model: Folder of a model; or else `shape`.
-        shape: A model of one of `shapes.SHAPES` with random weights.
-        parameters: Which parameters of all layers are trained.
-        batch_size: Documents of each kind in a step.
-        length: Most tokens of a document; the least is an eighth of that, and all in between are as likely.
-        steps: Timed steps. One more is run before them.
-        dtype: `float32`, `bfloat16` or `float16`; with a model also `auto`.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        worker: `wmdp-fast` or `plain`.
-    """
-
-    method: str
-    model: str | None = None
-    shape: str | None = None
-    parameters: str = "mlp.down_proj"
-    batch_size: int = 4
-    length: int = 512
-    steps: int = 4
-    dtype: str = "float32"
-    device: str = "auto"
-    worker: str = "wmdp-fast"
-
-    @property
-    def all_steps(self) -> int:
-        """Steps with the one that is not timed."""
-        return self.steps + 1
-
-    def lengths(self, kind: int) -> list[int]:
-        """Tokens of each forget (0) or retain (1) document of the run."""
-        rng = np.random.default_rng(kind)
-        shortest = max(2, self.length // _SHORTEST)
-        drawn: list[int] = rng.integers(shortest, self.length + 1, self.all_steps * self.batch_size).tolist()
-        return drawn
+REROUTING = 10.0
 
 
 def main(folder: Path) -> None:
@@ -98,18 +54,21 @@ def _run_ours(job: MethodJob, device: torch.device, outcome: Outcome) -> None:
     from wmdp_fast.unlearning.api import unlearn
 
     begun = time.perf_counter()
-    model = whole_model(job, device)
+    # What is not needed is not loaded.
+    depth = max(job.target_layers) + 1 if job.method == "rr" else None
+    model = whole_model(job, device) if depth is None else first_layers(job, depth, device)
     outcome.load_seconds = time.perf_counter() - begun
-    forget, retain = _corpora(job)
+    forget, retain = corpora_of(job)
     result = unlearn(model, forget=forget, retain=retain, config=_settings(job), progress=False)
-    outcome.step_seconds = [row["seconds"] for row in result.metrics[1:]]
+    outcome.step_seconds = [row["seconds"] for row in result.metrics[job.warm_steps :]]
     outcome.forget_losses = [row["forget_loss"] for row in result.metrics]
     outcome.retain_losses = [row["retain_loss"] for row in result.metrics]
 
 
-def _settings(job: MethodJob) -> ForgetRetainConfig:
+def _settings(job: MethodJob) -> TrainingConfig:
     from wmdp_fast.unlearning.methods.graddiff import GradDiffConfig
     from wmdp_fast.unlearning.methods.npo import NPOConfig
+    from wmdp_fast.unlearning.methods.rr import RRConfig
 
     common: dict[str, Any] = {
         "parameters": job.parameters,
@@ -121,6 +80,8 @@ def _settings(job: MethodJob) -> ForgetRetainConfig:
         "max_length": job.length,
         "retain_max_length": job.length,
     }
+    if job.method == "rr":
+        return RRConfig(**common, target_layers=job.target_layers, rerouting_coeff=REROUTING, seed=SEED)
     return NPOConfig(**common, beta=BETA) if job.method == "npo" else GradDiffConfig(**common)
 
 
@@ -129,17 +90,16 @@ def _run_plain(job: MethodJob, device: torch.device, outcome: Outcome) -> None:
     import torch
 
     from wmdp_fast.bench.arithmetic import synchronize
-    from wmdp_fast.bench.methods_baseline import PlainMethod
 
     begun = time.perf_counter()
-    model = whole_model(job, device)
-    reference = whole_model(job, device).requires_grad_(False) if job.method == "npo" else None
-    plain = PlainMethod(model, reference, parameters=job.parameters, learning_rate=LEARNING_RATE, beta=BETA)
+    plain = _plain_trainer(job, device)
     outcome.load_seconds = time.perf_counter() - begun
     forget, retain = (
         [torch.from_numpy(corpus.document(index)).to(device) for index in range(len(corpus))]
-        for corpus in _corpora(job)
+        for corpus in corpora_of(job)
     )
+    # Before the first step the other side tries documents in several ways.
+    plain.warm_up(forget[job.num_documents :], retain[job.num_documents :])
     for step in range(job.all_steps):
         batch = slice(step * job.batch_size, (step + 1) * job.batch_size)
         synchronize(device)
@@ -149,23 +109,22 @@ def _run_plain(job: MethodJob, device: torch.device, outcome: Outcome) -> None:
         seconds = time.perf_counter() - begun
         outcome.forget_losses.append(losses[0])
         outcome.retain_losses.append(losses[1])
-        if step > 0:
+        if step >= job.warm_steps:
             outcome.step_seconds.append(seconds)
 
 
-def _corpora(job: MethodJob) -> list[CorpusTokens]:
-    """Random documents of uneven length, forget and retain."""
-    from wmdp_fast.prompts.documents import CorpusTokens
+def _plain_trainer(job: MethodJob, device: torch.device) -> PlainTrainer:
+    from wmdp_fast.bench.methods_baseline import PlainLogits, PlainRerouting
 
-    rng = np.random.default_rng(0)
-    # The first few ids are often special tokens.
-    vocab_size = config_of(job).get_text_config().vocab_size
-    corpora = []
-    for kind, name in enumerate(("forget", "retain")):
-        lengths = job.lengths(kind)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        corpora.append(CorpusTokens(name, rng.integers(8, vocab_size, sum(lengths)), offsets, ""))
-    return corpora
+    model = whole_model(job, device)
+    reference = None if job.method == "graddiff" else whole_model(job, device).requires_grad_(False)
+    common: dict[str, Any] = {"parameters": job.parameters, "learning_rate": LEARNING_RATE}
+    if job.method != "rr":
+        return PlainLogits(model, reference, **common, beta=BETA)
+    layers, steps = job.target_layers, job.all_steps
+    return PlainRerouting(
+        model, reference, **common, target_layers=layers, coefficient=REROUTING, steps=steps, seed=SEED
+    )
 
 
 if __name__ == "__main__":

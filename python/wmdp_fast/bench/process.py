@@ -13,12 +13,10 @@ from wmdp_fast.exceptions import WmdpFastError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from wmdp_fast.bench import methods_worker, rmu_worker, worker
+    from wmdp_fast.bench import method_job, rmu_worker, worker
 
 
-def run_worker(
-    module: str, job: worker.Job | rmu_worker.Job | methods_worker.MethodJob, folder: Path
-) -> dict[str, Any]:
+def run_worker(module: str, job: worker.Job | rmu_worker.Job | method_job.MethodJob, folder: Path) -> dict[str, Any]:
     """Runs `python -m module folder` with the job in `job.json` there, and returns what it left in `outcome.json`.
 
     Raises:

@@ -12,6 +12,7 @@ import sys
 import time
 import zlib
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -96,7 +97,7 @@ class Outcome:
 
     Attributes:
         load_seconds: To get the model or models.
-        step_seconds: Of each step but the first.
+        step_seconds: Of each timed step.
         forget_losses: Of all steps.
         retain_losses: Of all steps.
         peak_gb: Peak resident memory beyond what importing torch takes, in 10^9 bytes.
@@ -159,7 +160,7 @@ def _run_ours(job: Job, device: torch.device, outcome: Outcome) -> None:
     begun = time.perf_counter()
     model: Any = job.model
     if job.shape is not None:
-        model = _first_layers(job, device)
+        model = first_layers(job, job.layer_id + 1, device)
     config = RMUConfig(
         layer_id=job.layer_id,
         update_layer_ids=tuple(job.trained_layers),
@@ -193,8 +194,9 @@ def _run_baseline(job: Job, device: torch.device, outcome: Outcome) -> None:
     from wmdp_fast.bench.rmu_baseline import PlainRMU
 
     begun = time.perf_counter()
-    load = _first_layers if job.worker == "truncated" else whole_model
-    updated, frozen = load(job, device), load(job, device)
+    truncated = partial(first_layers, job, job.layer_id + 1, device)
+    load = truncated if job.worker == "truncated" else partial(whole_model, job, device)
+    updated, frozen = load(), load()
     baseline = PlainRMU(
         updated,
         frozen,
@@ -229,7 +231,7 @@ def _multiply(job: Job, device: torch.device, outcome: Outcome) -> None:
 
     from wmdp_fast.bench.arithmetic import synchronize
 
-    model = _first_layers(job, device)
+    model = first_layers(job, job.layer_id + 1, device)
     weights = [one for name, one in model.named_parameters() if one.dim() == 2 and "embed" not in name]
     rows = job.batch_size * job.length
     inputs = {
@@ -267,17 +269,17 @@ def whole_model(job: ModelJob, device: torch.device) -> Any:
     return model
 
 
-def _first_layers(job: Job, device: torch.device) -> Any:
-    """The model up to the steered layer, without its head."""
+def first_layers(job: ModelJob, num_layers: int, device: torch.device) -> Any:
+    """The first layers of the model, without its head."""
     from transformers import AutoModel
 
     from wmdp_fast.models.load import parse_dtype
     from wmdp_fast.models.partial import load_first_layers
 
     if job.model is not None:
-        return load_first_layers(job.model, job.layer_id + 1, dtype=job.dtype, device=job.device).decoder.model
+        return load_first_layers(job.model, num_layers, dtype=job.dtype, device=str(device)).decoder.model
     with device:
-        model = AutoModel.from_config(config_of(job, job.layer_id + 1), dtype=parse_dtype(job.dtype))  # type: ignore[no-untyped-call]
+        model = AutoModel.from_config(config_of(job, num_layers), dtype=parse_dtype(job.dtype))  # type: ignore[no-untyped-call]
     draw_weights(model)
     return model
 

@@ -19,7 +19,7 @@ SUMMARY = "Measure speed, beside that of other tools in the same run."
 _DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 # What `run` takes itself; everything else goes to the benchmark.
-_OWN = frozenset({"benchmark", "json", "report", "run"})
+_OWN = frozenset({"benchmark", "fail", "json", "report", "run"})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +58,7 @@ def _add_unlearn(benchmarks: Any) -> None:
         type=_benched_methods,
         default=("rmu",),
         metavar="NAMES",
-        help="rmu (default), graddiff, npo, or several with commas between; the last two train all layers",
+        help="rmu (default), graddiff, npo, rr, or several with commas between; graddiff and npo train all layers",
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model")
     parser.add_argument(
@@ -84,10 +84,16 @@ def _add_unlearn(benchmarks: Any) -> None:
     )
     parser.add_argument("--batch-size", type=whole_number(least=1), default=4, metavar="N", help="default 4")
     parser.add_argument("--length", type=whole_number(least=1), default=512, metavar="N", help="tokens (default 512)")
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        help="documents to train on in place of random tokens; not of rmu, whose are all as long",
+    )
+    parser.add_argument("--tokenizer", metavar="DIR", help="folder of a tokenizer for that text (default the model's)")
     parser.add_argument("--steps", type=whole_number(least=1), default=4, metavar="N", help="timed steps (default 4)")
     _add_machine(parser, dtype="bfloat16")
     _add_output(parser)
-    parser.set_defaults(benchmark=_unlearn)
+    parser.set_defaults(benchmark=_unlearn, fail=parser.error)
 
 
 def _add_eval(benchmarks: Any) -> None:
@@ -208,8 +214,8 @@ def _eval(arguments: argparse.Namespace) -> BenchReport:
 
 
 def _unlearn(arguments: argparse.Namespace) -> list[BenchReport]:
+    from wmdp_fast.bench.method_job import MethodJob
     from wmdp_fast.bench.methods import bench_method
-    from wmdp_fast.bench.methods_worker import MethodJob
     from wmdp_fast.bench.rmu_worker import Job
     from wmdp_fast.bench.unlearn import bench_unlearn
 
@@ -217,14 +223,23 @@ def _unlearn(arguments: argparse.Namespace) -> list[BenchReport]:
     against, methods = options.pop("against"), options.pop("method")
     if arguments.shape is None and arguments.model is None:
         options["shape"] = "smollm2-135m"
-    of_rmu = {"layer_id", "update_layer_ids", "mode"}
+    _check_text(arguments)
+    of_rmu, of_others = {"layer_id", "update_layer_ids", "mode"}, {"text", "tokenizer"}
     others = {name: value for name, value in options.items() if name not in of_rmu}
+    options = {name: value for name, value in options.items() if name not in of_others}
     return [
         bench_unlearn(Job(**options), against)
         if method == "rmu"
         else bench_method(MethodJob(method=method, **others), [one for one in against if one == "plain"])
         for method in methods
     ]
+
+
+def _check_text(arguments: argparse.Namespace) -> None:
+    if "rmu" in arguments.method and arguments.text is not None:
+        arguments.fail("--text is for other methods: the documents that rmu is timed on are all of one length")
+    if arguments.tokenizer is not None and arguments.text is None:
+        arguments.fail("--tokenizer is for a text (--text), which there is none of")
 
 
 def _embed(arguments: argparse.Namespace) -> BenchReport:
@@ -243,7 +258,7 @@ def _baselines(text: str) -> tuple[str, ...]:
 
 
 def _benched_methods(text: str) -> tuple[str, ...]:
-    known = ("rmu", "graddiff", "npo")
+    known = ("rmu", "graddiff", "npo", "rr")
     methods = tuple(dict.fromkeys(text.split(",")))
     if unknown := [method for method in methods if method not in known]:
         raise argparse.ArgumentTypeError(f"no benchmark of {unknown[0]!r}; there are {', '.join(known)}")
