@@ -48,5 +48,10 @@ def save_questions(path: Path, count: int = 48) -> Path:
 def subject(folder: Path, questions: Path, **fields: Any) -> Subject:
     """The model in a folder as what is attacked."""
     read = Questions.from_options(PromptOptions(tasks=[str(questions)], template="mmlu"))
-    opened = AttackedModel(model=folder, load=LoadOptions(device="cpu"), score=ScoreOptions()).open()
+    opened = model_in(folder).open()
     return Subject(**{"role": "unlearned", "model": opened, "questions": read, "test": Utility(), **fields})
+
+
+def model_in(folder: Path) -> AttackedModel:
+    """The model in a folder before it is loaded, for the CPU."""
+    return AttackedModel(model=folder, load=LoadOptions(device="cpu"), score=ScoreOptions())

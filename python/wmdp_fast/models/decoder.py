@@ -106,7 +106,7 @@ class Decoder:
         """
         for index in range(start, stop):
             args, kwargs = arguments[index]
-            hidden = _residual(self.layers[index](hidden, *args, **kwargs))
+            hidden = residual_of(self.layers[index](hidden, *args, **kwargs))
         return hidden
 
     def _check(self, start: int, stop: int) -> None:
@@ -140,7 +140,7 @@ def record_outputs(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
     outputs: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        outputs.append(_residual(output))
+        outputs.append(residual_of(output))
 
     handles = [module.register_forward_hook(keep) for module in modules]
     try:
@@ -150,7 +150,7 @@ def record_outputs(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def _residual(output: Any) -> Tensor:
+def residual_of(output: Any) -> Tensor:
     """The residual stream in what a layer returned."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from wmdp_fast.robustness.attacks.ablate import Ablate
 from wmdp_fast.robustness.attacks.ask import Ask
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from wmdp_fast.robustness.protocol import Attack
 
 # In the order in which they run and are shown: what costs least first.
-ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (Ask,)}
+ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (Ask, Ablate)}
 
 
 def attacks_of(names: str | Iterable[str]) -> list[Attack]:

@@ -1,0 +1,88 @@
+"""The attack `ablate` as a checkpoint: a model without a direction, for whoever wants to look further."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wmdp_fast.checkpoints.checkpoint import Checkpoint, new_folder, refuse_existing, stored_tensors, write_checkpoint
+from wmdp_fast.exceptions import ModelError
+from wmdp_fast.prompts.options import PromptOptions
+from wmdp_fast.robustness.attacked_model import AttackedModel
+from wmdp_fast.robustness.directions import found_directions
+from wmdp_fast.robustness.folding import fold, written_to_the_stream
+from wmdp_fast.robustness.questions import Questions
+from wmdp_fast.robustness.subject import Subject
+from wmdp_fast.robustness.utility import Utility
+from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from os import PathLike
+
+
+def save_ablated(
+    model: str | PathLike[str],
+    output: str | PathLike[str],
+    *,
+    tasks: str | PathLike[str] | Sequence[str | PathLike[str]],
+    layer: int,
+    base: str | PathLike[str] | None = None,
+    utility: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    eval_options: Mapping[str, Any] | None = None,
+) -> Path:
+    """Folds the direction of a layer into a model's weights and saves the checkpoint, as `ablate` tries it in memory.
+
+    The direction is the difference between mean activations at the questions for choosing in the model and in `base`;
+    without it, between those at these questions and at those of `utility`; without either, their first component.
+
+    Args:
+        model: The unlearned model: a folder, or a name on the hub.
+        output: Folder to make.
+        tasks: What was unlearned, as in `wmdp_fast.attack`.
+        layer: The layer whose direction to take, from 0; `ablate` reports the one that was best.
+        base: The model before unlearning.
+        utility: Tasks on what was kept.
+        dtype: What to run the models in: `auto` (the checkpoint's), `float32`, `bfloat16` or `float16`. Weights are
+            folded in float32 and saved in the checkpoint's types.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        trust_remote_code: Whether code that comes with a model may run.
+        eval_options: Further options of `wmdp_fast.evaluate` that say how questions are asked.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: There is something at `output`.
+        ModelError: A direction cannot be folded into this architecture; see `wmdp_fast.robustness.folding.fold`.
+        ValueError: There is no such layer.
+    """
+    refuse_existing(Path(output))
+    loading = LoadOptions(dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    asked = {**(eval_options or {})}
+    test = Utility(questions=Questions.from_options(PromptOptions(tasks=utility), split=False) if utility else None)
+    subject = Subject(
+        role="unlearned",
+        model=AttackedModel(model=os.fspath(model), load=loading, score=ScoreOptions()).open(),
+        questions=Questions.from_options(PromptOptions(tasks=tasks, **asked)),
+        test=test,
+        original=None if base is None else AttackedModel(model=base, load=loading, score=ScoreOptions()).open,
+    )
+    source = "base" if base is not None else "utility questions" if utility else "first component"
+    found = found_directions(subject, source)
+    if not 0 <= layer < len(found):
+        raise ValueError(f"layer {layer} of a model with layers 0 to {len(found) - 1}")
+    network: Any = subject.network
+    if subject.model.loaded.path is None:
+        raise ModelError(f"{subject.model.name} has no files")
+    fold(network, found[layer].vector)
+    parameters = dict(network.named_parameters())
+    checkpoint = Checkpoint.open(subject.model.loaded.path)
+    changed = stored_tensors(network, {name: parameters[name] for name in written_to_the_stream(network)}, checkpoint)
+    with new_folder(Path(output)) as folder:
+        write_checkpoint(checkpoint, changed, folder)
+    return Path(output)
