@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from wmdp_fast.prompts.options import PromptOptions
     from wmdp_fast.prompts.prepare import TaskQuestions
     from wmdp_fast.scoring.local import LocalModel
+    from wmdp_fast.scoring.scores import Scores
     from wmdp_fast.tasks.resolve import Selection
 
 # Fewer questions than these on either side tell nothing.
@@ -176,10 +177,20 @@ class Questions:
             token_budget=options.token_budget,
             score_mode=options.score_mode,
         )
+        return self._outcomes(model, asked, scores)
+
+    def _outcomes(self, model: LocalModel, asked: Sequence[Prompts], scores: Scores) -> list[Outcome]:
         results = task_results(self.read, asked, scores, near_tie=near_tie_of(model.dtype))
         return [result.outcome for result in results.values()]
 
     def answers(self, model: LocalModel, prompts: Sequence[Prompts] | None = None) -> Answers:
         """Asks, and gives the answers by letter or, of tasks that are answered in full text, by text."""
-        letters = all(one.task.choices == "letters" for one in self.read)
-        return Answers.from_outcomes(self.ask(model, prompts), letters=letters)
+        return Answers.from_outcomes(self.ask(model, prompts), letters=self._are_letters)
+
+    def answers_by(self, model: LocalModel, scores: Scores) -> Answers:
+        """The answers that scores of the choices of `own` come to, however those were read off the model."""
+        return Answers.from_outcomes(self._outcomes(model, self.own(model)[0], scores), letters=self._are_letters)
+
+    @property
+    def _are_letters(self) -> bool:
+        return all(one.task.choices == "letters" for one in self.read)

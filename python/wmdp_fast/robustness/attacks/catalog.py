@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from wmdp_fast.robustness.attacks.ablate import Ablate
 from wmdp_fast.robustness.attacks.ask import Ask
+from wmdp_fast.robustness.attacks.lens import Lens
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from wmdp_fast.robustness.protocol import Attack
 
 # In the order in which they run and are shown: what costs least first.
-ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (Ask, Ablate)}
+ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (Ask, Lens, Ablate)}
 
 
 def attacks_of(names: str | Iterable[str]) -> list[Attack]:
