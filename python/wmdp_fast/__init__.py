@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from wmdp_fast.results.saved import SavedResults, read_results
     from wmdp_fast.robustness.api import attack
     from wmdp_fast.robustness.result import AttackResult
+    from wmdp_fast.robustness.table.table import Table, table
     from wmdp_fast.scoring.server import Server
     from wmdp_fast.unlearning.adapter_config import AdapterConfig
     from wmdp_fast.unlearning.api import unlearn
@@ -116,6 +117,7 @@ _LAZY = {
     "StepInput": "wmdp_fast.unlearning.method",
     "StepOutput": "wmdp_fast.unlearning.method",
     "SweepResult": "wmdp_fast.unlearning.sweep.result",
+    "Table": "wmdp_fast.robustness.table.table",
     "TaskResult": "wmdp_fast.results.result",
     "TrainingConfig": "wmdp_fast.unlearning.training_config",
     "UnlearnResult": "wmdp_fast.unlearning.result",
@@ -131,6 +133,7 @@ _LAZY = {
     "report_html": "wmdp_fast.report",
     "rescore": "wmdp_fast.analysis.rescoring",
     "sweep": "wmdp_fast.unlearning.sweep.sweep",
+    "table": "wmdp_fast.robustness.table.table",
     "unlearn": "wmdp_fast.unlearning.api",
 }
 
@@ -183,6 +186,7 @@ __all__ = [
     "StepInput",
     "StepOutput",
     "SweepResult",
+    "Table",
     "TaskError",
     "TaskResult",
     "TemplateError",
@@ -207,6 +211,7 @@ __all__ = [
     "report_html",
     "rescore",
     "sweep",
+    "table",
     "unlearn",
 ]
 

@@ -38,6 +38,7 @@ COMMANDS = (
     "unlearn",
     "sweep",
     "attack",
+    "table",
     "apply-delta",
     "lm-eval",
     "export",

@@ -182,7 +182,8 @@ def attack(
     reported = ~questions.is_for_choosing
     result = AttackResult(
         models={role: one.name for role, one in models.items()},
-        tasks=[one.task.name for one in questions.read],
+        tasks={one.task.name: len(one.questions) for one in questions.read},
+        utility_tasks={one.task.name: len(one.questions) for one in test.questions.read} if test.questions else {},
         is_for_choosing=questions.is_for_choosing,
         chance=float(questions.chance[reported].mean()),
         runs=runs,

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from wmdp_fast import _rust
 from wmdp_fast.robustness import findings
 from wmdp_fast.robustness.attacks.ask import Ask
 from wmdp_fast.robustness.findings import Finding, by_attack, find, reasons, recovery
+from wmdp_fast.robustness.runs import Run
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.files import write_whole
 from wmdp_fast.runtime.tables import aligned
@@ -18,11 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from wmdp_fast.analysis.statistics import Estimate
-    from wmdp_fast.robustness.runs import Run
     from wmdp_fast.robustness.subject import Role
 
 ROBUSTNESS = "robustness.json"
@@ -37,8 +38,9 @@ class AttackResult:
 
     Attributes:
         models: Names of the models by what they are.
-        tasks: Names of the tasks.
+        tasks: The tasks, each with its number of questions.
         is_for_choosing: Which questions were for choosing, `[n]`; those that are reported are the others.
+        utility_tasks: The tasks that utility was measured on, each with its number of questions.
         chance: Share of right answers that guessing gives among those that are reported.
         runs: All that was run, and all that was not and why.
         slack: The share of utility that a model may lose under an attack that counts.
@@ -55,7 +57,8 @@ class AttackResult:
     """
 
     models: Mapping[Role, str]
-    tasks: Sequence[str]
+    tasks: Mapping[str, int]
+    utility_tasks: Mapping[str, int]
     is_for_choosing: NDArray[np.bool_]
     chance: float
     runs: Sequence[Run]
@@ -113,7 +116,8 @@ class AttackResult:
             "format": FORMAT,
             "wmdp_fast": _rust.__version__,
             "models": dict(self.models),
-            "tasks": list(self.tasks),
+            "tasks": dict(self.tasks),
+            "utility_tasks": dict(self.utility_tasks),
             "chance": self.chance,
             "slack": self.slack,
             "budget": self.budget,
@@ -127,6 +131,33 @@ class AttackResult:
             "missing": {role: {name: list(why) for name, why in self.missing(role).items()} for role in self.models},
             "runs": [run.to_json() for run in self.runs],
         }
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> AttackResult:
+        """From what `to_json` gave; what follows from the runs is computed anew.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is something else, or of another format.
+        """
+        if found["format"] != FORMAT:
+            raise ValueError(f"its format is {found['format']}, and this version reads {FORMAT}")
+        bits = str(found["is_for_choosing"])
+        result = cls(
+            models=dict(found["models"]),
+            tasks=dict(found["tasks"]),
+            utility_tasks=dict(found["utility_tasks"]),
+            is_for_choosing=np.array([bit == "1" for bit in bits], dtype=bool),
+            chance=float(found["chance"]),
+            runs=[Run.from_json(run) for run in found["runs"]],
+            slack=float(found["slack"]),
+            budget=str(found["budget"]),
+            seed=int(found["seed"]),
+            identity=dict(found["identity"]),
+        )
+        lengths = {len(reading.answers.correct) for run in result.runs for reading in run.readings}
+        if lengths - {len(bits)} or sum(result.tasks.values()) != len(bits):
+            raise ValueError(f"it has answers to {sorted(lengths)} questions and splits {len(bits)}")
+        return result
 
     def save(self, folder: Path) -> Path:
         """Writes `robustness.json` into a folder, and returns its path.
