@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from wmdp_fast.robustness.attacks.ablate import Ablate
 from wmdp_fast.robustness.attacks.ask import Ask
 from wmdp_fast.robustness.attacks.lens import Lens
+from wmdp_fast.robustness.attacks.quantize import Quantize
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -14,7 +15,13 @@ if TYPE_CHECKING:
     from wmdp_fast.robustness.protocol import Attack
 
 # In the order in which they run and are shown: what costs least first.
-ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (Ask, Lens, Ablate)}
+_ALL: tuple[type[Attack], ...] = (
+    Ask,
+    Lens,
+    Quantize,
+    Ablate,
+)
+ATTACKS = {attack.name: attack for attack in _ALL}
 
 
 def attacks_of(names: str | Iterable[str]) -> list[Attack]:
