@@ -39,6 +39,7 @@ COMMANDS = (
     "sweep",
     "attack",
     "table",
+    "reproduce",
     "apply-delta",
     "lm-eval",
     "export",
