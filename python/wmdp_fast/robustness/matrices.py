@@ -36,11 +36,21 @@ class WeightMatrix:
     owner: nn.Module
     inputs_first: bool
 
+    @property
+    def num_inputs(self) -> int:
+        """Columns of the matrix, or of each of the stack."""
+        return self.parameter.shape[-2 if self.inputs_first else -1]
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether it is the experts of a layer in one tensor."""
+        return self.parameter.dim() > 2
+
     def views(self) -> Iterator[Tensor]:
         """Each matrix as `[out, in]`; what is written to it is written to the parameter."""
         weight = self.parameter.detach()
         weight = weight.mT if self.inputs_first else weight
-        yield from weight if weight.dim() > 2 else (weight,)
+        yield from weight if self.is_stack else (weight,)
 
 
 def weight_matrices(network: nn.Module) -> list[WeightMatrix]:

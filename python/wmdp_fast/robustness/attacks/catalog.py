@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from wmdp_fast.robustness.attacks.ablate import Ablate
 from wmdp_fast.robustness.attacks.ask import Ask
 from wmdp_fast.robustness.attacks.lens import Lens
+from wmdp_fast.robustness.attacks.noise import Noise
+from wmdp_fast.robustness.attacks.prune import Prune
 from wmdp_fast.robustness.attacks.quantize import Quantize
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ _ALL: tuple[type[Attack], ...] = (
     Ask,
     Lens,
     Quantize,
+    Prune,
+    Noise,
     Ablate,
 )
 ATTACKS = {attack.name: attack for attack in _ALL}
