@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from wmdp_fast.unlearning.lora import LoRA
     from wmdp_fast.unlearning.parameters import TrainedParameter
     from wmdp_fast.unlearning.source import Source
+    from wmdp_fast.unlearning.training_config import TrainingConfig
 
 _NAME = "default"
 
@@ -88,20 +89,25 @@ class LoRAWeights(TrainedWeights):
         """Factors are in float32."""
 
     @contextlib.contextmanager
-    def in_model(self) -> Iterator[None]:
-        """Inside, the model has the factors. Then they are merged in, or all is as before if there was an error."""
+    def in_model(self, *, keep: bool = True) -> Iterator[None]:
+        """Inside, the model has the factors. Then they are merged in, or all is as before if there was an error.
+
+        Args:
+            keep: Whether they are merged in; if not, all is as before in any case.
+        """
+        kept = False
         with as_found(self.model):
             try:
                 self._insert()
                 only_trained(self.model, self.parameters.values())
                 yield
-                if not self._is_merged:
+                if keep and not self._is_merged:
                     self._merge(self._in_the_models_type())
-            except BaseException:
-                self._take_out()
-                self.put_back()
-                raise
+                kept = keep
             finally:
+                if not kept:
+                    self._take_out()
+                    self.put_back()
                 self._source.decoder.model.__dict__.pop("peft_config", None)
                 self._untouched = {}
 
@@ -301,6 +307,25 @@ class LoRAWeights(TrainedWeights):
             f"{prefix}{name.replace(f'.{_NAME}.', '.')}": parameter.detach().cpu().clone()
             for name, parameter in self.parameters.items()
         }
+
+
+def weights_of(config: TrainingConfig, picked: Sequence[TrainedParameter], source: Source) -> TrainedWeights:
+    """What a run trains: parameters of the model themselves, or factors beside them.
+
+    Args:
+        config: The settings.
+        picked: The parameters that they say.
+        source: The model.
+
+    Raises:
+        ModelError: Factors are to be trained, and the model has an adapter already.
+        ValueError: `save_dtype` is set for a model that has no files.
+    """
+    if config.lora is None:
+        return TrainedWeights(picked, source, config.save_dtype)
+    return LoRAWeights(
+        picked, source, config.save_dtype, config.lora, seed=config.seed, save_adapter=config.save_adapter
+    )
 
 
 class _Merged(Mapping[str, "Tensor"]):

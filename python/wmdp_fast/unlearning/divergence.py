@@ -38,6 +38,8 @@ def check_step(
     largest: float,
     config: TrainingConfig,
     dtype: torch.dtype,
+    *,
+    what: str = "unlearning",
 ) -> None:
     """Looks at what a step has measured and made.
 
@@ -48,6 +50,7 @@ def check_step(
         largest: `largest_weight` of the trained tensors afterwards.
         config: The settings.
         dtype: Of the trained tensors.
+        what: What the run is, for the message.
 
     Raises:
         DivergedError: One of these numbers is infinite or NaN; says what to lower.
@@ -59,11 +62,11 @@ def check_step(
     if step == 1 and any(key in config.activation_metrics for key in broken):
         raise ModelError(_no_numbers(name, dtype))
     if not broken:
-        what = "weights have become infinite or NaN"
+        found = "weights have become infinite or NaN"
     else:
         shown = [f"{key} {measured[key]:g}" for key in broken[:2]]
-        what = ", ".join(shown) + (f" and {len(broken) - 2} more" if len(broken) > 2 else "")
-    raise DivergedError(f"unlearning diverged at step {step}: {what}; {_advice(step, broken, config, dtype)}", step)
+        found = ", ".join(shown) + (f" and {len(broken) - 2} more" if len(broken) > 2 else "")
+    raise DivergedError(f"{what} diverged at step {step}: {found}; {_advice(step, broken, config, dtype)}", step)
 
 
 def check_findings(

@@ -1,4 +1,4 @@
-"""The optimizers: AdamW in the arithmetic of two libraries."""
+"""The optimizers: AdamW in the arithmetic of two libraries, and what a step of a run does with gradients."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from wmdp_fast.unlearning.gradients import clip_gradients, gradient_norm
+from wmdp_fast.unlearning.schedule import learning_rate_factor
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
+
+    from wmdp_fast.unlearning.training_config import TrainingConfig
 
 BETAS = (0.9, 0.999)
 
@@ -100,3 +105,34 @@ class TorchAdamW(AdamW):
 
 OPTIMIZERS = {"adamw_hf": AdamW, "adamw_torch": TorchAdamW}
 """By the name that a configuration has them by."""
+
+
+def optimizer_of(config: TrainingConfig, parameters: Mapping[str, Tensor]) -> AdamW:
+    """The optimizer that a run's settings ask for."""
+    return OPTIMIZERS[config.optimizer](
+        parameters, config.learning_rate, weight_decay=config.weight_decay, master_weights=config.master_weights
+    )
+
+
+def update(
+    optimizer: AdamW, gradients: Mapping[str, Tensor], config: TrainingConfig, *, total_steps: int, device: torch.device
+) -> Tensor:
+    """One step of a run: clips the gradients in place, takes the step's learning rate, and changes the parameters.
+
+    Args:
+        optimizer: Has done the steps before.
+        gradients: By parameter.
+        config: The settings.
+        total_steps: Of the run.
+        device: Of the norm of no gradients.
+
+    Returns:
+        The norm over all gradients before they were clipped, float32.
+    """
+    norm = gradient_norm(gradients, device)
+    if config.grad_clip is not None:
+        clip_gradients(gradients, norm, config.grad_clip)
+    factor = learning_rate_factor(optimizer.steps, total_steps, schedule=config.schedule, warmup=config.warmup)
+    optimizer.learning_rate = config.learning_rate * factor
+    optimizer.step(gradients)
+    return norm

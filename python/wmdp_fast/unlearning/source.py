@@ -80,8 +80,7 @@ def open_source(
         given = {"revision": revision is not None, "device": device != "auto", "dtype": config.dtype != "auto"}
         if unfit := [name for name, is_given in given.items() if is_given]:
             raise ValueError(f"{', '.join(unfit)} cannot be changed for a model that is already in memory")
-        name = getattr(model, "name_or_path", "") or type(model).__name__
-        return _described(name, decoder_of(model), model, tokenizer, base=None, commit=None)
+        return source_in_memory(model, tokenizer)
     name = os.fspath(model)
     if whole or config.depth is None:
         loaded = load_model(
@@ -117,6 +116,16 @@ def open_source(
         num_layers=first.num_layers,
         notes=first.notes,
     )
+
+
+def source_in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Source:
+    """A model in memory, of which no files are known.
+
+    Raises:
+        ModelError: Its decoder layers are not found.
+    """
+    name = getattr(model, "name_or_path", "") or type(model).__name__
+    return _described(name, decoder_of(model), model, tokenizer, base=None, commit=None)
 
 
 def _described(

@@ -67,15 +67,21 @@ class TrainedWeights:
         return None if dtype.itemsize >= 4 else str(dtype).removeprefix("torch.")
 
     @contextlib.contextmanager
-    def in_model(self) -> Iterator[None]:
-        """Inside, the model has what is trained, and only that needs gradients. What was raised undoes the training."""
+    def in_model(self, *, keep: bool = True) -> Iterator[None]:
+        """Inside, the model has what is trained, and only that needs gradients. What was raised undoes the training.
+
+        Args:
+            keep: Whether the training stays in the model otherwise.
+        """
+        kept = False
         with as_found(self.model):
             only_trained(self.model, self.parameters.values())
             try:
                 yield
-            except BaseException:
-                self.put_back()
-                raise
+                kept = keep
+            finally:
+                if not kept:
+                    self.put_back()
 
     @contextlib.contextmanager
     def training(self, step: int, seed: int) -> Iterator[None]:  # noqa: ARG002

@@ -16,26 +16,24 @@ from wmdp_fast.models.row_length import fresh_rotary
 from wmdp_fast.models.threads import computing, only_user
 from wmdp_fast.models.vocabulary import refuse_unknown_in_corpus
 from wmdp_fast.runtime.progress import Bar, progress_bar
-from wmdp_fast.scoring.trie import why_not
 from wmdp_fast.unlearning import divergence, output, reporting
+from wmdp_fast.unlearning.adapter import weights_of
 from wmdp_fast.unlearning.batch_reader import BatchReader
 from wmdp_fast.unlearning.budget import Budget
 from wmdp_fast.unlearning.document_lengths import longest_document
 from wmdp_fast.unlearning.evaluation_loop import EvaluationLoop
-from wmdp_fast.unlearning.gradients import clip_gradients, gradient_norm
 from wmdp_fast.unlearning.method import MethodState, Setup, StepInput
 from wmdp_fast.unlearning.methods.own_file import own_code
 from wmdp_fast.unlearning.metrics import Metrics
-from wmdp_fast.unlearning.optim import OPTIMIZERS
+from wmdp_fast.unlearning.optim import optimizer_of, update
+from wmdp_fast.unlearning.padding import why_padded
 from wmdp_fast.unlearning.parameters import told, trained_parameters
 from wmdp_fast.unlearning.result import UnlearnResult
-from wmdp_fast.unlearning.schedule import learning_rate_factor
 from wmdp_fast.unlearning.source import steps_available
 from wmdp_fast.unlearning.state import State, load_state, save_state
-from wmdp_fast.unlearning.trained_weights import TrainedWeights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -45,7 +43,6 @@ if TYPE_CHECKING:
     from wmdp_fast.unlearning.activation_cache import TrunkCache
     from wmdp_fast.unlearning.method import Findings, Method
     from wmdp_fast.unlearning.optim import AdamW
-    from wmdp_fast.unlearning.parameters import TrainedParameter
     from wmdp_fast.unlearning.request import Request
     from wmdp_fast.unlearning.source import Corpora, Source
     from wmdp_fast.unlearning.training_config import TrainingConfig
@@ -96,7 +93,7 @@ class Run:
         for corpus in (*corpora.forget, *corpora.retain):
             refuse_unknown_in_corpus(decoder.model, source.tokenizer, corpus)
         self._picked = trained_parameters(config, decoder, source.whole, source.num_layers)
-        self._weights = _weights(config, self._picked, source)
+        self._weights = weights_of(config, self._picked, source)
         self._largest_weight = 0.0
         self._saved_step = 0
         for line in told(self._picked, config.lora):
@@ -168,12 +165,7 @@ class Run:
         config = self._config
         # Of a method that changes the weights itself, the optimizer only counts the steps.
         optimized = {} if config.one_shot else self._weights.parameters
-        optimizer = OPTIMIZERS[config.optimizer](
-            optimized,
-            config.learning_rate,
-            weight_decay=config.weight_decay,
-            master_weights=config.master_weights,
-        )
+        optimizer = optimizer_of(config, optimized)
         identity = self._identity(method)
         state = load_state(self._work, identity) if resume and self._work is not None else None
         begun = time.perf_counter()
@@ -230,12 +222,7 @@ class Run:
         topic, pairs = self._batches.pairs(done)
         with computing(), self._weights.training(done, config.seed):
             made = method.step(StepInput(done, topic, pairs))
-        norm = gradient_norm(made.gradients, self._weights.device)
-        if config.grad_clip is not None:
-            clip_gradients(made.gradients, norm, config.grad_clip)
-        factor = learning_rate_factor(done, self.total_steps, schedule=config.schedule, warmup=config.warmup)
-        optimizer.learning_rate = config.learning_rate * factor
-        optimizer.step(made.gradients)
+        norm = update(optimizer, made.gradients, config, total_steps=self.total_steps, device=self._weights.device)
         largest = divergence.largest_weight(self._weights.parameters.values())
         # One copy from the device.
         *values, self._largest_weight = torch.cat([made.measured, norm.reshape(1), largest.reshape(1)]).tolist()
@@ -335,16 +322,10 @@ class Run:
         """Whether documents are run without padding; if they are not, although the loss leaves it out, says why."""
         if self._config.reference:
             return False
-        reason = self._why_padded(method)
+        reason = why_padded(method, self._source.decoder.model, self._batches, self._longest)
         if reason is not None:
             self._request.note(f"documents are padded: {reason}")
         return reason is None
-
-    def _why_padded(self, method: Method) -> str | None:
-        if reason := why_not(self._source.decoder.model, self._longest, arguments=("position_ids",)):
-            return reason
-        padded, packed = (self._batches.forget(0, 0, packed=packed) for packed in (False, True))
-        return method.why_padded(padded, packed)
 
     def _bar(self, done: int) -> Bar:
         return progress_bar(
@@ -395,17 +376,6 @@ class Run:
         tensors = {name: tensor for name, tensor in state.tensors.items() if not name.startswith(_OURS)}
         method.restore(MethodState(tensors=tensors, values=state.method))
         self._evaluations.restore(state)
-
-
-def _weights(config: TrainingConfig, picked: Sequence[TrainedParameter], source: Source) -> TrainedWeights:
-    """What is trained: the parameters themselves, or factors beside them."""
-    if config.lora is None:
-        return TrainedWeights(picked, source, config.save_dtype)
-    from wmdp_fast.unlearning.adapter import LoRAWeights
-
-    return LoRAWeights(
-        picked, source, config.save_dtype, config.lora, seed=config.seed, save_adapter=config.save_adapter
-    )
 
 
 def _went_back(config: TrainingConfig, budget: bool) -> str:

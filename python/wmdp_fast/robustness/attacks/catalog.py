@@ -10,6 +10,7 @@ from wmdp_fast.robustness.attacks.lens import Lens
 from wmdp_fast.robustness.attacks.noise import Noise
 from wmdp_fast.robustness.attacks.prune import Prune
 from wmdp_fast.robustness.attacks.quantize import Quantize
+from wmdp_fast.robustness.attacks.relearn import Relearn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,6 +25,7 @@ _ALL: tuple[type[Attack], ...] = (
     Prune,
     Noise,
     Ablate,
+    Relearn,
 )
 ATTACKS = {attack.name: attack for attack in _ALL}
 
