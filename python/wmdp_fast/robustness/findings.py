@@ -125,12 +125,28 @@ def recovery(attacked: Estimate, unlearned: Estimate, base_attacked: Estimate, *
     Returns:
         None if the gap is less than two standard errors, of which no share can be told.
     """
-    low = max(unlearned.value, chance)
-    gap = base_attacked.value - low
-    error = ((unlearned.stderr or 0.0) ** 2 + (base_attacked.stderr or 0.0) ** 2) ** 0.5
-    if gap < 2 * error or gap <= 0:
+    found = gap(unlearned, base_attacked, chance=chance)
+    if found is None:
         return None
-    return min(1.0, max(0.0, (attacked.value - low) / gap))
+    low, size = found
+    return min(1.0, max(0.0, (attacked.value - low) / size))
+
+
+def gap(lower: Estimate, upper: Estimate, *, chance: float) -> tuple[float, float] | None:
+    """Where the gap between two accuracies begins, and how large it is.
+
+    Args:
+        lower: Below chance it counts as chance.
+        upper: The other.
+        chance: Share of right answers that guessing gives.
+
+    Returns:
+        None if it is less than two standard errors, or none.
+    """
+    low = max(lower.value, chance)
+    size = upper.value - low
+    error = ((lower.stderr or 0.0) ** 2 + (upper.stderr or 0.0) ** 2) ** 0.5
+    return None if size < 2 * error or size <= 0 else (low, size)
 
 
 def by_attack(runs: Sequence[Run]) -> dict[str, list[Run]]:

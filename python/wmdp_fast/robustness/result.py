@@ -11,6 +11,7 @@ import numpy as np
 from wmdp_fast import _rust
 from wmdp_fast.robustness import findings
 from wmdp_fast.robustness.attacks.ask import Ask
+from wmdp_fast.robustness.curves import SHARES, Curve, curves
 from wmdp_fast.robustness.findings import Finding, by_attack, find, reasons, recovery
 from wmdp_fast.robustness.runs import Run
 from wmdp_fast.runtime import strict_json
@@ -101,6 +102,26 @@ class AttackResult:
             return None
         return recovery(unlearned[attack].acc, unlearned[Ask.name].acc, base[attack].acc, chance=self.chance)
 
+    @cached_property
+    def curves(self) -> dict[Role, dict[str, list[Curve]]]:
+        """By model and attack, for attacks with steps, controls among them: how fast knowledge comes back."""
+        return {
+            role: {name: some for name, runs in by_attack(self._of(role)).items() if (some := self._curves(role, runs))}
+            for role in self.models
+        }
+
+    def _curves(self, role: Role, runs: Sequence[Run]) -> list[Curve]:
+        base = self.findings.get("base", {}).get(Ask.name)
+        return curves(
+            runs,
+            self.is_for_choosing,
+            utility=self.utility(role),
+            slack=self.slack,
+            as_it_is=self.findings[role][Ask.name].acc,
+            base=None if base is None or role == "base" else base.acc,
+            chance=self.chance,
+        )
+
     def missing(self, role: Role) -> dict[str, tuple[str, ...]]:
         """Attacks of which nothing ran on a model, and why."""
         return {
@@ -126,6 +147,10 @@ class AttackResult:
             "is_for_choosing": "".join("01"[flag] for flag in self.is_for_choosing.tolist()),
             "findings": {role: {name: one.to_json() for name, one in of.items()} for role, of in self.findings.items()},
             "nulls": {role: {name: one.to_json() for name, one in of.items()} for role, of in self.nulls.items()},
+            "curves": {
+                role: {name: [one.to_json() for one in some] for name, some in of.items()}
+                for role, of in self.curves.items()
+            },
             "recovery": {name: self.recovery(name) for name in self.findings["unlearned"]},
             "worst": {role: self.worst(role) for role in self.models},
             "missing": {role: {name: list(why) for name, why in self.missing(role).items()} for role in self.models},
@@ -188,8 +213,31 @@ class AttackResult:
             )
         return "\n".join(aligned(rows, "l" + "r" * len(self.models) + "rrl"))
 
+    def curve_table(self) -> str:
+        """A line for each kind of data of an attack with steps, an empty text if no attack has any.
+
+        How many steps regain shares of the gap to the base, with how many different documents, and the area under the
+        curve; of the base, which has nothing to regain, that alone.
+        """
+        roles = list(self.models)
+        shares = [f"{share:.0%}" for share in SHARES]
+        heads = [f"{role} {what}" for role in roles for what in ((*shares, "area") if role != "base" else ("area",))]
+        rows = [("steps (documents) to regain", *heads)]
+        by_role = {
+            role: {(name, one.kind, one.setting.null): one for name, some in of.items() for one in some}
+            for role, of in self.curves.items()
+        }
+        for key in dict.fromkeys(key for of in by_role.values() for key in of):
+            name, kind, null = key
+            shown = f"{name} {kind}".rstrip() + (" (null)" if null else "")
+            cells = [cell for role in roles for cell in _curve_cells(by_role[role].get(key), area_only=role == "base")]
+            rows.append((shown, *cells))
+        return "\n".join(aligned(rows, "l" + "r" * len(heads))) if len(rows) > 1 else ""
+
     def __str__(self) -> str:
         lines = [self.table()]
+        if curve_table := self.curve_table():
+            lines += ["", curve_table, ""]
         reported = int((~self.is_for_choosing).sum())
         lines.append(
             f"accuracy on {reported} questions with 95 % intervals; settings were chosen on the other"
@@ -218,6 +266,20 @@ class AttackResult:
 
 def _accuracy(estimate: Estimate) -> str:
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def _curve_cells(curve: Curve | None, *, area_only: bool) -> list[str]:
+    """When shares of the gap were regained, and the area under the curve."""
+    area = "not run" if curve is None else f"{curve.area:.3f}"
+    if area_only:
+        return [area]
+    if curve is None or not curve.regained:
+        return [*("not run" if curve is None else "n/a" for _ in SHARES), area]
+    cells = []
+    for one in curve.regained:
+        documents = "" if one.documents is None else f" ({one.documents})"
+        cells.append(f">{curve.steps[-1]}" if one.steps is None else f"{one.steps}{documents}")
+    return [*cells, area]
 
 
 def _setting(finding: Finding) -> str:
