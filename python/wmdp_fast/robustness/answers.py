@@ -83,13 +83,26 @@ class Answers:
 
 def calibrated(outcome: Outcome) -> NDArray[np.bool_]:
     """Whether each question's right choice is furthest above its letter's mean, `[n]`; see `Answers.calibrated`."""
-    offsets, right = outcome.choice_offsets, np.zeros(len(outcome), dtype=bool)
+    right: NDArray[np.bool_] = furthest_above_mean(outcome, np.ones(len(outcome), dtype=bool)) == outcome.answers
+    return right
+
+
+def furthest_above_mean(outcome: Outcome, means_from: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The choice of each question that is furthest above its letter's mean log-likelihood, `[n]`.
+
+    Args:
+        outcome: Of a task.
+        means_from: Which of its questions the means are taken over, `[n]`: those of them with as many choices as the
+            question has; of all with as many, if there are none of them.
+    """
+    offsets, chosen = outcome.choice_offsets, np.zeros(len(outcome), dtype=np.int64)
     counts = np.diff(offsets)
     for num_choices in np.unique(counts).tolist():
         rows = np.flatnonzero(counts == num_choices)
         scores = outcome.loglikelihood[offsets[rows][:, None] + np.arange(num_choices)]
-        right[rows] = (scores - scores.mean(axis=0)).argmax(axis=1) == outcome.answers[rows]
-    return right
+        some = scores[means_from[rows]]
+        chosen[rows] = (scores - (some if len(some) else scores).mean(axis=0)).argmax(axis=1)
+    return chosen
 
 
 def _bits(flags: NDArray[np.bool_]) -> str:

@@ -100,6 +100,11 @@ class Questions:
         )
 
     @property
+    def by_letters(self) -> bool:
+        """Whether all tasks are answered with letters, and not in full text."""
+        return all(one.task.choices == "letters" for one in self.read)
+
+    @property
     def content_hash(self) -> str:
         """Tells these questions, in this order, from others."""
         return QuestionSet.concat([one.questions for one in self.read]).content_hash

@@ -6,8 +6,13 @@ from typing import TYPE_CHECKING
 
 from wmdp_fast.robustness.attacks.ablate import Ablate
 from wmdp_fast.robustness.attacks.ask import Ask
+from wmdp_fast.robustness.attacks.calibrate import Calibrate
+from wmdp_fast.robustness.attacks.cloze import Cloze
+from wmdp_fast.robustness.attacks.fewshot import FewShot
 from wmdp_fast.robustness.attacks.lens import Lens
 from wmdp_fast.robustness.attacks.noise import Noise
+from wmdp_fast.robustness.attacks.orders import Orders
+from wmdp_fast.robustness.attacks.prompts import Prompts
 from wmdp_fast.robustness.attacks.prune import Prune
 from wmdp_fast.robustness.attacks.quantize import Quantize
 from wmdp_fast.robustness.attacks.relearn import Relearn
@@ -20,6 +25,11 @@ if TYPE_CHECKING:
 # In the order in which they run and are shown: what costs least first.
 _ALL: tuple[type[Attack], ...] = (
     Ask,
+    Calibrate,
+    Cloze,
+    Orders,
+    FewShot,
+    Prompts,
     Lens,
     Quantize,
     Prune,
