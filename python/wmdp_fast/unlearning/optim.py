@@ -34,8 +34,8 @@ class AdamW:
         parameters: What is trained, by name.
         learning_rate: Of the first step. It may be set anew before each step.
         weight_decay: What a weight loses in a step, as a multiple of the learning rate and itself.
-        master_weights: Keep float32 copies of weights that are not float32, and float32 moments; weights are rounded
-            from the copies.
+        master_weights: Keep float32 copies of weights that are narrower, and float32 moments; weights are rounded from
+            the copies.
 
     Attributes:
         state: Everything that a continued run needs besides the weights, by name. Tensors are changed in place.
@@ -58,7 +58,7 @@ class AdamW:
         self.steps = 0
         self.state: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
-            dtype = torch.float32 if master_weights else parameter.dtype
+            dtype = torch.promote_types(parameter.dtype, torch.float32) if master_weights else parameter.dtype
             self.state[f"first.{name}"] = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
             self.state[f"second.{name}"] = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
             if parameter.dtype != dtype:

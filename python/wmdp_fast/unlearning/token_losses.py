@@ -5,6 +5,8 @@ tokens is linear in those of each token, and so is its gradient: what a token's 
 while its logits are there, and multiplied by what weight it turns out to have when the gradient is wanted. If something
 of the head is trained too, that doesn't do, since the gradient of a matrix is one of all tokens: then logits are made
 again for it.
+
+Losses are float32; those of a model in float64 are float64.
 """
 
 from __future__ import annotations
@@ -97,7 +99,7 @@ def kl_divergences(
 
     def loss(made: Tensor, at: slice) -> Tensor:
         with torch.no_grad():
-            target = _tempered(before(at).float(), temperature).log_softmax(dim=1)
+            target = _tempered(_wide(before(at)), temperature).log_softmax(dim=1)
         found = _tempered(made, temperature).log_softmax(dim=1)
         return F.kl_div(found, target, reduction="none", log_target=True).sum(dim=1)
 
@@ -126,17 +128,17 @@ class _InParts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, loss: Loss, logits: Logits, rows: int, hidden: Tensor, *head: Tensor) -> Tensor:
-        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        losses = torch.empty(len(hidden), dtype=_wide_dtype(hidden), device=hidden.device)
         for_hidden, for_head = ctx.needs_input_grad[3], any(ctx.needs_input_grad[4:])
         slopes = torch.empty_like(hidden) if for_hidden and not for_head else None
         for at in _parts(len(hidden), rows):
             part = hidden[at].detach()
             if slopes is None:
-                losses[at] = loss(logits(part).float(), at)
+                losses[at] = loss(_wide(logits(part)), at)
                 continue
             with torch.enable_grad():
                 part.requires_grad_()
-                found = loss(logits(part).float(), at)
+                found = loss(_wide(logits(part)), at)
                 (slopes[at],) = torch.autograd.grad(found.sum(), part)
             losses[at] = found.detach()
         if for_head:
@@ -156,17 +158,26 @@ class _InParts(torch.autograd.Function):
         loss, logits, rows, head = ctx.again
         wanted = [one for one, needed in zip(head, ctx.needs_input_grad[4:], strict=True) if needed]
         for_hidden = torch.empty_like(saved)
-        totals = [torch.zeros_like(one, dtype=torch.float32, requires_grad=False) for one in wanted]
+        totals = [torch.zeros_like(one, dtype=_wide_dtype(one), requires_grad=False) for one in wanted]
         for at in _parts(len(saved), rows):
             with torch.enable_grad():
                 part = saved[at].detach().requires_grad_()
-                weighted = (loss(logits(part).float(), at) * weights[at]).sum()
+                weighted = (loss(_wide(logits(part)), at) * weights[at]).sum()
                 for_hidden[at], *found = torch.autograd.grad(weighted, [part, *wanted])
             for total, one in zip(totals, found, strict=True):
                 total += one
         of_wanted = dict(zip(map(id, wanted), totals, strict=True))
         for_head = [None if id(one) not in of_wanted else of_wanted[id(one)].to(one.dtype) for one in head]
         return None, None, None, for_hidden, *for_head
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(_wide_dtype(tensor))
+
+
+def _wide_dtype(tensor: Tensor) -> torch.dtype:
+    """What to compute in: float32, or what is wider already."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _tempered(logits: Tensor, temperature: float) -> Tensor:

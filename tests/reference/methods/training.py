@@ -37,7 +37,7 @@ class Rows:
 
 def token_losses(model: Any, rows: Rows) -> Tensor:
     """The cross-entropy of every token but the first, padding included: [B, S - 1]."""
-    logits = model(input_ids=rows.ids, attention_mask=rows.mask).logits[:, :-1].float()
+    logits = model(input_ids=rows.ids, attention_mask=rows.mask).logits[:, :-1]
     return cross_entropy(logits.transpose(1, 2), rows.ids[:, 1:], reduction="none")
 
 
