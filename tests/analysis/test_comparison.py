@@ -14,9 +14,12 @@ import pytest
 import wmdp_fast as wf
 from tests.reference import statistics as reference
 from tests.support import saved_runs
+from tests.support.expected_warnings import ONE_LETTER
 from tests.support.saved_runs import changed
 from wmdp_fast import _rust, cli
-from wmdp_fast.analysis.comparison import Comparison, Contrast, Difference, compare, order_doubt, section_of
+from wmdp_fast.analysis.comparison import Comparison, compare
+from wmdp_fast.analysis.contrast import Contrast, Difference, section_of
+from wmdp_fast.analysis.run_order import order_doubt
 from wmdp_fast.results.saved import SavedResults, read_results
 
 if TYPE_CHECKING:
@@ -368,6 +371,7 @@ def test_wrong_usage_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "error: /no/such/one: no such file or folder\n"
 
 
+@ONE_LETTER
 @pytest.mark.slow
 def test_a_real_model_scored_by_both_packages_has_no_difference(tmp_path: Path) -> None:
     """One torch model, evaluated and saved by lm-eval's `hf` backend and by `evaluate`."""

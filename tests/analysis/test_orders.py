@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import wmdp_fast as wf
 from tests.reference import orders as reference
 from tests.support import tiny_models
+from tests.support.expected_warnings import CUT_PROMPTS
 from wmdp_fast import PromptTemplate, QuestionSet
 from wmdp_fast._rust import OrderAnswers, Outcome, aggregate, order_effects
 from wmdp_fast.exceptions import TaskError
@@ -189,6 +190,7 @@ def test_without_other_orders_nothing_is_said_of_them(loaded: tuple[Any, Any], b
         result.order_effects("nature")
 
 
+@CUT_PROMPTS
 def test_examples_and_chats_keep_their_order(loaded: tuple[Any, Any], birds: Path, tmp_path: Path) -> None:
     model, tokenizer = loaded
     rows = [json.loads(line) for line in (birds / "birds.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -17,11 +17,14 @@ from transformers import AutoModelForCausalLM
 import wmdp_fast as wf
 from tests.support import tokenizers_zoo
 from tests.support import unlearning_runs as runs
+from tests.support.expected_warnings import ONE_LETTER, VERDICTS
 from wmdp_fast.checkpoints import tensor_file
 from wmdp_fast.checkpoints.checkpoint import apply_delta
 from wmdp_fast.checkpoints.saved_dtype import choose
 from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.unlearning.rmu.config import RMUConfig
+
+pytestmark = [ONE_LETTER, VERDICTS]
 
 SETTINGS = {
     "layer_id": 2,

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.support import damage, tiny_models
 from tests.support import unlearning_runs as runs
+from tests.support.expected_warnings import VERDICTS
 from wmdp_fast.checkpoints import tensor_file
 from wmdp_fast.checkpoints.checkpoint import Checkpoint, apply_delta, write_checkpoint
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
@@ -95,6 +96,7 @@ def test_of_two_sets_of_weights_all_read_the_one_that_transformers_reads(both: P
     assert sorted(path.name for path in (tmp_path / "new").glob("*.safetensors")) == ["model.safetensors"]
 
 
+@VERDICTS
 def test_a_run_of_unlearning_changes_the_weights_that_evaluation_reads(tmp_path: Path) -> None:
     base = runs.saved_model(tmp_path / "base", "llama", shard_size="12KB")
     other = runs.model("llama")

@@ -30,7 +30,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-@pytest.mark.filterwarnings("ignore:this CPU emulates bfloat16")
 def test_a_folder_is_loaded_ready_for_scoring(folder: Path) -> None:
     loaded = load_model(str(folder), device="cpu")
     assert (loaded.name, loaded.path, loaded.revision, loaded.sha) == (str(folder), folder, None, None)
@@ -392,12 +391,11 @@ def test_a_tokenizer_larger_than_the_model_is_met_as_by_lm_eval_and_said(folder:
     small = LlamaConfig(**{**tiny_models.config("llama").to_dict(), "vocab_size": 440})  # type: ignore[attr-defined]
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(small).save_pretrained(folder)
-    with pytest.warns(
-        WmdpFastWarning, match="has 447 tokens and the model 440; as in lm-eval, the others got the mean"
-    ):
+    with pytest.warns(WmdpFastWarning, match="has 447 tokens and the model 440; as in lm-eval, the others got"):
         loaded = load_model(str(folder), device="cpu", dtype="float32", peft=str(adapter))
     assert "447 tokens" in loaded.warnings[0]
-    again = load_model(str(folder), device="cpu", dtype="float32", peft=str(adapter))
+    with pytest.warns(WmdpFastWarning, match="has 447 tokens"):
+        again = load_model(str(folder), device="cpu", dtype="float32", peft=str(adapter))
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(loaded.model(ids).logits, again.model(ids).logits)
     pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'wmdp-fast[lm-eval]'")

@@ -17,6 +17,7 @@ import torch
 import wmdp_fast as wf
 from tests.support import tiny_models
 from tests.support import unlearning_runs as runs
+from tests.support.expected_warnings import VERDICTS
 from wmdp_fast.integrations.training import evaluate_in_place
 from wmdp_fast.models.threads import computing, loading, only_user
 from wmdp_fast.unlearning.rmu.config import RMUConfig
@@ -126,6 +127,7 @@ def test_tasks_of_asyncio(questions: Path) -> None:
     assert asyncio.run(ask()) == [expected] * _THREADS
 
 
+@VERDICTS
 def test_unlearning_and_evaluating_one_model(questions: Path) -> None:
     """What is evaluated is the model before or after; in between, others wait."""
     model = runs.model("llama")
@@ -165,6 +167,7 @@ def test_the_default_device_changes_nothing(questions: Path, engine: str) -> Non
         np.testing.assert_array_equal(outcome(model, questions, engine=engine), expected)
 
 
+@VERDICTS
 def test_unlearning_with_another_default_dtype() -> None:
     config = RMUConfig(layer_id=2, update_layer_ids=(1, 2), steering_coeff=20.0, max_steps=3, mode="masked")
     model = runs.model("llama")

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 import wmdp_fast as wf
 from tests.support import tokenizers_zoo
+from tests.support.expected_warnings import CUT_PROMPTS, ONE_LETTER, REPEATED_EXAMPLES
 from tests.support.lm_eval_runs import LmEvalRun, run_lm_eval
 from tests.support.thorough import THOROUGH, cases
 
@@ -102,6 +103,7 @@ def test_smollm2_on_mmlu_in_float32(
         check_same(ours, theirs, engine="trie" if engine == "auto" else engine)
 
 
+@ONE_LETTER
 @pytest.mark.slow
 def test_bfloat16_is_as_near_to_float32_as_lm_eval(smollm2_dir: Path, lower_layers_dir: Path, mmlu_dir: Path) -> None:
     """In bfloat16 no two orders of sums agree, lm-eval's own batch sizes among them, so the measure is float32.
@@ -198,6 +200,8 @@ def every_other(*options: tuple[Any, ...]) -> list[tuple[Any, ...]]:
     return [tuple(values[index] for values, index in zip(options, place, strict=True)) for place in chosen]
 
 
+@CUT_PROMPTS
+@REPEATED_EXAMPLES
 @pytest.mark.parametrize(
     ("kind", "template", "shots", "max_positions"),
     every_other(("gpt2", "llama2", "llama3", "bos_and_eos"), TEMPLATES, (0, 2), (2048, 48)),
@@ -224,6 +228,7 @@ def test_tokenizers_and_limits(bird_questions: Path, kind: str, template: str, s
         check_same(ours, theirs, engine="trie" if engine == "auto" else engine)
 
 
+@REPEATED_EXAMPLES
 @pytest.mark.parametrize(
     ("kind", "template", "examples", "system"),
     every_other(("gpt2", "llama3"), TEMPLATES, ((0, True), (2, True), (2, False)), (None, "You know birds.")),

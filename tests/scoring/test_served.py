@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 import wmdp_fast as wf
+from tests.support.expected_warnings import CUT_PROMPTS
 from tests.support.served_stand_in import DemoModel, StandIn
 from wmdp_fast import Server, cli, demo
 from wmdp_fast.exceptions import ModelError, TokenizerError
@@ -337,6 +338,7 @@ def test_the_command_finds_what_the_model_finds_here(
     assert "hush-hush" not in everything
 
 
+@CUT_PROMPTS
 def test_python_and_the_command_are_the_same(
     demo_server: StandIn, in_process: dict[str, wf.TaskResult], capsys: pytest.CaptureFixture[str]
 ) -> None:

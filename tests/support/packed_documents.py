@@ -1,4 +1,4 @@
-"""RMU on documents that lie one behind the other."""
+"""RMU on documents that are packed back to back."""
 
 from __future__ import annotations
 

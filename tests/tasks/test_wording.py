@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.support import tiny_models
+from tests.support.expected_warnings import printed
 from wmdp_fast import PromptTemplate, QuestionSet, TaskError, WmdpFastWarning, cli, evaluate
 from wmdp_fast.cli.text_or_file import LARGEST, text_or_file
 from wmdp_fast.tasks.resolve import resolve
@@ -197,6 +198,7 @@ def test_many_openings_without_an_end_take_no_time():
     assert typed_line_breaks({"template": "{{" * 500_000}) == []
 
 
+@printed("(template|description|system_instruction) has a backslash")
 def test_an_evaluation_warns_once_of_each_and_keeps_it(quiz, model, capsys):
     argv = ["--template", r"{{question}}\n{{choices[0]}}", "--description", r"D\n", "--system-instruction", r"S\n"]
     assert cli.main(["eval", model, "--tasks", quiz, "--json", *argv]) == 0

@@ -176,7 +176,7 @@ def test_steps_are_those_of_a_plain_loop_with_peft() -> None:
     for name, one in trained.items():
         found = result.tensors[name.replace(".default", "")]
         # AdamW's first steps make as much of a tiny gradient as of a large one, so a few rounding errors show.
-        assert float((found - one).abs().mean()) < 1e-4
+        assert float((found - one.detach()).abs().mean()) < 1e-4
     merged = theirs.merge_and_unload()
     for name, tensor in ours.state_dict().items():
         assert float((tensor - merged.state_dict()[name]).abs().mean()) < 1e-4, name
@@ -316,7 +316,8 @@ def test_factors_are_merged_in_float32_and_then_rounded(
 
 
 def test_what_rounding_would_undo_is_saved_in_float32(folders: dict[torch.dtype, Path]) -> None:
-    result = runs.unlearn(folders[torch.bfloat16], dataclasses.replace(CONFIG, learning_rate=1e-5))
+    with pytest.warns(wf.WmdpFastWarning, match="weights trained in float32 are saved in float32"):
+        result = runs.unlearn(folders[torch.bfloat16], dataclasses.replace(CONFIG, learning_rate=1e-5))
     assert result.saving.lost_as_checkpoint > 0.1
     assert {one.dtype for one in result.tensors.values()} == {torch.float32}
 
@@ -432,20 +433,20 @@ def test_a_sweep_gives_the_model_its_matrices_back(folders: dict[torch.dtype, Pa
     (tmp_path / "trees.jsonl").write_bytes((base / "birds.jsonl").read_bytes())
     model = AutoModelForCausalLM.from_pretrained(base)
     found, before = as_it_is(model), {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    result = wf.sweep(
-        model,
-        forget=runs.corpus(runs.documents(1), "forget"),
-        retain=runs.corpus(runs.documents(2), "retain"),
-        over={"max_steps": [1, 40]},
-        forget_tasks=str(base / "birds.jsonl"),
-        retain_tasks=str(tmp_path / "trees.jsonl"),
-        eval_options={"template": "mmlu"},
-        output=tmp_path / "sweep",
-        config=dataclasses.replace(CONFIG, epochs=1),
-        tokenizer=tokenizers_zoo.tokenizer("llama3"),
-        progress=False,
-    )
-    # The corpora last for 15 steps.
+    with pytest.warns(wf.WmdpFastWarning, match="the corpora last for 15 steps"):
+        result = wf.sweep(
+            model,
+            forget=runs.corpus(runs.documents(1), "forget"),
+            retain=runs.corpus(runs.documents(2), "retain"),
+            over={"max_steps": [1, 40]},
+            forget_tasks=str(base / "birds.jsonl"),
+            retain_tasks=str(tmp_path / "trees.jsonl"),
+            eval_options={"template": "mmlu"},
+            output=tmp_path / "sweep",
+            config=dataclasses.replace(CONFIG, epochs=1),
+            tokenizer=tokenizers_zoo.tokenizer("llama3"),
+            progress=False,
+        )
     assert [run.steps for run in result.runs] == [1, 15]
     alone = runs.unlearn(base, dataclasses.replace(CONFIG, max_steps=1))
     assert result.runs[0].measures == {name: alone.metrics[0][name] for name in result.runs[0].measures}

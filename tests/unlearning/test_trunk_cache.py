@@ -6,7 +6,6 @@ import dataclasses
 import multiprocessing
 import os
 import signal
-import warnings
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.support import plain_rmu
 from tests.support import unlearning_runs as runs
+from tests.support.expected_warnings import SHORT_CORPORA
 from wmdp_fast import cli, demo
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models.decoder import decoder_of
@@ -86,6 +86,7 @@ def test_every_architecture_gives_the_same_bits(tmp_path, family):
 
 
 @pytest.mark.slow
+@SHORT_CORPORA
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.fixed_dictionaries(
@@ -107,12 +108,10 @@ def test_every_architecture_gives_the_same_bits(tmp_path, family):
 def test_any_settings_give_the_same_bits(tmp_path_factory, changes):
     folder = tmp_path_factory.mktemp("run")
     model = runs.saved_model(folder / "model", "llama")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="the corpora last for", category=WmdpFastWarning)
-        config = dataclasses.replace(CONFIG, **changes)
-        without = run(model, config)
-        for _ in ("cold", "warm"):
-            assert_equal(without, run(model, config, cache_trunk=folder / "cache"))
+    config = dataclasses.replace(CONFIG, **changes)
+    without = run(model, config)
+    for _ in ("cold", "warm"):
+        assert_equal(without, run(model, config, cache_trunk=folder / "cache"))
 
 
 def test_what_is_kept_is_not_computed(tmp_path):
@@ -239,10 +238,7 @@ def test_a_spoilt_entry_is_reported_computed_again_and_replaced(tmp_path, spoil)
     assert len(of_the_cache(caught)) == 2
     assert_equal(without, again)
     assert [path.read_bytes() for path in victims] == before
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message="this run unlearned", category=WmdpFastWarning)
-        run(runs.model("llama"), cache_trunk=tmp_path / "cache")
+    run(runs.model("llama"), cache_trunk=tmp_path / "cache")  # without a warning
 
 
 def test_past_its_limit_it_keeps_no_more(tmp_path):

@@ -17,6 +17,7 @@ import wmdp_fast as wf
 from tests.reference import rmu as plain
 from tests.support import tokenizers_zoo
 from tests.support import unlearning_runs as runs
+from tests.support.expected_warnings import ONE_LETTER, WIDER_TYPE
 from wmdp_fast import cli, demo
 from wmdp_fast.exceptions import ModelError, TaskError, WmdpFastWarning
 from wmdp_fast.models.decoder import decoder_of
@@ -30,6 +31,8 @@ from wmdp_fast.unlearning.rmu.branches import Branches
 from wmdp_fast.unlearning.rmu.config import RMUConfig
 from wmdp_fast.unlearning.rmu.step import Step
 from wmdp_fast.unlearning.stopping import Condition
+
+pytestmark = ONE_LETTER
 
 CONFIG = RMUConfig(
     layer_id=2, steering_coeff=2.0, alpha=50.0, learning_rate=1e-3, batch_size=2, max_steps=6, max_length=30
@@ -322,9 +325,9 @@ def test_accumulated_batches_are_a_larger_batch():
 def test_clipping_bounds_the_gradient():
     clipped = run(runs.model("llama"), RMUConfig(**{**CONFIG.to_json(), "grad_clip": 1e-9}))
     free = run(runs.model("llama"))
-    before = decoder_of(runs.model("llama")).model
+    before = decoder_of(runs.model("llama")).model.state_dict()
     moved = {
-        kind: max(float((r.tensors[n] - before.get_parameter(n)).abs().max()) for n in r.tensors)
+        kind: max(float((r.tensors[n] - before[n]).abs().max()) for n in r.tensors)
         for kind, r in (("clipped", clipped), ("free", free))
     }
     assert moved["clipped"] < 0.01 * moved["free"]
@@ -469,6 +472,7 @@ def test_importing_the_settings_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@WIDER_TYPE
 def test_the_command_unlearns_and_the_delta_gives_the_same(tmp_path, capsys):
     arguments = ["--layer-id", "1", "--update-layer-ids", "0,1", "--parameters", "mlp", "--steering-coeff", "auto:5"]
     arguments += ["--max-steps", "2", "--batch-size", "2", "--alpha", "10,20", "--dtype", "float32", "--quiet"]
@@ -488,6 +492,7 @@ def test_the_command_unlearns_and_the_delta_gives_the_same(tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
 
 
+@WIDER_TYPE
 def test_corpora_by_name_are_read_from_a_folder_in_place_of_the_hub(tmp_path):
     for domain, name in (("forget", "bio-forget-corpus"), ("retain", "wikitext")):
         shutil.copy(demo.corpus_path(domain), tmp_path / f"{name}.jsonl")

@@ -14,10 +14,13 @@ from safetensors.torch import load_file, save_file
 import wmdp_fast as wf
 from tests.support import tokenizers_zoo
 from tests.support import unlearning_runs as runs
+from tests.support.expected_warnings import ONE_LETTER, printed
 from tests.support.unlearning_runs import CONFIG
 from wmdp_fast import cli
 from wmdp_fast.exceptions import ModelError, TaskError
 from wmdp_fast.prompts.texts import read_texts
+
+pytestmark = ONE_LETTER
 
 CHAT = "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }}\n{% endfor %}<assistant>"
 
@@ -136,6 +139,7 @@ def test_a_sweep_says_which_of_two_files_of_one_name_to_rename(folder, tmp_path)
         )
 
 
+@printed("(description|system_instruction) has a backslash")
 @pytest.mark.parametrize("command", ["unlearn", "sweep"])
 def test_what_is_unusual_in_the_prompts_is_told_once_a_run(command, folder, tmp_path, capsys):
     corpus = tmp_path / "corpus.jsonl"
@@ -225,6 +229,7 @@ def test_perplexity_is_measured_with_every_evaluation(folder, corpora, tmp_path)
     assert compared.contrasts[0].rows[-1].p is not None
 
 
+@printed("the text (forget|mixed) is not held out")
 def test_a_text_alone_can_be_watched_and_one_that_is_trained_on_is_named(folder, corpora, tmp_path, capsys):
     rows = (corpora / "held_out.jsonl").read_text() + (corpora / "retain.jsonl").read_text().splitlines()[3] + "\n"
     (tmp_path / "mixed.jsonl").write_text(rows)

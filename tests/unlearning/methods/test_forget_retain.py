@@ -12,6 +12,7 @@ import torch
 import wmdp_fast as wf
 from tests.support import tokenizers_zoo
 from tests.support import unlearning_runs as runs
+from tests.support.expected_warnings import SHORT_CORPORA
 from tests.support.method_twins import SETTINGS
 from wmdp_fast.exceptions import DivergedError, WmdpFastWarning
 from wmdp_fast.unlearning.methods.effect import Effect, advice
@@ -49,6 +50,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@SHORT_CORPORA
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.method_name)
 def test_killed_and_resumed_it_ends_in_the_same_bytes(
     config: LanguageModelConfig, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -104,11 +104,11 @@ def test_it_reroutes_and_its_findings_are_those_of_the_weights() -> None:
     assert effect["forget_cosine"] < 0.9
     rows = [training.Rows.of([row[:30] for row in runs.documents(seed)[24:26]], pad=runs.PAD) for seed in (1, 2)]
     model = runs.model("llama")
-    before = [layer_outputs(model, one) for one in rows]
     with torch.no_grad():
+        before = [layer_outputs(model, one) for one in rows]
         for name, tensor in result.tensors.items():
             model.model.get_parameter(name).copy_(tensor)
-    now = [layer_outputs(model, one) for one in rows]
+        now = [layer_outputs(model, one) for one in rows]
     cosines = [torch.cosine_similarity(now[0][layer], before[0][layer], dim=-1).relu() for layer in (1, 2)]
     assert effect["forget_cosine"] == pytest.approx(float(torch.stack(cosines).mean()), rel=1e-4)
     shares = [((a - b).norm(dim=-1) / b.norm(dim=-1)) for a, b in zip(now[1][:3], before[1][:3], strict=True)]
