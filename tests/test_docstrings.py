@@ -11,26 +11,11 @@ import pytest
 
 import wmdp_fast
 from wmdp_fast.unlearning.rmu import presets
-from wmdp_fast.unlearning.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-# What one writes a method of unlearning with: docs/methods.md shows how, and its code runs.
-OF_METHODS = {
-    *("AdapterConfig", "CardText", "Findings", "LanguageModel", "LoRA", "Method", "MethodState", "SearchAxis", "Setup"),
-    *("StepInput", "StepOutput", "TrainingConfig"),
-}
-
-
-def should_have_examples(name: str) -> bool:
-    """Whether a name is to have some: settings of RMU do, those of other methods need not."""
-    public = getattr(wmdp_fast, name)
-    settings = isinstance(public, type) and issubclass(public, TrainingConfig) and public is not wmdp_fast.RMUConfig
-    return name != "__version__" and name not in OF_METHODS and not settings
-
-
-NAMES = sorted(filter(should_have_examples, wmdp_fast.__all__))
+NAMES = sorted(set(wmdp_fast.__all__) - {"__version__"})
 
 
 def examples_of(name: str) -> doctest.DocTest:

@@ -18,6 +18,14 @@ class AdapterConfig(TrainingConfig):
             PEFT.
         save_adapter: Whether the factors are saved as an adapter for PEFT; otherwise they are merged into the
             checkpoint's tensors.
+
+    Example:
+        >>> from wmdp_fast import AdapterConfig, NPOConfig
+        >>> issubclass(NPOConfig, AdapterConfig)
+        True
+        >>> config = NPOConfig(lora="r=8,targets=q_proj+v_proj", save_adapter=True)
+        >>> config.lora.targets
+        ('q_proj', 'v_proj')
     """
 
     lora: LoRA | None = None

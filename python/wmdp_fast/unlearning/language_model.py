@@ -117,6 +117,34 @@ class LanguageModel:
 
     Raises:
         ModelError: The model's logits do not follow from its last hidden states.
+
+    Example:
+        >>> import torch
+        >>> import wmdp_fast as wf
+        >>> from wmdp_fast import demo
+        >>> class Measured(wf.Method):
+        ...     metrics = ("nll", "kl")
+        ...
+        ...     def __init__(self, setup):
+        ...         self.model = wf.LanguageModel(setup)
+        ...
+        ...     def step(self, given):
+        ...         ((_forget, retain),) = given.pairs
+        ...         with torch.no_grad():
+        ...             losses = self.model.losses(retain).means().mean(), self.model.kl(retain).mean()
+        ...         return wf.StepOutput({}, torch.stack(losses))
+        ...
+        ...     def card(self, record):
+        ...         return wf.CardText(method="measuring", summary="Nothing was done.", change="", ways_back=())
+        >>> class MeasuredConfig(wf.SSDConfig):  # the settings of another method without steps
+        ...     method_name = "measured"
+        ...
+        ...     def method(self, setup):
+        ...         return Measured(setup)
+        >>> corpora = {domain: demo.corpus_path(domain) for domain in ("forget", "retain")}
+        >>> result = wf.unlearn(demo.model_path(), **corpora, config=MeasuredConfig(dtype="float32"), progress=False)
+        >>> result.metrics[0]["kl"]  # nothing has been trained
+        0.0
     """
 
     def __init__(self, setup: Setup, *, gradient_checkpointing: bool = False) -> None:

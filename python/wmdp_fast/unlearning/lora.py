@@ -23,6 +23,13 @@ class LoRA:
 
     Raises:
         ValueError: A number is impossible.
+
+    Example:
+        >>> from wmdp_fast import LoRA
+        >>> LoRA(r=8, targets=("q_proj", "v_proj")) == LoRA.parse("r=8,targets=q_proj+v_proj")
+        True
+        >>> print(LoRA(r=8))
+        r=8,alpha=16,dropout=0
     """
 
     r: int = 16

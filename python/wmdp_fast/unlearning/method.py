@@ -48,6 +48,33 @@ class Setup:
         total_steps: Steps of the run, for schedules.
         cache: Where activations are kept that training does not change, or None.
         tokenizer: The model's, or None if it has none: tokens may be given ready-made.
+
+    Example:
+        >>> import torch
+        >>> import wmdp_fast as wf
+        >>> from wmdp_fast import demo
+        >>> class Shrink(wf.Method):
+        ...     metrics = ("num_shrunk",)
+        ...
+        ...     def __init__(self, setup):
+        ...         self.setup = setup
+        ...
+        ...     def step(self, given):
+        ...         for name, parameter in self.setup.trained.items():
+        ...             parameter.data = 0.9 * self.setup.originals[name]
+        ...         return wf.StepOutput({}, torch.tensor([float(len(self.setup.trained))]))
+        ...
+        ...     def card(self, record):
+        ...         return wf.CardText(method="shrinking", summary="Weights were shrunk.", change="", ways_back=())
+        >>> class ShrinkConfig(wf.SSDConfig):  # the settings of another method without steps
+        ...     method_name = "shrink"
+        ...
+        ...     def method(self, setup):
+        ...         return Shrink(setup)
+        >>> corpora = {domain: demo.corpus_path(domain) for domain in ("forget", "retain")}
+        >>> result = wf.unlearn(demo.model_path(), **corpora, config=ShrinkConfig(dtype="float32"), progress=False)
+        >>> result.metrics[0]["num_shrunk"]  # `mlp.down_proj` in each of six layers
+        6.0
     """
 
     name: str
@@ -70,6 +97,12 @@ class StepInput:
         index: Steps done before.
         topic: The step's topic.
         pairs: A forget and a retain batch for each part whose mean loss makes the step.
+
+    Example:
+        >>> from wmdp_fast import StepInput
+        >>> given = StepInput(index=5, topic=1, pairs=())
+        >>> given.index, given.topic  # the sixth step, on the second of two forget corpora
+        (5, 1)
     """
 
     index: int
@@ -85,6 +118,14 @@ class StepOutput:
         gradients: By parameter, each of its shape; empty from a method that has changed the weights itself.
         measured: The values of `Method.metrics`, float32 [metrics] on the device; from before the weights change.
         tokens: How many tokens the step ran, padding included; None for those of the batches that were given.
+
+    Example:
+        >>> import torch
+        >>> from wmdp_fast import StepOutput
+        >>> gradients = {"layers.0.mlp.down_proj.weight": torch.zeros(8, 16)}
+        >>> made = StepOutput(gradients, torch.tensor([2.5, 0.1]))  # of a method whose `metrics` are two names
+        >>> made.measured.tolist()
+        [2.5, 0.10000000149011612]
     """
 
     gradients: dict[str, Tensor]
@@ -99,6 +140,13 @@ class MethodState:
     Attributes:
         tensors: By name; names do not begin with `weights.`, `first.`, `second.`, `master.` or `best.`.
         values: Whatever else, as JSON has it.
+
+    Example:
+        >>> import torch
+        >>> from wmdp_fast import MethodState
+        >>> state = MethodState(tensors={"reference_nll": torch.zeros(3)}, values={"ceiling": 7.5})
+        >>> state.values["ceiling"]
+        7.5
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -115,6 +163,13 @@ class Findings:
         delta: Entries of the delta's metadata.
         figures: Numbers that must be finite, or the run has diverged.
         verdict: What is wrong with the run, in a sentence's part that names the remedy; None if nothing is.
+
+    Example:
+        >>> from wmdp_fast import Findings
+        >>> nll = {"forget_nll": 3.1}
+        >>> found = Findings(record=nll, figures=nll, verdict="this run unlearned little: raise max_steps")
+        >>> found.verdict
+        'this run unlearned little: raise max_steps'
     """
 
     record: dict[str, Any] = field(default_factory=dict)
@@ -135,6 +190,17 @@ class CardText:
         ways_back: What is known to undo it, a list item each.
         settings: Further rows of the settings table.
         delta: What the delta has besides changed tensors, or an empty text.
+
+    Example:
+        >>> from wmdp_fast import CardText
+        >>> card = CardText(
+        ...     method="gradient ascent",
+        ...     summary="Forget text was made unlikely.",
+        ...     change="Much of it comes back with little training.",
+        ...     ways_back=("fine-tuning on a few texts",),
+        ... )
+        >>> card.settings
+        ()
     """
 
     method: str
@@ -152,6 +218,39 @@ class Method(Protocol):
 
     Attributes:
         metrics: Names of what a step measures. The first two are shown while the run goes on.
+
+    Example:
+        >>> import wmdp_fast as wf
+        >>> from wmdp_fast import demo
+        >>> class Ascent(wf.Method):
+        ...     metrics = ("forget_loss",)
+        ...
+        ...     def __init__(self, setup):
+        ...         self.model = wf.LanguageModel(setup)
+        ...
+        ...     def step(self, given):
+        ...         gradients = {}
+        ...         for forget, _retain in given.pairs:
+        ...             loss = -self.model.losses(forget).mean() / len(given.pairs)
+        ...             gradients = self.model.gradients(loss, into=gradients)
+        ...         return wf.StepOutput(gradients, -loss.detach().reshape(1))
+        ...
+        ...     def card(self, record):
+        ...         return wf.CardText(method="ascent", summary="Text was made unlikely.", change="", ways_back=())
+        >>> class AscentConfig(wf.TrainingConfig):
+        ...     method_name = "ascent"
+        ...
+        ...     def method(self, setup):
+        ...         return Ascent(setup)
+        ...
+        ...     def trained_layers(self, num_layers, /):
+        ...         return range(num_layers)
+        >>> config = AscentConfig(learning_rate=1e-3, max_steps=3, max_length=48, dtype="float32")
+        >>> corpora = {domain: demo.corpus_path(domain) for domain in ("forget", "retain")}
+        >>> result = wf.unlearn(demo.model_path(), **corpora, config=config, progress=False)
+        >>> first, _second, last = (row["forget_loss"] for row in result.metrics)
+        >>> last > first
+        True
     """
 
     metrics: tuple[str, ...]

@@ -32,6 +32,13 @@ class SearchAxis:
         whole: Whether it is a whole number; others are drawn evenly on a logarithmic scale.
         zero_allowed: Whether a range may begin at 0.
         automatic: Whether it takes `"auto:FACTOR"`.
+
+    Example:
+        >>> from wmdp_fast import RMUConfig, SearchAxis
+        >>> SearchAxis("ceiling") in RMUConfig.search_axes
+        False
+        >>> [axis.name for axis in RMUConfig.search_axes if axis.automatic]
+        ['steering_coeff']
     """
 
     name: str
@@ -45,7 +52,7 @@ class Topic:
     """The settings of one forget corpus and its retain corpus.
 
     Attributes:
-        max_length: Most tokens of a forget document.
+        max_length: Maximum tokens of a forget document.
         raw_lines: Whether the forget corpus is read as raw lines.
     """
 
@@ -82,8 +89,8 @@ class TrainingConfig(ABC):
         batch_size: Documents of each kind in a forward pass.
         max_steps: Optimizer steps over all topics; fewer if the corpora end before.
         epochs: How many times the corpora may be gone through.
-        max_length: Most tokens of a forget document, per topic.
-        retain_max_length: Most tokens of a retain document.
+        max_length: Maximum tokens of a forget document, per topic.
+        retain_max_length: Maximum tokens of a retain document.
         seed: Of everything that is drawn.
         grad_accum: Batches of each kind whose mean loss makes one step.
         grad_clip: Largest norm of the gradient over all trained parameters; None to leave it.
@@ -97,6 +104,27 @@ class TrainingConfig(ABC):
         raw_lines: Whether forget corpora are read as raw JSON lines, per topic.
         field: Key of the text in a corpus record.
         chat_template: Whether prompts of a corpus of prompts and responses go through the tokenizer's chat template.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from typing import ClassVar
+        >>> from wmdp_fast import Method, SearchAxis, Setup, TrainingConfig
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class CeilingConfig(TrainingConfig):
+        ...     method_name: ClassVar[str] = "ceiling"
+        ...     search_axes: ClassVar[tuple[SearchAxis, ...]] = (SearchAxis("ceiling"), *TrainingConfig.search_axes)
+        ...     ceiling: float = 6.0
+        ...
+        ...     def method(self, setup: Setup) -> Method:
+        ...         raise NotImplementedError  # `Method` shows one
+        ...
+        ...     def trained_layers(self, num_layers: int, /) -> range:
+        ...         return range(num_layers // 2)
+        >>> config = CeilingConfig(ceiling=8.0, learning_rate=1e-5)
+        >>> config.trained_layers(32), config.depth  # of the whole model, since no depth is named
+        (range(0, 16), None)
+        >>> next(iter(config.to_json()))
+        'ceiling'
     """
 
     method_name: ClassVar[str]

@@ -30,7 +30,7 @@ def as_options(config: type[TrainingConfig], settings: Mapping[str, Any]) -> lis
 
 
 def value_text(value: Any) -> str:
-    """The value of a setting as it is written, exactly: 1200 for 1200.0; those of topics with commas between."""
+    """The value of a setting as it is written, exactly: 1200 for 1200.0; those of topics comma-separated."""
     if isinstance(value, tuple):
         return ",".join(map(value_text, value))
     if isinstance(value, bool):

@@ -42,6 +42,14 @@ class ELMConfig(LanguageModelConfig):
         fluency_tokens: Tokens of generated text after that, unless it ends before.
         fluency_gamma: How far generated text is steered away from the expert.
         seed: Of generated text.
+
+    Example:
+        >>> from wmdp_fast import ELMConfig
+        >>> config = ELMConfig(
+        ...     expert_prefix="A virologist wrote this:", novice_prefix="Someone who never heard of viruses wrote this:"
+        ... )
+        >>> config.update_layer_ids, config.eta
+        ((4, 5, 6, 7), 1000.0)
     """
 
     method_name: ClassVar[str] = "elm"

@@ -18,6 +18,12 @@ class FinetuneConfig(LanguageModelConfig):
     """Fine-tuning on the retain corpora. The forget corpora are measured and not trained on.
 
     A model forgets something by any training. What it forgets by this one is no effect of unlearning.
+
+    Example:
+        >>> from wmdp_fast import FinetuneConfig
+        >>> config = FinetuneConfig(learning_rate=5e-6, max_steps=125)
+        >>> config.forget_weight, config.retain_weight
+        (0.0, 1.0)
     """
 
     method_name: ClassVar[str] = "finetune"

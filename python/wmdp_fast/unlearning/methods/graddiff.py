@@ -24,6 +24,12 @@ class GradDiffConfig(ForgetRetainConfig):
     Attributes:
         ceiling: Nats per token above which the loss of a document counts no more, or None. A model that knows nothing
             has the logarithm of its vocabulary's size.
+
+    Example:
+        >>> from wmdp_fast import GradDiffConfig
+        >>> ascent = GradDiffConfig(retain_weight=0.0, ceiling=8.0, lora="r=16")
+        >>> ascent.lora.alpha
+        32
     """
 
     method_name: ClassVar[str] = "graddiff"

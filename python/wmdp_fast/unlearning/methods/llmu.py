@@ -35,9 +35,16 @@ class LLMUConfig(ForgetRetainConfig):
     Attributes:
         unrelated_weight: Weight of the loss on unrelated answers; 0 to do without them.
         num_unrelated: Unrelated answers for each prompt, drawn anew in each step.
-        unrelated_tokens: Most tokens of an unrelated answer.
+        unrelated_tokens: Maximum tokens of an unrelated answer.
         prompt_tokens: Of a forget corpus of plain documents, how many first tokens are the prompt of an unrelated
             answer; at most half of a document.
+
+    Example:
+        >>> from wmdp_fast import LLMUConfig
+        >>> LLMUConfig.forget_kinds
+        ('answers', 'documents')
+        >>> LLMUConfig(unrelated_weight=0.0).retain_loss
+        'kl'
     """
 
     method_name: ClassVar[str] = "llmu"

@@ -35,11 +35,11 @@ class Settings(ForgetRetainSettings, Protocol):
 
     @property
     def unrelated_tokens(self) -> int:
-        """Most tokens of one."""
+        """Maximum tokens of one."""
 
     @property
     def prompt_tokens(self) -> int:
-        """Most tokens of a document that are a prompt."""
+        """Maximum tokens of a document that are a prompt."""
 
     @property
     def seed(self) -> int:

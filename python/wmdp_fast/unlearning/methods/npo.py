@@ -26,6 +26,12 @@ class NPOConfig(ForgetRetainConfig):
     Attributes:
         beta: What a document's rise in cross-entropy is multiplied by. It belongs to a `reduction`: 0.1 with `sum`, on
             documents of hundreds of tokens, is far more than 0.1 with a mean.
+
+    Example:
+        >>> from wmdp_fast import NPOConfig
+        >>> config = NPOConfig(beta=0.05, retain_weight=2.5, max_steps=125)
+        >>> [axis.name for axis in config.search_axes]
+        ['beta', 'retain_weight', 'learning_rate', 'max_steps']
     """
 
     method_name: ClassVar[str] = "npo"

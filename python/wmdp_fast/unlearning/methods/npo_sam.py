@@ -22,6 +22,11 @@ class NPOSAMConfig(NPOConfig):
 
     Attributes:
         rho: How far the weights are moved, as a Euclidean distance.
+
+    Example:
+        >>> from wmdp_fast import NPOSAMConfig
+        >>> NPOSAMConfig(rho=0.01, dtype="float32", batch_size=8).to_json()["rho"]
+        0.01
     """
 
     method_name: ClassVar[str] = "npo_sam"

@@ -31,6 +31,11 @@ class RRConfig(AdapterConfig):
         max_steps: T; fewer if the corpora end before.
         seed: Of the noise that the first step starts with.
         master_weights: Whether the optimizer keeps weights and moments in float32.
+
+    Example:
+        >>> from wmdp_fast import RRConfig
+        >>> RRConfig(target_layers=(9, 19)).depth  # so many layers are loaded
+        20
     """
 
     method_name: ClassVar[str] = "rr"

@@ -33,6 +33,11 @@ class SCRUBConfig(LanguageModelConfig):
         retain_weight: Weight of the cross-entropy in a min step; gamma in the paper; 0 for none.
         temperature: What logits are divided by for the divergence.
         forget_share: Share of the run, from its beginning, in which every other step is a max step.
+
+    Example:
+        >>> from wmdp_fast import SCRUBConfig
+        >>> SCRUBConfig(max_steps=400, forget_share=0.25).max_steps  # the first 100 take turns
+        400
     """
 
     method_name: ClassVar[str] = "scrub"

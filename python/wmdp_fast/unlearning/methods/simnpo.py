@@ -23,6 +23,12 @@ class SimNPOConfig(ForgetRetainConfig):
     Attributes:
         beta: What a document's cross-entropy is multiplied by.
         margin: What is taken off that product; 0 in the paper's runs.
+
+    Example:
+        >>> from wmdp_fast import SimNPOConfig
+        >>> config = SimNPOConfig(beta=4.5, reduction="sequence_mean", learning_rate=9.5e-6)
+        >>> config.margin
+        0.0
     """
 
     method_name: ClassVar[str] = "simnpo"

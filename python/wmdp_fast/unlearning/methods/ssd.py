@@ -45,6 +45,11 @@ class SSDConfig(TrainingConfig):
         dampening: How strongly: lambda in the paper, which has 1. Smaller values dampen more, 0 sets weights to 0.
         num_documents: Most documents of each corpus that importances are taken over.
         gradient_checkpointing: Whether layers are run again for their gradients, for less memory and more time.
+
+    Example:
+        >>> from wmdp_fast import SSDConfig
+        >>> SSDConfig(threshold=5.0, dampening=0.5).one_shot
+        True
     """
 
     method_name: ClassVar[str] = "ssd"
