@@ -70,7 +70,7 @@ def rescore(
             already read. A folder may hold samples alone.
         near_tie: Margin in nats up to which a prediction counts as a near-tie; None takes the recorded one, or that of
             the model's dtype.
-        confidence: How often intervals are to cover.
+        confidence: Confidence level of the intervals.
 
     Raises:
         FileNotFoundError: There is no such file, or nothing in the folder.

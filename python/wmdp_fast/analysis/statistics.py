@@ -1,4 +1,4 @@
-"""What saved results say beyond their means: intervals, distance from chance, calibration, near-ties, letters, ranks.
+"""What saved results say beyond their means: intervals, p-values, calibration, near-ties, letters, ranks.
 
 The numbers come from the Rust core (`wmdp_fast._rust`: `wilson`, `paired_interval`, ...), whose docstrings hold
 formulas and sources; `docs/statistics.md` has them all in one place. Here they are put together for a task and a group.
@@ -32,6 +32,9 @@ _CENTERED_LEAST = 10
 
 # A p-value below this tells from guessing.
 SIGNIFICANT = 0.05
+
+# Of the same questions of a task, whether they are right in one run and in another.
+AnswerPair = tuple["npt.NDArray[np.bool_]", "npt.NDArray[np.bool_]"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,12 +220,40 @@ def share(correct: npt.NDArray[np.bool_], *, confidence: float = 0.95) -> Estima
 
     Args:
         correct: Whether each question was answered right, `[n]`.
-        confidence: How often the interval is to cover.
+        confidence: Confidence level of the interval.
     """
     n, right = len(correct), int(correct.sum())
     low, high = _rust.wilson(right, n, confidence=confidence)
     stderr = float(np.std(correct, ddof=1) / np.sqrt(n)) if n > 1 else None
     return Estimate(value=right / n, stderr=stderr, low=low, high=high)
+
+
+def paired_statistics(answers: Sequence[AnswerPair], confidence: float) -> dict[str, Any]:
+    """How the share of right answers changed between two runs over the same questions, and how sure that is.
+
+    Args:
+        answers: Whether each question is right in the first run and in the second, by task.
+        confidence: Confidence level of the interval.
+
+    Returns:
+        Attributes of a `Difference`: Tango's score interval, the exact McNemar test's p-value, what changed either way
+        and, over several tasks, the clustered standard error.
+    """
+    before = np.concatenate([mine for mine, _ in answers])
+    after = np.concatenate([other for _, other in answers])
+    change = after.astype(np.float64) - before
+    right_to_wrong, wrong_to_right = int((before & ~after).sum()), int((~before & after).sum())
+    low, high = _rust.paired_interval(right_to_wrong, wrong_to_right, len(before), confidence=confidence)
+    clusters = np.repeat(np.arange(len(answers)), [len(mine) for mine, _ in answers])
+    return {
+        "n": len(before),
+        "low": low,
+        "high": high,
+        "clustered_stderr": _rust.clustered_stderr(change, clusters) if len(answers) > 1 else None,
+        "p": _rust.mcnemar(right_to_wrong, wrong_to_right),
+        "right_to_wrong": right_to_wrong,
+        "wrong_to_right": wrong_to_right,
+    }
 
 
 def metrics_of(task: SavedTask) -> tuple[str, ...]:
@@ -258,7 +289,7 @@ def describe_task(task: SavedTask, *, near_tie: float, confidence: float = 0.95)
     Args:
         task: The task, with samples.
         near_tie: Margin in nats up to which a prediction counts as a near-tie.
-        confidence: How often intervals are to cover.
+        confidence: Confidence level of the intervals.
 
     Raises:
         ValueError: If there are no samples, or log-likelihoods that give no probabilities; names task and question.
@@ -275,7 +306,7 @@ def describe_group(
         group: The group.
         tasks: Tasks by name; all below the group, with samples.
         near_tie: Margin in nats up to which a prediction counts as a near-tie.
-        confidence: How often intervals are to cover.
+        confidence: Confidence level of the intervals.
 
     Raises:
         KeyError: A task of the group is missing.
@@ -366,7 +397,7 @@ def letters_of(tasks: Sequence[SavedTask], *, confidence: float = 0.95) -> Lette
 
     Args:
         tasks: The task, or all tasks below a group.
-        confidence: How often the interval is to cover.
+        confidence: Confidence level of the interval.
     """
     samples = [task.samples for task in tasks if task.samples is not None]
     if not samples or len(samples) < len(tasks) or any((one.gold < 0).any() for one in samples):

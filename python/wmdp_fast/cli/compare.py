@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wmdp_fast.analysis.comparison import compare, order_doubt
+from wmdp_fast.analysis.comparison import compare
+from wmdp_fast.analysis.run_order import order_doubt
 from wmdp_fast.cli.options import names, share
 from wmdp_fast.results.saved import read_runs
 from wmdp_fast.runtime import strict_json

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reads, renders and writes."""
-    from wmdp_fast.analysis.comparison import order_doubt
+    from wmdp_fast.analysis.run_order import order_doubt
     from wmdp_fast.report import report_html
     from wmdp_fast.report.sources import find
 

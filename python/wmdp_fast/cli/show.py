@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmdp_fast import _rust
-from wmdp_fast.analysis.comparison import probability_text
+from wmdp_fast.analysis.contrast_table import probability_text
 from wmdp_fast.analysis.rescoring import rescore
 from wmdp_fast.analysis.statistics import guessing_text
 from wmdp_fast.cli.options import share

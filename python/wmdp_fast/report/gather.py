@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wmdp_fast import _rust
-from wmdp_fast.analysis.comparison import compare, section_of
+from wmdp_fast.analysis.comparison import compare
+from wmdp_fast.analysis.contrast import section_of
 from wmdp_fast.analysis.statistics import SIGNIFICANT, Letters, correct_answers, letters_of, share
 from wmdp_fast.exceptions import DatasetError
 from wmdp_fast.report.content import (
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from wmdp_fast.analysis.comparison import Contrast, Difference
+    from wmdp_fast.analysis.contrast import Contrast, Difference
     from wmdp_fast.report.content import Aim, Unlearning
 
 # A group with more tasks than this directly below it has its tasks in a figure of their own.

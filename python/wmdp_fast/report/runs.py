@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast import _rust
-from wmdp_fast.analysis.comparison import section_of
+from wmdp_fast.analysis.contrast import section_of
 from wmdp_fast.exceptions import DatasetError
 from wmdp_fast.report.content import Curve, Facts, Plot, Unlearning
 from wmdp_fast.report.gather import records

@@ -32,6 +32,7 @@ from wmdp_fast.tasks.definitions import (
     mmlu_continuation_task,
     mmlu_task,
 )
+from wmdp_fast.tasks.fewshot import check_num_fewshot, with_fewshot_file, with_num_fewshot
 from wmdp_fast.tasks.task import DEFAULT_METRICS, Choices, Group, Task
 from wmdp_fast.tasks.typed_text import typed_line_breaks
 
@@ -39,10 +40,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from wmdp_fast.data.locate import QuestionFiles
-
-
-# More examples than any prompt has room for.
-_MOST_FEWSHOT = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -135,16 +132,15 @@ def resolve(
     requested = list(_split(names))
     if not requested:
         raise TaskError("no task was named; `wmdp-fast tasks` lists them, and a path of a question file is one too")
-    if num_fewshot is not None and not 0 <= num_fewshot <= _MOST_FEWSHOT:
-        raise TaskError(f"num_fewshot is {num_fewshot}; it must be from 0 to {_MOST_FEWSHOT}")
+    check_num_fewshot(num_fewshot)
     rules = _compat(compat) if isinstance(compat, str) else compat
     tasks, groups = _expand_all(requested, template, choices, description)
     of_files = {"template": template, "choices": choices, "description": description, "fewshot_file": fewshot_file}
     _refuse_without_files(of_files, tasks, requested)
     tasks, groups = _keep_subjects(tasks, groups, subjects)
     if fewshot_file is not None:
-        tasks = _with_fewshot_file(tasks, Path(fewshot_file), num_fewshot)
-    tasks, warnings = _set_fewshot(tasks, num_fewshot)
+        tasks = with_fewshot_file(tasks, Path(fewshot_file), num_fewshot)
+    tasks, warnings = with_num_fewshot(tasks, num_fewshot)
     warnings += tuple(typed_line_breaks({"template": template, "description": description}))
     return Selection(tuple(map(rules.task, tasks.values())), tuple(map(rules.group, groups.values())), rules, warnings)
 
@@ -253,20 +249,6 @@ def _asks_the_same(one: Task, other: Task) -> bool:
         return replace(task, dataset="", test_files=test, fewshot_files=fewshot)
 
     return bool(one.test_files) and resolved(one) == resolved(other)
-
-
-def _with_fewshot_file(tasks: dict[str, Task], file: Path, num_fewshot: int | None) -> dict[str, Task]:
-    """The tasks, those of local files with their few-shot examples in this file."""
-    if not file.is_file():
-        raise FileNotFoundError(errno.ENOENT, "no such file with few-shot examples", str(file))
-    if without_extension(file.name) is None:
-        raise TaskError(f"{file}: few-shot examples are in a question file, whose name ends in {Task.extensions}")
-    if not num_fewshot:
-        raise TaskError("fewshot_file names examples, but none are asked for; say how many with num_fewshot")
-    return {
-        name: replace(task, fewshot_split="dev", fewshot_files=(file,)) if task.test_files else task
-        for name, task in tasks.items()
-    }
 
 
 def _parents_first(groups: dict[str, Group]) -> dict[str, Group]:
@@ -380,27 +362,6 @@ def _keep_subjects(
         if children:
             kept[name] = replace(group, children=children)
     return tasks, dict(reversed(kept.items()))
-
-
-def _set_fewshot(tasks: dict[str, Task], num_fewshot: int | None) -> tuple[dict[str, Task], tuple[str, ...]]:
-    """Settles every task's number of few-shot examples, by the rule of lm-eval: an explicit 0 cannot be overridden."""
-    shots = num_fewshot or 0
-    fixed = [task.name for task in tasks.values() if task.num_fewshot == 0]
-    settled = {
-        name: task if task.num_fewshot == 0 else replace(task, num_fewshot=shots) for name, task in tasks.items()
-    }
-    for task in settled.values():
-        if task.num_fewshot and task.fewshot_split is None:
-            stem = task.test_files[0].name
-            raise TaskError(
-                f"{task.dataset} has no few-shot examples for num_fewshot={shots}; name a file that holds them with"
-                f" fewshot_file (--few-shot-file), put them into a file {without_extension(stem)}_dev beside {stem},"
-                " with the same extension, or ask for 0"
-            )
-    if not (shots and fixed):
-        return settled, ()
-    verb = "is" if len(fixed) == 1 else "are"
-    return settled, (f"{', '.join(fixed)} {verb} defined as 0-shot: num_fewshot={shots} is ignored, as in lm-eval",)
 
 
 def _sanitize(name: str) -> str:

@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast._rust import __version__
-from wmdp_fast.analysis.comparison import probability_text
+from wmdp_fast.analysis.contrast_table import probability_text
 from wmdp_fast.runtime.tables import aligned, html_table, in_columns
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wmdp_fast import _rust
-from wmdp_fast.analysis.comparison import NEAR_SUBJECTS, section_of
+from wmdp_fast.analysis.contrast import NEAR_SUBJECTS, section_of
 from wmdp_fast.analysis.statistics import correct_answers, letters_of, share
 from wmdp_fast.results.saved import RECOMPUTABLE, SavedGroup, SavedTask
 from wmdp_fast.robustness.attacks.ask import Ask
