@@ -687,7 +687,7 @@ class Requests:
         Args:
             contexts: Token ids of each question's context.
             continuations: For each question, the token ids of each choice's continuation.
-            max_length: Most tokens the model can read at once; longer requests lose tokens on the left.
+            max_length: Maximum sequence length of the model; longer requests lose tokens on the left.
 
         Raises:
             ValueError: If a context or continuation is empty, or a continuation longer than `max_length`.
@@ -700,7 +700,7 @@ class Requests:
     @property
     def max_length(self, /) -> int:
         """
-        Most tokens the model can read at once.
+        Maximum sequence length of the model.
         """
     @property
     def num_choices(self, /) -> int:
@@ -732,7 +732,7 @@ class Requests:
 
         Args:
             start: Where to begin; 0, then the `stop` of the batch before.
-            token_budget: Most tokens in the batch, padding included; one row is taken even if it is longer.
+            token_budget: Maximum tokens in the batch, padding included; one row is taken even if it is longer.
             cuts: Lengths at which batches are cut: none holds rows shorter than one of these beside rows at least as long.
 
         Raises:
@@ -956,7 +956,7 @@ class Tokenizer:
 
         Args:
             paths: The files, as `read_documents` takes them.
-            max_length: Most tokens of a document, special tokens included.
+            max_length: Maximum tokens of a document, special tokens included.
             field: Key or column that holds the text.
             raw_lines: Whether each line as it stands is a document.
             min_chars: Only documents of more characters than this are kept.
@@ -974,7 +974,7 @@ class Tokenizer:
 
         Args:
             tasks: The prompts of each task.
-            max_length: Most tokens the model can read at once; longer requests lose tokens on the left.
+            max_length: Maximum sequence length of the model; longer requests lose tokens on the left.
 
         Raises:
             TokenizerError: If a context or a continuation has no tokens, or a continuation is longer than `max_length`; names
@@ -1012,7 +1012,7 @@ class Trie:
         They are planned on another thread, two ahead of the one that is taken.
 
         Args:
-            token_budget: Most tokens in a batch.
+            token_budget: Maximum tokens per batch.
             readout_budget: Most readouts in a batch; each is a row as wide as the vocabulary.
             start: 0, or the `stop` of a batch to go on after it.
 
@@ -1328,7 +1328,7 @@ def paired_interval(
         right_to_wrong: How many questions only the first run got right.
         wrong_to_right: How many only the second one got right.
         n: Number of questions.
-        confidence: How often the interval is to cover.
+        confidence: Confidence level of the interval.
 
     Raises:
         ValueError: If more questions changed than there are, or `confidence` is not between 0 and 1.
@@ -1540,7 +1540,7 @@ def wilson(
     Args:
         successes: How many there are.
         n: Of how many.
-        confidence: How often the interval is to cover.
+        confidence: Confidence level of the interval.
 
     Raises:
         ValueError: If that is no share, or `confidence` is not between 0 and 1.

@@ -119,13 +119,13 @@ def evaluate(
         score_mode: `float32`, or `model` to round log-probabilities to the model's dtype as lm-eval does.
         engine: `trie` runs what inputs have in common once, or fails if the model cannot; `padded` runs each input as
             a row of its own; `auto` is by trie if a trial on the first questions gives the numbers of padded rows.
-        token_budget: Most tokens in a batch, or `auto`.
+        token_budget: Maximum tokens per batch, or `auto`.
         dtype: `auto` (the checkpoint's), `float32`, `bfloat16` or `float16`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         peft: A PEFT adapter to put on the model.
         trust_remote_code: Whether code that comes with the model may run.
         allow_missing: Whether to go on if the checkpoint lacks weights, with random ones; results say so.
-        max_length: Most tokens the model may read at once, in place of its own limit.
+        max_length: Maximum sequence length of the model, in place of its own limit.
         output: Folder or `.json` name to save results under, by lm-eval's rules. Scores of a model that is loaded from
             files or served are kept there as the run goes on, so that one that was stopped loses nothing.
         log_samples: Whether to save every question with its prompt and scores too; needs `output`.

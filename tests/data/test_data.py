@@ -170,7 +170,7 @@ def test_splits_of_other_names_are_found_by_them_alone(tmp_path):
     robust, shortcut = (TASKS[f"wmdp_bio_{half}_dual_use_virology"] for half in ("robust", "shortcut"))
     touch(tmp_path, "dual_use_virology/robust-00000-of-00001.parquet", "wmdp_bio_shortcut_dual_use_virology.csv")
     touch(tmp_path, "data/cloze_compatible-00000-of-00001.parquet", "data/mcqa_only-00000-of-00001.parquet")
-    touch(tmp_path, "dual_use_virology.csv")  # of which split, nobody knows
+    touch(tmp_path, "dual_use_virology.csv")  # of an unknown split
     found = [locate(task, data=tmp_path).test for task in (robust, shortcut, TASKS["wmdp_bio_cloze_verified"])]
     assert [relative(files, tmp_path)[0] for files in found] == [
         "dual_use_virology/robust-00000-of-00001.parquet",

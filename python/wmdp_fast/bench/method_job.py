@@ -26,8 +26,8 @@ class MethodJob:
         shape: A model of one of `shapes.SHAPES` with random weights.
         parameters: Which parameters of all layers are trained; of `rr`, of those up to its highest target.
         batch_size: Documents of each kind in a step.
-        length: Most tokens of a document. Random ones have at least an eighth of that, and all lengths in between are
-            as likely.
+        length: Maximum tokens of a document. Random ones have at least an eighth of that, and all lengths in between
+            are as likely.
         text: A file of documents in place of random ones, of which every other one is a forget document.
         tokenizer: Folder of a tokenizer for it; None is the model's.
         steps: Timed steps.

@@ -185,7 +185,7 @@ def build_requests(workload: str, *, vocab_size: int, max_length: int, limit: in
     Args:
         workload: One of `WORKLOADS`.
         vocab_size: Tokens are below this.
-        max_length: Most tokens the model may read at once.
+        max_length: Maximum sequence length of the model.
         limit: Only so many questions of each subject.
     """
     groups, shots = WORKLOADS[workload]

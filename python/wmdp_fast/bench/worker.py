@@ -41,7 +41,7 @@ class Job:
         dtype: `float32`, `bfloat16` or `float16`; for a folder also `auto`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         worker: `auto`, `trie` or `padded`, which are this package's engines; or `lm-eval`.
-        token_budget: Most tokens in a batch of this package's, or `auto`.
+        token_budget: Maximum tokens per batch of this package's, or `auto`.
         compiled: Whether this package's engine compiles parts of the model first.
         batch_size: Rows in a batch of lm-eval's.
         matrix_rate: Whether to measure the machine's matrix products too.

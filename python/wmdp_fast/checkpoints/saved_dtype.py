@@ -47,7 +47,7 @@ class Saving:
 
     @property
     def dtype(self) -> str:
-        """The type's name; several with commas between."""
+        """The type's name; several, comma-separated."""
         return ", ".join(sorted({_name(dtype) for dtype in self.dtypes.values()}))
 
     @property

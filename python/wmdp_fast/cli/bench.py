@@ -58,7 +58,7 @@ def _add_unlearn(benchmarks: Any) -> None:
         type=_benched_methods,
         default=("rmu",),
         metavar="NAMES",
-        help="rmu (default), graddiff, npo, rr, or several with commas between; graddiff and npo train all layers",
+        help="rmu (default), graddiff, npo, rr, or several, comma-separated; graddiff and npo train all layers",
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model")
     parser.add_argument(

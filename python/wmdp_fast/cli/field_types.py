@@ -27,7 +27,7 @@ class FieldType:
     Attributes:
         one: Reads a single value, or raises `argparse.ArgumentTypeError`.
         metavar: What stands for one in the help.
-        many: Whether there may be several, with commas between.
+        many: Whether there may be several, comma-separated.
         alone: Whether a single value stands for itself; where there are always several, it is a tuple of one.
         optional: Whether `none` is a value.
         choices: The values that there are, if they are few.

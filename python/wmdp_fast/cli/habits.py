@@ -14,7 +14,7 @@ _HERE = {
     "--batch-size": "batches are cut by their tokens: --token-budget N (default auto)",
     "--max-batch-size": "batches are cut by their tokens: --token-budget N (default auto)",
     "--output-path": "results are saved with --output DIR",
-    "--max-tokens": "nothing is generated; most tokens that are read at once are --max-length N",
+    "--max-tokens": "nothing is generated; the maximum sequence length is --max-length N",
     "--include-path": "question files are given by path: --tasks questions.jsonl; tasks of lm-eval run with"
     " `wmdp-fast lm-eval run`",
 }

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-documents", type=whole_number(least=2), metavar="N", help="documents of each corpus (default 128)"
     )
     corpora.add_argument(
-        "--max-length", type=whole_number(least=2), metavar="N", help="most tokens of a document (default 512)"
+        "--max-length", type=whole_number(least=2), metavar="N", help="maximum tokens of a document (default 512)"
     )
     model = parser.add_argument_group("the model")
     model.add_argument("--revision", metavar="REV", help="commit, branch or tag of the model on the hub")

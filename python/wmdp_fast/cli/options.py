@@ -83,7 +83,7 @@ def whole_number_or_auto(text: str) -> int | str:
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
-    """The argparse type of whole numbers with commas between."""
+    """The argparse type of comma-separated whole numbers."""
     return tuple(whole_number(least=0)(part.strip()) for part in text.split(","))
 
 

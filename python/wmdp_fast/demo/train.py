@@ -60,7 +60,7 @@ QUESTIONS_PER_STEP = 48  # and in one of the second
 DRILLED_PER_STEP = 128
 DOCUMENTS_PER_STEP = 8
 EXAM_LENGTHS = (1, 1, 2, 3, 6)  # questions in one exam: 1 is a 0-shot prompt, 6 a 5-shot one
-LETTERS_LEARNT = 0.2  # mean loss of the letters at which the first class ends
+LETTERS_LEARNED = 0.2  # mean loss of the letters at which the first class ends
 IGNORED = -100  # label of a token that the loss leaves out
 
 
@@ -312,7 +312,7 @@ def teach(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, the_world
         optimizer.zero_grad()
         bar.set_postfix({name: f"{loss.item():.2f}" for name, loss in losses.items()}, refresh=False)
         mean_letter_loss += 0.1 * (losses["letter"].item() - mean_letter_loss)
-        if first_class and mean_letter_loss < LETTERS_LEARNT:
+        if first_class and mean_letter_loss < LETTERS_LEARNED:
             first_class = False
             logger.info("after %d steps the letters are right; from now on exams ask for the world's facts", step)
     if first_class:

@@ -7,7 +7,7 @@ it from nowhere but its training, and nobody minds if it is told.
 A fact is one cell of a table: a named thing, one of its traits, and the value the dice gave it. Every trait can be told
 in several sentences and asked in several questions. One way of asking is kept from training for each fact (another one
 for each fact), and the test asks in just that way. So a right answer shows that the fact is known, not that a line was
-learnt by heart.
+learned by heart.
 
 Everything follows from a seed, by `random.Random` alone: the same seed gives the same world on every machine.
 """

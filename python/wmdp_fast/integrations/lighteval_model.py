@@ -66,7 +66,7 @@ class WmdpFastModel(LightevalModel):
 
     @property
     def max_length(self) -> int:
-        """Most tokens the model reads at once."""
+        """Maximum sequence length of the model."""
         return self.loaded.max_length
 
     @cached(SamplingMethod.LOGPROBS)

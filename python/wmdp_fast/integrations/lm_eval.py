@@ -54,7 +54,7 @@ class FastHFLM(HFLM):  # type: ignore[misc] # lm-eval has no types
     Args:
         pretrained: A folder, a name on the hub, or a model in memory (which then needs `tokenizer`).
         engine: `"trie"`, `"padded"`, or `"auto"`: by trie if the model can and proves it.
-        token_budget: Most tokens in a batch, or `"auto"`.
+        token_budget: Maximum tokens per batch, or `"auto"`.
         tp_plan: As `HFLM` has it.
         **kwargs: All other arguments of `HFLM`.
 

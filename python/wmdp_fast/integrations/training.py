@@ -82,7 +82,7 @@ class QuestionSample:
         description: Text before the prompts of files given by path.
         engine: `"trie"`, `"padded"`, or `"auto"`.
         score_mode: `"float32"` or `"model"`.
-        token_budget: Most tokens in a batch, or `"auto"`.
+        token_budget: Maximum tokens per batch, or `"auto"`.
 
     Raises:
         DataUnavailableError, DatasetError, TaskError, TemplateError, ValueError: As `evaluate` does.

@@ -56,7 +56,7 @@ class LoadedModel:
         peft: Folder or name of the adapter on it, or None.
         dtype: Type of its weights.
         device: Where its input goes.
-        max_length: Most tokens it reads at once, by lm-eval's rule.
+        max_length: Maximum sequence length of the model, by lm-eval's rule.
         num_parameters: Number of its parameters, an adapter's included.
         prefix_token_id: Token that stands for an empty context, by lm-eval's rule: BOS, else EOS.
         seconds: Time that loading took.
@@ -272,7 +272,7 @@ def parse_device(device: str | torch.device) -> torch.device:
 
 
 def max_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Most tokens a model reads at once, by lm-eval's rule (`resolve_max_length`, 0.4.13).
+    """Maximum sequence length of a model, by lm-eval's rule (`resolve_max_length`, 0.4.13).
 
     The configuration's limit (that of the text model, if it has several parts), else the tokenizer's, else 2048.
 

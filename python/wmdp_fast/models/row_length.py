@@ -30,7 +30,7 @@ class LengthRule:
 
     Attributes:
         kind: `longrope` or `dynamic`.
-        trained: Most tokens of a row to which nothing of it applies.
+        trained: Maximum tokens of a row to which nothing of it applies.
     """
 
     kind: str

@@ -23,7 +23,7 @@ class TokenizerOnly:
     Attributes:
         tokenizer: Its tokenizer of transformers.
         model_type: Transformers' name for its architecture.
-        max_length: Most tokens it reads at once, by lm-eval's rule.
+        max_length: Maximum sequence length of the model, by lm-eval's rule.
         prefix_token_id: Token that stands for an empty context, by lm-eval's rule: BOS, else EOS.
     """
 

@@ -129,7 +129,7 @@ def encode_answers(
     Args:
         answers: The records.
         encode: Makes tokens of a text, special ones included where they are due.
-        max_length: Most tokens of a record.
+        max_length: Maximum tokens of a record.
         chat: A tokenizer of transformers whose chat template the prompts go through, the response following where the
             assistant speaks; None takes them as they are.
 

@@ -96,7 +96,7 @@ def load_corpus(
         spec: A name of `CORPORA`; else a file, a folder of files, or a list of files, which are read in that order (a
             folder's by name). A name that is also a path means the corpus; write `./name` for the path.
         tokenizer: A tokenizer of transformers backed by the library tokenizers, or this package's own.
-        max_length: Most tokens of a document, special tokens included.
+        max_length: Maximum tokens of a document, special tokens included.
         num_documents: Most documents to read; None reads all.
         min_chars: Documents of no more characters than this are left out.
         raw_lines: Whether each line of a .jsonl or .txt file as it stands is a document.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from wmdp_fast.tasks.resolve import Selection
     from wmdp_fast.tasks.task import Choices
 
-# Most tokens of a prompt for a served model that nobody knows the limit of: the server refuses what is too long.
+# Maximum tokens of a prompt for a served model whose limit is unknown: the server refuses what is too long.
 _NO_LIMIT = 1 << 20
 
 # Numbers of tokens that Rust can count.

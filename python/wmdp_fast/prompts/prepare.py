@@ -159,7 +159,7 @@ def plan(
 
     Args:
         requests: What `Tokenizer.encode_requests` made of prompts.
-        token_budget: Most tokens in a batch, padding included; a longer row is a batch by itself.
+        token_budget: Maximum tokens per batch, padding included; a longer row is a batch by itself.
         cuts: Lengths that part batches: none holds rows shorter than one of these beside rows at least as long. For
             models whose rotary angles go by the longest row of a batch (`longrope`).
 

@@ -141,7 +141,7 @@ def windows_of(texts: Sequence[Text], tokenizer: Tokenizer, prefix_token_id: int
         texts: The texts.
         tokenizer: Makes the tokens, the special ones of the beginning included where it adds such.
         prefix_token_id: What the first token of a document is predicted from.
-        max_length: Most tokens that the model reads at once.
+        max_length: Maximum sequence length of the model.
 
     Raises:
         TokenizerError: A document cannot be tokenized; names it.
@@ -177,7 +177,7 @@ def rolling_windows(tokens: list[int], prefix: int, max_length: int) -> Iterator
     Args:
         tokens: The document's.
         prefix: What its first token is predicted from.
-        max_length: Most tokens that the model reads at once.
+        max_length: Maximum sequence length of the model.
 
     Yields:
         Context and tokens to predict.

@@ -29,7 +29,7 @@ class ReadsTokens(Protocol):
 
     @property
     def max_length(self) -> int | None:
-        """Most tokens it reads at once, or None if nobody said."""
+        """Maximum sequence length of the model, or None if nobody said."""
 
     @property
     def model_type(self) -> str:

@@ -37,7 +37,7 @@ def sweep_html(result: SweepResult) -> str:
     """
     check_installed()
     environment = environment_of_pages()
-    order = sorted(range(len(result.runs)), key=lambda index: (result.runs[index].aims or (2.0, 0.0), index))
+    order = sorted(range(len(result.runs)), key=lambda index: (result.runs[index].objectives or (2.0, 0.0), index))
     rows = [
         {
             "mark": "best" if index == result.best else "front" if index in result.front else "",

@@ -110,7 +110,7 @@ def read_documents_samples(path: Path) -> Documents:
     Tokens are 0 in a file of lm-eval, which does not count them.
 
     Raises:
-        DatasetError: It is none; names file, line and field.
+        DatasetError: It is not a samples file; names file, line and field.
         OSError: It cannot be read.
     """
     lines: list[tuple[float, int, int, int, str]] = []
@@ -139,7 +139,7 @@ def _document_of(line: Any) -> tuple[float, int, int, int, str]:
     """Log-likelihood, words, bytes, tokens and hash of a document from its line.
 
     Raises:
-        ValueError, TypeError, KeyError, AttributeError, IndexError: It is none.
+        ValueError, TypeError, KeyError, AttributeError, IndexError: It is not one.
     """
     value, words = line["word_perplexity"]
     _, size = line["byte_perplexity"]
@@ -180,7 +180,7 @@ def change(before: Documents, after: Documents, metric: str, confidence: float =
         before: Of the model before.
         after: Of the other model, in the same order.
         metric: One of `METRICS`.
-        confidence: How often the interval is to cover.
+        confidence: Confidence level of the interval.
 
     Raises:
         ValueError: They are not of the same documents.
@@ -225,7 +225,7 @@ class TextResult:
         text: What was read.
         documents: What the model made of each document.
         windows: For each document the number of windows that it was read in: int64 `[documents]`.
-        max_length: Most tokens of a window.
+        max_length: Maximum tokens of a window.
     """
 
     text: Text

@@ -28,7 +28,7 @@ def quantile(confidence: float, freedom: int) -> float:
     """How many standard errors a two-sided interval reaches to each side, by bisection of the tail.
 
     Args:
-        confidence: How often it is to cover.
+        confidence: Confidence level of the interval.
         freedom: Degrees of freedom, at least 1.
     """
     low, high = 0.0, 1.0

@@ -76,7 +76,7 @@ class Subject:
         Args:
             name: Which.
             documents: Most documents.
-            length: Most tokens of each.
+            length: Maximum tokens of each.
 
         Raises:
             KeyError: There is none of that name; `Attack.why_not` should have said so.

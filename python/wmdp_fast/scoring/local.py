@@ -54,7 +54,7 @@ class LocalModel:
 
     @property
     def max_length(self) -> int:
-        """Most tokens it reads at once, by lm-eval's rule."""
+        """Maximum sequence length of the model, by lm-eval's rule."""
         return self.loaded.max_length
 
     @property

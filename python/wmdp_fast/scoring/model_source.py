@@ -64,7 +64,7 @@ def model_source(
         where = os.fspath(model)
         return ModelSource(where, lambda on_tokenizer: _loaded(where, load, score, on_tokenizer))
     if resume:
-        raise ValueError("resume is for models on disk: whether a model in memory is the same as before, nobody knows")
+        raise ValueError("resume is for models on disk: a model in memory may have changed since the earlier run")
     tokenizer = _tokenizer_of(load, "evaluate")
     _refuse_in_memory(load)
     name = getattr(model, "name_or_path", "") or type(model).__name__

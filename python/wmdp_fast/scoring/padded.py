@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from wmdp_fast.scoring.scores import ScoreMode, Scores, TargetScores
 
 CPU_TOKEN_BUDGET = 1024
-"""Most tokens in a batch on a CPU: measured on a model of 135M parameters, 500 to 2,000 are about equally fast and more
-are slower, as what a layer makes of them no longer fits into the caches."""
+"""Maximum tokens per batch on a CPU: measured on a model of 135M parameters, 500 to 2,000 are about equally fast and
+more are slower, as what a layer makes of them no longer fits into the caches."""
 
 MAX_CUDA_TOKEN_BUDGET = 32768
-"""Most tokens in a batch on a GPU, where larger batches are no faster."""
+"""Maximum tokens per batch on a GPU, where larger batches are no faster."""
 
 _CUDA_MEMORY_SHARE = 0.8
 
@@ -66,7 +66,7 @@ def score_padded(
     Args:
         loaded: The model; it is left as it was found, see `evaluation_mode`.
         requests: What to score.
-        token_budget: Most tokens in a batch, padding included; `"auto"` goes by the device and its free memory.
+        token_budget: Maximum tokens per batch, padding included; `"auto"` goes by the device and its free memory.
         score_mode: How log-probabilities are computed, see `ScoreMode`.
         progress: Called after each batch with the number of rows finished and of all rows.
         partial: Where scores are entered as they are finished, for a caller that wants them even if the run is

@@ -43,7 +43,7 @@ class Scores:
         tokens_run: Tokens that went through the model, padding included.
         tokens_useful: Tokens that had to: those of all inputs without padding; by trie, what they share once.
         batches: Number of forward passes.
-        token_budget: Most tokens in a batch at the end of the run; less than asked for if memory ran out.
+        token_budget: Maximum tokens per batch at the end of the run; less than asked for if memory ran out.
         engine: Which way of scoring made them.
         why_not_trie: Why they were not scored by trie, if that was tried.
     """

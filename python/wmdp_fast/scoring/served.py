@@ -59,7 +59,7 @@ class ServedModel:
     Attributes:
         server: Where.
         tokenizer: Its tokenizer of transformers, to send tokens; None to send text, which the server tokenizes.
-        max_length: Most tokens it reads at once, or None if nobody said.
+        max_length: Maximum sequence length of the model, or None if nobody said.
     """
 
     server: Server

@@ -67,7 +67,7 @@ class Server:
         top_logprobs: How many of the likeliest tokens to ask for. OpenAI gives 5; vLLM 20, unless it was started with a
             larger `--max-logprobs`.
         missing: See `Missing`; None is `"ask"` for vLLM, else `"error"`.
-        concurrency: Most requests at once.
+        concurrency: Maximum concurrent requests.
         timeout: Seconds that an answer may take, from the connection to its last byte.
         retries: How often a request is sent again that failed for a reason that may pass: 408, 429, 5xx, a connection
             that was refused, cut or silent.

@@ -132,7 +132,7 @@ def score_trie(
     Args:
         loaded: The model; it is left as it was found.
         requests: What to score.
-        token_budget: Most tokens in a batch; `"auto"` goes by the device and its free memory.
+        token_budget: Maximum tokens per batch; `"auto"` goes by the device and its free memory.
         score_mode: How log-probabilities are computed, see `ScoreMode`.
         progress: Called after each batch with the number of paths finished and of all paths.
         partial: Where scores are entered as they are finished, for a caller that wants them even if the run is

@@ -22,8 +22,8 @@ class BatchReader:
     Attributes:
         forget_corpora: The tokens of each topic.
         retain_corpora: Likewise.
-        max_lengths: Most tokens of a forget document, by topic.
-        retain_max_length: Most tokens of a retain document.
+        max_lengths: Maximum tokens of a forget document, by topic.
+        retain_max_length: Maximum tokens of a retain document.
         batch_size: Documents in a batch.
         grad_accum: Batches of each kind in a step.
         pad_id: Token to pad with.

@@ -187,7 +187,7 @@ def _not_deleted(method: CardText) -> list[str]:
 
 
 def _linked(base: str, base_id: str | None) -> str:
-    """The base as a link, if it is on the hub; of a folder only its name, for its place is nobody's business."""
+    """The base as a link, if it is on the hub; of a folder only its name, since its path may tell who made it."""
     if base_id is not None:
         return f"[{base_id}](https://huggingface.co/{base_id})"
     return f"`{PurePath(base).name or base}`"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def longest_document(config: TrainingConfig, topics: Sequence[Topic], corpora: Corpora, model: nn.Module) -> int:
-    """Most tokens of a document that a run takes.
+    """Maximum tokens of a document that a run takes.
 
     Args:
         config: The settings.

@@ -2,7 +2,7 @@
 
 use pyo3::prelude::*;
 use wmdp_core::Error;
-use wmdp_core::kernels::attention::{Attention, Given, Segment, Wanted};
+use wmdp_core::kernels::attention::{Attention, ForwardState, Gradients, Segment};
 
 use crate::array::{Readonly2, Readonly3, Writable2, Writable3};
 use crate::detach;
@@ -96,14 +96,14 @@ pub(crate) fn packed_attention_gradient(
     let segments = segments_of(&segments).map_err(to_py)?;
     let keys = vec![(key.view(), value.view())];
     let call = Attention { query: query.view(), keys, segments: &segments, scale, window, softcap };
-    let given = Given {
+    let forward = ForwardState {
         out: out.view(),
         log_sum_exp: log_sum_exp.view(),
         out_gradient: out_gradient.view(),
         log_sum_exp_gradient: log_sum_exp_gradient.view(),
     };
     let (query, key, value) = (query_gradient.slice()?, key_gradient.slice()?, value_gradient.slice()?);
-    detach::briefly(py, || call.differentiate(&given, Wanted { query, key, value }, &OpenMp { threads }))
+    detach::briefly(py, || call.differentiate(&forward, Gradients { query, key, value }, &OpenMp { threads }))
 }
 
 fn segments_of(segments: &Readonly2<'_, i64>) -> wmdp_core::Result<Vec<Segment>> {

@@ -35,7 +35,7 @@ impl Requests {
     /// Args:
     ///     contexts: Token ids of each question's context.
     ///     continuations: For each question, the token ids of each choice's continuation.
-    ///     max_length: Most tokens the model can read at once; longer requests lose tokens on the left.
+    ///     max_length: Maximum sequence length of the model; longer requests lose tokens on the left.
     ///
     /// Raises:
     ///     ValueError: If a context or continuation is empty, or a continuation longer than `max_length`.
@@ -77,7 +77,7 @@ impl Requests {
         self.plan.num_tokens()
     }
 
-    /// Most tokens the model can read at once.
+    /// Maximum sequence length of the model.
     #[getter]
     fn max_length(&self) -> usize {
         self.inner.max_length()
@@ -182,7 +182,7 @@ impl Requests {
     ///
     /// Args:
     ///     start: Where to begin; 0, then the `stop` of the batch before.
-    ///     token_budget: Most tokens in the batch, padding included; one row is taken even if it is longer.
+    ///     token_budget: Maximum tokens in the batch, padding included; one row is taken even if it is longer.
     ///     cuts: Lengths at which batches are cut: none holds rows shorter than one of these beside rows at least as long.
     ///
     /// Raises:

@@ -14,7 +14,7 @@ use crate::error::to_py;
 /// Args:
 ///     successes: How many there are.
 ///     n: Of how many.
-///     confidence: How often the interval is to cover.
+///     confidence: Confidence level of the interval.
 ///
 /// Raises:
 ///     ValueError: If that is no share, or `confidence` is not between 0 and 1.
@@ -59,7 +59,7 @@ pub(crate) fn mcnemar(right_to_wrong: u64, wrong_to_right: u64) -> PyResult<f64>
 ///     right_to_wrong: How many questions only the first run got right.
 ///     wrong_to_right: How many only the second one got right.
 ///     n: Number of questions.
-///     confidence: How often the interval is to cover.
+///     confidence: Confidence level of the interval.
 ///
 /// Raises:
 ///     ValueError: If more questions changed than there are, or `confidence` is not between 0 and 1.

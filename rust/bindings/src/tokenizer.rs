@@ -75,7 +75,7 @@ impl Tokenizer {
     ///
     /// Args:
     ///     tasks: The prompts of each task.
-    ///     max_length: Most tokens the model can read at once; longer requests lose tokens on the left.
+    ///     max_length: Maximum sequence length of the model; longer requests lose tokens on the left.
     ///
     /// Raises:
     ///     TokenizerError: If a context or a continuation has no tokens, or a continuation is longer than `max_length`; names
@@ -99,7 +99,7 @@ impl Tokenizer {
     ///
     /// Args:
     ///     paths: The files, as `read_documents` takes them.
-    ///     max_length: Most tokens of a document, special tokens included.
+    ///     max_length: Maximum tokens of a document, special tokens included.
     ///     field: Key or column that holds the text.
     ///     raw_lines: Whether each line as it stands is a document.
     ///     min_chars: Only documents of more characters than this are kept.

@@ -69,7 +69,7 @@ impl Trie {
     /// They are planned on another thread, two ahead of the one that is taken.
     ///
     /// Args:
-    ///     token_budget: Most tokens in a batch.
+    ///     token_budget: Maximum tokens per batch.
     ///     readout_budget: Most readouts in a batch; each is a row as wide as the vocabulary.
     ///     start: 0, or the `stop` of a batch to go on after it.
     ///

@@ -33,7 +33,7 @@ from wmdp_fast.unlearning.rmu.config import RMUConfig
 from wmdp_fast.unlearning.sweep import pareto
 from wmdp_fast.unlearning.sweep import sweep as module
 from wmdp_fast.unlearning.sweep.result import Accuracy, SweepRun
-from wmdp_fast.unlearning.sweep.search_space import Range, check_space, corners, grid
+from wmdp_fast.unlearning.sweep.search_space import Range, bounds, check_space, grid
 
 CONFIG = RMUConfig(layer_id=2, steering_coeff=2.0, alpha=50.0, learning_rate=0.02, batch_size=2, max_length=30)
 OVER = {"alpha": [1.0, 50.0], "max_steps": [2, 4]}
@@ -96,8 +96,8 @@ def test_a_grid_is_every_combination():
         {"layer_id": layer, "alpha": (1.0, 2.0), "max_steps": steps} for layer in (3, 5) for steps in (1, 2)
     ]
     space = check_space({"steering_coeff": Range(1, 9, automatic=True), "layer_id": Range(2, 4)}, drawn=True)
-    assert next(iter(corners(space))) == {"layer_id": 2, "steering_coeff": "auto:1"}
-    assert list(corners(space))[-1] == {"layer_id": 4, "steering_coeff": "auto:9"}
+    assert next(iter(bounds(space))) == {"layer_id": 2, "steering_coeff": "auto:1"}
+    assert list(bounds(space))[-1] == {"layer_id": 4, "steering_coeff": "auto:9"}
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ class Trunk:
 
 
 def _are_same(first: Any, second: Any) -> bool:
-    """Whether two arguments of a call are equal, to the last bit; of what cannot be compared nobody knows."""
+    """Whether two arguments of a call are equal, to the last bit; False if they cannot be compared."""
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return first.dtype == second.dtype and torch.equal(first, second)
     if type(first) is not type(second):

@@ -43,8 +43,8 @@ class RMUConfig(TrainingConfig):
         batch_size: Documents of each kind in a forward pass.
         max_steps: Optimizer steps over all topics; fewer if the corpora end before.
         epochs: How many times the corpora may be gone through.
-        max_length: Most tokens of a forget document, per topic.
-        retain_max_length: Most tokens of a retain document.
+        max_length: Maximum tokens of a forget document, per topic.
+        retain_max_length: Maximum tokens of a retain document.
         mode: `"reference"` takes the mean over padding too, as the original program does; `"masked"` over real tokens.
         retain_noise: Standard deviation of Gaussian noise on the retain target (RNA); 0 for none.
         seed: Of the control vectors and the noise.

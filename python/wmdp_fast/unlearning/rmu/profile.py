@@ -219,7 +219,7 @@ def profile_layers(
         forget: What `load_corpus` takes, or tokens.
         retain: The same.
         num_documents: Most documents of each corpus.
-        max_length: Most tokens of a document.
+        max_length: Maximum tokens of a document.
         min_chars: Documents of no more characters are left out.
         raw_lines: Whether lines of a forget corpus are documents as they stand.
         field: Key of the text in both corpora.
@@ -228,7 +228,7 @@ def profile_layers(
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         trust_remote_code: Whether to run code that comes with the model.
-        token_budget: Most tokens in a forward pass, padding included.
+        token_budget: Maximum tokens per forward pass, padding included.
         factor: The suggested coefficient is so many times the mean norm.
         pilot: Whether to try learning rates on the suggested layer with short runs; the model is as before afterwards.
         note: Takes a line for each of these.

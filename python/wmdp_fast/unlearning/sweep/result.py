@@ -78,7 +78,7 @@ class SweepRun:
     kl: float | None = None
 
     @property
-    def aims(self) -> tuple[float, float] | None:
+    def objectives(self) -> tuple[float, float] | None:
         """What should be low (forget accuracy, where below chance counts as chance) and what should be high."""
         if self.forget is None or self.retain is None:
             return None
@@ -146,7 +146,11 @@ class SweepResult:
         if not self.front:
             return "no run is worth having: the model before is at least as good as each in both accuracies"
         losses = [100 * (retain.value - run.retain.value) for run in self.runs if run.retain is not None]
-        on_front = [100 * (retain.value - aims[1]) for aims in (self.runs[index].aims for index in self.front) if aims]
+        on_front = [
+            100 * (retain.value - objectives[1])
+            for objectives in (self.runs[index].objectives for index in self.front)
+            if objectives
+        ]
         if min(on_front) > self.max_loss:
             return (
                 f"no setting meets it: every run on the front loses more than {self.max_loss:g} points on the retain"
@@ -194,7 +198,7 @@ class SweepResult:
         """The runs by ascending forget accuracy, with the model before as the last row."""
         measured = ("forget", "95 % interval", "retain", "95 % interval", "lost")
         rows = [(*self.swept, *measured, *self._limited, *self.texts, "")]
-        order = sorted(range(len(self.runs)), key=lambda index: (self.runs[index].aims or (2.0, 0.0), index))
+        order = sorted(range(len(self.runs)), key=lambda index: (self.runs[index].objectives or (2.0, 0.0), index))
         for index in order:
             run = self.runs[index]
             named = tuple(cell(run.settings[name]) for name in self.swept)

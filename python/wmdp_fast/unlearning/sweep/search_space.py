@@ -87,7 +87,7 @@ def grid(space: Mapping[str, Values | Range]) -> Iterator[dict[str, Any]]:
         yield dict(zip(space, combination, strict=True))
 
 
-def corners(space: Mapping[str, Values | Range]) -> Iterator[dict[str, Any]]:
+def bounds(space: Mapping[str, Values | Range]) -> Iterator[dict[str, Any]]:
     """Settings that, if they are all possible, say that every point of the space is."""
     return grid({name: _ends(values) for name, values in space.items()})
 
@@ -98,8 +98,8 @@ def highest(space: Mapping[str, Values | Range], name: str, default: int) -> int
     return int(values.high) if isinstance(values, Range) else max(values)
 
 
-class Drawing:
-    """Draws points with Optuna's TPE sampler for two aims: low accuracy on forget, high accuracy on retain tasks.
+class OptunaSampler:
+    """Draws points with Optuna's TPE sampler for two objectives: low accuracy on forget, high accuracy on retain tasks.
 
     Every point follows from the seed, its number and the results before it, and from nothing else: so a sweep that was
     killed goes on as it would have.

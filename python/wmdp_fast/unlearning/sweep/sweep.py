@@ -43,7 +43,7 @@ from wmdp_fast.unlearning.sweep import identity as sweep_identity
 from wmdp_fast.unlearning.sweep import pareto
 from wmdp_fast.unlearning.sweep.identity import Extent
 from wmdp_fast.unlearning.sweep.result import MAX_LOSS, Accuracy, SweepResult, SweepRun, cell, check_max_loss
-from wmdp_fast.unlearning.sweep.search_space import Drawing, Range, check_space, corners, grid
+from wmdp_fast.unlearning.sweep.search_space import OptunaSampler, Range, bounds, check_space, grid
 from wmdp_fast.unlearning.trainer import Run
 
 if TYPE_CHECKING:
@@ -155,9 +155,9 @@ def sweep(
     check_max_loss(max_loss)
     base = dataclasses.replace(config or RMUConfig(), save_every=0)
     space = check_space(over, drawn=trials is not None, axes=base.search_axes)
-    drawing = None if trials is None else Drawing(space, base.seed)
+    sampler = None if trials is None else OptunaSampler(space, base.seed)
     forgets, retains = listed_corpora(forget), listed_corpora(retain)
-    configs = [dataclasses.replace(base, **settings) for settings in corners(space)]
+    configs = [dataclasses.replace(base, **settings) for settings in bounds(space)]
     for one in configs:
         one.topics(len(forgets))
     tasks = {"forget": listed_names(forget_tasks), "retain": listed_names(retain_tasks)}
@@ -198,7 +198,7 @@ def sweep(
         sweep_identity.check(folder, base, extent, source, corpora, cache, tasks, leaves, request)
         work = _Sweep(base, request, source, corpora, cache, tasks, leaves, file, folder, say)
         before = work.before()
-        runs = work.grid(list(grid(space))) if drawing is None else work.drawn(drawing, trials or 0)
+        runs = work.grid(list(grid(space))) if sampler is None else work.drawn(sampler, trials or 0)
         front, best = _worth_having(before, runs, max_loss)
         kept = None
         if keep_best is not None and best is not None:
@@ -336,18 +336,18 @@ class _Sweep:
                 self._train(missing, params=None)
         return [self._of(point) for point in points]
 
-    def drawn(self, drawing: Drawing, trials: int) -> list[SweepRun]:
+    def drawn(self, sampler: OptunaSampler, trials: int) -> list[SweepRun]:
         """Draws points and runs them; what was drawn before is drawn again and not run again."""
         history: list[tuple[Mapping[str, Any], tuple[float, float] | None]] = []
         runs = []
         for number in range(1, trials + 1):
-            params = drawing.draw(history)
-            point = drawing.settings(params)
+            params = sampler.draw(history)
+            point = sampler.settings(params)
             if _key(self._full(point)) not in self._done:
                 self._say(f"run {number} of {trials}: {_told(point)}")
                 self._train([point], params)
             run = self._of(point)
-            history.append((params, run.aims))
+            history.append((params, run.objectives))
             runs.append(run)
         return list({_key(run.settings): run for run in runs}.values())
 
@@ -485,9 +485,9 @@ def _worth_having(
         runs: The runs.
         max_loss: Most points of retain accuracy that the best may lose; None for any number.
     """
-    aims = {index: run.aims for index, run in enumerate(runs)}
-    known = [(index, aim) for index, aim in aims.items() if aim is not None]
-    start = before.aims
+    objectives = {index: run.objectives for index, run in enumerate(runs)}
+    known = [(index, aim) for index, aim in objectives.items() if aim is not None]
+    start = before.objectives
     if start is None:
         raise ModelError("the model before unlearning has no accuracy; is runs.jsonl damaged?")
     # The model before is no run, but what is not better than it is not worth having.
@@ -495,11 +495,11 @@ def _worth_having(
     front = [known[place][0] for place in on_front if place < len(known) and known[place][1] != start]
 
     def gain(index: int) -> float:
-        forget, retain = aims[index] or start
+        forget, retain = objectives[index] or start
         return (start[0] - forget) - (start[1] - retain)
 
     def loss(index: int) -> float:
-        return 100 * (start[1] - (aims[index] or start)[1])
+        return 100 * (start[1] - (objectives[index] or start)[1])
 
     # A hair is allowed, for differences of decimal numbers are not exact.
     meeting = [index for index in front if max_loss is None or loss(index) <= max_loss + 1e-9]

@@ -19,7 +19,7 @@ use crate::text::question::COLUMNS;
 const DELIMITERS: [(u8, &str); 3] = [(b',', "commas"), (b';', "semicolons"), (b'\t', "tabs")];
 
 /// Reads a file whose first record is a header if it names the columns `question` and `answer`, in any case. Without a header
-/// the columns are MMLU's original ones: the question, the choices, the answer, with commas between.
+/// the columns are MMLU's original ones: the question, the choices, the answer, separated by commas.
 pub(super) fn read(source: &mut Source<'_>, out: &mut Collector) -> Result<()> {
     let first_line = source.peek_line()?.to_vec();
     let named = |delimiter: u8| {
@@ -198,12 +198,12 @@ impl Layout {
         let (fields, delimiter) = seen.rev().max_by_key(|(fields, _)| fields.len()).unwrap_or_default();
         let fields: Vec<String> = fields.iter().take(30).map(|field| quote(field)).collect();
         Err(Fault::new(format!(
-            "the first line is neither a question, its choices and its answer with commas between, nor a header that names them: it has \
+            "the first line is neither a question, its choices and its answer, separated by commas, nor a header that names them: it has \
              {} field{}{}: {}; give it a header with `question`, `answer` and the choices `A`, `B`, ... (or `choice0`, `choice1`, \
-             ...), in English, with commas, semicolons or tabs between",
+             ...), in English, separated by commas, semicolons or tabs",
             fields.len(),
             if fields.len() == 1 { "" } else { "s" },
-            if fields.len() == 1 { String::new() } else { format!(" with {delimiter} between") },
+            if fields.len() == 1 { String::new() } else { format!(" separated by {delimiter}") },
             fields.join(", ")
         )))
     }

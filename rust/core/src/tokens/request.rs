@@ -63,7 +63,7 @@ pub struct Requests {
     continuation_offsets: Vec<usize>,
     /// Tokens of the choices' continuations.
     continuation_tokens: Vec<u32>,
-    /// Most tokens a model can read at once; longer requests lose tokens on the left.
+    /// Maximum sequence length of the model; longer requests lose tokens on the left.
     max_length: usize,
     /// How the tokens were made; None if they were given.
     encoding: Option<Encoding>,
@@ -292,7 +292,7 @@ impl Requests {
         &self.continuation_offsets
     }
 
-    /// Most tokens a model can read at once; longer requests lose tokens on the left.
+    /// Maximum sequence length of the model; longer requests lose tokens on the left.
     #[must_use]
     pub fn max_length(&self) -> usize {
         self.max_length

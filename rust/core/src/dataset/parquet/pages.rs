@@ -78,7 +78,7 @@ impl RowGroupReader for BoundedGroup<'_> {
         let chunk = self.metadata().column(i);
         let (offset, length) = chunk.byte_range();
         let descriptor = chunk.column_descr();
-        // The fewest bytes of a value in a dictionary, whose values are written out one behind the other.
+        // The fewest bytes of a value in a dictionary, whose values are written out back to back.
         let least = match descriptor.physical_type() {
             PhysicalType::BOOLEAN => 1,
             PhysicalType::INT32 | PhysicalType::FLOAT | PhysicalType::BYTE_ARRAY => 4,

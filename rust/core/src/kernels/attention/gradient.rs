@@ -15,7 +15,7 @@ use crate::runtime::parallel::{Team, for_each};
 
 /// What the forward pass left, and the gradients with respect to that; all float32.
 #[derive(Debug, Clone)]
-pub struct Given<'a> {
+pub struct ForwardState<'a> {
     /// The output, `[T, heads, value size]`.
     pub out: ArrayView3<'a, f32>,
     /// `[T, heads]`.
@@ -28,7 +28,7 @@ pub struct Given<'a> {
 
 /// Gradients with respect to what was put in, written.
 #[derive(Debug)]
-pub struct Wanted<'a> {
+pub struct Gradients<'a> {
     /// `[key heads, T, heads / key heads, size]`.
     pub query: &'a mut [f32],
     /// `[key heads, T, size]`.
@@ -44,25 +44,25 @@ impl Attention<'_> {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if shapes do not fit together, or keys were carried over from another batch.
-    pub fn differentiate(&self, given: &Given<'_>, wanted: Wanted<'_>, team: &dyn Team) -> Result<()> {
-        self.differentiate_on(Arch::new(), given, wanted, team)
+    pub fn differentiate(&self, forward: &ForwardState<'_>, gradients: Gradients<'_>, team: &dyn Team) -> Result<()> {
+        self.differentiate_on(Arch::new(), forward, gradients, team)
     }
 
     pub(super) fn differentiate_on(
         &self,
         processor: impl Processor,
-        given: &Given<'_>,
-        wanted: Wanted<'_>,
+        forward: &ForwardState<'_>,
+        gradients: Gradients<'_>,
         team: &dyn Team,
     ) -> Result<()> {
         let shape = self.shape()?;
         let (tokens, heads, group) = (shape.tokens, shape.heads(), shape.group);
         let out = (tokens, heads, shape.value_size);
-        let fit = given.out.dim() == out
-            && given.out_gradient.dim() == out
-            && [&given.log_sum_exp, &given.log_sum_exp_gradient].iter().all(|sums| sums.dim() == (tokens, heads));
+        let fit = forward.out.dim() == out
+            && forward.out_gradient.dim() == out
+            && [&forward.log_sum_exp, &forward.log_sum_exp_gradient].iter().all(|sums| sums.dim() == (tokens, heads));
         let per_key_head = [group * shape.size, shape.size, shape.value_size];
-        let lens = [wanted.query.len(), wanted.key.len(), wanted.value.len()];
+        let lens = [gradients.query.len(), gradients.key.len(), gradients.value.len()];
         if !fit || lens != per_key_head.map(|per_token| shape.key_heads * tokens * per_token) {
             let message = "the gradients of an attention call do not fit its inputs".to_owned();
             return Err(Error::InvalidArgument(message));
@@ -77,7 +77,7 @@ impl Attention<'_> {
         let swapped = Shape { size: shape.value_size, value_size: shape.size, ..shape };
         let values = Blocks::pack(&self.swapped(), &swapped, lanes, width, team)?;
         let mut trees = Vec::new();
-        let mut rest = [wanted.query, wanted.key, wanted.value];
+        let mut rest = [gradients.query, gradients.key, gradients.value];
         for head in 0..shape.key_heads {
             for tokens in self.trees() {
                 let parts = std::array::from_fn(|index| {
@@ -92,16 +92,16 @@ impl Attention<'_> {
         // The largest come first, so that the threads end together.
         trees.sort_by_key(|(_, tokens, _)| std::cmp::Reverse(tokens.len()));
         for_each(trees, team, Scratch::default, |scratch, (head, tokens, [query, key, value])| {
-            let wanted = Wanted { query, key, value };
+            let gradients = Gradients { query, key, value };
             processor.run(Tree {
                 call: self,
                 shape: &shape,
                 keys: &keys,
                 values: &values,
-                given,
+                forward,
                 head,
                 tokens,
-                wanted,
+                gradients,
                 scratch,
             });
         })
@@ -153,10 +153,10 @@ struct Tree<'a, 'b, 'c> {
     shape: &'a Shape,
     keys: &'a Blocks,
     values: &'a Blocks,
-    given: &'a Given<'c>,
+    forward: &'a ForwardState<'c>,
     head: usize,
     tokens: Range<usize>,
-    wanted: Wanted<'a>,
+    gradients: Gradients<'a>,
     scratch: &'a mut Scratch,
 }
 
@@ -245,16 +245,16 @@ impl Tree<'_, '_, '_> {
             let query = contiguous(&query, &mut scratch.copy);
             pack_row(scratch.query.get_mut(), row, query, scale);
             scratch.query_rows.get_mut()[row * stride..][..size].copy_from_slice(query);
-            let out = self.given.out.index_axis(Axis(0), token);
+            let out = self.forward.out.index_axis(Axis(0), token);
             let out = out.index_axis(Axis(0), head);
-            let gradient = self.given.out_gradient.index_axis(Axis(0), token);
+            let gradient = self.forward.out_gradient.index_axis(Axis(0), token);
             let gradient = gradient.index_axis(Axis(0), head);
             let gradient = contiguous(&gradient, &mut scratch.copy);
             pack_row(scratch.gradient.get_mut(), row, gradient, 1.0);
             scratch.gradient_rows.get_mut()[row * value_stride..][..value_size].copy_from_slice(gradient);
             let along: f32 = gradient.iter().zip(&out).map(|(gradient, out)| gradient * out).sum();
-            let along = along - self.given.log_sum_exp_gradient[[token, head]];
-            scratch.rows[row / ROWS].set(row % ROWS, self.given.log_sum_exp[[token, head]], along);
+            let along = along - self.forward.log_sum_exp_gradient[[token, head]];
+            scratch.rows[row / ROWS].set(row % ROWS, self.forward.log_sum_exp[[token, head]], along);
         }
     }
 
@@ -264,11 +264,11 @@ impl Tree<'_, '_, '_> {
         for key in (block * BLOCK).max(self.tokens.start)..((block + 1) * BLOCK).min(self.tokens.end) {
             let (from, to) = (key - block * BLOCK, key - self.tokens.start);
             let sums = &self.scratch.key_sums.get()[from * stride..][..size];
-            for (out, &sum) in self.wanted.key[to * size..][..size].iter_mut().zip(sums) {
+            for (out, &sum) in self.gradients.key[to * size..][..size].iter_mut().zip(sums) {
                 *out = sum * self.call.scale;
             }
             let sums = &self.scratch.value_sums.get()[from * value_stride..][..value_size];
-            self.wanted.value[to * value_size..][..value_size].copy_from_slice(sums);
+            self.gradients.value[to * value_size..][..value_size].copy_from_slice(sums);
         }
     }
 
@@ -276,7 +276,7 @@ impl Tree<'_, '_, '_> {
     fn write_queries(&mut self, stride: usize) {
         let size = self.shape.size;
         let sums = self.scratch.query_sums.get().chunks_exact(stride);
-        for (out, sums) in self.wanted.query.chunks_exact_mut(size).zip(sums) {
+        for (out, sums) in self.gradients.query.chunks_exact_mut(size).zip(sums) {
             for (out, &sum) in out.iter_mut().zip(sums) {
                 *out = sum * self.call.scale;
             }

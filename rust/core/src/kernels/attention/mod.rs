@@ -14,7 +14,7 @@ mod kernel;
 #[cfg(test)]
 mod tests;
 
-pub use self::gradient::{Given, Wanted};
+pub use self::gradient::{ForwardState, Gradients};
 
 use std::ops::Range;
 

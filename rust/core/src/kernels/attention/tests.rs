@@ -2,7 +2,7 @@ use ndarray::{Array2, Array3, ArrayView3, Axis, concatenate};
 use proptest::prelude::*;
 use pulp::Scalar;
 
-use super::{Attention, Given, Segment, Wanted};
+use super::{Attention, ForwardState, Gradients, Segment};
 use crate::kernels::simd::{Chosen, Processor};
 use crate::runtime::parallel::Threads;
 
@@ -80,8 +80,8 @@ impl Call {
     }
 }
 
-/// Gradients with respect to queries, keys and values, in the layout of [`Wanted`].
-type Gradients = [Vec<f32>; 3];
+/// Gradients with respect to queries, keys and values, in the layout of [`Gradients`].
+type Derivatives = [Vec<f32>; 3];
 
 impl Call {
     /// The same with all keys the batch's own.
@@ -114,10 +114,10 @@ impl Call {
         Array2::from_shape_fn((tokens, heads), |(token, head)| (5 * token + head) as f32 % 1.9 - 1.0)
     }
 
-    fn differentiate_on(&self, processor: impl Processor) -> Gradients {
+    fn differentiate_on(&self, processor: impl Processor) -> Derivatives {
         let (out, log_sum_exp) = self.run_on(processor);
         let (gradient, of_sums) = (self.output_gradient(), self.log_sum_exp_gradient());
-        let given = Given {
+        let forward = ForwardState {
             out: out.view(),
             log_sum_exp: log_sum_exp.view(),
             out_gradient: gradient.view(),
@@ -125,12 +125,12 @@ impl Call {
         };
         let mut found = [&self.query, &self.own.0, &self.own.1].map(|of| vec![f32::NAN; of.len()]);
         let [query, key, value] = &mut found;
-        self.attention().differentiate_on(processor, &given, Wanted { query, key, value }, &Threads(2)).unwrap();
+        self.attention().differentiate_on(processor, &forward, Gradients { query, key, value }, &Threads(2)).unwrap();
         found
     }
 
     /// Every weight by itself, in float64.
-    fn differentiate_slowly(&self) -> Gradients {
+    fn differentiate_slowly(&self) -> Derivatives {
         let (heads, tokens, size) = self.query.dim();
         let (key_heads, value_size) = (self.own.0.dim().0, self.own.1.dim().2);
         let group = heads / key_heads;
@@ -256,7 +256,7 @@ proptest! {
     fn every_processor_differentiates_as_the_definition_says(call in calls()) {
         let call = call.without_carrying();
         let expected = call.differentiate_slowly();
-        let close = |found: Gradients, on: &str| {
+        let close = |found: Derivatives, on: &str| {
             for (name, (found, expected)) in ["queries", "keys", "values"].iter().zip(found.iter().zip(&expected)) {
                 let largest = expected.iter().fold(1.0_f32, |largest, number| largest.max(number.abs()));
                 for (&found, &expected) in found.iter().zip(expected) {
@@ -315,15 +315,15 @@ fn a_gradient_that_does_not_fit_is_an_error() {
     let fails = |call: &Call, len: usize, what: &str| {
         let tokens = call.query.dim().1;
         let (out, sums) = (Array3::zeros((tokens, 1, 2)), Array2::zeros((tokens, 1)));
-        let given = Given {
+        let forward = ForwardState {
             out: out.view(),
             log_sum_exp: sums.view(),
             out_gradient: out.view(),
             log_sum_exp_gradient: sums.view(),
         };
         let (mut query, mut key, mut value) = (vec![0.0; len], vec![0.0; 6], vec![0.0; 6]);
-        let wanted = Wanted { query: &mut query, key: &mut key, value: &mut value };
-        let error = call.attention().differentiate(&given, wanted, &Threads(1)).unwrap_err().to_string();
+        let gradients = Gradients { query: &mut query, key: &mut key, value: &mut value };
+        let error = call.attention().differentiate(&forward, gradients, &Threads(1)).unwrap_err().to_string();
         assert!(error.contains(what), "{error} does not say {what}");
     };
     fails(&small(segments(&[(3, 0)])), 5, "gradients of an attention call do not fit");
