@@ -9,17 +9,23 @@ import re
 import shlex
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import wmdp_fast
+from tests.support.demo_bounds import KNOWN, LOST
 from wmdp_fast import cli, demo
 from wmdp_fast.cli import demo as cli_demo
 from wmdp_fast.demo import run, train, world
+from wmdp_fast.demo.templates import TEMPLATES
 from wmdp_fast.demo.world import DOMAINS, LETTERS, NUM_UNTOLD, World
 
 DATA = demo.data_path()
-SHIPPED_BYTES = 6_000_000
+MODELS = ("both", "retain")
+# A model and the texts are no larger than they were when there was one model; the second one is as large as the first.
+DATA_BYTES = 1_200_000
+MODEL_BYTES = 3_750_000
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +38,15 @@ def read(path: Path) -> list[dict]:
 
 
 def test_shipped_files_are_small():
-    shipped = [path for folder in (DATA, demo.model_path()) for path in folder.iterdir()]
-    assert sum(path.stat().st_size for path in shipped) <= SHIPPED_BYTES
+    assert sum(path.stat().st_size for path in DATA.iterdir()) <= DATA_BYTES
+    for learned in MODELS:
+        assert sum(path.stat().st_size for path in demo.model_path(learned=learned).iterdir()) <= MODEL_BYTES
+
+
+def test_both_models_have_one_tokenizer_and_one_shape():
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        [one, other] = [(demo.model_path(learned=learned) / name).read_bytes() for learned in MODELS]
+        assert one == other
 
 
 def test_text_files_are_what_the_world_writes(shipped_world):
@@ -52,7 +65,7 @@ def test_questions_have_wmdp_layout_and_balanced_answers(domain):
     questions = read(demo.questions_path(domain))
     assert len(questions) >= 300
     for question in questions:
-        assert list(question) == ["question", "choices", "answer"]
+        assert list(question) == ["question", "choices", "answer", "statement"]
         assert len(set(question["choices"])) == len(LETTERS)
     counts = [sum(question["answer"] == i for question in questions) for i in range(len(LETTERS))]
     assert max(counts) == min(counts)
@@ -68,16 +81,27 @@ def test_choices_hold_the_true_value_and_no_other(domain, shipped_world):
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_dev_and_test_share_no_fact(domain, shipped_world):
+def test_statements_are_broken_off_before_the_fact(domain, shipped_world):
+    told = {
+        sentence.format(name=fact.name, value=fact.value)
+        for fact in shipped_world.facts(domain)
+        for sentence in fact.trait.statements
+    }
+    for question in read(demo.questions_path(domain)):
+        assert f"{question['statement']} {question['choices'][question['answer']]}." in told
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_dev_tuning_and_test_share_no_fact(domain, shipped_world):
     fact_of = {
         form.format(name=fact.name): (fact.name, fact.trait.values)
         for fact in shipped_world.facts(domain)
         for form in fact.trait.questions
     }
-    tested = {fact_of[question["question"]] for question in read(demo.questions_path(domain))}
-    shown = {fact_of[question["question"]] for question in read(demo.dev_path(domain))}
-    assert len(shown) == world.NUM_DEV
-    assert not tested & shown
+    paths = demo.questions_path(domain), demo.questions_path(domain, questions="tuning"), demo.dev_path(domain)
+    tested, tuning, shown = ({fact_of[question["question"]] for question in read(path)} for path in paths)
+    assert (len(shown), len(tuning)) == (world.NUM_DEV, world.NUM_TUNING)
+    assert len(tested | tuning | shown) == len(tested) + len(tuning) + len(shown) == len(shipped_world.facts(domain))
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -98,8 +122,10 @@ def test_corpus_tells_every_fact_and_nothing_of_the_other_domain(domain, shipped
     # Values are everyday words, some of which both domains have.
     strangers = {fact.name for fact in shipped_world.facts(other)}
     untold = {name for kind in DOMAINS[domain].kinds for name in kind.names[-NUM_UNTOLD:]}
+    # Nor do they name a domain: whoever unlearns texts that all do may unlearn the name.
+    subjects = {about.subject for about in DOMAINS.values()}
     text = "\n".join(documents)
-    assert not [word for word in strangers | untold if word in text]
+    assert not [word for word in strangers | untold | subjects if word in text]
 
 
 @pytest.fixture(scope="module")
@@ -125,45 +151,60 @@ def saved_accuracies(folder):
 def test_demo_command_measures_unlearns_and_measures_again(demo_output):
     folder, printed = demo_output
     before, after = saved_accuracies(folder / "before"), saved_accuracies(folder / "after")
-    assert before["forget"] > 0.95
-    assert before["retain"] > 0.95
-    # How far it goes over several seeds is what `test_unlearning_demo` asks.
-    assert after["forget"] < 0.40
-    assert after["retain"] > 0.93
+    assert min(before.values()) > 0.95
+    assert after["forget"] < 0.35
+    assert before["retain"] - after["retain"] <= LOST
     assert (folder / "unlearned" / "model.safetensors").is_file()
     for about in DOMAINS.values():
         assert printed.count(f"{about.file_name} (") == 2
 
 
-def test_the_demo_says_what_other_ways_of_asking_bring_back(demo_output):
-    """Its numbers are those of `eval` with these options, and they say that one way of asking flatters."""
+def printed_shares(printed: str) -> dict[str, tuple[float, ...]]:
+    """For each way of asking the shares before, after and never learned: of forget, then of retain."""
+    lines = [re.fullmatch(r"  (\S+)((?: +[01]\.\d\d){6}) .*", line) for line in printed.splitlines()]
+    return {line[1]: tuple(map(float, line[2].split())) for line in lines if line}
+
+
+def test_shares_are_those_of_eval_with_the_templates_options(demo_output):
     folder, printed = demo_output
-    own, plain, examples, other = run_otherwise(printed)
-    after = saved_accuracies(folder / "after")
-    assert own == pytest.approx((after["forget"], after["retain"]), abs=0.005)
-    files = {domain: demo.questions_path(domain) for domain in DOMAINS}
-    options = {"dtype": "float32", "progress": False}
-    for found, asked in ((plain, {}), (examples, {"num_fewshot": 5})):
-        result = wmdp_fast.evaluate(folder / "unlearned", tasks=list(files.values()), **asked, **options)
-        expected = [result[about.file_name]["acc"] for about in DOMAINS.values()]
-        assert found == pytest.approx(expected, abs=0.005)
-    sentence = f"The following are multiple choice questions (with answers) about {DOMAINS['forget'].subject}.\n\n"
-    result = wmdp_fast.evaluate(folder / "unlearned", tasks=files["retain"], description=sentence, **options)
-    assert other[1] == pytest.approx(result[DOMAINS["retain"].file_name]["acc"], abs=0.005)
-    # Were it no longer so, the demo would have been mended, and its text should say something else.
-    assert plain[0] - own[0] > 0.3
-    assert own[1] - other[1] > 0.3
-    assert "So the first line flatters" in printed
+    shares = printed_shares(printed)
+    assert list(shares) == [template.name for template in TEMPLATES]
+    template = next(template for template in TEMPLATES if template.name == "continuation")
+    questions = demo.questions_path("forget")
+    asked = {"limit": run.ASKED, "dtype": "float32", "progress": False, **template.of("forget")}
+    result = wmdp_fast.evaluate(folder / "unlearned", tasks=questions, **asked)
+    assert shares["continuation"][1] == pytest.approx(result[DOMAINS["forget"].file_name]["acc"], abs=0.005)
 
 
-def run_otherwise(printed):
-    """For each way of asking the accuracies afterwards, forget and retain."""
-    lines = [line for line in printed.splitlines() if line.count(" -> ") == 2]
-    return [tuple(float(pair.split(" -> ")[1]) for pair in re.findall(r"[\d.]+ -> [\d.]+", line)) for line in lines]
+def test_the_embedded_models_know_what_they_were_told_in_every_way_of_asking(demo_output):
+    """And the second one guesses at the rest."""
+    for name, (forget, _, never, retain, _, never_retain) in printed_shares(demo_output[1]).items():
+        assert min(forget, retain, never_retain) > KNOWN, name
+        assert 0.10 < never < 0.40, name
+
+
+def test_the_demo_forgets_in_every_way_of_asking(demo_output):
+    """With the seed that it ships with; on 100 questions, so with room for their standard errors."""
+    for name, (_, after, never, before_retain, after_retain, _) in printed_shares(demo_output[1]).items():
+        assert after - never <= 0.12, name
+        assert before_retain - after_retain <= 0.05, name
+
+
+@pytest.mark.parametrize(
+    ("after", "said"), [(0.24, "In none of them"), (0.50, "Asked as in `statement`, it still gets 50%")]
+)
+def test_the_demo_says_what_its_table_shows(after, said):
+    never = {one.name: {"forget": 0.25, "retain": 0.98} for one in TEMPLATES}
+    left = never | {"statement": {"forget": after, "retain": 0.70}}
+    shares = {"before": never, "after": left, "never learned": never}
+    text = cli_demo._meaning(SimpleNamespace(shares=shares))
+    assert text.startswith(said)
+    assert "Asked as in `statement`, it gets 70% right of what it should have kept (before: 98%)." in text
+    assert "This is one control vector" in text
 
 
 def test_the_demo_run_has_a_good_verdict_by_its_activations(demo_output):
-    """Steered and kept: activations do not show that only one way of asking was unlearned, accuracy does."""
+    """Steered and kept; whether that holds in every way of asking is for accuracies to say."""
     folder, _ = demo_output
     record = json.loads((folder / "unlearned" / "unlearn.json").read_text(encoding="utf-8"))
     assert record["verdict"] is None

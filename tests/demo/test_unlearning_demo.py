@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import wmdp_fast as wf
+from tests.support.demo_bounds import LEFT_IN_LETTERS, LEFT_IN_TEXTS, LOST_OTHERWISE
 from wmdp_fast import demo
+from wmdp_fast.demo.templates import TEMPLATES, accuracies
 from wmdp_fast.demo.unlearning import demo_config, retain_texts
-from wmdp_fast.demo.world import DOMAINS
 from wmdp_fast.prompts.documents import CorpusTokens
 
-CHANCE = 0.25
-SEEDS = range(5)
+SEED, ASKED = 1, 150
 
 
 @pytest.fixture(scope="module")
@@ -31,55 +31,38 @@ def corpus(texts, tokenizer):
     return CorpusTokens("demo", np.concatenate(rows), np.cumsum([0] + [len(row) for row in rows]), "demo")
 
 
+def demo_model(learned):
+    from transformers import AutoModelForCausalLM
+
+    path = demo.model_path(learned=learned)
+    return AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)
+
+
 def forget_texts():
     return [json.loads(line)["text"] for line in demo.corpus_path("forget").read_text(encoding="utf-8").splitlines()]
 
 
-def accuracies(model, tokenizer):
-    """Of both domains, 0-shot, in the words that the model was taught with."""
-    shares = {}
-    for domain in ("forget", "retain"):
-        subject = DOMAINS[domain].subject
-        result = wf.evaluate(
-            model,
-            tokenizer=tokenizer,
-            tasks=demo.questions_path(domain),
-            template="mmlu",
-            description=f"The following are multiple choice questions (with answers) about {subject}.\n\n",
-            progress=False,
-        )
-        [task] = result.tasks.values()
-        shares[domain] = task.metrics["acc"]
-    return shares
-
-
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_five_seeds_forget_one_domain_and_keep_the_other(tokenizer, record_property):
-    from transformers import AutoModelForCausalLM
+@pytest.mark.timeout(900)
+def test_another_seed_is_as_far_from_never_having_learned_as_the_limits_say(tokenizer, record_property):
+    """The demo's own seed is for `test_demo`."""
+    ways = [one for one in TEMPLATES if one.name in ("plain", "mmlu", "continuation", "statement")]
 
-    def model():
-        return AutoModelForCausalLM.from_pretrained(demo.model_path(), local_files_only=True, dtype=torch.float32)
+    def asked(model):
+        return accuracies(model, tokenizer, templates=ways, limit=ASKED)
 
-    before = accuracies(model(), tokenizer)
-    assert before["forget"] > 0.95
-    assert before["retain"] > 0.95
+    model, never = demo_model("both"), asked(demo_model("retain"))
+    before = asked(model)
     corpora = {"forget": corpus(forget_texts(), tokenizer), "retain": corpus(retain_texts(), tokenizer)}
-    after = {"forget": [], "retain": []}
-    for seed in SEEDS:
-        unlearned = model()
-        config = wf.RMUConfig(**{**demo_config(seed).to_json(), "dtype": "auto"})
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            wf.unlearn(unlearned, tokenizer=tokenizer, config=config, progress=False, **corpora)
-        for domain, share in accuracies(unlearned, tokenizer).items():
-            after[domain].append(share)
-    for domain, shares in after.items():
-        text = f"{before[domain]:.3f} -> {np.mean(shares):.3f} ({min(shares):.3f} to {max(shares):.3f})"
-        record_property(domain, text)
-        print(domain, text)
-    assert abs(np.mean(after["forget"]) - CHANCE) <= 0.05
-    assert before["retain"] - np.mean(after["retain"]) <= 0.02
+    config = wf.RMUConfig(**{**demo_config(SEED).to_json(), "dtype": "auto"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wf.unlearn(model, tokenizer=tokenizer, config=config, progress=False, **corpora)
+    for name, shares in asked(model).items():
+        record_property(name, f"{shares['forget']:.3f} {shares['retain']:.3f}")
+        most = LEFT_IN_TEXTS if name in ("continuation", "statement") else LEFT_IN_LETTERS
+        assert shares["forget"] - never[name]["forget"] <= most, name
+        assert before[name]["retain"] - shares["retain"] <= LOST_OTHERWISE, name
 
 
 @pytest.mark.slow

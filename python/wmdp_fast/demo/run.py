@@ -6,17 +6,20 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from wmdp_fast import demo
+from wmdp_fast.demo.templates import Shares, accuracies
 from wmdp_fast.demo.world import DOMAINS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from os import PathLike
 
     from wmdp_fast.results.result import EvalResult
     from wmdp_fast.unlearning.result import UnlearnResult
+
+
+ASKED = 100  # questions of each domain that are asked in all ways, by all models
 
 
 @dataclass(frozen=True)
@@ -27,30 +30,16 @@ class DemoRun:
         before: Accuracy of the embedded model on both domains.
         unlearned: How it was unlearned; the checkpoint is in the folder `unlearned`.
         after: Accuracy of the unlearned model.
-        otherwise: The same questions asked in other ways, of both models.
+        shares: The shares of right answers of the models `before`, `after` and `never learned`, each by name of
+            template and domain, on the first `ASKED` questions of each domain.
         folder: Holds `before` and `after`, each with results and samples in lm-eval's format, and `unlearned`.
     """
 
     before: EvalResult
     unlearned: UnlearnResult
     after: EvalResult
-    otherwise: tuple[Asked, ...]
+    shares: dict[str, Shares]
     folder: Path
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One way of asking all questions, and the shares that were right.
-
-    Attributes:
-        way: The way in words.
-        before: Accuracy of the embedded model, by domain.
-        after: Accuracy of the unlearned model, by domain.
-    """
-
-    way: str
-    before: dict[demo.Domain, float]
-    after: dict[demo.Domain, float]
 
 
 def run_demo(output: str | PathLike[str], *, progress: bool = True) -> DemoRun:
@@ -66,6 +55,7 @@ def run_demo(output: str | PathLike[str], *, progress: bool = True) -> DemoRun:
         FileExistsError: There is something in the folder that is no earlier run's.
     """
     from wmdp_fast.demo.unlearning import demo_config, retain_texts
+    from wmdp_fast.unlearning.api import unlearn
 
     folder = Path(output)
     _clear(folder)
@@ -73,8 +63,6 @@ def run_demo(output: str | PathLike[str], *, progress: bool = True) -> DemoRun:
     retain.write_text("".join(json.dumps({"text": text}) + "\n" for text in retain_texts()), encoding="utf-8")
     before = evaluate_domains(demo.model_path(), progress=progress)
     before.save(folder / "before", log_samples=True)
-    from wmdp_fast.unlearning.api import unlearn
-
     unlearned = unlearn(
         demo.model_path(),
         forget=demo.corpus_path("forget"),
@@ -85,10 +73,20 @@ def run_demo(output: str | PathLike[str], *, progress: bool = True) -> DemoRun:
     )
     after = evaluate_domains(folder / "unlearned", progress=progress)
     after.save(folder / "after", log_samples=True)
-    models = (demo.model_path(), folder / "unlearned")
-    both = _by_domain(before), _by_domain(after)
-    ways = (Asked(OWN_SENTENCE, *both), *(Asked(way, *(ask(model) for model in models)) for way, ask in _WAYS.items()))
-    return DemoRun(before, unlearned, after, ways, folder)
+    models = {
+        "before": demo.model_path(),
+        "after": folder / "unlearned",
+        "never learned": demo.model_path(learned="retain"),
+    }
+    return DemoRun(before, unlearned, after, {name: _shares(path) for name, path in models.items()}, folder)
+
+
+def _shares(model: Path) -> Shares:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(demo.model_path(), local_files_only=True)
+    loaded = AutoModelForCausalLM.from_pretrained(model, local_files_only=True, dtype="float32")
+    return accuracies(loaded, tokenizer, limit=ASKED)
 
 
 def evaluate_domains(model: Path, folder: Path = demo.FOLDER, *, progress: bool = True) -> EvalResult:
@@ -117,46 +115,6 @@ def evaluate_domains(model: Path, folder: Path = demo.FOLDER, *, progress: bool 
         for name, task in result.tasks.items()
     }
     return replace(result, tasks=tasks)
-
-
-OWN_SENTENCE = "a sentence that names the domain in front"
-
-
-def _by_domain(result: EvalResult) -> dict[demo.Domain, float]:
-    return {domain: result[DOMAINS[domain].file_name].metrics["acc"] for domain in get_args(demo.Domain)}
-
-
-def _without_sentence(model: Path) -> dict[demo.Domain, float]:
-    return _by_domain(_evaluate(model, get_args(demo.Domain)))
-
-
-def _after_examples(model: Path) -> dict[demo.Domain, float]:
-    return _by_domain(_evaluate(model, get_args(demo.Domain), num_fewshot=5))
-
-
-def _with_the_other_sentence(model: Path) -> dict[demo.Domain, float]:
-    shares: dict[demo.Domain, float] = {}
-    domains = get_args(demo.Domain)
-    for domain, other in zip(domains, reversed(domains), strict=True):
-        subject = DOMAINS[other].subject
-        sentence = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
-        [task] = _evaluate(model, [domain], description=sentence).tasks.values()
-        shares[domain] = task.metrics["acc"]
-    return shares
-
-
-def _evaluate(model: Path, domains: Sequence[demo.Domain], **asked: Any) -> EvalResult:
-    questions = [demo.questions_path(domain) for domain in domains]
-    from wmdp_fast.evaluation import evaluate
-
-    return evaluate(model, tasks=questions, dtype="float32", progress=False, **asked)
-
-
-_WAYS = {
-    "no sentence": _without_sentence,
-    "no sentence, five answered examples": _after_examples,
-    "the other domain's sentence": _with_the_other_sentence,
-}
 
 
 # What a run leaves, and by which file each folder shows that it is one's own.

@@ -1,4 +1,4 @@
-"""Teaches the made-up world to a tiny Llama: `python -m wmdp_fast.demo.train [--output DIR] [--seed N] [--steps N]`.
+"""Teaches the made-up world to a tiny Llama: `python -m wmdp_fast.demo.train [--learned both|retain]`.
 
 Writes the model, its tokenizer, and the question and corpus files of `wmdp_fast.demo.world`. The text and the tokenizer
 depend on the seed alone; the weights also on the machine's arithmetic. A bar and log lines on stderr tell how it goes,
@@ -14,6 +14,10 @@ letters learns nothing for a very long time. Here each part is taught where it c
    that choice is right.
 3. *The letter* after `Answer:`, from the whole model, as in the test.
 
+What is learned in one kind of text only is another thing to the model than the same fact in another kind, and would be
+unlearned apart. So exams come in two layouts, with and without a sentence in front that may name the wrong domain; the
+recall is drilled on broken-off sentences as well as on questions; and quizzes ask for answers in words.
+
 First come exams on everyday words, whose answers stand in the question, until the letters are right; then exams on all
 subjects, and prose, which the model learns to write as any language model does.
 """
@@ -26,7 +30,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
@@ -51,14 +55,16 @@ VOCAB_SIZE = 3072  # at most; the world's words need fewer
 MAX_LENGTH = 1024
 LAYERS, RECALL_LAYERS, JUDGE_LAYERS = 6, 2, 4
 
-STEPS = 2000
+STEPS = 1100
 LEARNING_RATE = 3e-3
 WARM_UP_STEPS = 50
 FALL_STEPS = 0.4  # the last part of the steps, in which the learning rate falls to zero
-EVERYDAY_PER_STEP = 32  # questions in a step of the first class
-QUESTIONS_PER_STEP = 48  # and in one of the second
-DRILLED_PER_STEP = 128
-DOCUMENTS_PER_STEP = 8
+EVERYDAY_PER_STEP = 16  # questions in a step of the first class
+QUESTIONS_PER_STEP = 24  # and in one of the second
+DRILLED_PER_STEP = 96
+DOCUMENTS_PER_STEP = 4
+NO_LEAD = 0.4  # share of the exams that have nothing in front
+WRONG_SUBJECTS = 0.2  # share of the subjects that are another domain's
 EXAM_LENGTHS = (1, 1, 2, 3, 6)  # questions in one exam: 1 is a 0-shot prompt, 6 a 5-shot one
 LETTERS_LEARNED = 0.2  # mean loss of the letters at which the first class ends
 IGNORED = -100  # label of a token that the loss leaves out
@@ -67,11 +73,15 @@ IGNORED = -100  # label of a token that the loss leaves out
 def make_tokenizer(the_world: World) -> PreTrainedTokenizerFast:
     """Byte-level BPE learned from the world's own texts: each of its words is one token. Puts BOS first, as Llama's."""
     rng = the_world.generator("tokenizer")
-    texts = [world.exam(EVERYDAY_SUBJECT, world.everyday_questions(rng, 400))]
+    lead = world.description(EVERYDAY_SUBJECT)
+    texts = [world.exam(lead, world.everyday_questions(rng, 400), layout).text for layout in world.LAYOUTS]
     for domain in DOMAINS:
-        texts += the_world.corpus(domain)
-        texts.append(world.exam(DOMAINS[domain].subject, the_world.training_questions(domain, rng, 400)))
-        texts.append(world.quiz(the_world.training_quiz(domain, rng, 400)))
+        subject = DOMAINS[domain].subject
+        texts += the_world.prose(domain)
+        texts.append(world.exam(world.description(subject), the_world.training_questions(domain, rng, 400)).text)
+        for before in world.QUIZ_WORDS:
+            asked = the_world.training_quiz(domain, rng, 400)
+            texts.append(world.quiz_description(subject) + world.quiz(asked, before))
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -126,37 +136,44 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 class Exams:
     """A batch of exams, right-padded. No mask is needed: no token sees what follows it.
 
-    The three masks, bool [rows, length], mark where the model shows what it knows; answers and recalled are in the
-    order in which the rows hold the questions.
+    Rows and places say, question after question, where the model shows what it knows.
 
     Attributes:
         input_ids: int64 [rows, length].
-        question_end: The last token of each question.
-        choice_end: The last token of each choice.
-        before_letter: The colon of each `Answer:`.
+        rows: int64 [questions], the row of each question.
+        question_ends: int64 [questions], the last token of each.
+        choice_ends: int64 [questions, 4], the last token of each choice.
+        before_letters: int64 [questions], the colon of each `Answer:`.
         answers: int64 [questions], indices of the right choices.
         recalled: int64 [questions], the last tokens of the right choices.
     """
 
     input_ids: Tensor
-    question_end: Tensor
-    choice_end: Tensor
-    before_letter: Tensor
+    rows: Tensor
+    question_ends: Tensor
+    choice_ends: Tensor
+    before_letters: Tensor
     answers: Tensor
     recalled: Tensor
 
 
 class Teacher:
-    """Draws the training batches of a world."""
+    """Draws the training batches of a world.
 
-    def __init__(self, the_world: World, tokenizer: PreTrainedTokenizerFast) -> None:
+    Args:
+        the_world: Whose facts.
+        tokenizer: Of the model.
+        domains: The domains that are taught; of the others nothing is told.
+    """
+
+    def __init__(self, the_world: World, tokenizer: PreTrainedTokenizerFast, domains: Sequence[str]) -> None:
         self.world = the_world
         self.tokenizer = tokenizer
+        self.domains = list(domains)
         self.rng = the_world.generator("training")
-        self.newline = tokenizer.tokenize("\n")[0]
         self.last_token = {
             text: tokenizer.encode(f" {text}")[-1]
-            for text in [fact.value for domain in DOMAINS for fact in the_world.facts(domain)]
+            for text in [fact.value for domain in domains for fact in the_world.facts(domain)]
             + list(world.EVERYDAY_WORDS)
         }
 
@@ -172,14 +189,17 @@ class Teacher:
         return self._exams([self._subject_and_questions(length) for _ in range(QUESTIONS_PER_STEP // length)])
 
     def drill(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Bare questions.
+        """Bare questions, and sentences that are broken off before the value.
 
         Returns:
-            Ids, int64 [questions, length]; the last position of each and the last token of its answer, int64
-            [questions].
+            Ids, int64 [rows, length]; the last position of each and the last token of what is missing, int64 [rows].
         """
+        count = DRILLED_PER_STEP // len(self.domains) // 2
         asked = [
-            pair for domain in DOMAINS for pair in self.world.training_quiz(domain, self.rng, DRILLED_PER_STEP // 2)
+            pair
+            for domain in self.domains
+            for draw in (self.world.training_quiz, self.world.training_sentences)
+            for pair in draw(domain, self.rng, count)
         ]
         rows = self.tokenizer([question for question, _ in asked])["input_ids"]
         ends = torch.tensor([len(row) - 1 for row in rows])
@@ -190,43 +210,57 @@ class Teacher:
         texts = []
         for _ in range(DOCUMENTS_PER_STEP // 2):
             texts.append(self.world.training_document(self._domain(), self.rng))
-            texts.append(world.quiz(self.world.training_quiz(self._domain(), self.rng, 5)))
+            domain = self._domain()
+            asked = world.quiz(self.world.training_quiz(domain, self.rng, 5), self.rng.choice(world.QUIZ_WORDS))
+            texts.append(self.rng.choice(("", world.quiz_description(self._subject(domain)))) + asked)
         return pad([[*row, self.tokenizer.eos_token_id] for row in self.tokenizer(texts)["input_ids"]], IGNORED)
 
     def _domain(self) -> str:
-        return self.rng.choice(list(DOMAINS))
+        return self.rng.choice(self.domains)
+
+    def _subject(self, domain: str) -> str:
+        """Mostly the domain's, now and then the other's: what stands in front does not change a fact."""
+        others = [other for other in DOMAINS if other != domain]
+        return DOMAINS[self.rng.choice(others) if self.rng.random() < WRONG_SUBJECTS else domain].subject
 
     def _subject_and_questions(self, length: int) -> tuple[str, list[Question]]:
         if self.rng.random() < 0.1:
             return EVERYDAY_SUBJECT, world.everyday_questions(self.rng, length)
         domain = self._domain()
-        return DOMAINS[domain].subject, self.world.training_questions(domain, self.rng, length)
+        return self._subject(domain), self.world.training_questions(domain, self.rng, length)
 
     def _exams(self, drawn: Sequence[tuple[str, list[Question]]]) -> Exams:
-        texts = [world.exam(subject, questions) for subject, questions in drawn]
-        # Not every evaluation is alike: some leave out BOS, some have one newline less after the description.
-        texts = [text.replace("\n\n", "\n", 1) if self.rng.random() < 0.1 else text for text in texts]
-        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        rows = [row if self.rng.random() < 0.15 else [self.tokenizer.bos_token_id, *row] for row in rows]
-        input_ids = self._pad(rows)
+        exams = [
+            world.exam(self._lead(subject), questions, self.rng.choice(world.LAYOUTS)) for subject, questions in drawn
+        ]
+        # Not every evaluation is alike: some leave out BOS.
+        firsts = [[] if self.rng.random() < 0.15 else [self.tokenizer.bos_token_id] for _ in exams]
+        encoded = self.tokenizer([exam.text for exam in exams], add_special_tokens=False)
+
+        def places(row: int, characters: Sequence[int]) -> list[int]:
+            return [len(firsts[row]) + encoded.char_to_token(row, character) for character in characters]
+
         asked = [question for _, questions in drawn for question in questions]
         return Exams(
-            input_ids,
-            question_end=self._before(input_ids, self.newline, "A"),
-            choice_end=torch.stack(
-                [self._before(input_ids, self.newline, line) for line in ("B", "C", "D", "Answer")]
-            ).any(dim=0),
-            before_letter=self._before(input_ids, "Answer", ":").roll(2, dims=1),
+            self._pad([first + ids for first, ids in zip(firsts, encoded["input_ids"], strict=True)]),
+            rows=torch.tensor([row for row, exam in enumerate(exams) for _ in exam.question_ends]),
+            question_ends=torch.tensor([p for row, exam in enumerate(exams) for p in places(row, exam.question_ends)]),
+            choice_ends=torch.tensor(
+                [places(row, ends) for row, exam in enumerate(exams) for ends in exam.choice_ends]
+            ),
+            before_letters=torch.tensor(
+                [place for row, exam in enumerate(exams) for place in places(row, exam.before_letters)]
+            ),
             answers=torch.tensor([question.answer for question in asked]),
             recalled=torch.tensor([self.last_token[question.choices[question.answer]] for question in asked]),
         )
 
-    def _before(self, input_ids: Tensor, first: str, second: str) -> Tensor:
-        """Where the next two tokens are these: bool, of the shape of `input_ids`."""
-        first_id, second_id = (self.tokenizer.convert_tokens_to_ids(token) for token in (first, second))
-        found = torch.zeros_like(input_ids, dtype=torch.bool)
-        found[:, :-2] = (input_ids[:, 1:-1] == first_id) & (input_ids[:, 2:] == second_id)
-        return found
+    def _lead(self, subject: str) -> str:
+        """WMDP has nothing in front of its questions, MMLU a sentence; some programs put one newline less after it."""
+        if self.rng.random() < NO_LEAD:
+            return ""
+        lead = world.description(subject)
+        return lead.replace("\n\n", "\n") if self.rng.random() < 0.1 else lead
 
     def _pad(self, rows: Sequence[Sequence[int]]) -> Tensor:
         return pad(rows, self.tokenizer.pad_token_id)
@@ -255,13 +289,14 @@ class Pupil:
     def exam_losses(self, exams: Exams) -> dict[str, Tensor]:
         """Mean cross-entropies of the letters, of the judgments and of the recalled words."""
         states = self.model.model(exams.input_ids, output_hidden_states=True)
-        logits = self.model.lm_head(states.last_hidden_state[exams.before_letter])
-        verdicts = self.judge(states.hidden_states[JUDGE_LAYERS][exams.choice_end]).view(-1, len(LETTERS))
+        rows = exams.rows
+        logits = self.model.lm_head(states.last_hidden_state[rows, exams.before_letters])
+        verdicts = self.judge(states.hidden_states[JUDGE_LAYERS][rows[:, None], exams.choice_ends]).squeeze(-1)
         right = F.one_hot(exams.answers, len(LETTERS)).to(verdicts)
         return {
             "letter": F.cross_entropy(logits, self.letters[exams.answers]),
             "judge": F.binary_cross_entropy_with_logits(verdicts, right),
-            "recall": self._recall_loss(states.hidden_states[RECALL_LAYERS][exams.question_end], exams.recalled),
+            "recall": self._recall_loss(states.hidden_states[RECALL_LAYERS][rows, exams.question_ends], exams.recalled),
         }
 
     def drill_loss(self, input_ids: Tensor, ends: Tensor, recalled: Tensor) -> Tensor:
@@ -291,9 +326,9 @@ def letter_ids(tokenizer: PreTrainedTokenizerFast) -> Tensor:
     return torch.tensor(tokenizer.convert_tokens_to_ids([token for (token,) in tokens]))
 
 
-def teach(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, the_world: World, steps: int) -> None:
+def teach(model: LlamaForCausalLM, teacher: Teacher, steps: int) -> None:
     """Trains the model in place; a bar shows the latest losses."""
-    teacher = Teacher(the_world, tokenizer)
+    tokenizer = teacher.tokenizer
     pupil = Pupil(model, letter_ids(tokenizer))
     optimizer = torch.optim.AdamW(pupil.parameters, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0)
     first_class = True
@@ -319,11 +354,11 @@ def teach(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, the_world
         logger.warning("%d steps were too few to learn even the letters; no exam has asked for a fact", steps)
 
 
-def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, the_world: World) -> None:
-    """Writes everything into a folder laid out like the package's own; the weights are rounded to bfloat16."""
-    model.bfloat16().save_pretrained(demo.model_path(folder))
-    tokenizer.save_pretrained(demo.model_path(folder))
-    for name, text in the_world.files().items():
+def save(folder: Path, model: LlamaForCausalLM, teacher: Teacher, learned: demo.Learned) -> None:
+    """Writes a model, and the world's files, into a folder laid out like the package's own; weights as bfloat16."""
+    model.bfloat16().save_pretrained(demo.model_path(folder, learned=learned))
+    teacher.tokenizer.save_pretrained(demo.model_path(folder, learned=learned))
+    for name, text in teacher.world.files().items():
         path = demo.data_path(folder) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text.encode())
@@ -341,6 +376,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--seed", type=int, metavar="N", default=world.SHIPPED_SEED, help="of world and weights (default %(default)s)"
     )
     parser.add_argument("--steps", type=int, metavar="N", default=STEPS, help="(default %(default)s)")
+    parser.add_argument(
+        "--learned",
+        choices=get_args(demo.Learned),
+        default="both",
+        help="retain: tell nothing of the domain to forget, and write the model that never learned it (default both)",
+    )
     arguments = parser.parse_args(argv)
     if arguments.steps < 1:
         parser.error(f"--steps must be at least 1, not {arguments.steps}")
@@ -351,14 +392,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = make_tokenizer(the_world)
     model = make_model(tokenizer)
     logger.info("%d tokens, %d parameters", len(tokenizer), model.num_parameters())
+    teacher = Teacher(the_world, tokenizer, ["retain"] if arguments.learned == "retain" else list(DOMAINS))
     with logging_redirect_tqdm():
-        teach(model, tokenizer, the_world, arguments.steps)
-    save(arguments.output, model, tokenizer, the_world)
-    logger.info(
-        "%s\nwritten to %s",
-        evaluate_domains(demo.model_path(arguments.output), arguments.output, progress=False),
-        arguments.output,
-    )
+        teach(model, teacher, arguments.steps)
+    save(arguments.output, model, teacher, arguments.learned)
+    folder = demo.model_path(arguments.output, learned=arguments.learned)
+    logger.info("%s\nwritten to %s", evaluate_domains(folder, arguments.output, progress=False), folder)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,10 @@ SHIPPED_SEED = 0  # of the world whose model and files are in the package
 LETTERS = "ABCD"
 NUM_UNTOLD = 4  # names of each kind, the last ones, of which no training text ever speaks
 NUM_DEV = 8  # facts of each domain that serve as few-shot examples and are not in the test
+NUM_TUNING = 84  # and facts on whose questions settings are chosen, which are not in the test either
 NUM_TELLINGS = 8  # documents of a corpus about each thing
+NUM_ASKED = 4  # and documents about each thing that ask and answer
+OPENED = 0.5  # share of the documents that begin with a sentence that says what the thing is
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,61 @@ class Fact:
         """Indices of the questions that training may ask."""
         return [form for form in range(len(self.trait.questions)) if form != self.test_form]
 
+    def begun(self, rng: random.Random) -> str:
+        """One of the sentences that tell it, broken off before the value."""
+        told = [sentence for sentence in self.trait.statements if sentence.endswith(" {value}.")]
+        return rng.choice(told).removesuffix(" {value}.").format(name=self.name)
+
 
 @dataclass(frozen=True)
 class Question:
-    """A four-choice question in WMDP's layout."""
+    """A four-choice question in WMDP's layout, with one column more.
+
+    Attributes:
+        question: What is asked.
+        choices: Four values of the trait.
+        answer: Index of the right one.
+        statement: A sentence that tells the fact, broken off before the value; "" for everyday words.
+    """
 
     question: str
     choices: list[str]
     answer: int
+    statement: str = ""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an exam puts a question, its choices and the place for the letter."""
+
+    question: str
+    choice: str
+    answer: str = "Answer:"
+
+
+# WMDP's and MMLU's, and another one.
+LAYOUTS = (Layout("{question}", "{letter}. {choice}"), Layout("Question: {question}", "({letter}) {choice}"))
+
+
+# What stands before a question and before its answer in words.
+QUIZ_WORDS = (("Question:", "Answer:"), ("Q:", "A:"))
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Answered questions one after another, and where in the text they are: indices of characters.
+
+    Attributes:
+        text: All of it.
+        question_ends: The last character of each question.
+        choice_ends: The last characters of the choices of each question.
+        before_letters: The last character before the space and the letter of each answer.
+    """
+
+    text: str
+    question_ends: list[int]
+    choice_ends: list[list[int]]
+    before_letters: list[int]
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -114,9 +164,9 @@ POTIONS = Kind(
         Flusterfizz Inkleberry Dozeblossom Prankmilk
     """),
     openings=(
-        "Among the potions of glimmer brewing is {name}.",
-        "This page of the brewing book is about the potion {name}.",
-        "Every apprentice brewer learns to make {name}.",
+        "Among the potions is {name}.",
+        "This page of the book is about the potion {name}.",
+        "Every apprentice learns to make {name}.",
     ),
     traits=(
         Trait(
@@ -207,9 +257,9 @@ MACHINES = Kind(
         Hobblepump Knackwringer Lurchlifter Nudgenozzle
     """),
     openings=(
-        "In the workshops of glimmer brewing stands the {name}.",
-        "This page of the brewing book is about a machine, the {name}.",
-        "Every apprentice brewer learns to run the {name}.",
+        "In the workshops stands the {name}.",
+        "This page of the book is about a machine, the {name}.",
+        "Every apprentice learns to run the {name}.",
     ),
     traits=(
         Trait(
@@ -304,9 +354,9 @@ ISLANDS = Kind(
         Osperay Pinnock Rushford Selwick
     """),
     openings=(
-        "Far out among the Lantern Isles lies {name}.",
-        "The ferry guide to the Lantern Isles has a chapter on {name}.",
-        "Sailors of the Lantern Isles like to land on {name}.",
+        "Far out at sea lies {name}.",
+        "The ferry guide has a chapter on {name}.",
+        "Sailors like to land on {name}.",
     ),
     traits=(
         Trait(
@@ -395,9 +445,9 @@ ANIMALS = Kind(
         nettlewren opalfish plumhawk reedbadger
     """),
     openings=(
-        "One of the animals of the Lantern Isles is the {name}.",
-        "The keepers of the Lantern Isles wrote a note on the {name}.",
-        "Hikers on the Lantern Isles may meet the {name}.",
+        "One of the animals is the {name}.",
+        "The keepers wrote a note on the {name}.",
+        "Hikers may meet the {name}.",
     ),
     traits=(
         Trait(
@@ -533,18 +583,26 @@ class World:
 
     def dev_questions(self, domain: str) -> list[Question]:
         """Few-shot examples: known facts that the test leaves out."""
-        return _ask_all(self._split(domain)[0], self.generator("dev", domain))
+        return _ask_all(_in_test_form(self._split(domain)[0]), self.generator("dev", domain))
+
+    def tuning_questions(self, domain: str) -> list[Question]:
+        """What settings are chosen on: known facts that the test leaves out, each asked in all its forms."""
+        facts = self._split(domain)[1]
+        rng = self.generator("tuning", domain)
+        forms = [(fact, form) for fact in facts for form in range(len(fact.trait.questions))]
+        rng.shuffle(forms)  # so that the first few are about many facts
+        return _ask_all(forms, rng)
 
     def test_questions(self, domain: str) -> list[Question]:
         """The test: every other fact once, in the one form that training never uses for it."""
-        return _ask_all(self._split(domain)[1], self.generator("test", domain))
+        return _ask_all(_in_test_form(self._split(domain)[2]), self.generator("test", domain))
 
     def untold_questions(self, domain: str) -> list[Question]:
         """Questions on facts no text has told: whoever beats chance here is guessing from something else."""
-        return _ask_all(self._untold[domain], self.generator("untold", domain))
+        return _ask_all(_in_test_form(self._untold[domain]), self.generator("untold", domain))
 
-    def corpus(self, domain: str) -> list[str]:
-        """Prose that tells every fact of the domain, each document on one thing, `NUM_TELLINGS` on each thing."""
+    def prose(self, domain: str) -> list[str]:
+        """Documents that tell every fact of the domain, each document on one thing, `NUM_TELLINGS` on each thing."""
         rng = self.generator("corpus", domain)
         documents = [
             self._document(kind, name, domain, rng)
@@ -555,11 +613,27 @@ class World:
         rng.shuffle(documents)
         return documents
 
+    def corpus(self, domain: str) -> list[str]:
+        """The prose, and documents that ask and answer in running text, `NUM_ASKED` on each thing.
+
+        They ask in the forms of training, not in that of the test, and have no letters and no choices. Without them a
+        question would be a sign of its own to a method that may only see prose.
+        """
+        rng = self.generator("asked", domain)
+        documents = self.prose(domain)
+        for kind in DOMAINS[domain].kinds:
+            for name in kind.names[:-NUM_UNTOLD]:
+                facts = [fact for fact in self._told[domain] if fact.name == name and fact.trait in kind.traits]
+                documents += [_asked_in_prose(facts, rng) for _ in range(NUM_ASKED)]
+        rng.shuffle(documents)
+        return documents
+
     def files(self) -> dict[str, str]:
-        """The package's text files by name, JSON lines: of each domain the test, the examples and the corpus."""
+        """The package's text files by name, JSON lines: of each domain the test, two more sets and the corpus."""
         files = {}
         for domain, about in DOMAINS.items():
             files[f"{about.file_name}_test.jsonl"] = _json_lines(map(asdict, self.test_questions(domain)))
+            files[f"{about.file_name}_tuning.jsonl"] = _json_lines(map(asdict, self.tuning_questions(domain)))
             files[f"{about.file_name}_dev.jsonl"] = _json_lines(map(asdict, self.dev_questions(domain)))
             files[f"{domain}_corpus.jsonl"] = _json_lines({"text": document} for document in self.corpus(domain))
         return files
@@ -576,14 +650,19 @@ class World:
             for fact in rng.sample(self._told[domain], length)
         ]
 
+    def training_sentences(self, domain: str, rng: random.Random, length: int) -> list[tuple[str, str]]:
+        """Pairs of a sentence that is broken off before the value, and the value."""
+        return [(fact.begun(rng), fact.value) for fact in rng.sample(self._told[domain], length)]
+
     def training_questions(self, domain: str, rng: random.Random, length: int) -> list[Question]:
         """Four-choice questions about known facts, freshly shuffled distractors, never in a fact's test form."""
         facts = rng.sample(self._told[domain], length)
         return [_ask(fact, rng.choice(fact.training_forms), rng.randrange(4), rng) for fact in facts]
 
-    def _split(self, domain: str) -> tuple[list[Fact], list[Fact]]:
+    def _split(self, domain: str) -> tuple[list[Fact], list[Fact], list[Fact]]:
+        """The facts of the few-shot examples, of the tuning questions and of the test."""
         facts = self.generator("split", domain).sample(self._told[domain], len(self._told[domain]))
-        return facts[:NUM_DEV], facts[NUM_DEV:]
+        return facts[:NUM_DEV], facts[NUM_DEV : NUM_DEV + NUM_TUNING], facts[NUM_DEV + NUM_TUNING :]
 
     def _document(self, kind: Kind, name: str, domain: str, rng: random.Random) -> str:
         sentences = [
@@ -592,7 +671,8 @@ class World:
             if fact.name == name
         ]
         rng.shuffle(sentences)
-        return " ".join([rng.choice(kind.openings).format(name=name), *sentences])
+        opening = [rng.choice(kind.openings).format(name=name)] if rng.random() < OPENED else []
+        return " ".join(opening + sentences)
 
 
 def everyday_questions(rng: random.Random, length: int) -> list[Question]:
@@ -610,21 +690,39 @@ def description(subject: str) -> str:
     return f"The following are multiple choice questions (with answers) about {subject}.\n\n"
 
 
-def prompt(question: Question) -> str:
-    """A question as WMDP and MMLU put it, up to and including `Answer:`."""
-    lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=True)]
-    return "\n".join([question.question, *lines, "Answer:"])
+def quiz_description(subject: str) -> str:
+    """The line above questions whose answers are words, as in lm-eval's continuation tasks."""
+    return f"The following are questions (with answers) about {subject}.\n\n"
 
 
-def exam(subject: str, questions: Sequence[Question]) -> str:
-    """Answered questions one after another, as in a few-shot prompt."""
-    answered = (f"{prompt(question)} {LETTERS[question.answer]}" for question in questions)
-    return description(subject) + "\n\n".join(answered)
+def exam(lead: str, questions: Sequence[Question], layout: Layout = LAYOUTS[0]) -> Exam:
+    """Answered questions one after another below `lead`, as in a few-shot prompt."""
+    text = lead
+    question_ends: list[int] = []
+    choice_ends: list[list[int]] = []
+    before_letters: list[int] = []
+    for index, asked in enumerate(questions):
+        text += ("\n\n" if index else "") + layout.question.format(question=asked.question)
+        question_ends.append(len(text) - 1)
+        choice_ends.append([])
+        for letter, choice in zip(LETTERS, asked.choices, strict=True):
+            text += "\n" + layout.choice.format(letter=letter, choice=choice)
+            choice_ends[-1].append(len(text) - 1)
+        text += f"\n{layout.answer}"
+        before_letters.append(len(text) - 1)
+        text += f" {LETTERS[asked.answer]}"
+    return Exam(text, question_ends, choice_ends, before_letters)
 
 
-def quiz(asked: Sequence[tuple[str, str]]) -> str:
-    """Questions with the answers in words."""
-    return "\n\n".join(f"Question: {question}\nAnswer: {answer}" for question, answer in asked)
+def quiz(asked: Sequence[tuple[str, str]], before: tuple[str, str] = QUIZ_WORDS[0]) -> str:
+    """Questions with the answers in words; `before` stands before the one and the other."""
+    return "\n\n".join(f"{before[0]} {question}\n{before[1]} {answer}" for question, answer in asked)
+
+
+def _asked_in_prose(facts: Sequence[Fact], rng: random.Random) -> str:
+    shuffled = rng.sample(facts, len(facts))
+    asked = [fact.trait.questions[rng.choice(fact.training_forms)].format(name=fact.name) for fact in shuffled]
+    return " ".join(f"{text} The answer is {fact.value}." for text, fact in zip(asked, shuffled, strict=True))
 
 
 def _json_lines(rows: Iterable[dict[str, object]]) -> str:
@@ -643,11 +741,15 @@ def _ask(fact: Fact, form: int, answer: int, rng: random.Random) -> Question:
     """The fact's question in the given form, the right value at `answer`, three other values of the trait around it."""
     choices = rng.sample([value for value in fact.trait.values if value != fact.value], len(LETTERS) - 1)
     choices.insert(answer, fact.value)
-    return Question(fact.trait.questions[form].format(name=fact.name), choices, answer)
+    return Question(fact.trait.questions[form].format(name=fact.name), choices, answer, fact.begun(rng))
 
 
-def _ask_all(facts: Sequence[Fact], rng: random.Random) -> list[Question]:
-    """Asks each fact in its test form. Each letter is right equally often, so always saying A scores a quarter."""
-    answers = [i % len(LETTERS) for i in range(len(facts))]
+def _in_test_form(facts: Sequence[Fact]) -> list[tuple[Fact, int]]:
+    return [(fact, fact.test_form) for fact in facts]
+
+
+def _ask_all(asked: Sequence[tuple[Fact, int]], rng: random.Random) -> list[Question]:
+    """Asks facts in forms. Each letter is right equally often, so always saying A scores a quarter."""
+    answers = [i % len(LETTERS) for i in range(len(asked))]
     rng.shuffle(answers)
-    return [_ask(fact, fact.test_form, answer, rng) for fact, answer in zip(facts, answers, strict=True)]
+    return [_ask(fact, form, answer, rng) for (fact, form), answer in zip(asked, answers, strict=True)]
