@@ -131,6 +131,22 @@ def test_a_folder_of_other_models_or_questions_is_refused(folder: Path, tmp_path
 
 
 @pytest.mark.usefixtures("with_attacks")
+def test_controls_of_another_model_are_taken_over(folder: Path, tmp_path: Path) -> None:
+    support.save_model(tmp_path / "other", "gemma3_text")
+    first = attacked(folder, "noise", output=tmp_path / "first")
+    Noise.ran.clear()
+    taken = attacked(folder, "noise", model=tmp_path / "other", output=tmp_path / "out", controls=tmp_path / "first")
+    assert Noise.ran == [("unlearned", scale) for scale in (0.0, 0.1, 5.0)]
+    assert taken.findings["base"]["noise"].to_json() == first.findings["base"]["noise"].to_json()
+    asked = [result.findings["unlearned"]["ask"].reading.answers.to_json() for result in (first, taken)]
+    assert asked[0] != asked[1]
+    with pytest.raises(ModelError, match="has controls with other seed; leave controls out"):
+        attacked(folder, "noise", seed=1, controls=tmp_path / "first")
+    with pytest.raises(ModelError, match="has no attacks: controls are the --output"):
+        attacked(folder, "noise", controls=tmp_path)
+
+
+@pytest.mark.usefixtures("with_attacks")
 def test_what_fails_is_missing_and_never_a_number(folder: Path, tmp_path: Path) -> None:
     said: list[str] = []
     result = attacked(folder, "failing", base=None, output=tmp_path / "out", note=said.append)

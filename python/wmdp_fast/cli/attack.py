@@ -16,7 +16,7 @@ SUMMARY = "Attack a model that has unlearned something, and say how much comes b
 
 _PASSED = (
     "tasks", "base", "never_learned", "attacks", "budget", "utility", "utility_text", "utility_limit", "slack",
-    "forget", "related", "unrelated", "output", "seed", "tokenizer", "revision", "peft", "dtype", "device",
+    "forget", "related", "unrelated", "output", "controls", "seed", "tokenizer", "revision", "peft", "dtype", "device",
     "trust_remote_code", "engine", "data",
 )  # fmt: skip
 
@@ -70,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     output = parser.add_argument_group("output")
     output.add_argument("--output", metavar="DIR", help="folder for results; what is done there is not done again")
+    output.add_argument(
+        "--controls", metavar="DIR", help="another model's --output, whose runs on the same controls are taken over"
+    )
     output.add_argument("--json", action="store_true", default=False, help="print JSON instead of the table")
     output.add_argument("--quiet", action="store_true", default=False, help="no progress and no notes on stderr")
 

@@ -55,6 +55,7 @@ def attack(
     related: Corpus | None = None,
     unrelated: Corpus | None = None,
     output: str | PathLike[str] | None = None,
+    controls: str | PathLike[str] | None = None,
     seed: int = 0,
     tokenizer: PreTrainedTokenizerBase | str | PathLike[str] | None = None,
     revision: str | None = None,
@@ -89,6 +90,8 @@ def attack(
         related: Text on its neighborhood.
         unrelated: Any other text, for controls; None is general text that comes with this package.
         output: Folder for the results. What is in it of the same models and questions is not run again.
+        controls: An `output` of attacks on another model with the same `base`, `never_learned`, questions and options,
+            whose runs on those two are taken over: of several methods on one base, only the first pays for them.
         seed: Of all that is drawn.
         tokenizer: The tokenizer of `model`, if it is not the folder's own; of a model in memory it is needed.
         revision: Commit, branch or tag of `model` on the hub.
@@ -175,6 +178,7 @@ def attack(
         identity=identity,
         code={},
         folder=None if output is None else Path(output),
+        controls=None if controls is None else Path(controls),
         progress=progress,
         note=note or (lambda _line: None),
     )

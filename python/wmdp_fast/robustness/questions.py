@@ -190,12 +190,8 @@ class Questions:
 
     def answers(self, model: LocalModel, prompts: Sequence[Prompts] | None = None) -> Answers:
         """Asks, and gives the answers by letter or, of tasks that are answered in full text, by text."""
-        return Answers.from_outcomes(self.ask(model, prompts), letters=self._are_letters)
+        return Answers.from_outcomes(self.ask(model, prompts), letters=self.by_letters)
 
     def answers_by(self, model: LocalModel, scores: Scores) -> Answers:
         """The answers that scores of the choices of `own` come to, however those were read off the model."""
-        return Answers.from_outcomes(self._outcomes(model, self.own(model)[0], scores), letters=self._are_letters)
-
-    @property
-    def _are_letters(self) -> bool:
-        return all(one.task.choices == "letters" for one in self.read)
+        return Answers.from_outcomes(self._outcomes(model, self.own(model)[0], scores), letters=self.by_letters)

@@ -43,6 +43,7 @@ class Suite:
         identity: What tells this suite from another in the same folder, as JSON has it.
         code: Hashes of the files of attacks that are not of this package, by name.
         folder: Where what is done is kept, or None.
+        controls: A folder with attacks on another unlearned model, whose runs on the controls are taken over; or None.
         progress: Whether to show a bar on stderr.
         note: Takes lines meant for the user.
     """
@@ -54,6 +55,7 @@ class Suite:
     identity: Mapping[str, Any]
     code: Mapping[str, str]
     folder: Path | None
+    controls: Path | None
     progress: bool
     note: Callable[[str], None]
 
@@ -67,15 +69,34 @@ class Suite:
             JournalError: What is in the folder is damaged, or another process writes it.
             ModelError: A model cannot be loaded, or what is in the folder is of other models, questions or settings.
         """
+        taken = self._of_controls()
         if self.folder is None:
-            return self._run_all({}, lambda _run: None)
+            return self._run_all(taken, lambda _run: None)
         self.folder.mkdir(parents=True, exist_ok=True)
         check_identity(self.folder, self.identity)
         with RunsFile(self.folder / RUNS) as file:
             before = [Run.from_json(line) for line in file.lines]
             # What failed is tried again: memory may be there now, or a corpus.
-            done = {run.key: run for run in before if run.failed is None}
+            done = taken | {run.key: run for run in before if run.failed is None}
             return self._run_all(done, lambda run: file.add(run.to_json()))
+
+    def _of_controls(self) -> dict[str, Run]:
+        """What was run before on the same base and never-learned model, with the same questions, by its key."""
+        if self.controls is None:
+            return {}
+        path, now = self.controls / IDENTITY, _as_json(self.identity)
+        if not path.is_file():
+            raise ModelError(f"{self.controls} has no attacks: controls are the --output of `wmdp-fast attack`")
+        before = _read_identity(path)
+        for one in (before, now):
+            one["models"] = {role: found for role, found in one["models"].items() if role != "unlearned"}
+        if differing := _differing(before, now):
+            raise ModelError(
+                f"{self.controls} has controls with other {differing}; leave controls out to run them here"
+            )
+        lines = (self.controls / RUNS).read_text(encoding="utf-8").splitlines()
+        runs = [Run.from_json(json.loads(line)) for line in lines]
+        return {run.key: run for run in runs if run.role != "unlearned" and run.failed is None}
 
     def _run_all(self, done: Mapping[str, Run], keep: Callable[[Run], None]) -> list[Run]:
         found: list[Run] = []
@@ -151,15 +172,29 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     Raises:
         ModelError: Other models, questions or settings were attacked there; says which, or that the file is damaged.
     """
-    path = folder / IDENTITY
-    now = json.loads(strict_json.dumps(dict(identity)))
+    path, now = folder / IDENTITY, _as_json(identity)
     if not path.exists():
         write_whole(path, strict_json.dumps(now, indent=2) + "\n")
         return
+    if differing := _differing(_read_identity(path), now):
+        raise ModelError(f"{folder} has attacks with other {differing}; name the same, or another --output")
+
+
+def _as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(strict_json.dumps(dict(identity)))
+    return found
+
+
+def _read_identity(path: Path) -> dict[str, Any]:
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    except (ValueError, AttributeError) as error:
-        raise ModelError(f"{path} is damaged ({error}); remove {folder} to start over") from None
-    if differing:
-        raise ModelError(f"{folder} has attacks with other {', '.join(differing)}; name the same, or another --output")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and isinstance(found.get("models"), dict):
+            return found
+        problem: object = "it does not say of which models"
+    except ValueError as error:
+        problem = error
+    raise ModelError(f"{path} is damaged ({problem}); remove {path.parent} to start over")
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)))
