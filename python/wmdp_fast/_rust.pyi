@@ -23,6 +23,7 @@ __all__ = [
     "Prompts",
     "Question",
     "QuestionSet",
+    "ReadAhead",
     "Requests",
     "Samples",
     "TokenLogprobs",
@@ -621,6 +622,50 @@ class QuestionSet:
     def subjects(self, /) -> list[str]:
         """
         The distinct subjects, sorted.
+        """
+
+@final
+class ReadAhead:
+    """
+    Safetensors files being read into the page cache by threads that need no interpreter.
+
+    A hint and never an error: whatever is wrong with a file is left to the code that loads it. Nothing is read where the files
+    would take more than five sixths of the available memory. Dropping the object stops the threads without waiting for them.
+
+    Args:
+        files: The files, first come first read.
+        last_layer: Of tensors with a number in their names, only those up to this one; None reads all.
+    """
+    def __new__(
+        cls, /, files: SupportsGetItem[int, str | PathLike[str]], *, last_layer: SupportsIndex | None = None
+    ) -> ReadAhead: ...
+    @property
+    def bytes_cached(self, /) -> int:
+        """
+        Bytes that the page cache held already.
+        """
+    @property
+    def bytes_read(self, /) -> int:
+        """
+        Bytes read so far.
+        """
+    @property
+    def bytes_total(self, /) -> int:
+        """
+        Bytes that are wanted; 0 until the files were opened.
+        """
+    def stop(self, /) -> None:
+        """
+        Has the threads stop after what they are reading at the moment.
+        """
+    def wait(self, /) -> None:
+        """
+        Waits until nothing more will be read.
+        """
+    @property
+    def why_skipped(self, /) -> str | None:
+        """
+        Why nothing is read, or None.
         """
 
 @final

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from wmdp_fast._rust import Prompts, Requests
     from wmdp_fast.prompts.prepare import TaskQuestions
     from wmdp_fast.prompts.texts import Text, TextRequests
+    from wmdp_fast.prompts.tokenizer import ReadsTokens
     from wmdp_fast.results.perplexity import TextResult
     from wmdp_fast.results.result import TaskResult
     from wmdp_fast.scoring.backend import Backend
@@ -196,10 +197,10 @@ def evaluate(
         taken = [*(task.name for task in selection.tasks), *(group.name for group in selection.groups)]
         texts = read_texts(text, field=text_field, limit=limit, taken=taken)
     cautions = Cautions(read, system_instruction, log_samples=log_samples)
-    encoder = BackgroundTokenizer(selection)
+    preparing = _Preparing(prompting, selection, read, cautions, clock)
     with clock("load"):
-        backend = source.open(encoder.begin)
-    asked = _asked(prompting, selection, backend, encoder, read, texts, cautions, clock)
+        backend = source.open(preparing.begin, clock)
+    asked = preparing.asked(backend, texts)
     cautions.add_prompts(asked.requests, [one.questions for one in (*read, *asked.others)])
     with contextlib.ExitStack() as kept:
         scored = _score(asked, backend, prompting, keeping, kept, clock)
@@ -328,28 +329,43 @@ class _Scored:
     texts: dict[str, TextResult]
 
 
-def _asked(
-    prompting: PromptOptions,
-    selection: Selection,
-    backend: Backend,
-    encoder: BackgroundTokenizer,
-    read: list[TaskQuestions],
-    texts: Sequence[Text],
-    cautions: Cautions,
-    clock: PhaseClock,
-) -> _Asked:
-    """Renders and tokenizes."""
-    others = prompting.in_other_orders(read)
-    both = [*read, *others]
-    with clock("render"):
-        prompts = [prompting.prompts(one, backend.tokenizer, cautions) for one in both]
-    with clock("tokenize"):
-        requests = prompting.requests(backend, encoder, prompts)
-        if requests is not None:
-            names = [f"{one.task.name}, question {row + 1}" for one in both for row in range(len(one.questions))]
-            backend.check_tokens(requests, names.__getitem__)
-        to_read = _text_requests(backend, encoder, texts, prompting.max_length)
-    return _Asked(selection, read, others, prompts, requests, to_read)
+class _Preparing:
+    """From the questions of a run to tokens, begun as soon as there is a tokenizer and done while weights are read."""
+
+    def __init__(
+        self,
+        prompting: PromptOptions,
+        selection: Selection,
+        read: list[TaskQuestions],
+        cautions: Cautions,
+        clock: PhaseClock,
+    ) -> None:
+        self._prompting, self._selection, self._cautions, self._clock = prompting, selection, cautions, clock
+        self._read, self._others = read, prompting.in_other_orders(read)
+        self._encoder = BackgroundTokenizer(selection)
+        self._prompts: list[Prompts] | None = None
+
+    def begin(self, model: ReadsTokens) -> None:
+        """Renders, and begins to tokenize on a thread."""
+        self._prompts = self._rendered(model)
+        self._encoder.begin(model, self._prompts, self._prompting.length(model))
+
+    def asked(self, backend: Backend, texts: Sequence[Text]) -> _Asked:
+        """What the model is asked; what has not begun is done now."""
+        both = [*self._read, *self._others]
+        prompts = self._rendered(backend) if self._prompts is None else self._prompts
+        with self._clock("tokenize"):
+            requests = self._prompting.requests(backend, self._encoder, prompts)
+            if requests is not None:
+                names = [f"{one.task.name}, question {row + 1}" for one in both for row in range(len(one.questions))]
+                backend.check_tokens(requests, names.__getitem__)
+            to_read = _text_requests(backend, self._encoder, texts, self._prompting.max_length)
+        return _Asked(self._selection, self._read, self._others, prompts, requests, to_read)
+
+    def _rendered(self, model: ReadsTokens) -> list[Prompts]:
+        with self._clock("render"):
+            both = [*self._read, *self._others]
+            return [self._prompting.prompts(one, model.tokenizer, self._cautions) for one in both]
 
 
 def _text_requests(

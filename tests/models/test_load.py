@@ -18,8 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 import wmdp_fast
 from tests.support import tiny_models
 from wmdp_fast.exceptions import DataUnavailableError, ModelError, TokenizerError, WmdpFastWarning
-from wmdp_fast.models.load import evaluation_mode, load_model, max_length, parse_device, wrap_model
+from wmdp_fast.models.load import evaluation_mode, load_model, parse_device, wrap_model
 from wmdp_fast.models.partial import load_first_layers
+from wmdp_fast.models.tokenizer_only import max_length
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any
 
+from wmdp_fast.checkpoints.read_ahead import reading_ahead
 from wmdp_fast.cli.asking import add_selection, add_wording, asked
 from wmdp_fast.cli.options import finite_number, limit, whole_number
 from wmdp_fast.runtime import strict_json
@@ -89,15 +90,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     options: dict[str, Any] = {name: given[name] for name in _PASSED if name in given}
-    from wmdp_fast.robustness.api import attack
+    with reading_ahead(arguments.model, revision=options.get("revision"), peft=options.get("peft")):
+        from wmdp_fast.robustness.api import attack
 
-    result = attack(
-        arguments.model,
-        eval_options=asked(arguments),
-        progress=not arguments.quiet,
-        note=None if arguments.quiet else _note,
-        **options,
-    )
+        result = attack(
+            arguments.model,
+            eval_options=asked(arguments),
+            progress=not arguments.quiet,
+            note=None if arguments.quiet else _note,
+            **options,
+        )
     print(strict_json.dumps(result.to_json()) if arguments.json else result)
     return 0
 

@@ -7,6 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from wmdp_fast.checkpoints.read_ahead import reading_ahead
 from wmdp_fast.cli.asking import add_selection, add_wording
 from wmdp_fast.cli.options import positive_number, whole_number, whole_number_or_auto
 from wmdp_fast.runtime import strict_json
@@ -182,7 +183,14 @@ def run(arguments: argparse.Namespace) -> int:
     options = {name: value for name, value in vars(arguments).items() if name not in _OWN}
     if hasattr(arguments, "show_prompts"):
         return _show_prompts(arguments, options)
-    model = _take_server(arguments, options) or arguments.model
+    server = _take_server(arguments, options)
+    if server is not None:
+        return _evaluate(server, arguments, options)
+    with reading_ahead(arguments.model, revision=options.get("revision"), peft=options.get("peft")):
+        return _evaluate(arguments.model, arguments, options)
+
+
+def _evaluate(model: str | Server, arguments: argparse.Namespace, options: dict[str, Any]) -> int:
     from wmdp_fast.evaluation import evaluate
 
     result = evaluate(model, **options, progress=not arguments.quiet)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from wmdp_fast.checkpoints.read_ahead import reading_ahead
 from wmdp_fast.cli.asking import add_selection, add_wording, asked
 from wmdp_fast.cli.method_options import add_budget, add_settings, config_of
 from wmdp_fast.cli.options import whole_number
 from wmdp_fast.runtime.tables import number_text
+
+if TYPE_CHECKING:
+    from wmdp_fast.unlearning.result import UnlearnResult
 
 SUMMARY = "Unlearn the subjects of some corpora, with RMU or another method."
 
@@ -85,19 +89,29 @@ def run(arguments: argparse.Namespace) -> int:
         "cache_limit",
     )
     options: dict[str, Any] = {name: given[name] for name in (*passed, "report_to") if name in given}
-    from wmdp_fast.unlearning.api import unlearn
+    last_layer = None
+    if config.depth is not None and not {"eval_tasks", "eval_text", "max_kl"} & options.keys():
+        last_layer = config.depth - 1
+    with reading_ahead(arguments.model, revision=options.get("revision"), last_layer=last_layer):
+        from wmdp_fast.unlearning.api import unlearn
 
-    result = unlearn(
-        arguments.model,
-        forget=arguments.forget,
-        retain=arguments.retain,
-        config=config,
-        output=arguments.output,
-        eval_options=asked(arguments),
-        progress=not arguments.quiet,
-        note=None if arguments.quiet else _note,
-        **options,
-    )
+        result = unlearn(
+            arguments.model,
+            forget=arguments.forget,
+            retain=arguments.retain,
+            config=config,
+            output=arguments.output,
+            eval_options=asked(arguments),
+            progress=not arguments.quiet,
+            note=None if arguments.quiet else _note,
+            **options,
+        )
+    _report(result)
+    return 0
+
+
+def _report(result: UnlearnResult) -> None:
+    """Prints what came out."""
     last = result.metrics[-1] if result.metrics else {}
     if result.stopped:
         print(f"stopped {result.stopped}; the weights are those of step {result.best_step}")
@@ -112,7 +126,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"KL from the original: {result.budget['kl']:.4g} nats per token, of at most {result.budget['max_kl']:g}")
     peak = f", peak memory {last['peak_memory_mb']:.0f} MB" if "peak_memory_mb" in last else ""
     print(f"{result.steps} steps in {result.seconds.get('steps', 0.0):.1f} s{peak}: {result.output}")
-    return 0
 
 
 def _note(line: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wmdp_fast.checkpoints.weight_files import CONFIG, read_json, shown, weight_files
+from wmdp_fast.checkpoints.weight_files import weight_files
 from wmdp_fast.exceptions import ModelError, TokenizerError, WmdpFastWarning
 from wmdp_fast.models import locate
 from wmdp_fast.models.adapters import with_adapter
@@ -20,26 +20,21 @@ from wmdp_fast.models.attention.requirements import about_left_out, take_eager_w
 from wmdp_fast.models.reading import (
     about_missing,
     about_unexpected,
-    check_config,
-    failures_as,
     read_pretrained,
     warnings_as_ours,
 )
 from wmdp_fast.models.row_length import fresh_rotary
 from wmdp_fast.models.threads import only_user
+from wmdp_fast.models.tokenizer_only import TokenizerOnly, load_tokenizer_only, max_length
 from wmdp_fast.prompts.tokenizer import prefix_token_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-# lm-eval's default where neither the configuration nor the tokenizer knows a limit.
-_DEFAULT_MAX_LENGTH = 2048
-_MOST_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -89,7 +84,7 @@ def load_model(
     peft: str | None = None,
     tokenizer: str | PreTrainedTokenizerBase | None = None,
     allow_missing: bool = False,
-    on_tokenizer: Callable[[PreTrainedTokenizerBase, str], object] | None = None,
+    opened: TokenizerOnly | None = None,
 ) -> LoadedModel:
     """Loads a causal language model from a folder or the hub, ready for scoring.
 
@@ -106,8 +101,7 @@ def load_model(
             is not the adapter's.
         tokenizer: Another tokenizer than the model's: one in memory, a folder, or a name on the hub.
         allow_missing: Whether to go on if the checkpoint lacks weights, with random ones in their place.
-        on_tokenizer: Called with the tokenizer and the model's type (`llama`) before the weights are read, to begin
-            what needs no weights.
+        opened: What `load_tokenizer_only` has read of the same model, weights located; then `tokenizer` is in it.
 
     Warns:
         WmdpFastWarning: Weights are not used, or random, or of a type that this CPU is slow at.
@@ -120,27 +114,28 @@ def load_model(
     """
     begin = time.perf_counter()
     torch_dtype, torch_device = parse_dtype(dtype), parse_device(device)
-    files = locate.locate_model(name_or_path, revision=revision)
-    # From the hub everything is taken at one commit, even if the branch moves on meanwhile.
-    source: dict[str, Any] = {"revision": files.commit or revision, "trust_remote_code": trust_remote_code}
-    where = str(files.folder) if files.commit is None else name_or_path
-    check_config(files.folder, where, source)
-    own_source = {"trust_remote_code": trust_remote_code} if isinstance(tokenizer, str) else source
-    loaded_tokenizer = load_tokenizer(tokenizer or where, own_source)
-    if on_tokenizer is not None:
-        on_tokenizer(loaded_tokenizer, str(read_json(files.folder / CONFIG).get("model_type", "")))
-    model, notes = _read(where, source, torch_dtype, torch_device, peft, loaded_tokenizer, allow_missing=allow_missing)
+    if opened is None:
+        opened = load_tokenizer_only(
+            name_or_path,
+            tokenizer=tokenizer,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            files=locate.locate_model(name_or_path, revision=revision),
+        )
+    files = opened.files
+    where, source = files.address(name_or_path), opened.source
+    model, notes = _read(where, source, torch_dtype, torch_device, peft, opened.tokenizer, allow_missing=allow_missing)
     for note in notes:
         warnings.warn(f"{name_or_path}: {note}", WmdpFastWarning, stacklevel=2)
     if torch_dtype is None:
         _warn_of_slow_dtype(model, torch_device)
-    found = _describe(model, loaded_tokenizer, name=name_or_path, revision=revision, peft=peft, notes=notes)
+    found = _describe(model, opened.tokenizer, name=name_or_path, revision=revision, peft=peft, notes=notes)
     return replace(found, path=files.folder, sha=files.commit, seconds=time.perf_counter() - begin)
 
 
 def _read(
     where: str,
-    source: dict[str, Any],
+    source: Mapping[str, Any],
     dtype: torch.dtype | None,
     device: torch.device,
     peft: str | None,
@@ -271,32 +266,6 @@ def parse_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def max_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Maximum sequence length of a model, by lm-eval's rule (`resolve_max_length`, 0.4.13).
-
-    The configuration's limit (that of the text model, if it has several parts), else the tokenizer's, else 2048.
-
-    Raises:
-        ModelError: It is not a positive number.
-    """
-    from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
-
-    text_config = getattr(config, "text_config", None) or config
-    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
-        if (limit := getattr(text_config, name, None)) is not None:
-            break
-    else:
-        limit = tokenizer.model_max_length
-        if limit is None or limit == VERY_LARGE_INTEGER:
-            return _DEFAULT_MAX_LENGTH
-        name = "the tokenizer's model_max_length"
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 1 <= limit < float("inf"):
-        model = getattr(config, "name_or_path", "") or type(config).__name__
-        raise ModelError(f"{model}: {name} is {shown(limit)}, which is no number of tokens; correct it")
-    # No prompt is longer, and this is a number for any machine.
-    return min(int(limit), _MOST_TOKENS)
-
-
 def _describe(
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -334,7 +303,7 @@ def _describe(
 
 
 def _from_pretrained(
-    where: str, source: dict[str, Any], dtype: torch.dtype | None, device: torch.device, allow_missing: bool
+    where: str, source: Mapping[str, Any], dtype: torch.dtype | None, device: torch.device, allow_missing: bool
 ) -> tuple[PreTrainedModel, list[str], list[str]]:
     from transformers import AutoModelForCausalLM
 
@@ -375,27 +344,3 @@ def _warn_of_slow_dtype(model: torch.nn.Module, device: torch.device) -> None:
             WmdpFastWarning,
             stacklevel=3,
         )
-
-
-def load_tokenizer(
-    tokenizer: str | PreTrainedTokenizerBase, source: Mapping[str, Any] | None = None
-) -> PreTrainedTokenizerBase:
-    """A tokenizer of transformers: the one given, or that of a folder or of a name on the hub.
-
-    Args:
-        tokenizer: The tokenizer, or where it is.
-        source: More to tell transformers, such as the `revision`.
-
-    Raises:
-        TokenizerError: It cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    if not isinstance(tokenizer, str):
-        return tokenizer
-    with failures_as(TokenizerError, f"the tokenizer of {tokenizer} cannot be loaded"):
-        # Asked for code that it may not run, transformers would wait for an answer on stdin.
-        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            tokenizer, **{"trust_remote_code": False, **(source or {})}
-        )
-    return loaded

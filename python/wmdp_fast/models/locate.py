@@ -48,6 +48,10 @@ class Files:
     folder: Path
     commit: str | None
 
+    def address(self, name_or_path: str) -> str:
+        """What transformers finds them by: the folder, or the name on the hub."""
+        return str(self.folder) if self.commit is None else name_or_path
+
 
 def locate_model(name_or_path: str, *, revision: str | None) -> Files:
     """Finds a model and makes sure that it has safetensors weights, and that its index names nothing else.

@@ -4,6 +4,8 @@ Where a checkpoint lacks a weight, transformers makes a random one and says so i
 numbers that mean nothing and differ from run to run. Here that is an error that names the weights.
 
 Loading runs much code of others on files of others, which fails in every way there is; `failures_as` makes one of each.
+
+Importing this imports no torch: a tokenizer is read before that.
 """
 
 from __future__ import annotations
@@ -13,8 +15,6 @@ import re
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from wmdp_fast.checkpoints.weight_files import CONFIG, read_json, shown
 from wmdp_fast.exceptions import ModelError, WmdpFastError, WmdpFastWarning
@@ -54,6 +54,8 @@ def read_pretrained(
     Raises:
         ModelError: It cannot be loaded, or weights are missing or have another shape than `config.json` says.
     """
+    import torch
+
     lines: list[str] = []
     with failures_as(ModelError, f"{where} cannot be loaded"), _without_report(lines):
         try:

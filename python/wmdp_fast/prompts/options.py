@@ -176,8 +176,11 @@ class PromptOptions:
             if self.max_length is not None:
                 raise ValueError("max_length needs the served model's tokenizer: name it with tokenizer (--tokenizer)")
             return None
-        max_length = self.max_length or min(model.max_length or _NO_LIMIT, _LARGEST)
-        return encoder.of(model).encode_requests(prompts, max_length)
+        return encoder.encoded(model, prompts, self.length(model))
+
+    def length(self, model: ReadsTokens) -> int:
+        """Most tokens of a prompt."""
+        return self.max_length or min(model.max_length or _NO_LIMIT, _LARGEST)
 
 
 def check_counts(**given: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
@@ -9,10 +10,12 @@ from wmdp_fast._rust import Tokenizer
 from wmdp_fast.exceptions import TokenizerError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from concurrent.futures import Future
 
     from transformers import PreTrainedTokenizerBase
 
+    from wmdp_fast._rust import Prompts, Requests
     from wmdp_fast.tasks.resolve import Selection
 
 
@@ -79,18 +82,25 @@ def prefix_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 class BackgroundTokenizer:
-    """The Rust tokenizer, loaded on a thread while the weights are read: either takes some tenths of a second."""
+    """The Rust tokenizer, loaded and put to work on a thread while libraries are imported and weights are read."""
 
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
         self._begun: Future[Tokenizer] | None = None
+        self._ahead: Future[Requests] | None = None
+        self._asked: tuple[list[Prompts], int] | None = None
 
-    def begin(self, tokenizer: PreTrainedTokenizerBase, model_type: str) -> None:
-        """Begins to load it on a thread, which takes little of Python's time."""
-        if (prefix := prefix_token_id(tokenizer)) is not None:
-            threads = ThreadPoolExecutor(max_workers=1)
-            self._begun = threads.submit(self._load, tokenizer, prefix, model_type)
-            threads.shutdown(wait=False)
+    def begin(self, model: ReadsTokens, prompts: Sequence[Prompts], max_length: int) -> None:
+        """Begins to load it, and to tokenize prompts with it, on a thread; both take little of Python's time."""
+        if (tokenizer := model.tokenizer) is None or (prefix := model.prefix_token_id) is None:
+            return
+        threads = ThreadPoolExecutor(max_workers=1)
+        self._begun = threads.submit(self._load, tokenizer, prefix, model.model_type)
+        if prompts:
+            self._asked = list(prompts), max_length
+            begun = self._begun
+            self._ahead = threads.submit(lambda: begun.result().encode_requests(prompts, max_length))
+        threads.shutdown(wait=False)
 
     def of(self, model: ReadsTokens) -> Tokenizer:
         """That of a model, which has one: waits for it, or loads it now.
@@ -104,6 +114,18 @@ class BackgroundTokenizer:
         if model.tokenizer is None or model.prefix_token_id is None:
             raise ValueError("without a tokenizer that has BOS or EOS there are no tokens")
         return self._load(model.tokenizer, model.prefix_token_id, model.model_type)
+
+    def encoded(self, model: ReadsTokens, prompts: Sequence[Prompts], max_length: int) -> Requests:
+        """Prompts as tokens, of at most `max_length` each: waits for those that were begun, or makes them now.
+
+        Raises:
+            TokenizerError, ValueError: As `of` and `Tokenizer.encode_requests`.
+        """
+        if self._ahead is not None and self._asked is not None:
+            begun, length = self._asked
+            if length == max_length and len(begun) == len(prompts) and all(map(operator.is_, begun, prompts)):
+                return self._ahead.result()
+        return self.of(model).encode_requests(prompts, max_length)
 
     def _load(self, tokenizer: PreTrainedTokenizerBase, prefix_token_id: int, model_type: str) -> Tokenizer:
         special = self._selection.compat.add_special_tokens(model_type)

@@ -252,7 +252,8 @@ class EvalResult:
         model_name: Name or path of the model; names the folder of the files.
         model_source: lm-eval's name for the kind of model (`hf`).
         config: How the model was run; `config_section` makes it.
-        timings: Seconds by phase: load, read, render, tokenize, forward, aggregate, texts.
+        timings: Seconds by phase: read (questions), import (torch, transformers), tokenizer, render, load (weights),
+            tokenize (what of it was not done meanwhile), forward, aggregate, texts.
         num_tokens: Tokens that went through the model, padding excluded.
         started: When the run began, seconds since 1970.
         total_seconds: How long it took.

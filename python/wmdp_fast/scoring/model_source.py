@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wmdp_fast.prompts.tokenizer import ReadsTokens
+    from wmdp_fast.runtime.clock import PhaseClock
     from wmdp_fast.scoring.backend import Backend
     from wmdp_fast.scoring.local import LocalModel
 
-    OnTokenizer = Callable[[PreTrainedTokenizerBase, str], object]
+    OnTokenizer = Callable[[ReadsTokens], object]
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,14 @@ class ModelSource:
 
     Attributes:
         name: What results will call it.
-        open: Loads it, or connects to its server. Takes what is called with the tokenizer and the model's type as soon
-            as these are known, if the model is loaded from files. Raises what `load_model`, `wrap_model` and `connect`
-            do.
+        open: Loads it, or connects to its server. Takes what is called with the tokenizer as soon as that is there,
+            which is seconds before the weights are, if the model is loaded from files; and the clock of the run, which
+            has importing libraries and reading the tokenizer as phases of their own. Raises what `load_model`,
+            `wrap_model` and `connect` do.
     """
 
     name: str
-    open: Callable[[OnTokenizer], Backend]
+    open: Callable[[OnTokenizer, PhaseClock], Backend]
 
 
 def model_source(
@@ -59,16 +61,16 @@ def model_source(
     """
     if isinstance(model, Server):
         _refuse_for_server(load, score, has_text=has_text)
-        return ModelSource(model.model, lambda _: _connected(model, load))
+        return ModelSource(model.model, lambda _, __: _connected(model, load))
     if isinstance(model, (str, os.PathLike)):
         where = os.fspath(model)
-        return ModelSource(where, lambda on_tokenizer: _loaded(where, load, score, on_tokenizer))
+        return ModelSource(where, lambda on_tokenizer, clock: _loaded(where, load, score, on_tokenizer, clock))
     if resume:
         raise ValueError("resume is for models on disk: a model in memory may have changed since the earlier run")
     tokenizer = _tokenizer_of(load, "evaluate")
     _refuse_in_memory(load)
     name = getattr(model, "name_or_path", "") or type(model).__name__
-    return ModelSource(name, lambda _: _in_memory(model, tokenizer, load, score))
+    return ModelSource(name, lambda _, __: _in_memory(model, tokenizer, load, score))
 
 
 def tokenizer_source(
@@ -115,20 +117,38 @@ def _connected(server: Server, load: LoadOptions) -> Backend:
     return connect(server, _named(load.tokenizer))
 
 
-def _loaded(where: str, load: LoadOptions, score: ScoreOptions, on_tokenizer: OnTokenizer) -> LocalModel:
-    from wmdp_fast.models.load import load_model
-    from wmdp_fast.scoring.local import LocalModel
+def _loaded(
+    where: str, load: LoadOptions, score: ScoreOptions, on_tokenizer: OnTokenizer, clock: PhaseClock
+) -> LocalModel:
+    """Files first, then the tokenizer, then what is slow: transformers' code for models, and the weights."""
+    from wmdp_fast.models import locate
+    from wmdp_fast.models.tokenizer_only import load_tokenizer_only
+
+    files = locate.locate_model(where, revision=load.revision)
+    with clock("import"):
+        from transformers import AutoConfig, AutoTokenizer  # noqa: F401 (takes seconds, so it is timed)
+    with clock("tokenizer"):
+        opened = load_tokenizer_only(
+            where,
+            tokenizer=_named(load.tokenizer),
+            revision=load.revision,
+            trust_remote_code=load.trust_remote_code,
+            files=files,
+        )
+    on_tokenizer(opened)
+    with clock("import"):
+        from wmdp_fast.models.load import load_model
+        from wmdp_fast.scoring.local import LocalModel
 
     loaded = load_model(
         where,
-        tokenizer=_named(load.tokenizer),
         revision=load.revision,
         dtype=load.dtype,
         device=load.device,
         peft=None if load.peft is None else os.fspath(load.peft),
         trust_remote_code=load.trust_remote_code,
         allow_missing=load.allow_missing,
-        on_tokenizer=on_tokenizer,
+        opened=opened,
     )
     return LocalModel(loaded, load, score)
 
@@ -136,7 +156,8 @@ def _loaded(where: str, load: LoadOptions, score: ScoreOptions, on_tokenizer: On
 def _in_memory(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | str, load: LoadOptions, score: ScoreOptions
 ) -> LocalModel:
-    from wmdp_fast.models.load import load_tokenizer, wrap_model
+    from wmdp_fast.models.load import wrap_model
+    from wmdp_fast.models.tokenizer_only import load_tokenizer
     from wmdp_fast.scoring.local import LocalModel
 
     return LocalModel(wrap_model(model, load_tokenizer(tokenizer)), load, score)

@@ -171,7 +171,7 @@ def connect(server: Server, tokenizer: PreTrainedTokenizerBase | str | None = No
     if tokenizer is None:
         return ServedModel(server, None, length)
     from wmdp_fast.exceptions import TokenizerError
-    from wmdp_fast.models.load import load_tokenizer
+    from wmdp_fast.models.tokenizer_only import load_tokenizer
 
     try:
         loaded = load_tokenizer(tokenizer)

@@ -161,7 +161,7 @@ def tokenizer_of(
     name: str, folder: Path, commit: str | None, *, trust_remote_code: bool
 ) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a checkpoint, or None if its folder has none: tokens may be given ready-made."""
-    from wmdp_fast.models.load import load_tokenizer
+    from wmdp_fast.models.tokenizer_only import load_tokenizer
 
     has_files = commit is not None or any(
         (folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")

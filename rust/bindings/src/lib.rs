@@ -21,6 +21,7 @@ mod openmp;
 mod orders;
 mod parallel;
 mod question;
+mod read_ahead;
 mod request;
 mod rotary;
 mod samples;
@@ -53,6 +54,8 @@ mod _rust {
     use crate::parallel::num_threads;
     #[pymodule_export]
     use crate::question::{_restore_questions, Question, QuestionSet};
+    #[pymodule_export]
+    use crate::read_ahead::ReadAhead;
     #[pymodule_export]
     use crate::request::{_restore_requests, PaddedBatch, Requests};
     #[pymodule_export]

@@ -11,7 +11,7 @@
 //! - [`scores`]: [`aggregate`](scores::aggregate) turns a model's scores into numbers, [`orders`](scores::orders) says what the
 //!   order of the choices does to them and [`stats`](scores::stats) how sure they are; [`samples`](scores::samples) writes them
 //!   down question by question and [`saved`](scores::saved) reads them back.
-//! - [`runtime`]: a thread pool that survives `fork`, work done ahead of its use, and the flag that stops both.
+//! - [`runtime`]: a thread pool that survives `fork`, work done and files read ahead of their use, and the flag that stops them.
 #![forbid(unsafe_code)]
 
 pub mod corpus;

@@ -1,4 +1,6 @@
-//! Work in parallel, ahead of its use, and stopped when asked.
+//! Work in parallel, ahead of its use, and stopped when asked; files read ahead of theirs, as memory allows.
 
 pub mod ahead;
+pub mod memory;
 pub mod parallel;
+pub mod read_ahead;
