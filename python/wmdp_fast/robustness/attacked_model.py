@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wmdp_fast.checkpoints.tensor_file import digest_of
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models import locate
+from wmdp_fast.runtime.clock import PhaseClock
 from wmdp_fast.scoring.model_source import model_source
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class AttackedModel:
         """
         from wmdp_fast.scoring.local import LocalModel
 
-        opened = model_source(self.model, self.load, self.score).open(lambda *_: None)
+        opened = model_source(self.model, self.load, self.score).open(lambda _: None, PhaseClock())
         if not isinstance(opened, LocalModel):
             raise ModelError(f"{self.name} is served: attacks need a model that is run here")
         return opened
