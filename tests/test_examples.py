@@ -17,6 +17,7 @@ SAYS = {
     "evaluate_while_training": "step 2:",
     "forget_licenses": "retain (Python): perplexity",
     "lm_eval_from_python": "'acc,none'",
+    "own_attack": "whisper",
     "own_method": "forget loss ",
 }
 

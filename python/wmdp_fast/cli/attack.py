@@ -11,6 +11,7 @@ from wmdp_fast.checkpoints.read_ahead import reading_ahead
 from wmdp_fast.cli.asking import add_selection, add_wording, asked
 from wmdp_fast.cli.options import finite_number, limit, whole_number
 from wmdp_fast.runtime import strict_json
+from wmdp_fast.runtime.own_code import FORM
 from wmdp_fast.runtime.tables import in_columns
 
 SUMMARY = "Attack a model that has unlearned something, and say how much comes back."
@@ -38,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     attacks = parser.add_argument_group("attacks")
     attacks.add_argument(
-        "--attacks", action="append", metavar="NAMES", help="`all` (default), or names from --list, comma-separated"
+        "--attacks",
+        action="append",
+        metavar="NAMES",
+        help=f"`all` (default), or names from --list, comma-separated; {FORM} for one of your own",
     )
     attacks.add_argument(
         "--budget", choices=("quick", "standard", "full"), help="how many settings are tried (default standard)"
@@ -109,7 +113,7 @@ def _list() -> int:
 
     rows = [("attack", "needs", "what it does")]
     rows += [(attack.name, attack.access, attack.summary) for attack in ATTACKS.values()]
-    print("\n".join(in_columns(rows, "lll")))
+    print("\n".join([*in_columns(rows, "lll"), "", f"{FORM} names one of your own."]))
     return 0
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.cli.field_types import FieldType, field_help, field_types
 from wmdp_fast.cli.options import finite_number, positive_number, whole_number
+from wmdp_fast.runtime.own_code import FORM
 from wmdp_fast.unlearning.methods.catalog import DEFAULT, METHODS, config_class, preset_of, spelled
-from wmdp_fast.unlearning.methods.own_file import FORM
 from wmdp_fast.unlearning.training_config import TrainingConfig
 
 if TYPE_CHECKING:

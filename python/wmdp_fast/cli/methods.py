@@ -7,9 +7,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.cli.field_types import field_help
+from wmdp_fast.runtime.own_code import FORM
 from wmdp_fast.runtime.tables import aligned
 from wmdp_fast.unlearning.methods.catalog import DEFAULT, METHODS, config_class, presets_of
-from wmdp_fast.unlearning.methods.own_file import FORM
 from wmdp_fast.unlearning.training_config import TrainingConfig
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from wmdp_fast.prompts.documents import CorpusTokens
 from wmdp_fast.prompts.options import PromptOptions
 from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.robustness.attacked_model import AttackedModel
-from wmdp_fast.robustness.attacks.catalog import attacks_of
+from wmdp_fast.robustness.attacks.catalog import attacks_of, own_hashes
 from wmdp_fast.robustness.findings import SLACK
 from wmdp_fast.robustness.questions import Questions
 from wmdp_fast.robustness.result import AttackResult
@@ -80,7 +80,8 @@ def attack(
         tasks: What was unlearned: names of tasks and groups, and question files.
         base: The model before unlearning. Without it nothing can be said of how much was regained.
         never_learned: A model that never had the knowledge, where there is one: what it gains is learning.
-        attacks: `all`, or names of attacks; `wmdp-fast attack --list` shows them.
+        attacks: `all`, or names of attacks; `wmdp-fast attack --list` shows them. One of your own is named as
+            `FILE.py:CLASS` or `package.module:CLASS`.
         budget: How many settings of each are tried: `quick`, `standard` or `full`.
         utility: Tasks on what should have been kept. An attack that ruins the model does not count.
         utility_text: Held-out texts for the same purpose.
@@ -114,7 +115,7 @@ def attack(
         JournalError: The results in `output` are damaged, or another process writes them.
         ModelError: A model cannot be loaded or asked, or `output` has attacks on other models, questions or settings.
         TaskError: A task is unknown, or leaves too few questions on one side.
-        ValueError: An attack is unknown, or an option has an impossible value.
+        ValueError: An attack is unknown or cannot be loaded, or an option has an impossible value.
 
     Example:
         >>> from wmdp_fast import attack, demo
@@ -176,7 +177,7 @@ def attack(
         seed=seed,
         open={role: partial(subject, role) for role in models},
         identity=identity,
-        code={},
+        code=own_hashes(chosen),
         folder=None if output is None else Path(output),
         controls=None if controls is None else Path(controls),
         progress=progress,

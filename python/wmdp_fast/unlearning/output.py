@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from wmdp_fast.checkpoints import checkpoint, tensor_file
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.runtime import environment, strict_json
+from wmdp_fast.runtime.own_code import own_code
 from wmdp_fast.unlearning import reporting
 from wmdp_fast.unlearning.card import model_card
-from wmdp_fast.unlearning.methods.own_file import own_code
 from wmdp_fast.unlearning.source import base_id
 
 if TYPE_CHECKING:

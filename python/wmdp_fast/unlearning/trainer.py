@@ -15,6 +15,7 @@ from wmdp_fast.exceptions import DivergedError, InternalError, WmdpFastWarning
 from wmdp_fast.models.row_length import fresh_rotary
 from wmdp_fast.models.threads import computing, only_user
 from wmdp_fast.models.vocabulary import refuse_unknown_in_corpus
+from wmdp_fast.runtime.own_code import own_code
 from wmdp_fast.runtime.progress import Bar, progress_bar
 from wmdp_fast.unlearning import divergence, output, reporting
 from wmdp_fast.unlearning.adapter import weights_of
@@ -23,7 +24,6 @@ from wmdp_fast.unlearning.budget import Budget
 from wmdp_fast.unlearning.document_lengths import longest_document
 from wmdp_fast.unlearning.evaluation_loop import EvaluationLoop
 from wmdp_fast.unlearning.method import MethodState, Setup, StepInput
-from wmdp_fast.unlearning.methods.own_file import own_code
 from wmdp_fast.unlearning.metrics import Metrics
 from wmdp_fast.unlearning.optim import optimizer_of, update
 from wmdp_fast.unlearning.padding import why_padded

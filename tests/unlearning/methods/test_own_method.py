@@ -12,8 +12,9 @@ import pytest
 from tests.conftest import CHECKOUT
 from wmdp_fast import cli, demo
 from wmdp_fast.checkpoints.checkpoint import apply_delta
+from wmdp_fast.runtime.own_code import own_code
 from wmdp_fast.unlearning.methods.catalog import config_class, name_of
-from wmdp_fast.unlearning.methods.own_file import load_own_method, own_code
+from wmdp_fast.unlearning.methods.own_file import load_own_method
 
 EXAMPLE = CHECKOUT / "examples" / "own_method.py"
 
@@ -129,7 +130,7 @@ def test_what_is_wrong_with_a_file_is_one_line(spec, content, message, tmp_path,
         load_own_method(spec)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not [name for name in sys.modules if name.startswith("wmdp-fast method") and "mine" in name]
+    assert not [name for name in sys.modules if name.startswith("wmdp-fast own") and "mine" in name]
 
 
 def test_settings_that_are_no_fields_are_noticed(mine):

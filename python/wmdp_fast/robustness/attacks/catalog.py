@@ -12,10 +12,12 @@ from wmdp_fast.robustness.attacks.fewshot import FewShot
 from wmdp_fast.robustness.attacks.lens import Lens
 from wmdp_fast.robustness.attacks.noise import Noise
 from wmdp_fast.robustness.attacks.orders import Orders
+from wmdp_fast.robustness.attacks.own_file import load_own_attack
 from wmdp_fast.robustness.attacks.prompts import Prompts
 from wmdp_fast.robustness.attacks.prune import Prune
 from wmdp_fast.robustness.attacks.quantize import Quantize
 from wmdp_fast.robustness.attacks.relearn import Relearn
+from wmdp_fast.runtime.own_code import FORM, own_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,21 +46,36 @@ def attacks_of(names: str | Iterable[str]) -> list[Attack]:
     """The attacks that are meant, `ask` before them.
 
     Args:
-        names: `all`, or names; commas separate several.
+        names: `all`, names, or attacks of one's own as `FILE.py:CLASS` or `package.module:CLASS`; commas separate
+            several.
 
     Raises:
-        ValueError: One is unknown; lists those that are known.
+        ValueError: One is unknown, or cannot be loaded; lists those that are known, or says what is wrong.
     """
     texts = [names] if isinstance(names, str) else list(names)
     wanted = [part.strip() for text in texts for part in text.split(",") if part.strip()]
     if not wanted:
-        raise ValueError(f"no attack was named; there are {', '.join(ATTACKS)}, and `all` of them")
-    found: dict[str, type[Attack]] = {Ask.name: Ask}
+        raise ValueError(f"no attack was named; there are {_known()}")
+    found: dict[str, Attack] = {Ask.name: Ask()}
     for name in wanted:
         if name == "all":
-            found |= ATTACKS
+            found |= {known: attack() for known, attack in ATTACKS.items() if known not in found}
         elif name in ATTACKS:
-            found[name] = ATTACKS[name]
+            found.setdefault(name, ATTACKS[name]())
+        elif ":" in name or name.endswith(".py"):
+            own = load_own_attack(name)
+            if own.name in ATTACKS or (own.name in found and type(found[own.name]) is not type(own)):
+                raise ValueError(f"{name} is called {own.name}, as another attack is; give it another name")
+            found[own.name] = own
         else:
-            raise ValueError(f"unknown attack {name!r}; there are {', '.join(ATTACKS)}, and `all` of them")
-    return [attack() for attack in found.values()]
+            raise ValueError(f"unknown attack {name!r}; there are {_known()}")
+    return list(found.values())
+
+
+def own_hashes(attacks: Iterable[Attack]) -> dict[str, str]:
+    """Hashes of the files of attacks that are not of this package, by the attack's name."""
+    return {attack.name: file["sha256"] for attack in attacks for file in own_code(attack)}
+
+
+def _known() -> str:
+    return f"{', '.join(ATTACKS)}, `all` of them, and {FORM} for one of your own"

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from wmdp_fast.unlearning.methods.own_file import FORM, load_own_method, own_name
+from wmdp_fast.runtime.own_code import FORM, own_name
+from wmdp_fast.unlearning.methods.own_file import load_own_method
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,7 +10,7 @@ from wmdp_fast.checkpoints import tensor_file
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.files import write_whole
-from wmdp_fast.unlearning.methods.own_file import own_code
+from wmdp_fast.runtime.own_code import own_code
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
