@@ -12,56 +12,13 @@ import pytest
 
 import wmdp_fast as wf
 from tests.support import saved_runs
+from tests.support.attack_records import N, attacked, reading, run
 from wmdp_fast import cli
 from wmdp_fast.exceptions import DatasetError
-from wmdp_fast.robustness.answers import Answers
-from wmdp_fast.robustness.protocol import Reading, Setting
-from wmdp_fast.robustness.result import AttackResult
-from wmdp_fast.robustness.runs import Run
 from wmdp_fast.robustness.table.published import published_models
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from wmdp_fast.robustness.subject import Role
-
-N = 400
-
-
-def reading(accuracy: float, utility: float | None = None, step: int | None = None, shift: int = 0) -> Reading:
-    """Answers of which such a share is right, evenly over both halves."""
-    right = np.roll((np.arange(N) % 100) < round(100 * accuracy), shift)
-    answers = Answers(predicted=right.astype(np.int64), correct=right, calibrated=np.roll(right, 7))
-    return Reading(answers=answers, utility=None if utility is None else {"acc": utility}, step=step)
-
-
-def run(role: Role, attack: str, *readings: Reading, failed: str | None = None, null: bool = False) -> Run:
-    return Run(role=role, attack=attack, setting=Setting(values={}, null=null), readings=readings, failed=failed)
-
-
-def attacked(model: str, ask: float, relearn: float, **fields: object) -> AttackResult:
-    """A model with an accuracy when asked and one under an attack, and its base with 0.8 under both."""
-    runs = [
-        run("unlearned", "ask", reading(ask, 0.6)),
-        run("unlearned", "relearn", reading(ask, 0.6, step=0), reading(relearn, 0.58, step=50)),
-        run("unlearned", "relearn", reading(ask, 0.6), null=True),
-        run("unlearned", "gcg", failed="it needs a target: pass --target"),
-        run("base", "ask", reading(0.8, 0.6)),
-        run("base", "relearn", reading(0.8, 0.6)),
-    ]
-    given = {
-        "models": {"unlearned": model, "base": "org/base"},
-        "tasks": {"wmdp_bio": N},
-        "utility_tasks": {"mmlu_virology": 100},
-        "is_for_choosing": np.arange(N) < N // 2,
-        "chance": 0.25,
-        "runs": runs,
-        "slack": 0.1,
-        "budget": "standard",
-        "seed": 0,
-        "identity": {"questions": "abc", "models": {"unlearned": [model], "base": ["b"]}},
-    }
-    return AttackResult(**(given | fields))
 
 
 def test_a_row_says_what_was_measured_and_what_was_not_run() -> None:
@@ -135,13 +92,13 @@ def test_seeds_of_a_method_are_one_row_with_their_range() -> None:
 
 def test_a_seed_that_lacks_something_is_named() -> None:
     one, other = attacked("rmu-seed1", 0.3, 0.5), attacked("rmu-seed2", 0.3, 0.7)
-    other = replace(other, runs=[run for run in other.runs if run.attack != "relearn"] + [run_failed()])
+    other = replace(
+        other,
+        runs=[one for one in other.runs if one.attack != "relearn"]
+        + [run("unlearned", "relearn", failed="out of memory")],
+    )
     text = str(wf.table(one, other))
     assert "rmu: relearn is without in memory, where it is not run: out of memory" in text
-
-
-def run_failed() -> Run:
-    return run("unlearned", "relearn", failed="out of memory")
 
 
 def test_two_models_of_one_name_are_not_taken_for_one() -> None:

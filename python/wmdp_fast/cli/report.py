@@ -12,6 +12,8 @@ from wmdp_fast.runtime.files import check_file, write_whole
 if TYPE_CHECKING:
     import argparse
 
+    from wmdp_fast.report.sources import Sources
+
 SUMMARY = "Write a report of saved results as one HTML file that opens offline."
 
 
@@ -22,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="RESULTS",
         help="results files or folders of this package or of lm-eval: one, or BEFORE AFTER, or a baseline and several;"
-        " or the folder of an unlearning run or a sweep that kept its evaluations",
+        " or the folder of an unlearning run or a sweep that kept its evaluations; and folders of `attack`",
     )
     parser.add_argument("--names", type=names, metavar="A,B", help="what to call them (default: before, after)")
     parser.add_argument(
@@ -40,7 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Reads, renders and writes."""
     from wmdp_fast.analysis.run_order import order_doubt
-    from wmdp_fast.report import report_html
     from wmdp_fast.report.sources import find
 
     check_file(arguments.output)
@@ -48,13 +49,25 @@ def run(arguments: argparse.Namespace) -> int:
     for after in found.results[1:]:
         if doubt := order_doubt(found.results[0], after):
             print(f"warning: {doubt}; the order is BEFORE AFTER", file=sys.stderr)
-    html = report_html(
+    html = _page(found, arguments)
+    write_whole(arguments.output, html)
+    print(f"report: {arguments.output}", file=sys.stderr)
+    return 0
+
+
+def _page(found: Sources, arguments: argparse.Namespace) -> str:
+    from wmdp_fast.report import report_html
+
+    if not found.results:
+        from wmdp_fast.report.table_page import table_html
+        from wmdp_fast.robustness.table.table import table
+
+        return table_html(table(*found.attacked))
+    return report_html(
         *found.results,
         names=arguments.names,
         forget=(*arguments.forget, *found.forget),
         unlearn=arguments.unlearn or found.unlearn,
+        attacked=found.attacked,
         include_text=arguments.include_text,
     )
-    write_whole(arguments.output, html)
-    print(f"report: {arguments.output}", file=sys.stderr)
-    return 0

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmdp_fast.cli.options import names
 from wmdp_fast.robustness.table.rows import SEED
 from wmdp_fast.runtime import strict_json
+from wmdp_fast.runtime.files import check_file, write_whole
 
 if TYPE_CHECKING:
     import argparse
@@ -47,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--markdown", action="store_true", help="print Markdown")
     form.add_argument("--csv", action="store_true", help="print CSV, a line for each model and measure")
     form.add_argument("--latex", action="store_true", help="print a LaTeX tabular")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with curves too")
     parser.set_defaults(fail=parser.error)
 
 
@@ -54,10 +59,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Reads and prints."""
     if not arguments.results and not arguments.published:
         arguments.fail("name results, or published ones with --published")
+    if arguments.html is not None:
+        check_file(arguments.html)
     from wmdp_fast.robustness.table.table import table
 
     found = table(*arguments.results, published=arguments.published, forget=arguments.forget, group=arguments.group)
     print(_text(found, arguments))
+    if arguments.html is not None:
+        # Only here: it loads what draws plots.
+        page = importlib.import_module("wmdp_fast.report.table_page")
+        write_whole(arguments.html, page.table_html(found))
+        print(f"table: {arguments.html}", file=sys.stderr)
     return 0
 
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from wmdp_fast.results.saved import SavedResults
+    from wmdp_fast.robustness.result import AttackResult
 
 
 def report_html(
@@ -16,6 +17,7 @@ def report_html(
     names: Sequence[str] | None = None,
     forget: Sequence[str] = (),
     unlearn: str | os.PathLike[str] | None = None,
+    attacked: Sequence[AttackResult] = (),
     include_text: bool = False,
 ) -> str:
     """A report as one HTML page that carries everything it shows.
@@ -26,6 +28,7 @@ def report_html(
         names: What to call them; None takes before and after for two, the models' names for more.
         forget: Tasks and groups that should be forgotten, beside WMDP's; the rest should be kept.
         unlearn: The folder of the unlearning run between them, with its `unlearn.json` and `metrics.jsonl`.
+        attacked: Attacks on models, from `wmdp_fast.attack`: the report shows them, the worst case first.
         include_text: Whether to show the text of questions.
 
     Raises:
@@ -41,6 +44,7 @@ def report_html(
         >>> page.startswith("<!doctype html>")
         True
     """
+    from wmdp_fast.report.attacks import gather_attacks
     from wmdp_fast.report.gather import gather
     from wmdp_fast.report.page import render
     from wmdp_fast.report.runs import read_run
@@ -48,5 +52,12 @@ def report_html(
     if not results:
         raise ValueError("a report needs results")
     unlearning = None if unlearn is None else read_run(unlearn, forget=forget)
-    report = gather(results, names=names, forget=forget, unlearning=unlearning, include_text=include_text)
+    report = gather(
+        results,
+        names=names,
+        forget=forget,
+        unlearning=unlearning,
+        attacked=[gather_attacks(one, one.models["unlearned"]) for one in attacked],
+        include_text=include_text,
+    )
     return render(report)

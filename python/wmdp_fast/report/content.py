@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from wmdp_fast.robustness.claims import Outcome
+
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -182,12 +184,14 @@ class Plot:
         unit: Of the upright axis.
         curves: The curves.
         note: What a reader must know beside what the figure says of itself.
+        axis: What they are over.
     """
 
     title: str
     unit: str
     curves: list[Curve]
     note: str = ""
+    axis: str = "step"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +215,58 @@ class Unlearning:
     plots: list[Plot]
     records: list[Facts]
     verdict: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackRow:
+    """What an attack found.
+
+    Attributes:
+        attack: Its name.
+        accuracies: Of each model under it; None where it was not run.
+        null: Accuracy after the same recipe on what cannot bring anything back; None if there was no such control.
+        recovered: Share of the gap to the base that it regains; None if that cannot be told.
+        setting: The setting that was chosen.
+        tried: How many readings it was chosen from.
+        excluded: How many beside them did not count, since the model had lost too much.
+    """
+
+    attack: str
+    accuracies: Sequence[Estimate | None]
+    null: Estimate | None
+    recovered: float | None
+    setting: str
+    tried: int
+    excluded: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attacked:
+    """Attacks on a model.
+
+    Attributes:
+        name: What the model is called.
+        models: Names of the models by what they are: the unlearned one first, then the controls.
+        chance: Accuracy of guessing.
+        questions: Number of questions that are reported.
+        budget: How many settings were tried.
+        rows: The attacks, the one that brings back most first; one of them only asks.
+        plots: Accuracy by step and by layer.
+        outcome: Whether the model stands the attack that brings back most; None if it was only asked.
+        claims: What may be said of the model.
+        notes: What was not run or not measured.
+    """
+
+    name: str
+    models: Mapping[str, str]
+    chance: float
+    questions: int
+    budget: str
+    rows: Sequence[AttackRow]
+    plots: Sequence[Plot]
+    outcome: Outcome | None
+    claims: Sequence[str]
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +344,7 @@ class Report:
         questions: Every question, by task.
         warnings: What makes the numbers less comparable or less sure.
         unlearning: The run that made the later model.
+        attacked: Attacks on models.
         statistics: How intervals and probabilities were computed.
     """
 
@@ -298,6 +355,7 @@ class Report:
     questions: Sequence[TaskQuestions] = ()
     warnings: Sequence[str] = ()
     unlearning: Unlearning | None = None
+    attacked: Sequence[Attacked] = ()
     statistics: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -144,7 +144,7 @@ def margins(name: str, label: str, scores: Sequence[Scores]) -> Figure:
 
 
 def curves(name: str, plot: Plot) -> Figure:
-    """Something over the steps of an unlearning run; on a logarithmic scale where it spans more than a factor of 50."""
+    """Something over steps or layers; on a logarithmic scale where it spans more than a factor of 50."""
     values = [value for line in plot.curves for value in line.values if math.isfinite(value)]
     logarithmic = bool(values) and min(values) > 0 and max(values) / min(values) > 50
     looks = [line.look or free for line, free in zip(plot.curves, svg.cycle(), strict=False)]
@@ -155,10 +155,11 @@ def curves(name: str, plot: Plot) -> Figure:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.yaxis.set_minor_formatter(lambda *_: "")
-        axes.set_xlabel("step")
+        axes.set_xlabel(plot.axis)
+        axes.locator_params(axis="x", integer=True)
         axes.set_ylabel(_short(plot.unit, 40))
         _frame(axes, "both")
-        caption = "By step, on a logarithmic scale." if logarithmic else "By step."
+        caption = f"By {plot.axis}, on a logarithmic scale." if logarithmic else f"By {plot.axis}."
         caption = f"{caption} {plot.note}".strip()
         told = f"{plot.title}. {caption} " + " ".join(
             f"{line.name}: from {line.values[0]:.4g} to {line.values[-1]:.4g}." for line in plot.curves if line.values
@@ -171,7 +172,7 @@ def curves(name: str, plot: Plot) -> Figure:
         description=told,
         keys=[(look, line.name) for line, look in zip(plot.curves, looks, strict=True)],
         drawing=drawing,
-        columns=("Step", *(column for line in plot.curves for column in _columns(line))),
+        columns=(plot.axis.capitalize(), *(column for line in plot.curves for column in _columns(line))),
         rows=_sampled(plot.curves),
     )
 

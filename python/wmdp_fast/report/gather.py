@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from wmdp_fast.analysis.contrast import Contrast, Difference
-    from wmdp_fast.report.content import Aim, Unlearning
+    from wmdp_fast.report.content import Aim, Attacked, Unlearning
 
 # A group with more tasks than this directly below it has its tasks in a figure of their own.
 _FEW = 6
@@ -82,6 +82,7 @@ def gather(
     names: Sequence[str] | None = None,
     forget: Sequence[str] = (),
     unlearning: Unlearning | None = None,
+    attacked: Sequence[Attacked] = (),
     include_text: bool = False,
 ) -> Report:
     """Everything a report of these results shows.
@@ -91,6 +92,7 @@ def gather(
         names: What to call them.
         forget: Tasks and groups that should be forgotten, beside WMDP.
         unlearning: The unlearning run that made the model after.
+        attacked: Attacks on models.
         include_text: Whether to show the text of questions.
 
     Raises:
@@ -123,6 +125,7 @@ def gather(
             *_warnings(runs, called, contrasts),
         ],
         unlearning=unlearning,
+        attacked=attacked,
         statistics=STATISTICS,
     )
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from jinja2 import Environment
 
-    from wmdp_fast.report.content import Facts, Report, Row, TaskQuestions
+    from wmdp_fast.report.content import Attacked, Facts, Report, Row, TaskQuestions
     from wmdp_fast.report.figures import Figure
 
 # More headline numbers than this are a table, which comes right after them anyway.
@@ -76,6 +76,7 @@ def render(report: Report) -> str:
         run_made=[] if report.unlearning is None else _side_by_side([report.unlearning.records]),
         scores=_score_figures(report),
         unlearning=_unlearning_figures(report),
+        attacks=attack_figures(report.attacked),
         style=file("style.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -161,6 +162,14 @@ def _score_figures(report: Report) -> list[Figure]:
 def _unlearning_figures(report: Report) -> list[Figure]:
     plots = report.unlearning.plots if report.unlearning is not None else []
     return [figures.curves(f"curves-{number}", plot) for number, plot in enumerate(plots)]
+
+
+def attack_figures(attacked: Sequence[Attacked]) -> list[tuple[Attacked, list[Figure]]]:
+    """Attacks on each model with their figures."""
+    return [
+        (one, [figures.curves(f"attacked-{place}-{number}", plot) for number, plot in enumerate(one.plots)])
+        for place, one in enumerate(attacked)
+    ]
 
 
 def _table(report: Report) -> dict[str, Any]:

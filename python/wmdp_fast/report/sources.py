@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING
 from wmdp_fast.exceptions import DatasetError, WmdpFastWarning
 from wmdp_fast.report.runs import RECORD
 from wmdp_fast.results.saved import read_results
+from wmdp_fast.robustness.result import ROBUSTNESS
+from wmdp_fast.robustness.table.sources import read_attacks
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
     from wmdp_fast.results.saved import SavedResults
+    from wmdp_fast.robustness.result import AttackResult
 
 # Below the folder of a run or a sweep; `before` is a sweep's model before unlearning.
 _EVALUATIONS = "evaluations"
@@ -34,12 +37,15 @@ class Sources:
     Attributes:
         results: The evaluations in order.
         unlearn: The folder of the unlearning run, if one was named.
-        forget: The tasks whose accuracy a sweep wanted to fall, if the folder of one was named.
+        forget: The tasks whose accuracy a sweep wanted to fall, if the folder of one was named, and those that models
+            were attacked about.
+        attacked: The attacks on models.
     """
 
     results: list[SavedResults]
     unlearn: Path | None
     forget: tuple[str, ...] = ()
+    attacked: tuple[AttackResult, ...] = ()
 
 
 def find(paths: Sequence[str | os.PathLike[str]]) -> Sources:
@@ -47,7 +53,8 @@ def find(paths: Sequence[str | os.PathLike[str]]) -> Sources:
 
     Args:
         paths: Each a results file or a folder of results; or the folder of an unlearning run, which stands for its
-            first and its last evaluation; or that of a sweep, which stands for the model before and every point.
+            first and its last evaluation; or that of a sweep, which stands for the model before and every point; or
+            that of attacks.
 
     Raises:
         FileNotFoundError: There is nothing of the kind.
@@ -56,8 +63,11 @@ def find(paths: Sequence[str | os.PathLike[str]]) -> Sources:
     results: list[SavedResults] = []
     unlearn = None
     forget: tuple[str, ...] = ()
+    attacked: list[AttackResult] = []
     for path in map(Path, paths):
-        if (path / RECORD).is_file():
+        if path.name == ROBUSTNESS or (path / ROBUSTNESS).is_file():
+            attacked.append(read_attacks(path))
+        elif (path / RECORD).is_file():
             unlearn = path
             results += map(read_results, _ends(path))
         elif (path / _EVALUATIONS / _BEFORE).is_dir():
@@ -66,7 +76,9 @@ def find(paths: Sequence[str | os.PathLike[str]]) -> Sources:
             forget = (*forget, *_forgotten(path))
         else:
             results.append(read_results(path))
-    return Sources(results=results, unlearn=unlearn, forget=forget)
+    known = {name for one in results for name in one}
+    forget = (*forget, *(task for one in attacked for task in one.tasks if task in known))
+    return Sources(results=results, unlearn=unlearn, forget=forget, attacked=tuple(attacked))
 
 
 def _ends(run: Path) -> list[Path]:

@@ -14,12 +14,13 @@ from wmdp_fast.report.figures import percent, points
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from wmdp_fast.report.content import Change, Report, Row
+    from wmdp_fast.report.content import Attacked, AttackRow, Change, Report, Row
     from wmdp_fast.unlearning.sweep.result import Accuracy, SweepResult
 
 _PERCENT = "\N{NO-BREAK SPACE}%"
 _ATTACKS = "No fine-tuning, pruning, quantization, optimized prompt or other attack was tried"
 _SIGNIFICANT = 0.05
+_NO_ATTACK = "ask"
 # Tasks that a verdict names one by one; of more only their group, or the worst of them.
 _MOST_NAMED = 4
 
@@ -166,7 +167,9 @@ def _worst(rows: Sequence[Row], place: int) -> Iterator[str]:
 
 
 def _robust(report: Report) -> Verdict:
-    """Only other ways of asking the same model can be seen in evaluations; nothing here was attacked."""
+    """By attacks, if there were any; else by other ways of asking the same model: evaluations show nothing else."""
+    if report.attacked:
+        return _under_attack(report.attacked)
     latest = report.runs[-1]
     ways = [place for place, run in enumerate(report.runs) if run.model == latest.model and place]
     asked = {report.runs[place].asked for place in ways}
@@ -184,6 +187,41 @@ def _robust(report: Report) -> Verdict:
     return Verdict(
         question="Robust?", answers=[("", f"Asked in {len(asked)} ways only")], reasons=[*reasons, f"{_ATTACKS}."]
     )
+
+
+def _under_attack(attacked: Sequence[Attacked]) -> Verdict:
+    """The worst case of each model, and how far that reaches."""
+    answers, reasons = [], []
+    for one in attacked:
+        lead = f"{one.name}: " if len(attacked) > 1 else ""
+        tried = [row for row in one.rows if row.attack != _NO_ATTACK]
+        answers.append((one.name if lead else "", _worst_case(one, tried)))
+        reasons += [f"{lead}{_under(row)}" for row in tried[:_MOST_NAMED]]
+        reasons.append(f"{lead}{one.claims[-1]}")
+    return Verdict(question="Robust?", answers=answers, reasons=reasons)
+
+
+def _worst_case(attacked: Attacked, tried: Sequence[AttackRow]) -> str:
+    match attacked.outcome:
+        case "resists":
+            return "Against these attacks"
+        case "unclear":
+            return "Cannot be told"
+        case "no more than asking":
+            return "Nothing more comes back"
+        case "comes back":
+            return f"Not to {tried[0].attack}"
+        case None:
+            return "Not attacked"
+
+
+def _under(row: AttackRow) -> str:
+    acc = row.accuracies[0]
+    if acc is None:
+        return f"{row.attack} was not run."
+    regained = "" if row.recovered is None else f", {percent(row.recovered)}{_PERCENT} of the gap to the base"
+    interval = _span(percent(acc.low), percent(acc.high))
+    return f"{row.attack}: {percent(acc.value)}{_PERCENT} ({interval}{_PERCENT}){regained}."
 
 
 def _how(report: Report) -> Verdict:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from wmdp_fast.robustness.result import AttackResult
+
 Kind = Literal["unlearned", "base", "never learned", "evaluated", "published"]
 """What a row is: a model that was attacked, one of its controls, one that was only evaluated, or a paper's."""
 
@@ -170,9 +172,11 @@ class Contents:
         rows: The models.
         tests: Every two methods compared on the same questions.
         notes: How it was measured and what in it may not be compared, one sentence each.
+        attacked: The attacks that rows are of, by what the model is called; several of a row are numbered.
     """
 
     measures: Sequence[Measure]
     rows: Sequence[Row]
     tests: Sequence[PairTest] = ()
     notes: Sequence[str] = ()
+    attacked: Mapping[str, AttackResult] = field(default_factory=dict, repr=False)

@@ -29,8 +29,7 @@ def text(table: Contents, *, transpose: bool | None = None) -> str:
     if transpose is None and len(lines[1]) > _WIDE and len(table.measures) > len(table.rows):
         return text(table, transpose=True)
     if table.tests:
-        tests = [_TEST_COLUMNS, *(_test(table, test) for test in table.tests)]
-        lines += ["", *in_columns(tests, "lllrrrrr")]
+        lines += ["", *in_columns(test_rows(table), "lllrrrrr")]
     return "\n".join([*lines, "", *(f"- {note}" for note in table.notes)])
 
 
@@ -38,7 +37,7 @@ def markdown(table: Contents, *, transpose: bool = False) -> str:
     """GitHub-flavored Markdown: the table, tests in pairs, notes."""
     parts = [_markdown_table(_cells(table, transpose=transpose), 1)]
     if table.tests:
-        parts.append(_markdown_table([_TEST_COLUMNS, *(_test(table, test) for test in table.tests)], 3))
+        parts.append(_markdown_table(test_rows(table), 3))
     return "\n\n".join([*parts, "\n".join(f"- {note}" for note in table.notes)])
 
 
@@ -137,6 +136,11 @@ def _cells(table: Contents, *, transpose: bool, latex: bool = False) -> list[tup
     rows = [("", *(word(measure.title) for measure in table.measures))]
     rows += [(word(row.name), *(shown(measure, row) for measure in table.measures)) for row in table.rows]
     return list(zip(*rows, strict=True)) if transpose else rows
+
+
+def test_rows(table: Contents) -> list[tuple[str, ...]]:
+    """The tests in pairs as cells, below their header."""
+    return [_TEST_COLUMNS, *(_test(table, test) for test in table.tests)]
 
 
 def _test(table: Contents, test: PairTest) -> tuple[str, ...]:

@@ -45,6 +45,7 @@ class Record:
         conditions: What must be the same for attacks to be comparable, in words.
         derived: Keys of what an evaluation would measure as well; these give way to one.
         identity: What tells the model from others of its name; None if that is not known.
+        attacked: The attacks that it is of; None for controls and what is no attack.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Record:
     conditions: Mapping[str, str] = field(default_factory=dict)
     derived: frozenset[str] = frozenset()
     identity: str | None = None
+    attacked: AttackResult | None = field(default=None, repr=False)
 
 
 def record(values: Mapping[Measure, Cell | Absent], **fields: Any) -> Record:
@@ -172,6 +174,7 @@ def _of_role(result: AttackResult, role: Role, name: str | None, source: str) ->
         conditions=_conditions(result),
         derived=derived,
         identity=strict_json.dumps(result.identity.get("models", {}).get(role)),
+        attacked=result if role == "unlearned" else None,
     )
 
 

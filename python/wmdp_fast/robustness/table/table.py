@@ -16,7 +16,7 @@ from wmdp_fast.robustness.table.rows import SEED, grouped, measures_of, row_of
 from wmdp_fast.robustness.table.sources import read
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from os import PathLike
 
     from wmdp_fast.results.result import EvalResult
@@ -120,7 +120,18 @@ def table(
         rows=rows,
         tests=pair_tests(rows, measures),
         notes=list(notes_of(rows, measures, grouped_records)),
+        attacked=_attacked(grouped_records),
     )
+
+
+def _attacked(records: Mapping[str, Sequence[Record]]) -> dict[str, AttackResult]:
+    """The attacks by the name of their row, with a number behind it where there are several."""
+    found: dict[str, AttackResult] = {}
+    for name, those in records.items():
+        results = [record.attacked for record in those if record.attacked is not None]
+        numbered = [name] if len(results) == 1 else [f"{name} ({place})" for place in range(1, len(results) + 1)]
+        found |= dict(zip(numbered, results, strict=True))
+    return found
 
 
 def _records(sources: Sequence[Source], forget: Sequence[str]) -> list[Record]:

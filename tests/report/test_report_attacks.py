@@ -1,0 +1,96 @@
+"""Attacks on a page: worst case first, curves, and what may be claimed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib", reason="needs the extra `plots`")
+pytest.importorskip("jinja2", reason="needs the extra `plots`")
+
+import wmdp_fast as wf
+from tests.support import attack_records, saved_runs
+from tests.support.attack_records import reading, run
+from wmdp_fast import cli
+from wmdp_fast.report.attacks import gather_attacks
+from wmdp_fast.robustness.claims import claims, outcome
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from wmdp_fast.robustness.result import AttackResult
+
+
+def attacked(ask: float = 0.26, worst: float = 0.7) -> AttackResult:
+    """Attacks with steps, with layers, and with accuracies by layer that were measured by the attack."""
+    result = attack_records.attacked("org/rmu", ask, worst)
+    layers = [replace(reading(ask), figures={"layer": layer}) for layer in range(3)]
+    probe = replace(reading(ask), figures={"by_layer": {"reported": [0.3, 0.5], "shuffled": [0.25, 0.26]}})
+    runs = [run("unlearned", "lens", *layers), run("unlearned", "probe", probe)]
+    return replace(result, runs=[*result.runs, *runs])
+
+
+def test_the_attack_that_brings_back_most_comes_first_and_curves_have_intervals() -> None:
+    shown = gather_attacks(attacked(), "rmu")
+    assert [row.attack for row in shown.rows] == ["relearn", "ask", "lens", "probe"]
+    plots = {plot.title: plot for plot in shown.plots}
+    assert set(plots) == {"relearn by step", "lens by layer", "probe by layer"}
+    relearn = plots["relearn by step"]
+    assert [curve.name for curve in relearn.curves] == ["unlearned"]
+    assert (relearn.curves[0].steps, relearn.curves[0].values) == ([0, 50], [26.0, pytest.approx(70.0)])
+    low, high = wf._rust.wilson(140, 200)
+    assert relearn.curves[0].intervals[1] == (pytest.approx(100 * low), pytest.approx(100 * high))
+    assert plots["lens by layer"].axis == "layer"
+    assert [curve.name for curve in plots["probe by layer"].curves] == ["reported", "shuffled"]
+    assert "Not run on unlearned: gcg: it needs a target: pass --target." in shown.notes
+
+
+def test_claims_say_no_more_than_the_intervals() -> None:
+    assert outcome(attacked()) == "comes back"
+    assert outcome(attacked(0.26, 0.27)) == "resists"
+    assert outcome(attacked(0.7, 0.7)) == "no more than asking"
+    few = attacked(0.26, 0.27)
+    assert outcome(replace(few, is_for_choosing=np.arange(attack_records.N) % 20 > 0)) == "unclear"
+    assert outcome(replace(few, runs=[one for one in few.runs if one.attack == "ask"])) is None
+    told = claims(attacked())
+    assert any("who has the weights: not tried" in one or "who has the weights (" in one for one in told)
+    assert "does not resist these: 70.0 %" in " ".join(told)
+    assert told[-1].endswith("for no other attack, and not that knowledge is removed.")
+    assert "removed" not in " ".join(told[:-1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made: Path = tmp_path_factory.mktemp("reported")
+    for name, worst in (("rmu", 0.7), ("npo", 0.3)):
+        (made / name).mkdir()
+        result = attacked(0.26, worst)
+        replace(result, models={**result.models, "unlearned": f"<b>{name}"}).save(made / name)
+    saved_runs.our_run(made / "before", "base")
+    saved_runs.our_run(made / "after", "unlearned")
+    return made
+
+
+def test_a_report_takes_attacks_beside_evaluations(folder: Path, tmp_path: Path) -> None:
+    paths = [str(folder / name) for name in ("before", "after", "rmu")]
+    assert cli.main(["report", *paths, "--output", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<section id="attacks"' in page
+    assert "Not to relearn" in page
+    assert "No fine-tuning, pruning" not in page
+    assert "What may be claimed" in page
+    assert "&lt;b&gt;rmu" in page or "<b>rmu" not in page
+
+
+def test_attacks_alone_and_tables_are_a_page_too(folder: Path, tmp_path: Path) -> None:
+    paths = [str(folder / name) for name in ("rmu", "npo")]
+    assert cli.main(["report", *paths, "--output", str(tmp_path / "report.html")]) == 0
+    assert cli.main(["table", *paths, "--html", str(tmp_path / "table.html")]) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page == (tmp_path / "table.html").read_text(encoding="utf-8")
+    for told in ("Side by side", "&lt;b&gt;npo", "70.0 [", "not run", "p (Holm)"):
+        assert told in page
+    assert "<b>npo" not in page
