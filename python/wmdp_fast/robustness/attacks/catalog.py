@@ -13,6 +13,7 @@ from wmdp_fast.robustness.attacks.lens import Lens
 from wmdp_fast.robustness.attacks.noise import Noise
 from wmdp_fast.robustness.attacks.orders import Orders
 from wmdp_fast.robustness.attacks.own_file import load_own_attack
+from wmdp_fast.robustness.attacks.probe import Probe
 from wmdp_fast.robustness.attacks.prompts import Prompts
 from wmdp_fast.robustness.attacks.prune import Prune
 from wmdp_fast.robustness.attacks.quantize import Quantize
@@ -33,6 +34,7 @@ _ALL: tuple[type[Attack], ...] = (
     FewShot,
     Prompts,
     Lens,
+    Probe,
     Quantize,
     Prune,
     Noise,
