@@ -119,7 +119,7 @@ def stored_tensors(
     Raises:
         ModelError: The checkpoint has no such tensors.
     """
-    named = _by_stored_name(model, tensors, base)
+    named = by_stored_name(model, tensors, base)
     places = base.places(named)
     return {name: tensor_file.as_stored(name, tensor, places[name], dtype) for name, tensor in named.items()}
 
@@ -132,7 +132,7 @@ def stored_dtypes(model: PreTrainedModel, tensors: Mapping[str, Tensor], base: C
     """
     found = {}
     for name, tensor in tensors.items():
-        named = _by_stored_name(model, {name: torch.empty_like(tensor, device="meta")}, base)
+        named = by_stored_name(model, {name: torch.empty_like(tensor, device="meta")}, base)
         kinds = {tensor_file.dtype_of(one, place) for one, place in base.places(named).items()}
         if len(kinds) > 1:
             raise ModelError(f"{base.folder} has the parts of {name} in {len(kinds)} types; save it in one")
@@ -140,7 +140,8 @@ def stored_dtypes(model: PreTrainedModel, tensors: Mapping[str, Tensor], base: C
     return found
 
 
-def _by_stored_name(model: PreTrainedModel, tensors: Mapping[str, Tensor], base: Checkpoint) -> dict[str, Tensor]:
+def by_stored_name(model: PreTrainedModel, tensors: Mapping[str, Tensor], base: Checkpoint) -> dict[str, Tensor]:
+    """As `stored_tensors`, in the type and on the device of each tensor."""
     from transformers.core_model_loading import revert_weight_conversion
 
     plain = {name: tensor.detach() for name, tensor in tensors.items()}
@@ -239,20 +240,8 @@ def apply_delta(base: str | os.PathLike[str], delta: str | os.PathLike[str], out
         ModelError: A file is damaged, or the delta was made from another base.
         OSError: The disk is full.
     """
-    source = Path(delta)
-    source = source / DELTA if source.is_dir() else source
-    if not source.is_file():
-        raise FileNotFoundError(f"{source} does not exist; `wmdp-fast unlearn` writes {DELTA} into its output folder")
-    checkpoint = Checkpoint.open(Path(base))
-    expected = tensor_file.read_header(source).metadata.get("base_tensors_sha256")
-    if expected is None:
-        raise ModelError(f"{source} does not say what base it belongs to, so it is not a delta that wmdp-fast wrote")
-    changed, _ = tensor_file.read_tensors(source, may_lack_checksum=True)
-    if checkpoint.digest(changed) != expected:
-        raise ModelError(f"{source} was made from another base than {base}: the tensors that it replaces differ")
-    places = checkpoint.places(changed)
-    # In the types that the delta has them in: those that the run saved.
-    changed = {name: tensor_file.as_stored(name, one, places[name], one.dtype) for name, one in changed.items()}
+    source, checkpoint = delta_file(delta), Checkpoint.open(Path(base))
+    changed = read_delta(source, checkpoint)
     with new_folder(Path(output)) as folder:
         write_checkpoint(checkpoint, changed, folder)
         shutil.copyfile(source, folder / DELTA)
@@ -262,6 +251,36 @@ def apply_delta(base: str | os.PathLike[str], delta: str | os.PathLike[str], out
         if (source.parent / EVALUATIONS).is_dir():
             shutil.copytree(source.parent / EVALUATIONS, folder / EVALUATIONS)
     return Path(output)
+
+
+def delta_file(delta: str | os.PathLike[str]) -> Path:
+    """The file of a delta, which may be named by its folder.
+
+    Raises:
+        FileNotFoundError: It is not there.
+    """
+    source = Path(delta)
+    source = source / DELTA if source.is_dir() else source
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} does not exist; `wmdp-fast unlearn` writes {DELTA} into its output folder")
+    return source
+
+
+def read_delta(source: Path, base: Checkpoint) -> dict[str, Tensor]:
+    """The tensors of a delta, in the types that it has them in: those that the run saved.
+
+    Raises:
+        ModelError: The file is damaged, or the delta was made from another base.
+        OSError: It cannot be read.
+    """
+    expected = tensor_file.read_header(source).metadata.get("base_tensors_sha256")
+    if expected is None:
+        raise ModelError(f"{source} does not say what base it belongs to, so it is not a delta that wmdp-fast wrote")
+    changed, _ = tensor_file.read_tensors(source, may_lack_checksum=True)
+    if base.digest(changed) != expected:
+        raise ModelError(f"{source} was made from another base than {base.folder}: the tensors that it replaces differ")
+    places = base.places(changed)
+    return {name: tensor_file.as_stored(name, one, places[name], one.dtype) for name, one in changed.items()}
 
 
 @contextlib.contextmanager

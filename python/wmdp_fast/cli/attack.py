@@ -26,7 +26,12 @@ _PASSED = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `wmdp-fast attack`. What is not given stays away: the defaults are those of the function."""
     parser.argument_default = argparse.SUPPRESS
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="the unlearned model: a folder, or a name on the hub")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="the unlearned model: a folder, a name on the hub, or BASE+DELTA.safetensors",
+    )
     parser.add_argument("--list", action="store_true", default=False, help="list the attacks")
     parser.add_argument("--base", metavar="MODEL", help="the model before unlearning, the control of every attack")
     parser.add_argument("--never-learned", metavar="MODEL", help="a model that never had the knowledge")

@@ -76,7 +76,8 @@ def attack(
 
     Args:
         model: The model that is claimed to have unlearned: a folder or a name on the hub, whoever made it, or a model
-            in memory, which is left as it was.
+            in memory, which is left as it was. `BASE+DELTA` is a base with the `delta.safetensors` of an unlearned
+            model, put together in memory.
         tasks: What was unlearned: names of tasks and groups, and question files.
         base: The model before unlearning. Without it nothing can be said of how much was regained.
         never_learned: A model that never had the knowledge, where there is one: what it gains is learning.
