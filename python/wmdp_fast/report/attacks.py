@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.report.content import Attacked, AttackRow, Curve, Estimate, Plot
+from wmdp_fast.report.svg import SERIES
 from wmdp_fast.robustness.attacks.ask import Ask
 from wmdp_fast.robustness.claims import claims, outcome
 from wmdp_fast.robustness.findings import by_attack
@@ -90,8 +93,20 @@ def _setting(finding: Finding) -> str:
 
 
 def _by_step(result: AttackResult, attack: str) -> list[Plot]:
+    """The chosen setting on all models; and on the unlearned one each kind of data, by its best setting."""
     curves = [curve for role in result.models for curve in _curves(result, attack, role, "step", role)]
-    return [_plot(attack, "step", curves)] if curves else []
+    plots = [_plot(attack, "step", curves)] if curves else []
+    kinds = [one for one in result.curves["unlearned"].get(attack, []) if len(one.steps) > 1]
+    if len(kinds) > 1:
+        lines = [
+            _curve(
+                dict(zip(one.steps, one.acc, strict=True)), f"{one.kind}, null" if one.setting.null else one.kind, look
+            )
+            for one, look in zip(kinds, itertools.cycle(SERIES), strict=False)
+        ]
+        plot = _plot(attack, "step", lines)
+        plots.append(dataclasses.replace(plot, title=f"{attack} by step, for each kind of data"))
+    return plots
 
 
 def _by_layer(result: AttackResult, attack: str) -> list[Plot]:

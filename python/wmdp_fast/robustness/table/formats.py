@@ -109,8 +109,10 @@ def html(table: Contents) -> str:
 
 
 def value_text(measure: Measure, value: float) -> str:
-    """A value as it is shown: a share in percent, a score with two digits."""
-    return f"{100 * value:.1f}" if measure.unit == "%" else f"{value:.2f}"
+    """A value as it is shown: a share in percent, steps as they are, a score with two digits."""
+    if measure.unit == "%":
+        return f"{100 * value:.1f}"
+    return f"{value:g}" if measure.unit == "steps" else f"{value:.2f}"
 
 
 def interval_text(measure: Measure, cell: Cell) -> str:

@@ -164,6 +164,7 @@ def _of_role(result: AttackResult, role: Role, name: str | None, source: str) ->
     for attack, why in result.missing(role).items():
         values[_attack_measure(attack, topic)] = Absent(why="; ".join(why))
     if role == "unlearned":
+        values |= dict(_of_curves(result, topic))
         values |= dict(_summary(result, topic))
     return record(
         values,
@@ -252,6 +253,23 @@ def _half(result: AttackResult, finding: Finding, label: str = "") -> Cell:
         ]
     )
     return _cell(finding.acc, int(reported.sum()), Answered(asked, finding.reading.answers.correct[reported]), label)
+
+
+def _of_curves(result: AttackResult, topic: str) -> Iterator[tuple[Measure, Cell | Absent]]:
+    """How fast knowledge comes back under the chosen setting of attacks with steps."""
+    for name, several in result.curves["unlearned"].items():
+        chosen = result.findings["unlearned"][name].setting
+        curve = next((one for one in several if one.setting == chosen), None)
+        if curve is None:
+            continue
+        for one in curve.regained:
+            key = f"attack:{topic}:{name}:{one.share:.0%}"
+            measure = Measure(key=key, title=f"{name}: steps to {one.share:.0%}", section="attacks", unit="steps")
+            most = curve.steps[-1]
+            late = Absent(text=f">{most}", why=f"not within the {most} steps that it was trained for")
+            yield measure, late if one.steps is None else Cell(value=one.steps, label=curve.kind)
+        area = Measure(key=f"attack:{topic}:{name}:area", title=f"{name}: area", section="attacks")
+        yield area, Cell(value=curve.area, label=curve.kind)
 
 
 def _summary(result: AttackResult, topic: str) -> Iterator[tuple[Measure, Cell | Absent]]:
