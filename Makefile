@@ -29,6 +29,10 @@ setup: $(VENV)/development ## make .venv with the package, a release build of it
 demo: $(VENV)/package ## evaluate the tiny model that comes with the package; needs no download but the dependencies
 	$(BIN)/wmdp-fast demo
 
+.PHONY: methods-table
+methods-table: $(VENV)/package ## compare all methods of unlearning on the demo's made-up world; the table is in docs/methods.md
+	$(BIN)/python -m wmdp_fast.demo.methods_table --page docs/methods.md --json benches/results/methods.json
+
 .PHONY: test
 test: setup ## run all tests, Rust and Python
 	cargo test --workspace --release

@@ -77,6 +77,6 @@ def held_out_texts() -> list[str]:
     the_world = world.World(world.SHIPPED_SEED)
     rng = the_world.generator("held out")
     kept = set(retain_texts())
-    documents = [the_world.training_document("retain", rng) for _ in range(80)]
-    documents += [world.quiz(the_world.training_quiz("retain", rng, 4)) for _ in range(40)]
+    documents = [the_world.training_document("retain", rng) for _ in range(24)]
+    documents += [world.quiz(the_world.training_quiz("retain", rng, 4)) for _ in range(12)]
     return [document for document in documents if document not in kept]
