@@ -39,6 +39,7 @@ _OWN = {
     "gemma3_text": {"head_dim": 8, "sliding_window": 8},
     "qwen3": {"head_dim": 8},
     "mistral": {"sliding_window": 8},
+    "opt": {"ffn_dim": 48},
 }
 FAMILIES = (
     "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "gpt_neox", "mixtral", "qwen3_moe",

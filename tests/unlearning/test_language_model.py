@@ -20,7 +20,9 @@ from wmdp_fast.unlearning.language_model import LanguageModel
 from wmdp_fast.unlearning.method import Setup
 from wmdp_fast.unlearning.trained_weights import exchanged
 
-FAMILIES = ("llama", "mixtral", "gemma2", "gemma3_text", "gpt_neox")
+# OPT calls the decoder that its base has in it, not its base.
+FAMILIES = ("llama", "mixtral", "gemma2", "gemma3_text", "gpt_neox", "opt")
+TRAINED = {"mixtral": "self_attn.o_proj", "opt": "fc"}
 CPU = torch.device("cpu")
 
 
@@ -72,7 +74,7 @@ def plain_losses(model: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_and_gradients_are_those_of_documents_by_themselves(family: str) -> None:
-    setup = setup_of(runs.model(family), "mlp" if family != "mixtral" else "self_attn.o_proj")
+    setup = setup_of(runs.model(family), TRAINED.get(family, "mlp"))
     expected = plain_losses(setup.model)
     weights = torch.tensor([0.5, -1.0, 2.0])
     loss = (weights * torch.stack([one.mean() for one in expected])).sum()

@@ -89,18 +89,24 @@ def head_of(model: nn.Module, device: torch.device) -> ModelHead | None:
         device: Where its token ids go.
     """
     inner: Any = without_adapter(model)
-    base = getattr(inner, "base_model", inner)
-    if base is inner or not isinstance(base, nn.Module):
-        return None
+    # OPT calls the decoder in its base, not the base.
+    bases = [getattr(inner, "base_model", inner), getattr(inner, "get_decoder", lambda: inner)()]
+    bases = [base for base in bases if base is not inner and isinstance(base, nn.Module)]
     input_ids = torch.tensor([[1, 2, 1]], device=device)
     with torch.no_grad():
-        expected = all_logits(model, input_ids, np.array([[0, 0], [0, 1], [0, 2]]))
-        head = ModelHead(model, base, expected)
-        try:
-            # One row by itself, as a part of a batch may be.
-            hidden = head.hidden(input_ids)[0]
-            found = torch.cat([head.logits(hidden[:2]), head.logits(hidden[2:])])
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
-            return None
+        expected = all_logits(model, input_ids, np.array([[0, 0], [0, 1], [0, 2]])) if bases else None
+        heads = (_tried(model, base, input_ids, expected) for base in dict.fromkeys(bases) if expected is not None)
+        return next((head for head in heads if head is not None), None)
+
+
+def _tried(model: nn.Module, base: nn.Module, input_ids: Tensor, expected: Tensor) -> ModelHead | None:
+    """A model cut at a base, if the two parts give logits that are expected, `[R, V]`."""
+    head = ModelHead(model, base, expected)
+    try:
+        # One row by itself, as a part of a batch may be.
+        hidden = head.hidden(input_ids)[0]
+        found = torch.cat([head.logits(hidden[:2]), head.logits(hidden[2:])])
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        return None
     same = found.shape == expected.shape and found.dtype == expected.dtype and are_close(found, expected)
     return head if same else None

@@ -172,8 +172,10 @@ class SSD(Method):
             of_retain = retain.squares[name] / retain.documents
             factor = (self._dampening * of_retain / of_forget).clamp_max_(1)
             factor = factor.where(of_forget > self._threshold * of_retain, 1)
-            changed += (factor < 1).sum()
-            parameter.copy_(parameter.float() * factor)
+            dampened = (parameter.float() * factor).to(parameter.dtype)
+            # In a narrow type some are rounded back to what they were.
+            changed += (dampened.abs() < parameter.abs()).sum()
+            parameter.copy_(dampened)
         return changed / sum(one.numel() for one in self._setup.trained.values())
 
     def _taken(self, corpus: CorpusTokens) -> int:
