@@ -90,6 +90,10 @@ def trained_parameters(
     if config.lora is not None:
         return lora_targets(decoder, config.trained_layers(num_layers), config.lora)
     if config.parameters == ALL:
+        layers = config.trained_layers(num_layers)
+        if set(layers) != set(range(num_layers)):
+            # What is in no layer is trained with all of them.
+            return select_parameters(decoder.layers, decoder.prefix, layers, ".")
         return all_parameters(decoder, whole)
     return select_parameters(decoder.layers, decoder.prefix, config.trained_layers(num_layers), config.parameters)
 

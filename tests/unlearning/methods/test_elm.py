@@ -153,6 +153,15 @@ def test_factors_are_trained_in_the_layers_named_and_terms_without_weight_left_o
     assert result.metrics[0]["forget_loss"] == pytest.approx(plain.metrics[0]["forget_loss"], abs=1e-5)
 
 
+def test_all_parameters_are_those_of_the_layers_that_are_named(tokenizer: Any) -> None:
+    config = dataclasses.replace(CONFIG, parameters="all", max_steps=1, fluency_weight=0, update_layer_ids=(1,))
+    made = model("llama")
+    of_layer = {f"layers.1.{name}" for name, _ in made.model.layers[1].named_parameters()}
+    assert unlearned(made, tokenizer, config).tensors.keys() == of_layer
+    config = dataclasses.replace(config, update_layer_ids=(0, 1, 2, 3))
+    assert "embed_tokens.weight" in unlearned(made, tokenizer, config).tensors
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
