@@ -33,6 +33,10 @@ demo: $(VENV)/package ## evaluate the tiny model that comes with the package; ne
 methods-table: $(VENV)/package ## compare all methods of unlearning on the demo's made-up world; the table is in docs/methods.md
 	$(BIN)/python -m wmdp_fast.demo.methods_table --page docs/methods.md --json benches/results/methods.json
 
+.PHONY: robustness-table
+robustness-table: $(VENV)/package ## attack what these methods leave; the table is in docs/robustness.md
+	$(BIN)/python -m wmdp_fast.demo.robustness_table --page docs/robustness.md --json benches/results/robustness.json
+
 .PHONY: test
 test: setup ## run all tests, Rust and Python
 	cargo test --workspace --release

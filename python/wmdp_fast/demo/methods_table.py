@@ -263,17 +263,17 @@ def _accuracy_cells(seeds: Sequence[Shares]) -> list[str]:
     return cells
 
 
-def put_between_marks(page: str, text: str) -> str:
+def put_between_marks(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
     """The page with what stands between the marks replaced.
 
     Raises:
         ValueError: The page has not both marks.
     """
-    before, found, rest = page.partition(BEGIN)
-    _, also, after = rest.partition(END)
+    before, found, rest = page.partition(begin)
+    _, also, after = rest.partition(end)
     if not (found and also):
-        raise ValueError(f"the page needs the marks {BEGIN} and {END}, each on a line of its own")
-    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
+        raise ValueError(f"the page needs the marks {begin} and {end}, each on a line of its own")
+    return f"{before}{begin}\n\n{text}\n{end}{after}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
