@@ -23,8 +23,8 @@ MARGIN = 0.1
 # By what an attacker needs; attacks of users may need anything.
 _CLASSES = {
     "prompts": "who can only ask",
-    "activations": "who can look inside, and changes nothing",
-    "weights": "who has the weights",
+    "activations": "who can look inside",
+    "weights": "who have the weights",
     "": "of other kinds",
 }
 
