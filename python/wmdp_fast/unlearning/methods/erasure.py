@@ -14,10 +14,9 @@ from wmdp_fast.models.threads import computing
 from wmdp_fast.prompts.documents import CorpusTokens
 from wmdp_fast.unlearning.batches import packed_documents, padded_documents
 from wmdp_fast.unlearning.language_model import DocumentLosses, LanguageModel
-from wmdp_fast.unlearning.method import CardText, Findings, MethodState, StepOutput
-from wmdp_fast.unlearning.methods.effect import advice
+from wmdp_fast.unlearning.method import CardText, MethodState, StepOutput
 from wmdp_fast.unlearning.methods.erasure_targets import Softened, Steering, likeliest
-from wmdp_fast.unlearning.methods.outcome import effects_after, effects_card
+from wmdp_fast.unlearning.methods.outcome import effects_after, effects_card, effects_findings
 from wmdp_fast.unlearning.methods.steered_text import steered_text
 from wmdp_fast.unlearning.reductions import cross_entropy
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wmdp_fast.unlearning.batches import Batch
-    from wmdp_fast.unlearning.method import Setup, StepInput
+    from wmdp_fast.unlearning.method import Findings, Setup, StepInput
 
     Kind = Literal["forget", "retain"]
 
@@ -183,11 +182,7 @@ class Erasure:
             steps: How many have been done: forget documents beyond theirs are taken, if there are any.
         """
         effects = effects_after(self.model, self._setup.batches, steps)
-        return Findings(
-            record={"effects": [one.to_json() for one in effects]},
-            figures={f"{key} {one.topic}": value for one in effects for key, value in one.figures.items()},
-            verdict=advice(effects, forgets=True),
-        )
+        return effects_findings(effects, forgets=True)
 
     def card(self, record: Mapping[str, Any]) -> CardText:
         """What the model card says of ELM."""

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from wmdp_fast.unlearning.language_model import LanguageModel
-from wmdp_fast.unlearning.method import Findings, Method, MethodState, StepOutput
-from wmdp_fast.unlearning.methods.effect import advice
-from wmdp_fast.unlearning.methods.outcome import effects_after, effects_card
+from wmdp_fast.unlearning.method import Method, MethodState, StepOutput
+from wmdp_fast.unlearning.methods.outcome import effects_after, effects_card, effects_findings
 from wmdp_fast.unlearning.reductions import cross_entropy, document_losses
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from wmdp_fast.unlearning.batches import Batch
     from wmdp_fast.unlearning.language_model import DocumentLosses
-    from wmdp_fast.unlearning.method import CardText, Setup, StepInput
+    from wmdp_fast.unlearning.method import CardText, Findings, Setup, StepInput
     from wmdp_fast.unlearning.reductions import Reduction
 
 
@@ -150,11 +149,7 @@ class ForgetRetain(Method):
             steps: How many have been done: forget documents beyond theirs are taken, if there are any.
         """
         effects = effects_after(self.model, self._setup.batches, steps)
-        return Findings(
-            record={"effects": [one.to_json() for one in effects]},
-            figures={f"{key} {one.topic}": value for one in effects for key, value in one.figures.items()},
-            verdict=advice(effects, forgets=self._config.forget_weight > 0),
-        )
+        return effects_findings(effects, forgets=self._config.forget_weight > 0)
 
     def card(self, record: Mapping[str, Any]) -> CardText:
         """What the model card says of the method."""

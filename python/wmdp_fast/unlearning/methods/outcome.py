@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wmdp_fast.models.threads import computing
-from wmdp_fast.unlearning.method import CardText
-from wmdp_fast.unlearning.methods.effect import CHANGE, WAYS_BACK, Effect
+from wmdp_fast.unlearning.method import CardText, Findings
+from wmdp_fast.unlearning.methods.effect import CHANGE, TRAINED, WAYS_BACK, Effect, advice
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from wmdp_fast.unlearning.batch_reader import BatchReader
     from wmdp_fast.unlearning.language_model import LanguageModel
+    from wmdp_fast.unlearning.verdict import Remedies
 
 
 def effects_after(model: LanguageModel, batches: BatchReader, steps: int) -> tuple[Effect, ...]:
@@ -43,6 +44,24 @@ def effect_at(model: LanguageModel, batches: BatchReader, topic: int, index: int
         with model.originals():
             before = [model.losses(batch).mean() for batch in (forget, retain)]
     return Effect(topic, unseen, *torch.stack([*now, *before, divergence]).tolist())
+
+
+def effects_findings(
+    effects: Sequence[Effect], *, forgets: bool, remedies: Remedies = TRAINED, record: Mapping[str, Any] | None = None
+) -> Findings:
+    """What is recorded of effects, what of it must be finite, and the verdict on it.
+
+    Args:
+        effects: Of each topic.
+        forgets: Whether the run was to forget anything.
+        remedies: What to change if it did not do what it should.
+        record: What else is recorded.
+    """
+    return Findings(
+        record={**(record or {}), "effects": [one.to_json() for one in effects]},
+        figures={f"{key} {one.topic}": value for one in effects for key, value in one.figures.items()},
+        verdict=advice(effects, forgets=forgets, remedies=remedies),
+    )
 
 
 def effects_card(record: Mapping[str, Any], *, source: str, summary: str) -> CardText:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from wmdp_fast.unlearning.language_model import LanguageModel
-from wmdp_fast.unlearning.method import Findings, Method, StepOutput
-from wmdp_fast.unlearning.methods.effect import advice
-from wmdp_fast.unlearning.methods.outcome import effects_after, effects_card
+from wmdp_fast.unlearning.method import Method, StepOutput
+from wmdp_fast.unlearning.methods.outcome import effects_after, effects_card, effects_findings
 from wmdp_fast.unlearning.reductions import cross_entropy
 from wmdp_fast.unlearning.verdict import Remedies
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wmdp_fast.unlearning.batches import Batch
-    from wmdp_fast.unlearning.method import CardText, Setup, StepInput
+    from wmdp_fast.unlearning.method import CardText, Findings, Setup, StepInput
 
 _REMEDIES = Remedies(
     weak="Raise the learning rate, forget_share or the number of steps",
@@ -108,11 +107,7 @@ class SCRUB(Method):
     def findings(self, steps: int) -> Findings:
         """What the run did to losses on forget and on retain documents, with the weights as they are."""
         effects = effects_after(self.model, self._setup.batches, steps)
-        return Findings(
-            record={"effects": [one.to_json() for one in effects]},
-            figures={f"{key} {one.topic}": value for one in effects for key, value in one.figures.items()},
-            verdict=advice(effects, forgets=self._config.forget_share > 0, remedies=_REMEDIES),
-        )
+        return effects_findings(effects, forgets=self._config.forget_share > 0, remedies=_REMEDIES)
 
     def card(self, record: Mapping[str, Any]) -> CardText:
         """What the model card says of the method."""

@@ -9,9 +9,8 @@ import torch
 
 from wmdp_fast.unlearning.batches import num_batches
 from wmdp_fast.unlearning.language_model import LanguageModel
-from wmdp_fast.unlearning.method import Findings, Method, MethodState, StepOutput
-from wmdp_fast.unlearning.methods.effect import advice
-from wmdp_fast.unlearning.methods.outcome import effect_at, effects_card
+from wmdp_fast.unlearning.method import Method, MethodState, StepOutput
+from wmdp_fast.unlearning.methods.outcome import effect_at, effects_card, effects_findings
 from wmdp_fast.unlearning.verdict import Remedies
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from wmdp_fast.prompts.documents import CorpusTokens
     from wmdp_fast.unlearning.batches import Batch
-    from wmdp_fast.unlearning.method import CardText, Setup, StepInput
+    from wmdp_fast.unlearning.method import CardText, Findings, Setup, StepInput
     from wmdp_fast.unlearning.methods.effect import Effect
 
 _SOURCE = "SSD, selective synaptic dampening (Foster et al. 2023, arXiv:2308.07707)"
@@ -126,11 +125,8 @@ class SSD(Method):
     def findings(self, steps: int) -> Findings:
         """How many weights were dampened, and what that did to losses; none were before the first step."""
         effects, dampened = self._effects(), self._found["dampened"] if steps else 0.0
-        return Findings(
-            record={**self._found, "dampened": dampened, "effects": [one.to_json() for one in effects]},
-            figures={f"{key} {one.topic}": value for one in effects for key, value in one.figures.items()},
-            verdict=advice(effects, forgets=True, remedies=_REMEDIES),
-        )
+        record = {**self._found, "dampened": dampened}
+        return effects_findings(effects, forgets=True, remedies=_REMEDIES, record=record)
 
     def card(self, record: Mapping[str, Any]) -> CardText:
         """What the model card says of it."""
