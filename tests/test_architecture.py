@@ -30,6 +30,7 @@ ORDER = (
     "results",
     "analysis",
     "evaluation",
+    "several_models",
     "unlearning",
     "robustness",
     "integrations",

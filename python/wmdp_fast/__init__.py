@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from wmdp_fast.robustness.result import AttackResult
     from wmdp_fast.robustness.table.table import Table, table
     from wmdp_fast.scoring.server import Server
+    from wmdp_fast.several_models import ModelSpec, ScoredModel, evaluate_many
     from wmdp_fast.unlearning.adapter_config import AdapterConfig
     from wmdp_fast.unlearning.api import unlearn
     from wmdp_fast.unlearning.language_model import LanguageModel
@@ -100,6 +101,7 @@ _LAZY = {
     "LoRA": "wmdp_fast.unlearning.lora",
     "Method": "wmdp_fast.unlearning.method",
     "MethodState": "wmdp_fast.unlearning.method",
+    "ModelSpec": "wmdp_fast.several_models",
     "NPOConfig": "wmdp_fast.unlearning.methods.npo",
     "NPOSAMConfig": "wmdp_fast.unlearning.methods.npo_sam",
     "RMUConfig": "wmdp_fast.unlearning.rmu.config",
@@ -110,6 +112,7 @@ _LAZY = {
     "SCRUBConfig": "wmdp_fast.unlearning.methods.scrub",
     "SSDConfig": "wmdp_fast.unlearning.methods.ssd",
     "SavedResults": "wmdp_fast.results.saved",
+    "ScoredModel": "wmdp_fast.several_models",
     "SearchAxis": "wmdp_fast.unlearning.training_config",
     "Server": "wmdp_fast.scoring.server",
     "Setup": "wmdp_fast.unlearning.method",
@@ -124,6 +127,7 @@ _LAZY = {
     "attack": "wmdp_fast.robustness.api",
     "compare": "wmdp_fast.analysis.comparison",
     "evaluate": "wmdp_fast.evaluation",
+    "evaluate_many": "wmdp_fast.several_models",
     "layers": "wmdp_fast.unlearning.rmu.profile",
     "load_tokenizer": "wmdp_fast.prompts.tokenizer",
     "plan": "wmdp_fast.prompts.prepare",
@@ -163,6 +167,7 @@ __all__ = [
     "Method",
     "MethodState",
     "ModelError",
+    "ModelSpec",
     "NPOConfig",
     "NPOSAMConfig",
     "PaddedBatch",
@@ -179,6 +184,7 @@ __all__ = [
     "SCRUBConfig",
     "SSDConfig",
     "SavedResults",
+    "ScoredModel",
     "SearchAxis",
     "Server",
     "Setup",
@@ -201,6 +207,7 @@ __all__ = [
     "attack",
     "compare",
     "evaluate",
+    "evaluate_many",
     "layers",
     "load_questions",
     "load_tokenizer",

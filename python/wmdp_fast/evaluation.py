@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from wmdp_fast.results.perplexity import TextResult
     from wmdp_fast.results.result import TaskResult
     from wmdp_fast.scoring.backend import Backend
+    from wmdp_fast.scoring.model_source import ModelSource
     from wmdp_fast.scoring.scores import PartialScores, ScoreMode, Scores
     from wmdp_fast.scoring.server import Server
     from wmdp_fast.scoring.trie import Engine
@@ -156,7 +157,7 @@ def evaluate(
         >>> 0 <= task["acc"] <= 1
         True
     """
-    keeping = _Keeping(output=output, log_samples=log_samples, resume=resume, progress=progress)
+    keeping = Keeping(output=output, log_samples=log_samples, resume=resume, progress=progress)
     prompting = PromptOptions(
         tasks=tasks,
         data=data,
@@ -187,29 +188,9 @@ def evaluate(
     scoring = ScoreOptions(score_mode=score_mode, engine=engine, token_budget=token_budget)
     source = model_source(model, loading, scoring, resume=resume, has_text=bool(text))
     clock = PhaseClock()
-
-    # Everything cheap first: a misspelt task should not cost the loading of a model.
     if output is not None:
         check_folder(output_folder(output, source.name))
-    selection = prompting.select(has_text=bool(text))
-    with clock("read"):
-        read = prompting.read(selection)
-        taken = [*(task.name for task in selection.tasks), *(group.name for group in selection.groups)]
-        texts = read_texts(text, field=text_field, limit=limit, taken=taken)
-    cautions = Cautions(read, system_instruction, log_samples=log_samples)
-    preparing = _Preparing(prompting, selection, read, cautions, clock)
-    with clock("load"):
-        backend = source.open(preparing.begin, clock)
-    asked = preparing.asked(backend, texts)
-    cautions.add_prompts(asked.requests, [one.questions for one in (*read, *asked.others)])
-    with contextlib.ExitStack() as kept:
-        scored = _score(asked, backend, prompting, keeping, kept, clock)
-        result = _result(asked, scored, backend, prompting, cautions, score_mode, clock)
-        for note in result.letter_notes():
-            warnings.warn(note, WmdpFastWarning, stacklevel=2)
-        if output is not None:
-            result = replace(result, saved_to=result.save(output, log_samples=log_samples))
-    return result
+    return Evaluation(prompting, scoring, clock, text=text, text_field=text_field).of(source, keeping, clock)
 
 
 def rendered_prompts(
@@ -274,7 +255,7 @@ def rendered_prompts(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Keeping:
+class Keeping:
     """The parameters of `evaluate` that say what is kept and shown of a run.
 
     Raises:
@@ -329,43 +310,91 @@ class _Scored:
     texts: dict[str, TextResult]
 
 
-class _Preparing:
-    """From the questions of a run to tokens, begun as soon as there is a tokenizer and done while weights are read."""
+class Evaluation:
+    """What one model or several, one after the other, are asked: tasks that exist and questions that are read.
+
+    Everything cheap comes first: a misspelt task should not cost the loading of a model.
+
+    Args:
+        prompting: What to ask and how.
+        scoring: How models are scored.
+        clock: Takes the time of reading.
+        text: Held-out texts, as in `evaluate`.
+        text_field: Their key or column.
+
+    Raises:
+        WmdpFastError, ValueError: As `evaluate`, for tasks, questions and templates.
+    """
 
     def __init__(
         self,
         prompting: PromptOptions,
-        selection: Selection,
-        read: list[TaskQuestions],
-        cautions: Cautions,
+        scoring: ScoreOptions,
         clock: PhaseClock,
+        *,
+        text: str | PathLike[str] | Sequence[str | PathLike[str] | Text] | Mapping[str, Sequence[str]] = (),
+        text_field: str = "text",
     ) -> None:
-        self._prompting, self._selection, self._cautions, self._clock = prompting, selection, cautions, clock
-        self._read, self._others = read, prompting.in_other_orders(read)
+        self._prompting, self._scoring = prompting, scoring
+        self._selection = selection = prompting.select(has_text=bool(text))
+        with clock("read"):
+            self._read = prompting.read(selection)
+            taken = [*(task.name for task in selection.tasks), *(group.name for group in selection.groups)]
+            self._texts = read_texts(text, field=text_field, limit=prompting.limit, taken=taken)
+        self._others: list[TaskQuestions] | None = None
         self._encoder = BackgroundTokenizer(selection)
         self._prompts: list[Prompts] | None = None
 
-    def begin(self, model: ReadsTokens) -> None:
-        """Renders, and begins to tokenize on a thread."""
-        self._prompts = self._rendered(model)
-        self._encoder.begin(model, self._prompts, self._prompting.length(model))
+    def of(self, source: ModelSource, keeping: Keeping, clock: PhaseClock) -> EvalResult:
+        """Loads a model, or connects to its server, and scores it.
 
-    def asked(self, backend: Backend, texts: Sequence[Text]) -> _Asked:
-        """What the model is asked; what has not begun is done now."""
-        both = [*self._read, *self._others]
-        prompts = self._rendered(backend) if self._prompts is None else self._prompts
-        with self._clock("tokenize"):
+        Prompts and their tokens are made as soon as there is a tokenizer, while weights are read; once for all models
+        that have the same.
+        """
+        log_samples = keeping.log_samples
+        cautions = Cautions(self._read, self._prompting.system_instruction, log_samples=log_samples)
+        if self._prompting.apply_chat_template:
+            self._prompts = None
+
+        def begin(model: ReadsTokens) -> None:
+            prompts = self._rendered(model, cautions, clock)
+            self._encoder.begin(model, prompts, self._prompting.length(model))
+
+        with clock("load"):
+            backend = source.open(begin, clock)
+        asked = self._asked(backend, cautions, clock)
+        cautions.add_prompts(asked.requests, [one.questions for one in (*asked.read, *asked.others)])
+        with contextlib.ExitStack() as kept:
+            scored = _score(asked, backend, self._prompting, keeping, kept, clock)
+            result = _result(asked, scored, backend, self._prompting, cautions, self._scoring.score_mode, clock)
+            for note in result.letter_notes():
+                warnings.warn(note, WmdpFastWarning, stacklevel=3)
+            if keeping.output is not None:
+                with clock("save"):
+                    result = replace(result, saved_to=result.save(keeping.output, log_samples=log_samples))
+        return result
+
+    def _asked(self, backend: Backend, cautions: Cautions, clock: PhaseClock) -> _Asked:
+        """What a model is asked; what has not begun is done now."""
+        prompts = self._rendered(backend, cautions, clock)
+        others = self._others or []
+        both = [*self._read, *others]
+        with clock("tokenize"):
             requests = self._prompting.requests(backend, self._encoder, prompts)
             if requests is not None:
                 names = [f"{one.task.name}, question {row + 1}" for one in both for row in range(len(one.questions))]
                 backend.check_tokens(requests, names.__getitem__)
-            to_read = _text_requests(backend, self._encoder, texts, self._prompting.max_length)
-        return _Asked(self._selection, self._read, self._others, prompts, requests, to_read)
+            to_read = _text_requests(backend, self._encoder, self._texts, self._prompting.max_length)
+        return _Asked(self._selection, self._read, others, prompts, requests, to_read)
 
-    def _rendered(self, model: ReadsTokens) -> list[Prompts]:
-        with self._clock("render"):
-            both = [*self._read, *self._others]
-            return [self._prompting.prompts(one, model.tokenizer, self._cautions) for one in both]
+    def _rendered(self, model: ReadsTokens, cautions: Cautions, clock: PhaseClock) -> list[Prompts]:
+        if self._prompts is None:
+            with clock("render"):
+                if self._others is None:
+                    self._others = self._prompting.in_other_orders(self._read)
+                both = [*self._read, *self._others]
+                self._prompts = [self._prompting.prompts(one, model.tokenizer, cautions) for one in both]
+        return self._prompts
 
 
 def _text_requests(
@@ -386,7 +415,7 @@ def _score(
     asked: _Asked,
     backend: Backend,
     prompting: PromptOptions,
-    keeping: _Keeping,
+    keeping: Keeping,
     kept: contextlib.ExitStack,
     clock: PhaseClock,
 ) -> _Scored:

@@ -8,18 +8,26 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.checkpoints.read_ahead import reading_ahead
+from wmdp_fast.cli import failures
 from wmdp_fast.cli.asking import add_selection, add_wording
 from wmdp_fast.cli.options import positive_number, whole_number, whole_number_or_auto
 from wmdp_fast.runtime import strict_json
+from wmdp_fast.runtime.clock import timings_table
 from wmdp_fast.scoring.server import Server
 
 if TYPE_CHECKING:
     from wmdp_fast.results.result import EvalResult
+    from wmdp_fast.several_models import ModelSpec
 
 SUMMARY = "Score a model on tasks or question files."
 
 # What `run` takes itself; everything else goes to `evaluate` by its name.
-_OWN = frozenset({"model", "json", "quiet", "run", "fail", "show_prompts"})
+_OWN = frozenset(
+    {"models", "json", "quiet", "run", "fail", "show_prompts", "timings", "revisions", "adapters", "checkpoints"}
+)
+
+# Ways to name several models.
+_SEVERAL = ("revisions", "adapters", "checkpoints")
 
 # What does not change how prompts are made, and so is not for `rendered_prompts`.
 _OF_SCORING = frozenset(
@@ -44,7 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `wmdp-fast eval`. What is not given stays away: the defaults are those of `evaluate`."""
     parser.argument_default = argparse.SUPPRESS
     parser.add_argument(
-        "model", metavar="MODEL", help="a folder, a name on the Hugging Face hub, or with a server its name there"
+        "models",
+        nargs="*",
+        default=[],
+        metavar="MODEL",
+        help="a folder, a name on the Hugging Face hub, or with a server its name there; several are scored one after"
+        " the other",
     )
 
     _add_what(parser.add_argument_group("what to ask"))
@@ -52,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_model(parser.add_argument_group("the model"))
     _add_server(parser.add_argument_group("a model that is served (--engine openai or vllm)"))
     _add_output(parser.add_argument_group("output"))
-    parser.set_defaults(json=False, quiet=False, fail=parser.error)
+    parser.set_defaults(json=False, quiet=False, timings=False, fail=parser.error)
 
 
 def _add_what(group: argparse._ArgumentGroup) -> None:
@@ -82,6 +95,11 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="default: the checkpoint's")
     group.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
     group.add_argument("--peft", metavar="ADAPTER", help="PEFT adapter to put on the model")
+    group.add_argument("--revisions", metavar="A,B", help="several revisions of one model, one after the other")
+    group.add_argument("--adapters", metavar="A,B", help="several PEFT adapters on one model, one after the other")
+    group.add_argument(
+        "--checkpoints", metavar="DIR", help="all folders checkpoint-N of a training run, in the order of their steps"
+    )
     group.add_argument(
         "--max-length",
         type=whole_number(least=1),
@@ -165,18 +183,13 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         " weights, only config.json and the tokenizer",
     )
     group.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
+    group.add_argument("--timings", action="store_true", help="say on stderr where the time went")
     group.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates, prints and saves."""
-    if not (hasattr(arguments, "tasks") or hasattr(arguments, "text")):
-        arguments.fail("the following arguments are required: --tasks, or --text for perplexity alone")
-    if hasattr(arguments, "text_field") and not hasattr(arguments, "text"):
-        arguments.fail("--text-field is of the files of --text")
-    for needing in ("log_samples", "resume"):
-        if hasattr(arguments, needing) and not hasattr(arguments, "output"):
-            arguments.fail(f"--{needing.replace('_', '-')} needs --output")
+    _check(arguments)
     if arguments.quiet:
         # transformers and huggingface_hub read it when they are imported, which has not happened yet.
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -186,8 +199,26 @@ def run(arguments: argparse.Namespace) -> int:
     server = _take_server(arguments, options)
     if server is not None:
         return _evaluate(server, arguments, options)
-    with reading_ahead(arguments.model, revision=options.get("revision"), peft=options.get("peft")):
-        return _evaluate(arguments.model, arguments, options)
+    if len(arguments.models) > 1 or any(hasattr(arguments, name) for name in _SEVERAL):
+        return _evaluate_many(arguments, options)
+    model = _one_model(arguments)
+    with reading_ahead(model, revision=options.get("revision"), peft=options.get("peft")):
+        return _evaluate(model, arguments, options)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Ends with usage for options that need or exclude each other."""
+    if not (hasattr(arguments, "tasks") or hasattr(arguments, "text")):
+        arguments.fail("the following arguments are required: --tasks, or --text for perplexity alone")
+    if hasattr(arguments, "text_field") and not hasattr(arguments, "text"):
+        arguments.fail("--text-field is of the files of --text")
+    for needing in ("log_samples", "resume"):
+        if hasattr(arguments, needing) and not hasattr(arguments, "output"):
+            arguments.fail(f"--{needing.replace('_', '-')} needs --output")
+    if hasattr(arguments, "show_prompts") or getattr(arguments, "engine", None) in _SERVED:
+        for way in _SEVERAL:
+            if hasattr(arguments, way):
+                arguments.fail(f"--{way} is for models that are loaded and scored here")
 
 
 def _evaluate(model: str | Server, arguments: argparse.Namespace, options: dict[str, Any]) -> int:
@@ -195,9 +226,71 @@ def _evaluate(model: str | Server, arguments: argparse.Namespace, options: dict[
 
     result = evaluate(model, **options, progress=not arguments.quiet)
     report(result, as_json=arguments.json)
+    _notes(result, arguments)
+    return 0
+
+
+def _evaluate_many(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
+    """Scores several models; exit code 1 if one of them failed."""
+    from wmdp_fast.several_models import evaluate_many, models_table
+
+    every = []
+    for scored in evaluate_many(_specs(arguments, options), **options, progress=not arguments.quiet):
+        every.append(scored)
+        if scored.result is not None:
+            if not arguments.json:
+                print(f"{scored.spec}\n{scored.result.table()}\n", flush=True)
+            _notes(scored.result, arguments, several=True)
+    if arguments.json:
+        found = [
+            {"model": str(one.spec), **(one.result.to_json() if one.result else _failure(one.error))} for one in every
+        ]
+        print(strict_json.dumps(found, indent=2, ensure_ascii=False, default=str))
+    elif table := models_table(every):
+        print(table)
+    sys.stdout.flush()
+    failed = [one for one in every if one.error is not None]
+    for one in failed:
+        print(f"error: {one.spec}: {_failure(one.error)['error']}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _failure(error: Exception | None) -> dict[str, str]:
+    return {} if error is None else {"error": failures.line(error)}
+
+
+def _specs(arguments: argparse.Namespace, options: dict[str, Any]) -> list[ModelSpec]:
+    """The models that are named, in one of four ways."""
+    from wmdp_fast.several_models import ModelSpec, checkpoints_of
+
+    ways = [name for name in _SEVERAL if hasattr(arguments, name)]
+    if len(ways) > 1 or (ways and len(arguments.models) > 1):
+        arguments.fail("several models are named in one way: as MODELs, or by --revisions, --adapters or --checkpoints")
+    if not ways:
+        return [ModelSpec(model) for model in arguments.models]
+    [way] = ways
+    single = {"revisions": "revision", "adapters": "peft"}.get(way)
+    if single in options:
+        arguments.fail(f"--{way} is in place of --{single}")
+    if way == "checkpoints":
+        return checkpoints_of(arguments.checkpoints, *arguments.models)
+    model = _one_model(arguments)
+    names = [name.strip() for name in getattr(arguments, way).split(",") if name.strip()]
+    return [ModelSpec(model, revision=name) if way == "revisions" else ModelSpec(model, peft=name) for name in names]
+
+
+def _one_model(arguments: argparse.Namespace) -> str:
+    if len(arguments.models) != 1:
+        arguments.fail("the following arguments are required: MODEL" if not arguments.models else "only one MODEL here")
+    return str(arguments.models[0])
+
+
+def _notes(result: EvalResult, arguments: argparse.Namespace, *, several: bool = False) -> None:
+    """What is said on stderr of a result."""
+    if arguments.timings:
+        print(timings_table(result.timings, None if several else result.started), file=sys.stderr)
     if result.saved_to is not None and not arguments.quiet:
         print(f"results: {result.saved_to}", file=sys.stderr)
-    return 0
 
 
 def _show_prompts(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
@@ -216,7 +309,7 @@ def _show_prompts(arguments: argparse.Namespace, options: dict[str, Any]) -> int
     asking = {name: value for name, value in options.items() if name not in _OF_SCORING}
     from wmdp_fast.evaluation import rendered_prompts
 
-    found = rendered_prompts(arguments.model, count=arguments.show_prompts, **asking)
+    found = rendered_prompts(_one_model(arguments), count=arguments.show_prompts, **asking)
     print(prompts.as_json(found) if arguments.json else prompts.as_text(found))
     return 0
 
@@ -235,7 +328,7 @@ def _take_server(arguments: argparse.Namespace, options: dict[str, Any]) -> Serv
     if "base_url" not in given and _SERVED[engine] is None:
         arguments.fail(f"--engine {engine} needs --base-url, such as http://localhost:8000/v1")
     return Server(
-        model=arguments.model,
+        model=_one_model(arguments),
         protocol=engine,
         api_key=os.environ.get(variable or "OPENAI_API_KEY") or None,
         **{"base_url": _SERVED[engine], **{_OF_SERVER[name]: value for name, value in given.items()}},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from wmdp_fast._rust import Tokenizer
 from wmdp_fast.exceptions import TokenizerError
@@ -61,18 +61,25 @@ def load_tokenizer(
         >>> ours.encode("Which lantern is lit?") == theirs("Which lantern is lit?")["input_ids"]
         True
     """
+    return Tokenizer(**_arguments(tokenizer, prefix_token_id, add_special_tokens))
+
+
+def _arguments(
+    tokenizer: PreTrainedTokenizerBase, prefix_token_id: int, add_special_tokens: bool | None
+) -> dict[str, Any]:
+    """All that the Rust tokenizer is made of: where these are equal, so are all tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise TokenizerError(
             f"{type(tokenizer).__name__} is not backed by the library tokenizers; load it with use_fast=True, or make"
             " a tokenizer.json of it with transformers.convert_slow_tokenizer"
         )
-    return Tokenizer(
-        backend.to_str(),
-        add_special_tokens=True if add_special_tokens is None else add_special_tokens,
-        prefix_token_id=prefix_token_id,
-        prefix_text=str(tokenizer.decode(prefix_token_id)),
-    )
+    return {
+        "json": backend.to_str(),
+        "add_special_tokens": True if add_special_tokens is None else add_special_tokens,
+        "prefix_token_id": prefix_token_id,
+        "prefix_text": str(tokenizer.decode(prefix_token_id)),
+    }
 
 
 def prefix_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -87,16 +94,23 @@ class BackgroundTokenizer:
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
         self._begun: Future[Tokenizer] | None = None
+        self._made_of: dict[str, Any] = {}
         self._ahead: Future[Requests] | None = None
         self._asked: tuple[list[Prompts], int] | None = None
 
     def begin(self, model: ReadsTokens, prompts: Sequence[Prompts], max_length: int) -> None:
-        """Begins to load it, and to tokenize prompts with it, on a thread; both take little of Python's time."""
-        if (tokenizer := model.tokenizer) is None or (prefix := model.prefix_token_id) is None:
+        """Begins to load it, and to tokenize prompts with it, on a thread; both take little of Python's time.
+
+        For the next of several models nothing begins whose outcome would be the same.
+        """
+        if self._begun is not None and not self._fits(model):
+            self._begun = self._ahead = None
+        if model.tokenizer is None or model.prefix_token_id is None:
             return
         threads = ThreadPoolExecutor(max_workers=1)
-        self._begun = threads.submit(self._load, tokenizer, prefix, model.model_type)
-        if prompts:
+        if self._begun is None:
+            self._begun = threads.submit(self._load, model.tokenizer, model.prefix_token_id, model.model_type)
+        if prompts and not (self._ahead is not None and self._is_asked(prompts, max_length)):
             self._asked = list(prompts), max_length
             begun = self._begun
             self._ahead = threads.submit(lambda: begun.result().encode_requests(prompts, max_length))
@@ -121,12 +135,24 @@ class BackgroundTokenizer:
         Raises:
             TokenizerError, ValueError: As `of` and `Tokenizer.encode_requests`.
         """
-        if self._ahead is not None and self._asked is not None:
-            begun, length = self._asked
-            if length == max_length and len(begun) == len(prompts) and all(map(operator.is_, begun, prompts)):
-                return self._ahead.result()
+        if self._ahead is not None and self._is_asked(prompts, max_length):
+            return self._ahead.result()
         return self.of(model).encode_requests(prompts, max_length)
+
+    def _is_asked(self, prompts: Sequence[Prompts], max_length: int) -> bool:
+        begun, length = self._asked or ([], 0)
+        return length == max_length and len(begun) == len(prompts) and all(map(operator.is_, begun, prompts))
+
+    def _fits(self, model: ReadsTokens) -> bool:
+        """Whether the tokenizer that was loaded is another model's too."""
+        if self._begun is None or self._begun.exception() is not None:
+            return False
+        if model.tokenizer is None or model.prefix_token_id is None:
+            return False
+        special = self._selection.compat.add_special_tokens(model.model_type)
+        return _arguments(model.tokenizer, model.prefix_token_id, special) == self._made_of
 
     def _load(self, tokenizer: PreTrainedTokenizerBase, prefix_token_id: int, model_type: str) -> Tokenizer:
         special = self._selection.compat.add_special_tokens(model_type)
-        return load_tokenizer(tokenizer, prefix_token_id=prefix_token_id, add_special_tokens=special)
+        self._made_of = _arguments(tokenizer, prefix_token_id, special)
+        return Tokenizer(**self._made_of)

@@ -1,0 +1,241 @@
+"""Several models in one process: `evaluate_many`, which starts, reads questions and tokenizes once for all of them."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import traceback
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wmdp_fast.checkpoints.read_ahead import read_ahead
+from wmdp_fast.checkpoints.weight_files import ADAPTER_CONFIG, CONFIG
+from wmdp_fast.evaluation import Evaluation, Keeping
+from wmdp_fast.prompts.options import PromptOptions
+from wmdp_fast.results.paths import names_a_file, sanitize_model_name
+from wmdp_fast.runtime.clock import PhaseClock
+from wmdp_fast.runtime.files import check_folder
+from wmdp_fast.runtime.tables import aligned, number_text
+from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
+from wmdp_fast.scoring.model_source import ModelSource, model_source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from os import PathLike
+
+    from wmdp_fast._rust import ReadAhead
+    from wmdp_fast.results.result import EvalResult
+    from wmdp_fast.scoring.backend import Backend
+    from wmdp_fast.scoring.model_source import OnTokenizer
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One of several models.
+
+    Attributes:
+        model: A folder or a name on the hub.
+        revision: Commit, branch or tag on the hub.
+        peft: A PEFT adapter to put on it.
+    """
+
+    model: str | PathLike[str]
+    revision: str | None = None
+    peft: str | PathLike[str] | None = None
+
+    def __str__(self) -> str:
+        name = os.fspath(self.model)
+        name += f"@{self.revision}" if self.revision else ""
+        return name + (f" + {os.fspath(self.peft)}" if self.peft else "")
+
+
+@dataclass(frozen=True)
+class ScoredModel:
+    """What came of one of several models: a result or an error.
+
+    Attributes:
+        spec: The model.
+        result: Its numbers, those of a call of `evaluate` by itself; None if it failed.
+        error: Why it failed, or None.
+    """
+
+    spec: ModelSpec
+    result: EvalResult | None
+    error: Exception | None
+
+
+def evaluate_many(
+    models: Sequence[str | PathLike[str] | ModelSpec],
+    *,
+    revision: str | None = None,
+    peft: str | PathLike[str] | None = None,
+    output: str | PathLike[str] | None = None,
+    **options: Any,
+) -> Iterator[ScoredModel]:
+    """Scores models one after the other, each with the numbers that `evaluate` gives it alone.
+
+    Questions are read once, prompts are made and tokenized once for all models with the same tokenizer, and the next
+    model's files are read into the page cache while the present one is scored. One that fails does not stop the others.
+
+    Args:
+        models: Folders or names on the hub, or `ModelSpec`s.
+        revision: Commit, branch or tag of models that name none.
+        peft: An adapter for models that name none.
+        output: Folder to save results under. Where several have the same model's name, each has a folder of its own in
+            it, named after revision and adapter.
+        options: Further parameters of `evaluate`.
+
+    Returns:
+        An iterator; a model is loaded and scored when its turn comes.
+
+    Raises:
+        ValueError: An option has an impossible value, or `output` is the name of a file.
+        TypeError: There is no parameter of that name.
+        WmdpFastError: As `evaluate`, for tasks, questions and templates, before any model is looked at.
+
+    Example:
+        >>> from wmdp_fast import demo, evaluate_many
+        >>> tasks = demo.questions_path("forget")
+        >>> for scored in evaluate_many([demo.model_path()], tasks=tasks, limit=8, progress=False):
+        ...     print(scored.spec if scored.result is None else len(scored.result.tasks))
+        1
+    """
+    given = [one if isinstance(one, ModelSpec) else ModelSpec(one) for one in models]
+    if not given:
+        raise ValueError("models must name at least one model")
+    specs = [replace(one, revision=one.revision or revision, peft=one.peft or peft) for one in given]
+    if output is not None and len(specs) > 1 and names_a_file(output):
+        raise ValueError(f"output must be a folder for several models, not the file {output}")
+    ahead = [_reading(specs[0])]
+    prompting = PromptOptions(**{"tasks": (), **_taken(options, PromptOptions)})
+    loading, scoring = LoadOptions(**_taken(options, LoadOptions)), ScoreOptions(**_taken(options, ScoreOptions))
+    keeping = Keeping(
+        **{"log_samples": False, "resume": False, "progress": True, **_taken(options, Keeping)}, output=output
+    )
+    texts = {name: options.pop(name) for name in ("text", "text_field") if name in options}
+    if options:
+        raise TypeError(f"evaluate_many() got an unexpected keyword argument {next(iter(options))!r}")
+    sources = [
+        model_source(
+            one.model,
+            replace(loading, revision=one.revision, peft=one.peft),
+            scoring,
+            resume=keeping.resume,
+            has_text=bool(texts.get("text")),
+        )
+        for one in specs
+    ]
+    if output is not None:
+        check_folder(output)
+    clock = PhaseClock()
+    evaluation = Evaluation(prompting, scoring, clock, **texts)
+    keepings = [replace(keeping, output=place) for place in _outputs(output, specs)]
+    return _scored(evaluation, specs, sources, keepings, clock, ahead)
+
+
+def checkpoints_of(run: str | PathLike[str], base: str | PathLike[str] | None = None) -> list[ModelSpec]:
+    """The checkpoints of a training run in the order of their steps: its folders `checkpoint-N`.
+
+    Args:
+        run: The run's folder.
+        base: The model that its checkpoints are adapters of, if they are.
+
+    Raises:
+        ValueError: There are none, or they are adapters and `base` is missing.
+    """
+    folder = Path(run).expanduser()
+    found = [(int(name[1]), path) for path in folder.glob("checkpoint-*") if (name := _CHECKPOINT.fullmatch(path.name))]
+    if not found:
+        raise ValueError(f"{folder} has no folders checkpoint-N, as a training run leaves them")
+    specs = []
+    for _, path in sorted(found):
+        if (path / CONFIG).is_file() or not (path / ADAPTER_CONFIG).is_file():
+            specs.append(ModelSpec(str(path)))
+        elif base is None:
+            raise ValueError(f"{path} is a PEFT adapter: name the model that it belongs to as MODEL")
+        else:
+            specs.append(ModelSpec(base, peft=str(path)))
+    return specs
+
+
+def models_table(scored: Sequence[ScoredModel]) -> str:
+    """A row for each model that has numbers: its accuracy by group, or task without a group, and perplexity by text."""
+    results = [(one.spec, one.result) for one in scored if one.result is not None]
+    if not results:
+        return ""
+    first = results[0][1]
+    below = {child for children in first.group_subtasks.values() for child in children}
+    names = [name for name in (*first.groups, *first.tasks, *first.texts) if name not in below]
+    rows = [("model", *names)]
+    rows += [(str(spec), *(_cell(result, name) for name in names)) for spec, result in results]
+    return "\n".join(aligned(rows, "l" + "r" * len(names)))
+
+
+def _cell(result: EvalResult, name: str) -> str:
+    metric, value = next(iter(result[name].metrics.items()), ("", None))
+    error = result[name].stderr.get(metric)
+    if value is None:
+        return ""
+    return number_text(value) + ("" if error is None else f" ± {number_text(error)}")
+
+
+def _taken(options: dict[str, Any], kind: type[Any]) -> dict[str, Any]:
+    """Takes what a class of options has fields for out of the options."""
+    return {field.name: options.pop(field.name) for field in fields(kind) if field.name in options}
+
+
+def _outputs(output: str | PathLike[str] | None, specs: Sequence[ModelSpec]) -> list[Path | None]:
+    """Where each model's results go: below one folder, in which models of the same name have one each."""
+    if output is None:
+        return [None for _ in specs]
+    names = [os.fspath(spec.model) for spec in specs]
+    places = []
+    for spec, name in zip(specs, names, strict=True):
+        variant = [part for part in (spec.revision, os.fspath(spec.peft) if spec.peft else None) if part]
+        own = variant and names.count(name) > 1
+        places.append(Path(output) / sanitize_model_name("__".join(variant)) if own else Path(output))
+    if len({(place, name) for place, name in zip(places, names, strict=True)}) < len(specs):
+        raise ValueError("models names one model twice")
+    return list(places)
+
+
+def _reading(spec: ModelSpec | None) -> ReadAhead | None:
+    return None if spec is None else read_ahead(spec.model, revision=spec.revision, peft=spec.peft)
+
+
+def _scored(
+    evaluation: Evaluation,
+    specs: Sequence[ModelSpec],
+    sources: Sequence[ModelSource],
+    keepings: Sequence[Keeping],
+    clock: PhaseClock,
+    ahead: list[ReadAhead | None],
+) -> Iterator[ScoredModel]:
+    """Scores models in their turn; `ahead` is what reads the files of the one whose turn is next."""
+    for spec, source, keeping, following in zip(specs, sources, keepings, [*specs[1:], None], strict=True):
+        try:
+            result = evaluation.of(_then_reading(source, following, ahead), keeping, clock)
+            scored = ScoredModel(spec, result, None)
+        except Exception as error:
+            # The variables in its traceback would hold the model.
+            traceback.clear_frames(error.__traceback__)
+            scored = ScoredModel(spec, None, error)
+        yield scored
+        clock = PhaseClock()
+        # Two models in memory may be one too many, and what holds the last one may be a circle.
+        gc.collect()
+
+
+def _then_reading(source: ModelSource, following: ModelSpec | None, ahead: list[ReadAhead | None]) -> ModelSource:
+    """A source after whose loading the files of the next model are read."""
+
+    def opened(on_tokenizer: OnTokenizer, clock: PhaseClock) -> Backend:
+        backend = source.open(on_tokenizer, clock)
+        ahead[0] = _reading(following)
+        return backend
+
+    return ModelSource(source.name, opened)
