@@ -41,6 +41,11 @@ class ModelSpec:
         model: A folder or a name on the hub.
         revision: Commit, branch or tag on the hub.
         peft: A PEFT adapter to put on it.
+
+    Example:
+        >>> from wmdp_fast import ModelSpec
+        >>> print(ModelSpec("owner/model", revision="step1000"))
+        owner/model@step1000
     """
 
     model: str | PathLike[str]
@@ -61,6 +66,12 @@ class ScoredModel:
         spec: The model.
         result: Its numbers, those of a call of `evaluate` by itself; None if it failed.
         error: Why it failed, or None.
+
+    Example:
+        >>> from wmdp_fast import demo, evaluate_many
+        >>> [scored] = evaluate_many([demo.model_path()], tasks=demo.questions_path("forget"), limit=2, progress=False)
+        >>> scored.error is None
+        True
     """
 
     spec: ModelSpec

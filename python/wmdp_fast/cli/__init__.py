@@ -19,6 +19,7 @@ from wmdp_fast._rust import __version__
 from wmdp_fast.cli import failures, terminal
 from wmdp_fast.cli.habits import Parser, with_dashes
 from wmdp_fast.exceptions import WmdpFastWarning
+from wmdp_fast.runtime import cpus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wrong leaves through `SystemExit(2)`, as it has it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    terminal.let_threads_sleep()
+    cpus.set_openmp()
     with warnings.catch_warnings(), _termination_as_exception():
         warnings.showwarning = _show_warning
         return _run(argv)

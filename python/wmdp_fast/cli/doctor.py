@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from wmdp_fast import _rust
+from wmdp_fast.runtime import cpus
 
 if TYPE_CHECKING:
     import argparse
@@ -95,7 +96,8 @@ def _packages() -> Iterator[Finding]:
 
 
 def _threads() -> Finding:
-    cores = f"{os.cpu_count()} cores"
+    available, present = cpus.available_cores(), os.cpu_count()
+    cores = f"{present} cores" + ("" if available == present else f" ({available} by affinity and quota)")
     try:
         return Finding("threads", f"{_rust.num_threads()} for preparing data, of {cores} (WMDP_FAST_NUM_THREADS)")
     except ValueError as error:
@@ -108,7 +110,8 @@ def _devices() -> Iterator[Finding]:
     except ImportError as error:
         yield Finding("devices", "unknown", f"torch cannot be imported: {error}")
         return
-    yield Finding("device", f"cpu ({torch.get_num_threads()} torch threads)")
+    threads = torch.get_num_threads()
+    yield Finding("device", f"cpu ({threads} torch threads)", cpus.about_threads(threads))
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         yield Finding(

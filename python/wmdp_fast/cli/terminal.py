@@ -1,9 +1,8 @@
-"""What stdout cannot show, and how many threads wait: the surroundings of a command, set before it begins."""
+"""What stdout cannot show: the surroundings of a command, set before it begins."""
 
 from __future__ import annotations
 
 import codecs
-import os
 import sys
 
 # In place of characters that this package prints itself.
@@ -18,20 +17,6 @@ _PLAIN = {
     "\u2192": "->",
     "\u2019": "'",
 }
-
-# Each is a wish of the user's about how threads of OpenMP wait.
-_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
-
-
-def let_threads_sleep() -> None:
-    """Has threads of OpenMP sleep where they would spin, unless the user has said how they wait.
-
-    Beside other busy processes, threads that spin take the time of those that they wait for: a run took 8 times as long
-    instead of twice. Alone it makes no difference. OpenMP reads this once, as torch is loaded, so it comes too late
-    after that.
-    """
-    if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def print_anything(*, json: bool) -> None:
