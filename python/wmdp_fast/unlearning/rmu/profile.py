@@ -252,19 +252,15 @@ def profile_layers(
         else model
     )
     width = min(max_length, loaded.max_length)
-    options: dict[str, Any] = {
+    reading: dict[str, Any] = {
         "max_length": width,
         "num_documents": max(num_documents, STEPS * RMUConfig.batch_size) if pilot else num_documents,
         "min_chars": min_chars,
         "field": field,
         "data": data,
     }
-    if not isinstance(forget, CorpusTokens):
-        forget = load_corpus(forget, loaded.tokenizer, raw_lines=raw_lines, **options)
-    if not isinstance(retain, CorpusTokens):
-        retain = load_corpus(retain, loaded.tokenizer, **options)
-    for corpus in (forget, retain):
-        refuse_unknown_in_corpus(loaded.model, loaded.tokenizer, corpus)
+    forget = _read(loaded, forget, raw_lines=raw_lines, **reading)
+    retain = _read(loaded, retain, **reading)
     halves = [_halves(corpus, num_documents, width) for corpus in (forget, retain)]
     decoder = decoder_of(loaded.model)  # type: ignore[arg-type]
     with evaluation_mode(loaded.model):
@@ -297,6 +293,14 @@ def profile_layers(
     if not pilot:
         return found
     return _with_pilots(found, loaded, forget, retain, width, note or (lambda _line: None))
+
+
+def _read(loaded: LoadedModel, corpus: str | PathLike[str] | CorpusTokens, **options: Any) -> CorpusTokens:
+    """A corpus as tokens that the model knows; `options` are those of `load_corpus`."""
+    if not isinstance(corpus, CorpusTokens):
+        corpus = load_corpus(corpus, loaded.tokenizer, **options)
+    refuse_unknown_in_corpus(loaded.model, loaded.tokenizer, corpus)
+    return corpus
 
 
 def _with_pilots(
