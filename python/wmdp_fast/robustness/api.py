@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import replace
 from functools import partial
@@ -225,8 +226,13 @@ def _tokenizer_of(
 
 
 def _corpus_identity(corpus: Corpus, data: str | PathLike[str] | None) -> list[Any]:
-    """What tells a corpus from another: names, sizes and times of its files, or its tokens."""
+    """What tells a corpus from another: names and content of its files, or its tokens."""
     if isinstance(corpus, CorpusTokens):
         return [corpus.content_hash]
     _, files, commit = find_corpus(corpus, data=data)
-    return [commit] if commit else [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    return [commit] if commit else [[path.name, _file_hash(path)] for path in files]
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
