@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 CHANCE = 0.25
 
 
-def embedded() -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(demo.model_path(), dtype=torch.float32)
+def embedded(learned: demo.Learned = "both") -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(demo.model_path(learned=learned), dtype=torch.float32)
 
 
 def asked(domain: demo.Domain, limit: int) -> PromptOptions:
@@ -52,7 +52,7 @@ def subject(model: PreTrainedModel) -> Subject:
 
 @pytest.fixture(scope="module")
 def unlearned(tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    """By fewer and longer steps than the demonstration takes."""
+    """By a third of the demonstration's steps, which remove a good third of what is known."""
     folder: Path = tmp_path_factory.mktemp("unlearned")
     retain = folder / "retain.jsonl"
     retain.write_text("".join(json.dumps({"text": text}) + "\n" for text in retain_texts()))
@@ -86,8 +86,12 @@ def test_text_on_what_was_unlearned_brings_it_back_and_other_text_does_not(unlea
     assert abs(still_known - known) < 0.05
     forgotten, regained, utility = accuracies(unlearned, "forget")
     floor = max(forgotten, CHANCE)
-    assert known - floor > 0.4
+    assert known - floor > 0.3
     assert regained - floor >= 0.6 * (known - floor)
     assert utility > 0.9
     _, not_regained, _ = accuracies(unlearned, "unrelated")
     assert not_regained - floor < 0.2 * (known - floor)
+    # From the same text, one that never knew it learns next to nothing in as many steps.
+    before, learned, _ = accuracies(subject(embedded("retain")), "forget")
+    assert before < 0.4
+    assert learned - before < 0.1
