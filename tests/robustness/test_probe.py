@@ -119,6 +119,7 @@ def test_it_reads_claims_letters_and_prompts(tmp_path: Path, monkeypatch: pytest
     for form in ("claims", "letters", "prompts"):
         [reading] = Probe().run(subject, Setting(values=values | {"form": form}))
         assert reading.figures["layers"] == [1, 3]
+        assert "by_layer" not in reading.figures
         assert {layer for layer, _ in reading.figures["chosen"]} <= {1, 3}
         found[form] = reading.answers.predicted.tolist()
     assert len({tuple(one) for one in found.values()}) == 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -77,7 +77,7 @@ class Probe(Attack):
         shuffled = probe(control, groups, seed=seed, device=device)
         found = shuffled if setting.null else probe(examples, groups, seed=seed, device=device)
         reported = ~questions.is_for_choosing
-        figures = {
+        figures: dict[str, Any] = {
             "layers": layers,
             "accuracy_by_layer": list(found.accuracy_by_layer),
             "ranked_by_layer": list(found.ranked_by_layer),
@@ -85,6 +85,9 @@ class Probe(Attack):
             "ranked_over_shuffled": float((found.ranked - shuffled.ranked)[reported].mean()),
             "chosen": [[layers[layer], strength] for layer, strength in found.chosen],
         }
+        if layers == list(range(layers[-1] + 1)):  # as a curve it begins at layer 0 and leaves none out
+            by_layer = {"probe": list(found.accuracy_by_layer), "shuffled": list(shuffled.accuracy_by_layer)}
+            figures["by_layer"] = by_layer
         yield Reading(answers=Answers.from_predictions(found.predicted, taught.gold), figures=figures)
 
 
