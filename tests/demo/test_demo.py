@@ -15,6 +15,7 @@ import pytest
 
 import wmdp_fast
 from tests.support.demo_bounds import KNOWN, LOST
+from tests.support.expected_warnings import ONE_LETTER
 from wmdp_fast import cli, demo
 from wmdp_fast.cli import demo as cli_demo
 from wmdp_fast.demo import run, train, world
@@ -246,6 +247,7 @@ def test_model_guesses_at_facts_it_was_never_told(shipped_world, tmp_path):
     assert 0.10 < sum(scores) / len(scores) < 0.45
 
 
+@ONE_LETTER
 @pytest.mark.slow
 def test_training_writes_a_whole_demo_that_its_own_evaluation_reads(tmp_path, shipped_world):
     train.main(["--output", str(tmp_path), "--steps", "2"])

@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerFast
 
 import wmdp_fast as wf
 from tests.support import tiny_models, tokenizers_zoo
+from tests.support.expected_warnings import printed
 from wmdp_fast import demo
 from wmdp_fast.cli import main
 from wmdp_fast.exceptions import DatasetError, ModelError, TemplateError
@@ -251,6 +252,7 @@ def edited(saved: Path, change: Any) -> None:
     saved.write_text(json.dumps(raw), encoding="utf-8")
 
 
+@printed(".* is left out: ")
 def test_what_is_no_plain_multiple_choice_is_left_out_and_the_rest_is_written(
     tmp_path: Path, expected: wf.EvalResult, capsys: Any
 ) -> None:
