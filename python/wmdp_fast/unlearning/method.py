@@ -245,10 +245,10 @@ class Method(Protocol):
         ...
         ...     def trained_layers(self, num_layers, /):
         ...         return range(num_layers)
-        >>> config = AscentConfig(learning_rate=1e-3, max_steps=3, max_length=48, dtype="float32")
+        >>> config = AscentConfig(learning_rate=1e-2, max_steps=8, max_length=48, dtype="float32")
         >>> corpora = {domain: demo.corpus_path(domain) for domain in ("forget", "retain")}
         >>> result = wf.unlearn(demo.model_path(), **corpora, config=config, progress=False)
-        >>> first, _second, last = (row["forget_loss"] for row in result.metrics)
+        >>> first, *_, last = (row["forget_loss"] for row in result.metrics)
         >>> last > first
         True
     """
