@@ -57,26 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     attacks.add_argument("--related", metavar="CORPUS", help="text on its neighborhood")
     attacks.add_argument("--unrelated", metavar="CORPUS", help="any other text (default: some that comes with it)")
 
-    kept = parser.add_argument_group("what must not be lost, or an attack does not count")
-    kept.add_argument("--utility", action="append", metavar="NAMES", help="tasks on what should have been kept")
-    kept.add_argument(
-        "--utility-text", action="append", metavar="FILE", help="held-out text whose perplexity to measure"
-    )
-    kept.add_argument(
-        "--utility-limit", type=limit, metavar="N", help="only the first N questions or documents of each"
-    )
-    kept.add_argument(
-        "--slack", type=finite_number, metavar="X", help="share of utility that may be lost (default 0.1)"
-    )
-
-    model = parser.add_argument_group("the models")
-    model.add_argument("--tokenizer", metavar="NAME", help="tokenizer, if it is not the model folder's own")
-    model.add_argument("--revision", metavar="REV", help="commit, branch or tag of the model on the hub")
-    model.add_argument("--peft", metavar="ADAPTER", help="PEFT adapter to put on the model")
-    model.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="default: the checkpoint's")
-    model.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
-    model.add_argument("--engine", choices=("auto", "trie", "padded"), help="how to score (default auto)")
-    model.add_argument("--trust-remote-code", action="store_true", help="let code that comes with a model run")
+    _add_utility(parser.add_argument_group("what must not be lost, or an attack does not count"))
+    _add_models(parser.add_argument_group("the models"))
 
     output = parser.add_argument_group("output")
     output.add_argument("--output", metavar="DIR", help="folder for results; what is done there is not done again")
@@ -85,6 +67,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     output.add_argument("--json", action="store_true", default=False, help="print JSON instead of the table")
     output.add_argument("--quiet", action="store_true", default=False, help="no progress and no notes on stderr")
+
+
+def _add_utility(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--utility", action="append", metavar="NAMES", help="tasks on what should have been kept")
+    group.add_argument(
+        "--utility-text", action="append", metavar="FILE", help="held-out text whose perplexity to measure"
+    )
+    group.add_argument(
+        "--utility-limit", type=limit, metavar="N", help="only the first N questions or documents of each"
+    )
+    group.add_argument(
+        "--slack", type=finite_number, metavar="X", help="share of utility that may be lost (default 0.1)"
+    )
+
+
+def _add_models(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--tokenizer", metavar="NAME", help="tokenizer, if it is not the model folder's own")
+    group.add_argument("--revision", metavar="REV", help="commit, branch or tag of the model on the hub")
+    group.add_argument("--peft", metavar="ADAPTER", help="PEFT adapter to put on the model")
+    group.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="default: the checkpoint's")
+    group.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
+    group.add_argument("--engine", choices=("auto", "trie", "padded"), help="how to score (default auto)")
+    group.add_argument("--trust-remote-code", action="store_true", help="let code that comes with a model run")
 
 
 def run(arguments: argparse.Namespace) -> int:

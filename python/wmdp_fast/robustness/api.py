@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from wmdp_fast import _rust
 from wmdp_fast.data.corpora import find_corpus
@@ -17,6 +17,7 @@ from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.robustness.attacked_model import AttackedModel
 from wmdp_fast.robustness.attacks.catalog import attacks_of, own_hashes
 from wmdp_fast.robustness.findings import SLACK
+from wmdp_fast.robustness.protocol import Budget
 from wmdp_fast.robustness.questions import Questions
 from wmdp_fast.robustness.result import AttackResult
 from wmdp_fast.robustness.subject import Subject
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wmdp_fast.prompts.documents import Corpus
-    from wmdp_fast.robustness.protocol import Budget
+    from wmdp_fast.robustness.runs import Run
     from wmdp_fast.robustness.subject import CorpusName, Role
     from wmdp_fast.scoring.trie import Engine
 
@@ -127,81 +128,108 @@ def attack(
         'ask'
     """
     chosen = attacks_of(attacks)
-    if budget not in ("quick", "standard", "full"):
-        raise ValueError(f"budget must be quick, standard or full, not {budget!r}")
-    if not 0 <= slack < 1:
-        raise ValueError(f"slack must be a share of utility from 0 to below 1, not {slack}")
-    if output is not None:
-        check_folder(output)
+    _check(budget, slack, output)
     options = {**({} if data is None else {"data": data}), **(eval_options or {})}
-    questions = Questions.from_options(PromptOptions(tasks=tasks, **options))
-    test = _utility(utility, utility_text, utility_limit, data)
-    named: dict[CorpusName, Corpus | None] = {"forget": forget, "related": related, "unrelated": unrelated or _GENERAL}
-    corpora = {name: one for name, one in named.items() if one is not None}
-    loading = LoadOptions(dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    own = replace(loading, tokenizer=tokenizer, revision=revision, peft=peft)
-    given: dict[Role, Any] = {"unlearned": model, "base": base, "never learned": never_learned}
-    models = {
-        role: AttackedModel(
-            model=one,
-            load=own if role == "unlearned" else replace(loading, tokenizer=_tokenizer_of(one, tokenizer)),
-            score=ScoreOptions(engine=engine),
-        )
-        for role, one in given.items()
-        if one is not None
-    }
-
-    def subject(role: Role) -> Subject:
-        return Subject(
-            role=role,
-            model=models[role].open(),
-            questions=questions,
-            test=test,
-            sources=corpora,
-            original=models["base"].open if role == "unlearned" and "base" in models else None,
-        )
-
-    identity = {
-        "models": {role: one.identity() for role, one in models.items()},
-        "questions": questions.content_hash,
-        "way of asking": {name: str(value) for name, value in options.items() if name != "data"},
-        "utility": test.identity(),
-        "corpora": {name: _corpus_identity(one, data) for name, one in corpora.items()},
-        "dtype": dtype,
-        "device": device,
-        "engine": engine,
-        "seed": seed,
-        "version of wmdp_fast": _rust.__version__,
-    }
+    load = LoadOptions(
+        tokenizer=tokenizer,
+        revision=revision,
+        peft=peft,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    asked = _Asked(
+        questions=Questions.from_options(PromptOptions(tasks=tasks, **options)),
+        test=_utility(utility, utility_text, utility_limit, data),
+        corpora=_corpora(forget, related, unrelated),
+        models=_models(model, base, never_learned, load, ScoreOptions(engine=engine)),
+    )
     suite = Suite(
         attacks=chosen,
         budget=budget,
         seed=seed,
-        open={role: partial(subject, role) for role in models},
-        identity=identity,
+        open={role: partial(asked.subject, role) for role in asked.models},
+        identity=asked.identity(options, seed),
         code=own_hashes(chosen),
         folder=None if output is None else Path(output),
         controls=None if controls is None else Path(controls),
         progress=progress,
         note=note or (lambda _line: None),
     )
-    runs = suite.run()
-    reported = ~questions.is_for_choosing
-    result = AttackResult(
-        models={role: one.name for role, one in models.items()},
-        tasks={one.task.name: len(one.questions) for one in questions.read},
-        utility_tasks={one.task.name: len(one.questions) for one in test.questions.read} if test.questions else {},
-        is_for_choosing=questions.is_for_choosing,
-        chance=float(questions.chance[reported].mean()),
-        runs=runs,
-        slack=slack,
-        budget=budget,
-        seed=seed,
-        identity=identity,
-    )
+    return asked.result(suite, suite.run(), slack)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """The models, and what is asked of them.
+
+    Attributes:
+        questions: On what was unlearned.
+        test: What utility is measured on.
+        corpora: What attacks may train on.
+        models: By what they are.
+    """
+
+    questions: Questions
+    test: Utility
+    corpora: Mapping[CorpusName, Corpus]
+    models: Mapping[Role, AttackedModel]
+
+    def subject(self, role: Role) -> Subject:
+        """A model, loaded, with all that attacks may use."""
+        return Subject(
+            role=role,
+            model=self.models[role].open(),
+            questions=self.questions,
+            test=self.test,
+            sources=self.corpora,
+            original=self.models["base"].open if role == "unlearned" and "base" in self.models else None,
+        )
+
+    def identity(self, options: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        """What makes these attacks the same as others, as JSON has it."""
+        unlearned, data = self.models["unlearned"], options.get("data")
+        return {
+            "models": {role: one.identity() for role, one in self.models.items()},
+            "questions": self.questions.content_hash,
+            "way of asking": {name: str(value) for name, value in options.items() if name != "data"},
+            "utility": self.test.identity(),
+            "corpora": {name: _corpus_identity(one, data) for name, one in self.corpora.items()},
+            "dtype": unlearned.load.dtype,
+            "device": unlearned.load.device,
+            "engine": unlearned.score.engine,
+            "seed": seed,
+            "version of wmdp_fast": _rust.__version__,
+        }
+
+    def result(self, suite: Suite, runs: Sequence[Run], slack: float) -> AttackResult:
+        """What the runs come to; it is written into the suite's folder, if there is one."""
+        kept = self.test.questions
+        result = AttackResult(
+            models={role: one.name for role, one in self.models.items()},
+            tasks={one.task.name: len(one.questions) for one in self.questions.read},
+            utility_tasks={one.task.name: len(one.questions) for one in kept.read} if kept else {},
+            is_for_choosing=self.questions.is_for_choosing,
+            chance=float(self.questions.chance[~self.questions.is_for_choosing].mean()),
+            runs=runs,
+            slack=slack,
+            budget=suite.budget,
+            seed=suite.seed,
+            identity=suite.identity,
+        )
+        if suite.folder is not None:
+            result.save(suite.folder)
+        return result
+
+
+def _check(budget: str, slack: float, output: str | PathLike[str] | None) -> None:
+    """Raises for options with impossible values, before anything is read."""
+    if budget not in get_args(Budget):
+        raise ValueError(f"budget must be quick, standard or full, not {budget!r}")
+    if not 0 <= slack < 1:
+        raise ValueError(f"slack must be a share of utility from 0 to below 1, not {slack}")
     if output is not None:
-        result.save(Path(output))
-    return result
+        check_folder(output)
 
 
 def _utility(
@@ -218,11 +246,28 @@ def _utility(
     return Utility(questions=Questions.from_options(options, split=False), texts=texts)
 
 
-def _tokenizer_of(
-    model: Any, tokenizer: PreTrainedTokenizerBase | str | PathLike[str] | None
-) -> PreTrainedTokenizerBase | str | PathLike[str] | None:
-    """The tokenizer of a control: its folder's, or, of a model in memory, that of the model under attack."""
-    return None if isinstance(model, (str, os.PathLike)) else tokenizer
+def _models(
+    model: Any, base: Any, never_learned: Any, load: LoadOptions, score: ScoreOptions
+) -> dict[Role, AttackedModel]:
+    """The models that there are, by what they are.
+
+    Revision, adapter and tokenizer are those of the model under attack. A control has its folder's tokenizer or, in
+    memory, that of the model under attack.
+    """
+    found: dict[Role, AttackedModel] = {"unlearned": AttackedModel(model=model, load=load, score=score)}
+    controls: dict[Role, Any] = {"base": base, "never learned": never_learned}
+    for role, control in controls.items():
+        if control is not None:
+            tokenizer = None if isinstance(control, (str, os.PathLike)) else load.tokenizer
+            own = replace(load, revision=None, peft=None, tokenizer=tokenizer)
+            found[role] = AttackedModel(model=control, load=own, score=score)
+    return found
+
+
+def _corpora(forget: Corpus | None, related: Corpus | None, unrelated: Corpus | None) -> dict[CorpusName, Corpus]:
+    """The corpora that there are, by name; there always is an unrelated one."""
+    named: dict[CorpusName, Corpus | None] = {"forget": forget, "related": related, "unrelated": unrelated or _GENERAL}
+    return {name: one for name, one in named.items() if one is not None}
 
 
 def _corpus_identity(corpus: Corpus, data: str | PathLike[str] | None) -> list[Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import singledispatch
+from typing import TYPE_CHECKING, cast
 
 from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
 from wmdp_fast.scoring.server import Server
@@ -39,18 +40,19 @@ class ModelSource:
     open: Callable[[OnTokenizer, PhaseClock], Backend]
 
 
+@singledispatch
 def model_source(
     model: str | PathLike[str] | PreTrainedModel | Server,
     load: LoadOptions,
     score: ScoreOptions,
     *,
     resume: bool = False,
-    has_text: bool = False,
+    has_text: bool = False,  # noqa: ARG001 (a model in memory reads texts too)
 ) -> ModelSource:
     """Checks that options fit the model, which is loaded or connected to later.
 
     Args:
-        model: Files, a model in memory or a server.
+        model: A folder or a name on the hub, a model in memory, or a `Server`: each has a function of its own below.
         load: How to load it.
         score: How to score it.
         resume: Whether an earlier run of the model is to be recognized.
@@ -59,20 +61,31 @@ def model_source(
     Raises:
         ValueError: An option does not apply to such a model.
     """
-    if isinstance(model, Server):
-        _refuse_for_server(load, score, has_text=has_text)
-        return ModelSource(model.model, lambda _, __: _connected(model, load))
-    if isinstance(model, (str, os.PathLike)):
-        where = os.fspath(model)
-        return ModelSource(where, lambda on_tokenizer, clock: _loaded(where, load, score, on_tokenizer, clock))
     if resume:
         raise ValueError("resume is for models on disk: a model in memory may have changed since the earlier run")
     tokenizer = _tokenizer_of(load, "evaluate")
     _refuse_in_memory(load)
-    name = getattr(model, "name_or_path", "") or type(model).__name__
-    return ModelSource(name, lambda _, __: _in_memory(model, tokenizer, load, score))
+    in_memory = cast("PreTrainedModel", model)
+    name = getattr(in_memory, "name_or_path", "") or type(in_memory).__name__
+    return ModelSource(name, lambda _, __: _in_memory(in_memory, tokenizer, load, score))
 
 
+@model_source.register(str)
+@model_source.register(os.PathLike)
+def _of_files(model: str | PathLike[str], load: LoadOptions, score: ScoreOptions, **_: bool) -> ModelSource:
+    where = os.fspath(model)
+    return ModelSource(where, lambda on_tokenizer, clock: _loaded(where, load, score, on_tokenizer, clock))
+
+
+@model_source.register(Server)
+def _of_server(
+    model: Server, load: LoadOptions, score: ScoreOptions, *, has_text: bool = False, **_: bool
+) -> ModelSource:
+    _refuse_for_server(load, score, has_text=has_text)
+    return ModelSource(model.model, lambda _, __: _connected(model, load))
+
+
+@singledispatch
 def tokenizer_source(
     model: str | PathLike[str] | PreTrainedModel | Server, load: LoadOptions
 ) -> Callable[[], ReadsTokens]:
@@ -82,15 +95,23 @@ def tokenizer_source(
         TypeError: The model is served.
         ValueError: The model is in memory, and there is no tokenizer.
     """
-    if isinstance(model, Server):
-        raise TypeError(
-            "the prompts of a served model are shown by its tokenizer: name the folder, or the hub name, that has it"
-            " and config.json, in place of the server"
-        )
-    if isinstance(model, (str, os.PathLike)):
-        return lambda: _tokenizer_only(os.fspath(model), load)
     tokenizer = _tokenizer_of(load, "rendered_prompts")
-    return lambda: _in_memory(model, tokenizer, load, ScoreOptions())
+    in_memory = cast("PreTrainedModel", model)
+    return lambda: _in_memory(in_memory, tokenizer, load, ScoreOptions())
+
+
+@tokenizer_source.register(str)
+@tokenizer_source.register(os.PathLike)
+def _tokenizer_of_files(model: str | PathLike[str], load: LoadOptions) -> Callable[[], ReadsTokens]:
+    return lambda: _tokenizer_only(os.fspath(model), load)
+
+
+@tokenizer_source.register(Server)
+def _no_tokenizer_of_server(_model: Server, _load: LoadOptions) -> Callable[[], ReadsTokens]:
+    raise TypeError(
+        "the prompts of a served model are shown by its tokenizer: name the folder, or the hub name, that has it"
+        " and config.json, in place of the server"
+    )
 
 
 def _refuse_for_server(load: LoadOptions, score: ScoreOptions, *, has_text: bool) -> None:
