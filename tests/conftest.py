@@ -42,7 +42,7 @@ def _folder(variable: str, name: str) -> Path:
 
 # Folders whose tests do not all say yet which warnings they provoke: these are shown there, and are no errors. So they
 # are in the files beside this one.
-_SHOWN_IN = ("bench", "demo", "integrations", "prompts", "report", "robustness")
+_SHOWN_IN = ("bench", "demo", "integrations")
 _SHOWN = (
     pytest.mark.filterwarnings("default::wmdp_fast.exceptions.WmdpFastWarning"),
     pytest.mark.filterwarnings("default::pytest.PytestUnraisableExceptionWarning"),

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import CHECKOUT
+from tests.support.expected_warnings import VERDICTS, WIDER_TYPE
 from wmdp_fast import cli
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ def without_numbers(line: str) -> str:
     return re.sub(r"[\d\s]+", " ", line).strip()
 
 
+@VERDICTS
+@WIDER_TYPE
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from tests.support import unlearning_runs as runs
+from tests.support.expected_warnings import VERDICTS
 from wmdp_fast import cli
 from wmdp_fast.bench import methods as bench
 from wmdp_fast.bench import methods_worker
@@ -45,6 +46,7 @@ def test_workers_compute_the_same_on_a_text(tmp_path, capsys):
     assert "has 48 documents of two tokens or more, but 7 steps of 4 forget and 4 retain" in capsys.readouterr().err
 
 
+@VERDICTS
 @pytest.mark.parametrize("method", ["graddiff", "npo", "rr"])
 def test_both_sides_compute_the_same(method, tmp_path):
     found = {}

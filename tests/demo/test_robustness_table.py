@@ -6,9 +6,13 @@ import json
 
 import pytest
 
+from tests.support.expected_warnings import ONE_LETTER, VERDICTS, WIDER_TYPE
 from wmdp_fast.demo import robustness_table
 
 
+@ONE_LETTER
+@VERDICTS
+@WIDER_TYPE
 @pytest.mark.slow
 def test_what_is_done_is_not_done_again_and_the_page_gets_the_table(tmp_path, monkeypatch):
     page, settings = tmp_path / "page.md", tmp_path / "methods.json"
@@ -25,7 +29,7 @@ def test_what_is_done_is_not_done_again_and_the_page_gets_the_table(tmp_path, mo
     assert "finetune" in text
     # The second seed takes over the controls, whose readings are the same, to the bit and the second.
     runs = [
-        [json.loads(line) for line in (tmp_path / f"work/finetune-seed{seed}/attacked/runs.jsonl").open()]
+        list(map(json.loads, (tmp_path / f"work/finetune-seed{seed}/attacked/runs.jsonl").read_text().splitlines()))
         for seed in (1, 2)
     ]
     assert [run["role"] for run in runs[0]] == ["unlearned", "base", "never learned"]

@@ -11,6 +11,7 @@ import torch
 
 import wmdp_fast as wf
 from tests.support.demo_bounds import LEFT_IN_LETTERS, LEFT_IN_TEXTS, LOST_OTHERWISE
+from tests.support.expected_warnings import ONE_LETTER, VERDICTS
 from wmdp_fast import demo
 from wmdp_fast.demo.templates import TEMPLATES, accuracies
 from wmdp_fast.demo.unlearning import demo_config, retain_texts
@@ -42,6 +43,7 @@ def forget_texts():
     return [json.loads(line)["text"] for line in demo.corpus_path("forget").read_text(encoding="utf-8").splitlines()]
 
 
+@ONE_LETTER
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_another_seed_is_as_far_from_never_having_learned_as_the_limits_say(tokenizer, record_property):
@@ -65,6 +67,7 @@ def test_another_seed_is_as_far_from_never_having_learned_as_the_limits_say(toke
         assert before[name]["retain"] - shares["retain"] <= LOST_OTHERWISE, name
 
 
+@VERDICTS
 @pytest.mark.slow
 def test_lm_eval_scores_the_saved_model_as_the_one_in_memory(tokenizer, tmp_path):
     pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'wmdp-fast[lm-eval]'")

@@ -348,7 +348,9 @@ def command_line(
     [written] = folder.glob("results_*.json")
     found: dict[str, Any] = json.loads(written.read_text())
     found["samples"] = {
-        path.name.removeprefix("samples_").rpartition("_")[0]: [json.loads(line) for line in path.open()]
+        path.name.removeprefix("samples_").rpartition("_")[0]: [
+            json.loads(line) for line in path.read_text().splitlines()
+        ]
         for path in folder.glob("samples_*.jsonl")
     }
     return found

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 import wmdp_fast as wf
 from tests.reference.requests import LmEvalTokenizer
 from tests.support import tiny_models
+from tests.support.expected_warnings import ONE_LETTER
 from wmdp_fast import PromptTemplate, QuestionSet, Tokenizer
 from wmdp_fast.exceptions import TaskError, TokenizerError, WmdpFastWarning
 from wmdp_fast.prompts import cautions, prepare
@@ -38,6 +39,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 # Prompts that are cut off.
 
 
+@ONE_LETTER
 def test_cut_prompts_are_counted_as_lm_eval_counts_them(llama_dir: Path, tmp_path: Path) -> None:
     questions = write(tmp_path / "birds.jsonl", ROWS)
     tokenizer = tiny_models.tokenizer()

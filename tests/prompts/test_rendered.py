@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import wmdp_fast as wf
 from tests.support import tiny_models, tokenizers_zoo
+from tests.support.expected_warnings import CUT_PROMPTS, printed
 from wmdp_fast import cli
 from wmdp_fast.scoring.local import LocalModel
 
@@ -253,6 +254,7 @@ def test_the_command_prints_prompts_as_they_are(bare, questions, capsys):
     ]
 
 
+@CUT_PROMPTS
 def test_as_json_everything_is_exact(bare, questions, capsys):
     argv = ["--tasks", ",".join(questions), "--num-fewshot", 2, "--apply-chat-template", "--json", "--show-prompts", 2]
     code, out, _ = run(capsys, bare, *argv)
@@ -276,6 +278,7 @@ def test_more_than_there_are_is_all_of_them(bare, questions, capsys):
     assert out.count("fish, question") == 2
 
 
+@printed(r"1 of 1 prompt is longer than the 10 tokens")
 def test_a_prompt_that_is_cut_says_so(bare, questions, capsys):
     code, out, err = run(capsys, bare, "--tasks", questions[1], "--show-prompts", 1, "--max-length", 10)
     [one] = shown(bare, tasks=questions[1], max_length=10)

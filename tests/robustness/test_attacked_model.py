@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.support import robustness as support
 from tests.support import unlearning_runs as runs
+from tests.support.expected_warnings import VERDICTS, WIDER_TYPE
 from wmdp_fast.checkpoints.checkpoint import apply_delta
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.robustness.attacked_model import AttackedModel, parts_of
@@ -18,6 +19,9 @@ from wmdp_fast.unlearning.rmu.config import RMUConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+# Of the models that the tests attack, in bfloat16 and with float32 wanted.
+pytestmark = [VERDICTS, WIDER_TYPE]
 
 ROLES = {"llama": "mlp.down_proj", "mixtral": "mlp"}
 

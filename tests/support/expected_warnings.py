@@ -27,7 +27,7 @@ ONE_LETTER = _ignored(r".* is answered to \d+ of \d+ questions")
 SHORT_CORPORA = _ignored("the corpora last for")
 
 # What a few steps change is often less than bfloat16 can hold.
-WIDER_TYPE = _ignored("weights trained in float32 are saved in float32")
+WIDER_TYPE = _ignored("weights trained in b?float(16|32) are saved in float32")
 
 # Of a file with a few questions, examples are taken from among them.
 REPEATED_EXAMPLES = _ignored(".* so that the prompt gives the answer away")
