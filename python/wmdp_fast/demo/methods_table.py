@@ -149,13 +149,7 @@ def one_run(
     result = unlearn(
         model,
         tokenizer=tokenizer,
-        forget=demo.corpus_path("forget"),
-        retain=folder / RETAIN,
-        config=config_class(method)(**settings, seed=seed),
-        max_kl=MAX_KL,
-        kl_text=folder / HELD_OUT,
-        kl_every=KL_EVERY,
-        progress=False,
+        **run_options(folder, method, settings, seed),
     )
     added = _peak() - before
     budget = cast("dict[str, Any]", result.budget)  # there is one, as max_kl is given
@@ -167,6 +161,19 @@ def one_run(
         "seconds": sum(result.seconds.values()),
         "peak_megabytes": added / 1e6,
         "shares": accuracies(model, tokenizer, questions=questions, limit=limit),
+    }
+
+
+def run_options(folder: Path, method: str, settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """What `unlearn` is given for a run but for the model: texts, settings and the budget that all methods share."""
+    return {
+        "forget": demo.corpus_path("forget"),
+        "retain": folder / RETAIN,
+        "config": config_class(method)(**settings, seed=seed),
+        "max_kl": MAX_KL,
+        "kl_text": folder / HELD_OUT,
+        "kl_every": KL_EVERY,
+        "progress": False,
     }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast import demo
-from wmdp_fast.demo.methods_table import HELD_OUT, KL_EVERY, MAX_KL, RETAIN, SEEDS, Work, put_between_marks
+from wmdp_fast.demo.methods_table import RETAIN, SEEDS, Work, put_between_marks, run_options
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.files import write_whole
 
@@ -57,21 +57,14 @@ def attacked(
     """
     from wmdp_fast.robustness.api import attack
     from wmdp_fast.unlearning.api import unlearn
-    from wmdp_fast.unlearning.methods.catalog import config_class
 
     folder = work.folder / f"{method}-seed{seed}"
     if not (folder / "model").exists():
         unlearn(
             demo.model_path(),
-            forget=demo.corpus_path("forget"),
-            retain=work.folder / RETAIN,
-            config=config_class(method)(**{"dtype": "float32", **settings}, seed=seed),
             output=folder / "model",
             resume=True,
-            max_kl=MAX_KL,
-            kl_text=work.folder / HELD_OUT,
-            kl_every=KL_EVERY,
-            progress=False,
+            **run_options(work.folder, method, {"dtype": "float32", **settings}, seed),
         )
     attack(
         folder / "model",

@@ -5,10 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from wmdp_fast.exceptions import DivergedError, InternalError, ModelError
 from wmdp_fast.results.runs_file import RunsFile
@@ -145,21 +143,19 @@ class Suite:
 
 def _ended(attack: Attack, subject: Subject, planned: Run) -> Run:
     """A run with what came of it."""
-    fields: dict[str, Any] = {"role": planned.role, "attack": planned.attack, "setting": planned.setting}
-    fields["code"] = planned.code
     if (reason := attack.why_not(subject, planned.setting)) is not None:
-        return Run(**fields, failed=reason, skipped=True)
+        return replace(planned, failed=reason, skipped=True)
     before, begin = fingerprint(subject.network), time.perf_counter()
     try:
         readings = tuple(attack.run(subject, planned.setting))
         failed = None if readings else "it gave no reading"
-    except (ModelError, DivergedError, torch.OutOfMemoryError, RuntimeError) as error:
+    except (ModelError, DivergedError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
         readings, failed = (), str(error).splitlines()[0]
     if fingerprint(subject.network) != before:
         raise InternalError(f"the attack {attack.name} left the model changed, so that nothing after it would be true")
-    return Run(**fields, readings=readings, failed=failed, seconds=time.perf_counter() - begin)
+    return replace(planned, readings=readings, failed=failed, seconds=time.perf_counter() - begin)
 
 
 def _shown(setting: Setting) -> str:
