@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
 from wmdp_fast.prompts.documents import CorpusTokens, load_corpus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from wmdp_fast.robustness.questions import Questions
     from wmdp_fast.robustness.utility import Utility
     from wmdp_fast.scoring.local import LocalModel
+
+_Found = TypeVar("_Found")
 
 Role = Literal["unlearned", "base", "never learned"]
 """The model that is attacked, and the controls: the one before unlearning, and one that never had the knowledge."""
@@ -52,6 +54,7 @@ class Subject:
     sources: Mapping[CorpusName, Corpus] = field(default_factory=dict)
     original: Callable[[], LocalModel] | None = None
     _corpora: dict[tuple[CorpusName, int, int], CorpusTokens] = field(default_factory=dict, repr=False)
+    _found: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @property
     def network(self) -> nn.Module:
@@ -89,6 +92,18 @@ class Subject:
         if key not in self._corpora:
             self._corpora[key] = load_corpus(source, self.model.tokenizer, max_length=length, num_documents=documents)
         return self._corpora[key]
+
+    def once(self, key: Hashable, find: Callable[[], _Found]) -> _Found:
+        """What several settings of an attack need of the model as it is, found for the first of them.
+
+        Args:
+            key: Tells it from whatever else is kept of the model.
+            find: Finds it.
+        """
+        if key not in self._found:
+            self._found[key] = find()
+        found: _Found = self._found[key]
+        return found
 
     @contextmanager
     def restored(self, names: Iterable[str] | None = None) -> Iterator[dict[str, nn.Parameter]]:

@@ -95,7 +95,8 @@ class Ablate(Attack):
         if values["direction"] == RANDOM:
             yield _best_of_random(subject, int(values["count"]), int(values["seed"]))
             return
-        found = directions.found_directions(subject, values["direction"])
+        source = values["direction"]
+        found = subject.once(("directions", source), lambda: directions.found_directions(subject, source))
         figures: dict[str, Any] = {"strengths": [one.strength for one in found]}
         if values["way"] == "each":
             with changed_stream(decoder_in(subject.model).layers, _projections(found)):
