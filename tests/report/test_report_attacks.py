@@ -95,3 +95,12 @@ def test_attacks_alone_and_tables_are_a_page_too(folder: Path, tmp_path: Path) -
     for told in ("Side by side", "&lt;b&gt;npo", "70.0 [", "not run", "p (Holm)"):
         assert told in page
     assert "<b>npo" not in page
+
+
+def test_options_of_evaluations_are_refused_where_there_are_none(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "report.html"
+    assert cli.main(["report", str(folder / "rmu"), "--names", "mine", "--forget", "wmdp", "--output", str(page)]) != 0
+    assert "--names, --forget need results of `wmdp-fast eval`" in capsys.readouterr().err
+    assert not page.exists()

@@ -87,6 +87,17 @@ def test_pruned_weights_are_those_of_the_definition() -> None:
     assert torch.equal(pruned[pruned != 0], weight[pruned != 0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_equal_weights_the_first_are_pruned(dtype: torch.dtype) -> None:
+    weight = torch.randint(-2, 3, (7, 9), generator=torch.Generator().manual_seed(0)).to(dtype)
+    inputs = torch.ones(2, 9)
+    for share in (0.0, 0.1, 0.5, 0.9, 1.0):
+        assert by_magnitude(weight, share).tolist() == plain.by_magnitude(weight.tolist(), share)
+        assert by_wanda(weight, inputs.norm(dim=0), share).tolist() == plain.by_wanda(
+            weight.tolist(), inputs.tolist(), share
+        )
+
+
 def test_norms_are_those_of_all_inputs(subject: Subject) -> None:
     model = subject.network.model
     documents = runs.documents(3, 3)

@@ -74,6 +74,17 @@ class Failing(Noise):
         yield from super().run(subject, setting)
 
 
+class Ruinous(Noise):
+    """Leaves no numbers."""
+
+    name: ClassVar[str] = "ruinous"
+
+    def run(self, subject: Subject, _setting: Setting) -> Iterator[Reading]:
+        with subject.restored() as parameters, torch.no_grad():
+            next(iter(parameters.values())).fill_(torch.nan)
+            yield Reading(answers=subject.ask())
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made: Path = tmp_path_factory.mktemp("attacked")
@@ -86,7 +97,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def with_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
     Noise.ran.clear()
-    every = {one.name: one() for one in (Ask, Noise, Careless, Failing)}
+    every = {one.name: one() for one in (Ask, Noise, Careless, Failing, Ruinous)}
     monkeypatch.setattr(api, "attacks_of", lambda names: [every["ask"], *(every[name] for name in names)])
 
 
@@ -96,6 +107,13 @@ def attacked(folder: Path, *attacks: str, **options: object) -> wf.AttackResult:
     return wf.attack(
         model, tasks=[folder / "birds.jsonl"], attacks=list(attacks), eval_options={"template": "mmlu"}, **given
     )
+
+
+@pytest.mark.usefixtures("with_attacks")
+def test_a_model_without_numbers_under_an_attack_is_not_blamed(folder: Path) -> None:
+    result = attacked(folder, "ruinous", base=None)
+    [why] = result.missing("unlearned")["ruinous"]
+    assert why == "under this attack the model's output is not a number (NaN): it changes too much of it"
 
 
 @pytest.mark.usefixtures("with_attacks")

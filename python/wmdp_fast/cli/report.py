@@ -59,6 +59,7 @@ def _page(found: Sources, arguments: argparse.Namespace) -> str:
     from wmdp_fast.report import report_html
 
     if not found.results:
+        _refuse_options_of_evaluations(arguments)
         from wmdp_fast.report.table_page import table_html
         from wmdp_fast.robustness.table.table import table
 
@@ -71,3 +72,18 @@ def _page(found: Sources, arguments: argparse.Namespace) -> str:
         attacked=found.attacked,
         include_text=arguments.include_text,
     )
+
+
+def _refuse_options_of_evaluations(arguments: argparse.Namespace) -> None:
+    """Raises for options that a page of attacks alone has no use for."""
+    of_evaluations = {
+        "--names": arguments.names,
+        "--forget": arguments.forget,
+        "--unlearn": arguments.unlearn,
+        "--include-text": arguments.include_text,
+    }
+    if given := [option for option, value in of_evaluations.items() if value]:
+        raise ValueError(
+            f"{', '.join(given)} {'needs' if len(given) == 1 else 'need'} results of `wmdp-fast eval`, and these are"
+            " attacks alone; `wmdp-fast table NAME=FOLDER... --html FILE` makes the same page with names"
+        )

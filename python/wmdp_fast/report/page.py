@@ -63,11 +63,9 @@ def render(report: Report) -> str:
     Raises:
         WmdpFastError: matplotlib or jinja2 is missing; says what to install.
     """
-    environment = environment_of_pages()
-    script = file("questions.js")
-    page = environment.from_string(file("page.html"))
-    html = page.render(
-        shared=environment.from_string(file("shared.html")).module,
+    script = _file("questions.js")
+    return rendered(
+        "page.html",
         report=report,
         headlines=headlines(report.rows),
         verdicts=verdicts(report),
@@ -77,30 +75,39 @@ def render(report: Report) -> str:
         scores=_score_figures(report),
         unlearning=_unlearning_figures(report),
         attacks=attack_figures(report.attacked),
-        style=file("style.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         data=_as_json(_table(report)),
         num_questions=sum(len(task.ids) for task in report.questions),
         with_text=any(task.texts is not None for task in report.questions),
         hash_length=HASH_LENGTH,
-        version=__version__,
     )
-    # Names and texts may hold anything, lone surrogates too, which no file could.
-    return svg.printable(html)
 
 
-def environment_of_pages() -> Environment:
-    """What renders a page: every value is escaped, and a name that is not there is an error.
+def rendered(template: str, **shown: Any) -> str:
+    """A page as text.
+
+    Args:
+        template: A file of this folder, which extends `base.html`.
+        **shown: What it shows, by name.
 
     Raises:
         WmdpFastError: matplotlib or jinja2 is missing; says what to install.
     """
+    page = _environment().get_template(template)
+    # Names and texts may hold anything, lone surrogates too, which no file could.
+    return svg.printable(page.render(style=_file("style.css"), version=__version__, **shown))
+
+
+def _environment() -> Environment:
+    """What renders a page: every value is escaped, and a name that is not there is an error."""
     try:
-        from jinja2 import Environment, StrictUndefined
+        from jinja2 import Environment, FunctionLoader, StrictUndefined
     except ImportError:
         raise WmdpFastError("reports need matplotlib and jinja2: pip install 'wmdp-fast[plots]'") from None
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FunctionLoader(_file), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {"percent": figures.percent, "points": figures.points, "p_value": p_value, "count": count}
     return environment
 
@@ -210,6 +217,6 @@ def _as_json(value: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def file(name: str) -> str:
+def _file(name: str) -> str:
     """A file of this folder, as text."""
     return resources.files("wmdp_fast.report").joinpath(name).read_text(encoding="utf-8")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wmdp_fast._rust import __version__
 from wmdp_fast.exceptions import WmdpFastError
 from wmdp_fast.report import svg
 from wmdp_fast.report.figures import percent
-from wmdp_fast.report.page import environment_of_pages, file
+from wmdp_fast.report.page import rendered
 from wmdp_fast.report.verdict import sweep_verdicts
 from wmdp_fast.unlearning.sweep.result import cell
 
@@ -36,7 +35,6 @@ def sweep_html(result: SweepResult) -> str:
         WmdpFastError: matplotlib or jinja2 is missing; says what to install.
     """
     check_installed()
-    environment = environment_of_pages()
     order = sorted(range(len(result.runs)), key=lambda index: (result.runs[index].objectives or (2.0, 0.0), index))
     rows = [
         {
@@ -47,18 +45,15 @@ def sweep_html(result: SweepResult) -> str:
         }
         for index in order
     ]
-    html = environment.from_string(file("sweep.html")).render(
-        shared=environment.from_string(file("shared.html")).module,
+    return rendered(
+        "sweep.html",
         verdicts=sweep_verdicts(result),
         result=result,
         rows=rows,
         limited=any(run.kl is not None for run in result.runs),
         commands=[result.command(index) for index in result.front],
         drawings={look: pareto_svg(result, look, size) for look, size in _SIZES.items()},
-        style=file("style.css"),
-        version=__version__,
     )
-    return svg.printable(html)
 
 
 def pareto_svg(result: SweepResult, name: str, size: tuple[float, float]) -> str:

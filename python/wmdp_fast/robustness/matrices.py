@@ -103,8 +103,8 @@ def changeable(subject: Subject) -> Iterator[list[WeightMatrix]]:
     matrices = weight_matrices(subject.network)
     tuner: Any = getattr(subject.network, "base_model", None)
     is_adapted = hasattr(subject.network, "get_base_model") and hasattr(tuner, "merge_adapter")
-    # An adapter may be on embeddings and a head too.
-    with subject.restored(None if is_adapted else [one.name for one in matrices]), torch.no_grad():
+    changed = {one.name for one in matrices} | _adapted(subject.network)
+    with subject.restored(changed), torch.no_grad():
         if is_adapted:
             tuner.merge_adapter()
         try:
@@ -126,6 +126,14 @@ def _embeddings(model: Any) -> Iterator[nn.Parameter]:
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
         if module is not None:
             yield from module.parameters()
+
+
+def _adapted(network: nn.Module) -> set[str]:
+    """Names of the parameters below an adapter, which merging it changes: embeddings and a head may be among them."""
+    # By identity: one parameter may be at several places.
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    below = [getattr(module, "base_layer", None) for module in network.modules()]
+    return {names[id(one)] for layer in below if isinstance(layer, nn.Module) for one in layer.parameters()}
 
 
 def _factors(network: nn.Module) -> set[nn.Module]:

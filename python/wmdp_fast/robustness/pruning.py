@@ -23,10 +23,17 @@ def without_smallest(weight: Tensor, score: Tensor, share: float) -> Tensor:
     Args:
         weight: `[out, in]`.
         score: Of each weight: `[out, in]`, compared within each row; or `[1, out * in]`, compared with all.
-        share: How many of those that are compared, rounded down.
+        share: How many of those that are compared, rounded down; of equal scores the first ones.
     """
-    lowest = score.argsort(dim=1, stable=True)[:, : int(score.shape[1] * share)]
-    pruned = torch.zeros_like(score, dtype=torch.bool).scatter_(1, lowest, True)
+    count = int(score.shape[1] * share)
+    if count == 0:
+        return weight.clone()
+    # Selection, not a sort: a matrix of a large model has a hundred million weights.
+    highest = score.kthvalue(count, dim=1, keepdim=True).values
+    pruned, tied = score < highest, score == highest
+    # Narrow types have many equal weights, of which only some are still wanted.
+    wanted = count - pruned.sum(dim=1, keepdim=True)
+    pruned |= tied & (tied.cumsum(dim=1, dtype=torch.int32) <= wanted)
     return weight.masked_fill(pruned.view(weight.shape), 0)
 
 

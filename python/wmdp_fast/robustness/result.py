@@ -240,8 +240,8 @@ class AttackResult:
             lines += ["", curve_table, ""]
         reported = int((~self.is_for_choosing).sum())
         lines.append(
-            f"accuracy on {reported} questions with 95 % intervals; settings were chosen on the other"
-            f" {int(self.is_for_choosing.sum())}"
+            f"accuracy on {reported} questions with 95 % intervals; settings, and which attack is the worst case, were"
+            f" chosen on the other {int(self.is_for_choosing.sum())}"
         )
         if not self.utility("unlearned"):
             lines.append("utility was not measured: an attack that ruins the model counts too")

@@ -109,6 +109,8 @@ class Subject:
     def restored(self, names: Iterable[str] | None = None) -> Iterator[dict[str, nn.Parameter]]:
         """Inside, parameters may be changed in place; afterwards they have their values again, to the bit.
 
+        Their values are kept in the host's memory, so that a device needs none beside the model.
+
         Args:
             names: Which, by their names in the model; None is all.
 
@@ -117,7 +119,7 @@ class Subject:
         """
         every = dict(self.network.named_parameters())
         parameters = every if names is None else {name: every[name] for name in names}
-        kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        kept = {name: parameter.detach().to("cpu", copy=True) for name, parameter in parameters.items()}
         try:
             yield parameters
         finally:

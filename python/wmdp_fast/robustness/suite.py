@@ -17,6 +17,7 @@ from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.files import write_whole
 from wmdp_fast.runtime.progress import progress_bar
 from wmdp_fast.scoring.padded import is_out_of_memory
+from wmdp_fast.scoring.scores import NAN_ADVICE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -152,10 +153,17 @@ def _ended(attack: Attack, subject: Subject, planned: Run) -> Run:
     except (ModelError, DivergedError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
-        readings, failed = (), str(error).splitlines()[0]
+        readings, failed = (), _why(error, attack)
     if fingerprint(subject.network) != before:
         raise InternalError(f"the attack {attack.name} left the model changed, so that nothing after it would be true")
     return replace(planned, readings=readings, failed=failed, seconds=time.perf_counter() - begin)
+
+
+def _why(error: Exception, attack: Attack) -> str:
+    """Why an attack failed, in a line. Without it the model has answered, so its type or weights are not to blame."""
+    if str(error) == NAN_ADVICE and attack.name != Ask.name:
+        return "under this attack the model's output is not a number (NaN): it changes too much of it"
+    return str(error).splitlines()[0]
 
 
 def _shown(setting: Setting) -> str:

@@ -26,8 +26,8 @@ rounding to 16 bits makes equal, of which `"model"` predicts the first.
 """
 
 NAN_ADVICE = (
-    "the model's output is not a number (NaN): load it with dtype float32 or bfloat16, in which numbers do not overflow"
-    " as they do in float16; if that does not help, its weights are damaged"
+    "the model's output is not a number (NaN): its weights are damaged or, if it is loaded in float16, its numbers"
+    " overflow, which they do not with dtype float32 or bfloat16"
 )
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from wmdp_fast.robustness.answers import Answers
-from wmdp_fast.robustness.nested_cv import SLOTS, Examples, probe
+from wmdp_fast.robustness.nested_cv import SLOTS, Examples, Probed, probe
 from wmdp_fast.robustness.protocol import Access, Attack, Budget, Reading, Setting
 from wmdp_fast.robustness.residual_stream import residual_stream
 from wmdp_fast.robustness.split import near_duplicates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
 
     from wmdp_fast._rust import Question
     from wmdp_fast.prompts.prepare import TaskQuestions
@@ -69,14 +71,13 @@ class Probe(Attack):
 
         With shuffled answers, an answer is right that is the shuffled one.
         """
-        values, questions = setting.values, subject.questions
-        examples, layers = _examples(subject, values["form"], int(values["layers"]))
-        groups, seed, device = near_duplicates(_asked(questions)), int(values["seed"]), subject.model.loaded.device
-        control = examples.shuffled(seed)
-        taught = control if setting.null else examples
-        shuffled = probe(control, groups, seed=seed, device=device)
-        found = shuffled if setting.null else probe(examples, groups, seed=seed, device=device)
-        reported = ~questions.is_for_choosing
+        values = setting.values
+        form, most, seed = values["form"], int(values["layers"]), int(values["seed"])
+        # What probes learn from is not kept, which may be gigabytes; what they answer is, for the other setting.
+        answered = subject.once(("probes", form, most, seed), lambda: _answered(subject, form, most, seed))
+        layers, shuffled = answered.layers, answered.shuffled
+        found = shuffled if setting.null else answered.right
+        reported = ~subject.questions.is_for_choosing
         figures: dict[str, Any] = {
             "layers": layers,
             "accuracy_by_layer": list(found.accuracy_by_layer),
@@ -88,7 +89,32 @@ class Probe(Attack):
         if layers == list(range(layers[-1] + 1)):  # as a curve it begins at layer 0 and leaves none out
             by_layer = {"probe": list(found.accuracy_by_layer), "shuffled": list(shuffled.accuracy_by_layer)}
             figures["by_layer"] = by_layer
-        yield Reading(answers=Answers.from_predictions(found.predicted, taught.gold), figures=figures)
+        gold = answered.shuffled_gold if setting.null else subject.questions.gold
+        yield Reading(answers=Answers.from_predictions(found.predicted, gold), figures=figures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answered:
+    """What probes answered.
+
+    Attributes:
+        layers: The numbers of the layers that were probed.
+        right: Probes that were taught the right answers.
+        shuffled: Those that were taught shuffled ones.
+        shuffled_gold: The shuffled answers, `[n]`.
+    """
+
+    layers: list[int]
+    right: Probed
+    shuffled: Probed
+    shuffled_gold: NDArray[np.int64]
+
+
+def _answered(subject: Subject, form: str, most: int, seed: int) -> _Answered:
+    examples, layers = _examples(subject, form, most)
+    control, groups = examples.shuffled(seed), near_duplicates(_asked(subject.questions))
+    right, shuffled = (probe(one, groups, seed=seed, device=subject.model.loaded.device) for one in (examples, control))
+    return _Answered(layers=layers, right=right, shuffled=shuffled, shuffled_gold=control.gold)
 
 
 def _examples(subject: Subject, form: str, most: int) -> tuple[Examples, list[int]]:
