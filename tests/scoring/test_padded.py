@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from tests.support import tiny_models, tokenizers_zoo
 from wmdp_fast import Prompts, Tokenizer
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models.load import LoadedModel, load_model, wrap_model
-from wmdp_fast.models.logits import all_logits, selected_logits
+from wmdp_fast.models.logits import all_logits
 from wmdp_fast.scoring import padded
 from wmdp_fast.scoring.padded import score_padded
 from wmdp_fast.scoring.scores import PartialScores, Scores
@@ -64,7 +65,9 @@ def test_logits_are_the_same_selected_or_not(questions: list[Question], token_bu
         model = tiny_models.loaded(family).model
         input_ids = torch.from_numpy(batch.input_ids)
         with torch.no_grad():
-            selected, picked = (logits(model, input_ids, batch.readouts) for logits in (selected_logits, all_logits))
+            selecting, every_logit = padded.logits_reader(model, input_ids.device)
+            selected, picked = (logits(model, input_ids, batch.readouts) for logits in (selecting, all_logits))
+        assert not every_logit
         assert selected.shape == picked.shape == (len(batch.readouts), tiny_models.VOCABULARY)
         torch.testing.assert_close(selected, picked, rtol=0, atol=1e-5)
 
@@ -252,6 +255,27 @@ def test_models_without_logits_to_keep_are_scored_with_a_warning(kind: type[Wrap
         check_equals_reference(scores, tiny_models.loaded("llama"), questions)
     else:
         check_equals_reference(scores, tiny_models.loaded("llama"), MIXED)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_without_a_mask_hidden_states_are_selected(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers before 5.21: it takes positions that are the same for all rows, and no mask."""
+    loaded, requests, rows = wrapped(tiny_models.build(family)), Requests(MIXED, MAX_LENGTH), []
+    batch = requests.padded_batch(0, 1024)
+    assert batch is not None
+    forward, head = loaded.model.forward, loaded.model.get_output_embeddings()
+
+    @functools.wraps(forward)
+    def refusing(*inputs: Any, logits_to_keep: Any = 0, **options: Any) -> Any:
+        if isinstance(logits_to_keep, torch.Tensor):
+            raise IndexError("too many indices for tensor of dimension 3")
+        return forward(*inputs, logits_to_keep=logits_to_keep, **options)
+
+    monkeypatch.setattr(loaded.model, "forward", refusing)
+    head.register_forward_hook(lambda _module, _inputs, logits: rows.append(logits[..., 0].numel()))
+    scores = score_padded(loaded, requests, token_budget=1024)
+    assert rows[-1] == len(batch.readouts)
+    check_equals_reference(scores, loaded, MIXED)
 
 
 def test_models_in_which_padding_matters_are_refused() -> None:

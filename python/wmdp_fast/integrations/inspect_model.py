@@ -27,7 +27,6 @@ from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 from wmdp_fast._rust import Prompts, Requests
 from wmdp_fast.exceptions import ModelError, TokenizerError, WmdpFastWarning
 from wmdp_fast.models.load import evaluation_mode, load_model
-from wmdp_fast.models.logits import all_logits, selected_logits
 from wmdp_fast.models.row_length import cuts_for, length_rules
 from wmdp_fast.models.threads import computing
 from wmdp_fast.models.vocabulary import num_embeddings, refuse_unknown_in_requests
@@ -35,7 +34,7 @@ from wmdp_fast.prompts.cautions import about_chat
 from wmdp_fast.prompts.chat import chat_template_source, conversation
 from wmdp_fast.prompts.prepare import plan
 from wmdp_fast.prompts.tokenizer import load_tokenizer
-from wmdp_fast.scoring.padded import auto_token_budget, can_select, longest_row, score_padded
+from wmdp_fast.scoring.padded import auto_token_budget, logits_reader, longest_row, score_padded
 from wmdp_fast.scoring.scores import NAN_ADVICE
 
 if TYPE_CHECKING:
@@ -232,8 +231,8 @@ class FastModelAPI(ModelAPI):
         loaded = self.loaded
         requests = Requests.from_tokens(contexts, [[[0]]] * len(contexts), loaded.max_length)
         with evaluation_mode(loaded.model):
-            readout = selected_logits if can_select(loaded.model, loaded.device) else all_logits
-            budget = auto_token_budget(loaded, requests, every_logit=readout is all_logits)
+            readout, every_logit = logits_reader(loaded.model, loaded.device)
+            budget = auto_token_budget(loaded, requests, every_logit=every_logit)
             longest = longest_row(requests)
             cuts = cuts_for(length_rules(loaded.model, longest), longest)
             for batch in plan(requests, token_budget=budget, cuts=cuts):

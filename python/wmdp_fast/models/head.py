@@ -9,7 +9,7 @@ two parts give the logits of the whole is tried first.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from wmdp_fast.models.adapters import without_adapter
 from wmdp_fast.models.fused.forwards import replaced_forwards
 from wmdp_fast.models.logits import all_logits, are_close, forward_without_cache
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class ModelHead:
@@ -77,6 +80,22 @@ def logits_without_base(model: nn.Module, base: nn.Module, outputs: Any, hidden:
     with replaced_forwards({base: lambda *_, **__: outputs}):
         logits: Tensor = forward_without_cache(model, tokens).logits
     return logits[0]
+
+
+def logits_at(head: ModelHead, input_ids: Tensor, readouts: NDArray[np.int64]) -> Tensor:
+    """Logits at readouts, the only ones computed; `models.logits.selected_logits` where a model takes no mask.
+
+    Args:
+        head: The model's head.
+        input_ids: Token ids, `[B, T]`.
+        readouts: Pairs (row, position), in order: `[R, 2]`.
+
+    Returns:
+        Logits, `[R, V]`.
+    """
+    hidden = head.hidden(input_ids)
+    rows, positions = torch.from_numpy(readouts).to(hidden.device).unbind(dim=1)
+    return head.logits(hidden[rows, positions])
 
 
 def head_of(model: nn.Module, device: torch.device) -> ModelHead | None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
+from wmdp_fast.models.head import head_of, logits_at
 from wmdp_fast.models.load import evaluation_mode
 from wmdp_fast.models.logits import all_logits, are_close, selected_logits
 from wmdp_fast.models.row_length import cuts_for, length_rules
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from wmdp_fast.models.load import LoadedModel
     from wmdp_fast.models.row_length import LengthRule
     from wmdp_fast.scoring.scores import ScoreMode, Scores, TargetScores
+
+    LogitsReader = Callable[[torch.nn.Module, torch.Tensor, NDArray[np.int64]], torch.Tensor]
 
 CPU_TOKEN_BUDGET = 1024
 """Maximum tokens per batch on a CPU: measured on a model of 135M parameters, 500 to 2,000 are about equally fast and
@@ -57,9 +60,8 @@ def score_padded(
 ) -> Scores:
     """Scores all requests.
 
-    Only the logits at readouts are computed, if the model takes a mask of positions as `logits_to_keep`, as those of
-    transformers do; else all of them, with a warning. Which it is, and that padding changes nothing, is tried first on
-    a few tokens.
+    Only the logits at readouts are computed, if there is a way to do so (`logits_reader`); else all of them, with a
+    warning. Which it is, and that padding changes nothing, is tried first on a few tokens.
 
     Out of memory, the budget is halved and scoring goes on at the same row; finished rows are kept.
 
@@ -172,8 +174,10 @@ def _reading(
     if given is not None:
         logits_of_few_tokens(model, device)
         return given, True
-    every_logit = not can_select(model, device) if every_logit is None else every_logit
-    logits_of = all_logits if every_logit else selected_logits
+    if every_logit is None:
+        logits_of, every_logit = logits_reader(model, device)
+    else:
+        logits_of = all_logits if every_logit else selected_logits
 
     def read(input_ids: torch.Tensor, batch: PaddedBatch) -> TargetScores:
         logits = logits_of(model, input_ids, batch.readouts)
@@ -205,8 +209,15 @@ def logits_of_few_tokens(
     return input_ids, readouts, logits
 
 
-def can_select(model: torch.nn.Module, device: torch.device) -> bool:
-    """Whether `selected_logits` works for a model.
+def logits_reader(model: torch.nn.Module, device: torch.device) -> tuple[LogitsReader, bool]:
+    """How to get a model's logits at readouts, tried on a few tokens.
+
+    The models of transformers take a mask of positions as `logits_to_keep` from 5.21 on. Of others the hidden states
+    are selected, if the model can be cut there. What is left computes all logits, and a warning says so.
+
+    Returns:
+        What is called with the model, token ids `[B, T]` and readouts `[R, 2]` and returns logits `[R, V]`; and whether
+        it computes all logits.
 
     Raises:
         ModelError: The model's output is not a number, or padding changes it.
@@ -218,15 +229,17 @@ def can_select(model: torch.nn.Module, device: torch.device) -> bool:
         why = f"{type(error).__name__}: {error}"
     else:
         if selected.shape == expected.shape and are_close(selected, expected):
-            return True
+            return selected_logits, False
         why = "it gave other logits"
+    if (head := head_of(model, device)) is not None:
+        return lambda _, *batch: logits_at(head, *batch), False
     warnings.warn(
         f"{type(model).__name__} does not take a mask as logits_to_keep ({why}); all logits are computed, which is"
         " slower and takes more memory",
         WmdpFastWarning,
         stacklevel=3,
     )
-    return False
+    return all_logits, True
 
 
 def auto_token_budget(loaded: LoadedModel, requests: Requests, *, every_logit: bool) -> int:
