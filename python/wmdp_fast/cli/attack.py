@@ -18,8 +18,8 @@ SUMMARY = "Attack a model that has unlearned something, and say how much comes b
 
 _PASSED = (
     "tasks", "base", "never_learned", "attacks", "budget", "utility", "utility_text", "utility_limit", "slack",
-    "forget", "related", "unrelated", "output", "controls", "seed", "tokenizer", "revision", "peft", "dtype", "device",
-    "trust_remote_code", "engine", "data",
+    "general_text", "near_text", "forget", "related", "unrelated", "output", "controls", "seed", "tokenizer",
+    "revision", "peft", "dtype", "device", "trust_remote_code", "engine", "data",
 )  # fmt: skip
 
 
@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     attacks.add_argument("--unrelated", metavar="CORPUS", help="any other text (default: some that comes with it)")
 
     _add_utility(parser.add_argument_group("what must not be lost, or an attack does not count"))
+    _add_kept(parser.add_argument_group("what was to be kept, measured without an attack"))
     _add_models(parser.add_argument_group("the models"))
 
     output = parser.add_argument_group("output")
@@ -79,6 +80,17 @@ def _add_utility(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--slack", type=finite_number, metavar="X", help="share of utility that may be lost (default 0.1)"
+    )
+
+
+def _add_kept(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--general-text",
+        metavar="FILE",
+        help="text on anything else, for perplexity and KL from the base (default: some that comes with it)",
+    )
+    group.add_argument(
+        "--near-text", metavar="FILE", help="the same on the neighborhood, of text that nothing was trained on"
     )
 
 

@@ -39,6 +39,10 @@ def gather_attacks(result: AttackResult, name: str) -> Attacked:
     notes = [] if result.utility("unlearned") else unmeasured
     for role in result.models:
         notes += [f"Not run on {role}: {attack}: {'; '.join(why)}." for attack, why in result.missing(role).items()]
+        missing = [one for one in result.kept(role) if one.value is None]
+        notes += [f"{one.text[:1].upper()}{one.text[1:]} on {role}: {one.title}: {one.why}." for one in missing]
+    if result.not_asked:
+        notes.append(f"Not run: {', '.join(result.not_asked)}.")
     return Attacked(
         name=name,
         models={str(role): one for role, one in result.models.items()},
@@ -49,8 +53,15 @@ def gather_attacks(result: AttackResult, name: str) -> Attacked:
         plots=[plot for attack in order for plot in (*_by_step(result, attack), *_by_layer(result, attack))],
         outcome=outcome(result),
         claims=claims(result),
+        kept=_kept(result),
         notes=notes,
     )
+
+
+def _kept(result: AttackResult) -> list[tuple[str, list[str]]]:
+    by_role = [{one.title: str(one) for one in result.kept(role)} for role in result.models]
+    titles = dict.fromkeys(title for of in by_role for title in of)
+    return [(title, [of.get(title, "not run") for of in by_role]) for title in titles]
 
 
 def compared_by_step(results: Mapping[str, AttackResult]) -> list[Plot]:

@@ -254,6 +254,7 @@ class Attacked:
         plots: Accuracy by step and by layer.
         outcome: Whether the model stands the attack that brings back most; None if it was only asked.
         claims: What may be said of the model.
+        kept: What was to be kept, without an attack: what was measured, and its value of each model as text.
         notes: What was not run or not measured.
     """
 
@@ -266,6 +267,7 @@ class Attacked:
     plots: Sequence[Plot]
     outcome: Outcome | None
     claims: Sequence[str]
+    kept: Sequence[tuple[str, Sequence[str]]] = ()
     notes: Sequence[str] = ()
 
 

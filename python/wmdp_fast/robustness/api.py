@@ -17,6 +17,8 @@ from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.robustness.attacked_model import AttackedModel
 from wmdp_fast.robustness.attacks.catalog import attacks_of, own_hashes
 from wmdp_fast.robustness.findings import SLACK
+from wmdp_fast.robustness.kept.measures import distances
+from wmdp_fast.robustness.kept.measuring import Measuring
 from wmdp_fast.robustness.protocol import Budget
 from wmdp_fast.robustness.questions import Questions
 from wmdp_fast.robustness.result import AttackResult
@@ -25,6 +27,7 @@ from wmdp_fast.robustness.suite import Suite
 from wmdp_fast.robustness.utility import Utility
 from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
+from wmdp_fast.unlearning.budget import GENERAL_TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,9 +39,6 @@ if TYPE_CHECKING:
     from wmdp_fast.robustness.runs import Run
     from wmdp_fast.robustness.subject import CorpusName, Role
     from wmdp_fast.scoring.trie import Engine
-
-# Any text that has nothing to do with what was unlearned, unless the user has one.
-_GENERAL = Path(__file__).parents[1] / "unlearning" / "general_text.jsonl"
 
 
 def attack(
@@ -52,6 +52,8 @@ def attack(
     utility: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     utility_text: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     utility_limit: float | None = None,
+    general_text: str | PathLike[str] | None = None,
+    near_text: str | PathLike[str] | None = None,
     slack: float = SLACK,
     forget: Corpus | None = None,
     related: Corpus | None = None,
@@ -89,6 +91,9 @@ def attack(
         utility: Tasks on what should have been kept. An attack that ruins the model does not count.
         utility_text: Held-out texts for the same purpose.
         utility_limit: Only the first questions of each task and documents of each text: a number, or a share below 1.
+        general_text: Text on anything else, to measure perplexity and divergence from the base on without an attack;
+            None is the text that comes with this package.
+        near_text: Text on the neighborhood of what was unlearned, which nothing was trained on, for the same.
         slack: The share of its utility that a model may lose under an attack that counts.
         forget: Text on what was unlearned, for attacks that train. It must not hold the answers that are reported.
         related: Text on its neighborhood.
@@ -129,6 +134,7 @@ def attack(
     """
     chosen = attacks_of(attacks)
     _check(budget, slack, output)
+    tell = note or (lambda _line: None)
     options = {**({} if data is None else {"data": data}), **(eval_options or {})}
     load = LoadOptions(
         tokenizer=tokenizer,
@@ -153,8 +159,9 @@ def attack(
         code=own_hashes(chosen),
         folder=None if output is None else Path(output),
         controls=None if controls is None else Path(controls),
+        measuring=Measuring(measures=distances(general_text, near_text), note=tell),
         progress=progress,
-        note=note or (lambda _line: None),
+        note=tell,
     )
     return asked.result(suite, suite.run(), slack)
 
@@ -216,6 +223,7 @@ class _Asked:
             budget=suite.budget,
             seed=suite.seed,
             identity=suite.identity,
+            measured=suite.measuring.of(list(self.models)),
         )
         if suite.folder is not None:
             result.save(suite.folder)
@@ -266,7 +274,11 @@ def _models(
 
 def _corpora(forget: Corpus | None, related: Corpus | None, unrelated: Corpus | None) -> dict[CorpusName, Corpus]:
     """The corpora that there are, by name; there always is an unrelated one."""
-    named: dict[CorpusName, Corpus | None] = {"forget": forget, "related": related, "unrelated": unrelated or _GENERAL}
+    named: dict[CorpusName, Corpus | None] = {
+        "forget": forget,
+        "related": related,
+        "unrelated": unrelated or GENERAL_TEXT,
+    }
     return {name: one for name, one in named.items() if one is not None}
 
 

@@ -13,6 +13,8 @@ from wmdp_fast.robustness import findings
 from wmdp_fast.robustness.attacks.ask import Ask
 from wmdp_fast.robustness.curves import SHARES, Curve, curves
 from wmdp_fast.robustness.findings import Finding, by_attack, find, reasons, recovery
+from wmdp_fast.robustness.kept.figures import figures_of, not_asked
+from wmdp_fast.robustness.kept.measure import Measured
 from wmdp_fast.robustness.runs import Run
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.files import write_whole
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from wmdp_fast.analysis.statistics import Estimate
+    from wmdp_fast.robustness.kept.measure import Figure
     from wmdp_fast.robustness.subject import Role
 
 ROBUSTNESS = "robustness.json"
@@ -48,6 +51,7 @@ class AttackResult:
         budget: How many settings were tried.
         seed: Of all that was drawn.
         identity: What the numbers depend on: files, questions, device, versions.
+        measured: What was measured of what was to be kept, beside the accuracy on `utility_tasks`.
 
     Example:
         >>> from wmdp_fast import attack, demo
@@ -67,6 +71,7 @@ class AttackResult:
     budget: str
     seed: int
     identity: Mapping[str, Any]
+    measured: Sequence[Measured] = ()
 
     @cached_property
     def findings(self) -> dict[Role, dict[str, Finding]]:
@@ -128,6 +133,16 @@ class AttackResult:
             name: reasons(runs) for name, runs in by_attack(self._of(role)).items() if name not in self.findings[role]
         }
 
+    def kept(self, role: Role) -> list[Figure]:
+        """What was to be kept, as measured of a model without an attack; without a number where that failed."""
+        return [figure for one in self.measured if one.role == role for figure in figures_of(one)]
+
+    @property
+    def not_asked(self) -> list[str]:
+        """What was not measured since nobody asked for it, each with its option."""
+        utility = [] if self.utility("unlearned") else ["utility, which bounds attacks (--utility)"]
+        return [*utility, *not_asked(self.measured)]
+
     def _of(self, role: Role) -> list[Run]:
         return [run for run in self.runs if run.role == role]
 
@@ -154,6 +169,9 @@ class AttackResult:
             "recovery": {name: self.recovery(name) for name in self.findings["unlearned"]},
             "worst": {role: self.worst(role) for role in self.models},
             "missing": {role: {name: list(why) for name, why in self.missing(role).items()} for role in self.models},
+            "kept": {role: [one.to_json() for one in self.kept(role)] for role in self.models},
+            "not_asked": self.not_asked,
+            "measured": [one.to_json() for one in self.measured],
             "runs": [run.to_json() for run in self.runs],
         }
 
@@ -178,6 +196,8 @@ class AttackResult:
             budget=str(found["budget"]),
             seed=int(found["seed"]),
             identity=dict(found["identity"]),
+            # Records of earlier versions have none.
+            measured=[Measured.from_json(one) for one in found.get("measured", ())],
         )
         lengths = {len(reading.answers.correct) for run in result.runs for reading in run.readings}
         if lengths - {len(bits)} or sum(result.tasks.values()) != len(bits):
@@ -234,6 +254,20 @@ class AttackResult:
             rows.append((shown, *cells))
         return "\n".join(aligned(rows, "l" + "r" * len(heads))) if len(rows) > 1 else ""
 
+    def kept_table(self) -> str:
+        """A line for each number of what was to be kept, an empty text if nothing of it was measured."""
+        by_role = {role: {one.title: one for one in self.kept(role)} for role in self.models}
+        titles = dict.fromkeys(title for of in by_role.values() for title in of)
+        rows = [("kept, without an attack", *self.models)]
+        rows += [(title, *(str(of[title]) if title in of else "" for of in by_role.values())) for title in titles]
+        failed = [
+            f"{one.text} on {role}: {one.title}: {one.why}"
+            for role, of in by_role.items()
+            for one in of.values()
+            if one.value is None
+        ]
+        return "\n".join([*aligned(rows, "l" + "r" * len(self.models)), *failed]) if titles else ""
+
     def __str__(self) -> str:
         lines = [self.table()]
         if curve_table := self.curve_table():
@@ -243,8 +277,12 @@ class AttackResult:
             f"accuracy on {reported} questions with 95 % intervals; settings, and which attack is the worst case, were"
             f" chosen on the other {int(self.is_for_choosing.sum())}"
         )
+        if kept_table := self.kept_table():
+            lines += ["", kept_table, ""]
         if not self.utility("unlearned"):
             lines.append("utility was not measured: an attack that ruins the model counts too")
+        if self.not_asked:
+            lines.append(f"not run: {', '.join(self.not_asked)}")
         for role in self.models:
             lines += [f"not run on {role}: {name}: {'; '.join(why)}" for name, why in self.missing(role).items()]
         return "\n".join([*lines, self.claim()])

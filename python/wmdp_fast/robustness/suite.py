@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from wmdp_fast.robustness.kept.measure import Measured
+    from wmdp_fast.robustness.kept.measuring import Measuring
     from wmdp_fast.robustness.protocol import Attack, Budget, Setting
     from wmdp_fast.robustness.subject import Role, Subject
 
@@ -43,6 +45,7 @@ class Suite:
         code: Hashes of the files of attacks that are not of this package, by name.
         folder: Where what is done is kept, or None.
         controls: A folder with attacks on another unlearned model, whose runs on the controls are taken over; or None.
+        measuring: What is measured beside the attacks.
         progress: Whether to show a bar on stderr.
         note: Takes lines meant for the user.
     """
@@ -55,11 +58,12 @@ class Suite:
     code: Mapping[str, str]
     folder: Path | None
     controls: Path | None
+    measuring: Measuring
     progress: bool
     note: Callable[[str], None]
 
     def run(self) -> list[Run]:
-        """Runs what has not been run.
+        """Runs what has not been run, and measures what has not been measured.
 
         Returns:
             All runs of these attacks, model after model; among them those that were in the folder.
@@ -70,14 +74,18 @@ class Suite:
         """
         taken = self._of_controls()
         if self.folder is None:
-            return self._run_all(taken, lambda _run: None)
+            with self.measuring.kept_in(None, self.controls) as keep_measured:
+                return self._run_all(taken, lambda _run: None, keep_measured)
         self.folder.mkdir(parents=True, exist_ok=True)
         check_identity(self.folder, self.identity)
-        with RunsFile(self.folder / RUNS) as file:
+        with (
+            RunsFile(self.folder / RUNS) as file,
+            self.measuring.kept_in(self.folder, self.controls) as keep_measured,
+        ):
             before = [Run.from_json(line) for line in file.lines]
             # What failed is tried again: memory may be there now, or a corpus.
             done = taken | {run.key: run for run in before if run.failed is None}
-            return self._run_all(done, lambda run: file.add(run.to_json()))
+            return self._run_all(done, lambda run: file.add(run.to_json()), keep_measured)
 
     def _of_controls(self) -> dict[str, Run]:
         """What was run before on the same base and never-learned model, with the same questions, by its key."""
@@ -97,17 +105,20 @@ class Suite:
         runs = [Run.from_json(json.loads(line)) for line in lines]
         return {run.key: run for run in runs if run.role != "unlearned" and run.failed is None}
 
-    def _run_all(self, done: Mapping[str, Run], keep: Callable[[Run], None]) -> list[Run]:
+    def _run_all(
+        self, done: Mapping[str, Run], keep: Callable[[Run], None], keep_measured: Callable[[Measured], None]
+    ) -> list[Run]:
         found: list[Run] = []
         for role, open_subject in self.open.items():
             planned = [self._planned(role, attack, setting) for attack, setting in self._pairs()]
             missing = [run for run in planned if run.key not in done]
             finished = {run.key: done[run.key] for run in planned if run.key in done}
-            if missing:
+            if missing or self.measuring.missing(role):
                 subject = open_subject()
-                for run in self._attack(subject, missing):
+                for run in self._attack(subject, missing) if missing else ():
                     keep(run)
                     finished[run.key] = run
+                self.measuring.measure(subject, keep_measured)
                 del subject
                 gc.collect()  # before the next model is read
             found += [finished[run.key] for run in planned]

@@ -35,8 +35,8 @@ EVERY = 5
 # Tokens of a piece that a document is cut into, pieces in a batch, and most tokens of a text that are taken.
 _PIECE, _BATCH, _MOST = 256, 4, 8192
 
-# Prose on everyday subjects, written for this package.
-_GENERAL = Path(__file__).with_name("general_text.jsonl")
+GENERAL_TEXT = Path(__file__).with_name("general_text.jsonl")
+"""Prose on everyday subjects, written for this package."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def budget_request(
     check_whole("kl_every", every, least=1)
     if kl_text is None:
         # What the user knows it by is no file of theirs.
-        [text] = (replace(one, name="general text", files=()) for one in read_texts(_GENERAL))
+        [text] = (replace(one, name="general text", files=()) for one in read_texts(GENERAL_TEXT))
     else:
         [text] = read_texts(kl_text, field=field)
     return BudgetRequest(max_kl=max_kl, every=every, text=text)

@@ -19,8 +19,8 @@ Kind = Literal["unlearned", "base", "never learned", "evaluated", "published"]
 Section = Literal["forget", "kept", "attacks", "summary"]
 """Which part of the table a column is in; in this order."""
 
-Unit = Literal["%", "steps", ""]
-"""Shares are shown in percent, steps as whole numbers; perplexities and scores of judges as they are."""
+Unit = Literal["%", "steps", "nats", ""]
+"""Shares are shown in percent, steps as whole numbers, nats with three digits; perplexities and scores as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,10 +109,16 @@ def html(table: Contents) -> str:
 
 
 def value_text(measure: Measure, value: float) -> str:
-    """A value as it is shown: a share in percent, steps as they are, a score with two digits."""
-    if measure.unit == "%":
-        return f"{100 * value:.1f}"
-    return f"{value:g}" if measure.unit == "steps" else f"{value:.2f}"
+    """A value as it is shown: a share in percent, steps as they are, nats with three digits, others with two decimals."""
+    match measure.unit:
+        case "%":
+            return f"{100 * value:.1f}"
+        case "steps":
+            return f"{value:g}"
+        case "nats":
+            return f"{value:.3g}"
+        case _:
+            return f"{value:.2f}"
 
 
 def interval_text(measure: Measure, cell: Cell) -> str:

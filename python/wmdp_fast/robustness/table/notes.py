@@ -43,6 +43,8 @@ def notes_of(
 
 def _how_to_read(rows: Sequence[Row], measures: Sequence[Measure]) -> Iterator[str]:
     yield "shares in %, with 95 % Wilson intervals"
+    if any(measure.unit == "nats" for measure in measures):
+        yield "KL (nats a token) and perplexity: 95 % intervals over documents"
     if any(measure.section == "attacks" for measure in measures):
         yield (
             "attacks (`ask` is none): accuracy on the half of the questions on which nothing was chosen; settings, and"
@@ -120,6 +122,9 @@ def _of_row(row: Row, records: Sequence[Record]) -> Iterator[str]:
         yield f"{row.name}: {', '.join(missing)} {reason}"
     if any(record.kind == "unlearned" and not _has_utility(record) for record in records):
         yield f"{row.name}: utility was not measured, so that an attack that ruins the model counts too"
+    not_asked = dict.fromkeys(what for one in records if one.attacked is not None for what in one.attacked.not_asked)
+    if not_asked:
+        yield f"{row.name}: not run: {', '.join(not_asked)}"
     evaluated = {key: cell for one in records for key, cell in one.cells.items() if key not in one.derived}
     for record in records:
         for key in record.derived & evaluated.keys():

@@ -13,6 +13,7 @@ from wmdp_fast.analysis.contrast import NEAR_SUBJECTS, section_of
 from wmdp_fast.analysis.statistics import correct_answers, letters_of, share
 from wmdp_fast.results.saved import RECOMPUTABLE, SavedGroup, SavedTask
 from wmdp_fast.robustness.attacks.ask import Ask
+from wmdp_fast.robustness.kept.figures import figures_of
 from wmdp_fast.robustness.table.content import Absent, Answered, Cell, Measure
 from wmdp_fast.robustness.utility import ACCURACY
 from wmdp_fast.runtime import strict_json
@@ -158,7 +159,7 @@ def _of_role(result: AttackResult, role: Role, name: str | None, source: str) ->
     topic = "+".join(result.tasks)
     values: dict[Measure, Cell | Absent] = dict(_whole(result, role))
     derived = frozenset(measure.key for measure in values)
-    values |= _utility(result, role)
+    values |= _utility(result, role) | dict(_kept(result, role))
     for attack, finding in result.findings[role].items():
         values |= _of_attack(result, attack, finding, topic)
     for attack, why in result.missing(role).items():
@@ -227,6 +228,25 @@ def _utility(result: AttackResult, role: Role) -> dict[Measure, Cell]:
             measure = Measure(key=f"utility:{which}:{name}", title=name.replace("_", " "), section="kept", unit="")
             cells[measure] = Cell(value=value)
     return cells
+
+
+def _kept(result: AttackResult, role: Role) -> Iterator[tuple[Measure, Cell | Absent]]:
+    """What else was to be kept; other texts and questions are other columns."""
+    for measured in result.measured:
+        which = hashlib.sha256(strict_json.dumps([measured.kind, dict(measured.identity)]).encode()).hexdigest()[:8]
+        for one in figures_of(measured) if measured.role == role else ():
+            measure = Measure(
+                key=f"kept:{which}:{one.title}",
+                title=one.title,
+                section="kept",
+                unit=one.unit,
+                tested=one.correct is not None,
+            )
+            if one.value is None:
+                yield measure, Absent(text=one.text, why=one.why)
+            else:
+                answered = None if one.correct is None else Answered(one.asked, one.correct)
+                yield measure, Cell(value=one.value, low=one.low, high=one.high, n=one.n, answered=answered)
 
 
 def _attack_measure(name: str, topic: str) -> Measure:

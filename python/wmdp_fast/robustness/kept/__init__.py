@@ -1,0 +1,1 @@
+"""What a model should have kept, measured beside the attacks."""
