@@ -109,7 +109,7 @@ def html(table: Contents) -> str:
 
 
 def value_text(measure: Measure, value: float) -> str:
-    """A value as it is shown: shares in percent, steps as they are, nats with three digits, others with two decimals."""
+    """A value as it is shown: shares in percent, steps as they are, nats by three digits, others by two decimals."""
     match measure.unit:
         case "%":
             return f"{100 * value:.1f}"
