@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,10 @@ from wmdp_fast.models import locate
 from wmdp_fast.models.attention.requirements import take_eager_where_needed
 from wmdp_fast.models.decoder import Decoder, decoder_of
 from wmdp_fast.models.load import parse_device, parse_dtype
-from wmdp_fast.models.reading import check_config, failures_as, read_pretrained
+from wmdp_fast.models.reading import check_config, failures_as, read_pretrained, without_progress
 from wmdp_fast.models.threads import loading
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from transformers import PretrainedConfig
@@ -73,7 +71,7 @@ def load_first_layers(
     files, where, source, config, available = _configuration(name_or_path, count, revision, trust_remote_code)
     with failures_as(ModelError, f"{where} cannot be loaded"):
         cut = _cut(config, count)
-    with _without_progress():
+    with without_progress():
         # What is above the first layers has no place, so that nothing is said of tensors that are not read.
         model, _, _ = read_pretrained(AutoModel, where, part=True, config=cut, dtype=torch_dtype or "auto", **source)
     try:
@@ -142,17 +140,3 @@ def _cut(config: PretrainedConfig, count: int) -> PretrainedConfig:
             setattr(cut, name, value[:count])
     cut.num_hidden_layers = count
     return cut
-
-
-@contextmanager
-def _without_progress() -> Iterator[None]:
-    """Transformers would count the tensors of the whole file."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

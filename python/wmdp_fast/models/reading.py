@@ -73,11 +73,34 @@ def read_pretrained(
                 f"{where} lacks parts of {named(lines)}, or has them in other shapes than {CONFIG} says; copy or"
                 f" download the checkpoint again, or correct {CONFIG}"
             ) from error
+    missing, unexpected = check_weights(where, type(model).__name__, info, allow_missing=allow_missing, part=part)
+    loaded: PreTrainedModel = model
+    return loaded, missing, unexpected
+
+
+def check_weights(
+    where: str, model: str, info: Mapping[str, Any], *, allow_missing: bool = False, part: bool = False
+) -> tuple[list[str], list[str]]:
+    """Looks through what transformers says of the weights that it has loaded.
+
+    Args:
+        where: Folder, or name on the hub.
+        model: The class of the model.
+        info: Its `missing_keys`, `unexpected_keys` and `mismatched_keys`.
+        allow_missing: As `read_pretrained`.
+        part: As `read_pretrained`.
+
+    Returns:
+        The names of missing weights, and those of the files' tensors that have no place in the model, sorted.
+
+    Raises:
+        ModelError: Weights are missing or have another shape than `config.json` says.
+    """
     if info["mismatched_keys"]:
         name, stored, wanted = min(info["mismatched_keys"])
         raise ModelError(
             f"{where}: weights do not fit {CONFIG}: {named([key for key, *_ in info['mismatched_keys']])}. {name} is"
-            f" {_shape(stored)}, where {type(model).__name__} by {CONFIG} has {_shape(wanted)}"
+            f" {_shape(stored)}, where {model} by {CONFIG} has {_shape(wanted)}"
         )
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if missing and not allow_missing:
@@ -85,11 +108,10 @@ def read_pretrained(
             f" There is no place for {named(unexpected)}, which may be their names." if unexpected and not part else ""
         )
         raise ModelError(
-            f"{where} lacks weights of {type(model).__name__}, which would be random: {named(missing)}.{surplus} Copy"
+            f"{where} lacks weights of {model}, which would be random: {named(missing)}.{surplus} Copy"
             f" or download the checkpoint again, or correct {CONFIG}"
         )
-    loaded: PreTrainedModel = model
-    return loaded, missing, unexpected
+    return missing, unexpected
 
 
 def about_missing(missing: Sequence[str]) -> list[str]:
@@ -174,6 +196,20 @@ def warnings_as_ours(heard: list[str]) -> Iterator[None]:
             warnings.warn(one.message, stacklevel=3)
         elif not issubclass(one.category, (FutureWarning, DeprecationWarning, PendingDeprecationWarning)):
             heard.append(" ".join(str(one.message).split()))
+
+
+@contextmanager
+def without_progress() -> Iterator[None]:
+    """Inside, transformers shows no bar over the tensors that it loads."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @contextmanager

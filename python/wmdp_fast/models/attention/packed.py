@@ -77,6 +77,11 @@ class PrefixKVCache:
         wanted = max((stop for _, stop in keep.tolist() if stop <= num_carried), default=0)
         self._current = [(keys[:, :wanted].clone(), values[:, :wanted].clone()) for keys, values in self._current]
 
+    def exchange(self, current: list[_KeysAndValues]) -> list[_KeysAndValues]:
+        """Sets what the next forward pass gets, as one layer's was taken out of another cache; returns what it was."""
+        self._current, before = current, self._current
+        return before
+
     @property
     def calls(self) -> int:
         """Attention calls of the last finished forward pass."""

@@ -1,0 +1,98 @@
+"""Tensors of a checkpoint read one by one, when they are wanted, into memory of their own.
+
+The usual way maps the files into memory, and whatever was touched then counts as the process's own. Here bytes are
+copied into anonymous memory that goes back to the system with the last tensor that lies in it.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from wmdp_fast.checkpoints.tensor_file import read_header
+from wmdp_fast.exceptions import ModelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from wmdp_fast.checkpoints.weight_files import WeightFiles
+
+# As the format calls them.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file. Indexed with `...`, as transformers does with what it loads, it is read.
+
+    Attributes:
+        name: Its name in the file.
+        path: The file.
+        dtype: Its type.
+        shape: Its size in each dimension.
+        start: The first of its bytes in the file.
+        nbytes: How many bytes it has.
+    """
+
+    name: str
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+    def __getitem__(self, _everything: object) -> torch.Tensor:
+        if self.nbytes == 0:
+            return torch.empty(self.shape, dtype=self.dtype, device="cpu")
+        memory = mmap.mmap(-1, self.nbytes)
+        file = os.open(self.path, os.O_RDONLY)
+        try:
+            with memoryview(memory) as view:
+                at = 0
+                while at < self.nbytes:
+                    with view[at:] as rest:
+                        read = os.preadv(file, [rest], self.start + at)
+                    if read == 0:
+                        raise ModelError(f"{self.path} ends within {self.name}; copy or download it again")
+                    at += read
+        finally:
+            os.close(file)
+        # The tensor keeps the memory, and frees it.
+        return torch.frombuffer(memory, dtype=self.dtype).view(self.shape)
+
+
+def stored_tensors(files: WeightFiles) -> dict[str, StoredTensor]:
+    """All tensors of a checkpoint by name, of which nothing is read yet.
+
+    Raises:
+        ModelError: A file is missing or damaged, or has a tensor of a type that is not known here.
+        OSError: A file cannot be read.
+    """
+    files.refuse_missing()
+    found: dict[str, StoredTensor] = {}
+    for shard in files.shards:
+        path = files.folder / shard
+        for name, place in read_header(path).places.items():
+            dtype = _DTYPES.get(place.dtype)
+            if dtype is None:
+                raise ModelError(f"{path}: {name} is stored as {place.dtype}, which is not streamed")
+            if math.prod(place.shape) * dtype.itemsize != place.length:
+                raise ModelError(f"{path} is damaged: {name} has {place.length} bytes, too few or many for its shape")
+            found[name] = StoredTensor(name, path, dtype, place.shape, place.start, place.length)
+    return found

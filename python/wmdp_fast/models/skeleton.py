@@ -1,0 +1,321 @@
+"""A model without numbers, and the parts of its checkpoint: each layer, the embedding, the head, and the rest.
+
+transformers' own code for loading puts in what is read, so names that differ from the model's, experts that are stacked
+and types are its business. That code is private to transformers; all of it that is used is used here, and where a
+version has it otherwise, the model is refused.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from wmdp_fast.checkpoints.layer_reader import StoredTensor, stored_tensors
+from wmdp_fast.checkpoints.weight_files import CONFIG, shown
+from wmdp_fast.exceptions import ModelError
+from wmdp_fast.models.decoder import Decoder, decoder_of
+from wmdp_fast.models.reading import about_unexpected, check_config, check_weights, failures_as, without_progress
+from wmdp_fast.models.threads import loading
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from torch import Tensor, nn
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from wmdp_fast.checkpoints.weight_files import WeightFiles
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model that is filled and emptied at once.
+
+    Attributes:
+        sources: What it is made from, by the names in the checkpoint.
+        empty: Its parameters and stored buffers by their names in the model, without numbers.
+    """
+
+    sources: dict[str, StoredTensor]
+    empty: dict[str, Tensor]
+
+    @property
+    def stored_bytes(self) -> int:
+        """How much is read to fill it."""
+        return sum(source.nbytes for source in self.sources.values())
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory it takes when it is filled; what has two names is counted once."""
+        return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in self.empty.values()}.values())
+
+    @property
+    def arriving_bytes(self) -> int:
+        """How much memory it takes at most while it is filled."""
+        # What is stacked or split is there twice for a moment; of what is only cast, a few tensors are, a thread each.
+        if len(self.sources) != len(self.empty):
+            return self.nbytes + max(self.nbytes, self.stored_bytes)
+        cast = [source.nbytes for name, source in self.sources.items() if source.dtype not in self._dtypes]
+        return self.nbytes + sum(sorted(cast)[-4:])
+
+    @property
+    def _dtypes(self) -> set[torch.dtype]:
+        return {tensor.dtype for tensor in self.empty.values()}
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A model whose layers, embedding and head are without numbers; what else it has is in memory.
+
+    Attributes:
+        model: The model.
+        decoder: The same without its head, and its layers.
+        device: Where numbers go.
+        dtype: Their type, where the model does not want another.
+        layers: The layers.
+        embedding: The embedding of tokens.
+        head: What makes logits; if that is tied to the embedding, the same numbers.
+        rest_bytes: Memory that all else takes.
+        notes: What results should say of the checkpoint.
+        twins: For a parameter of several names, all of them.
+    """
+
+    model: PreTrainedModel
+    decoder: Decoder
+    device: torch.device
+    dtype: torch.dtype
+    layers: tuple[Part, ...]
+    embedding: Part
+    head: Part
+    rest_bytes: int
+    notes: tuple[str, ...]
+    twins: Mapping[str, tuple[str, ...]]
+
+    def fill(self, part: Part) -> None:
+        """Reads a part's numbers and puts them in.
+
+        Raises:
+            ModelError: A file ends too early, or does not fit any more.
+        """
+        _load(self.model, part.sources, self.dtype, self.device)
+        for name in part.empty:
+            filled = _get(self.model, name)
+            filled.requires_grad_(False)
+            for twin in self.twins.get(name, ()):
+                if filled.device.type != "meta":
+                    _set(self.model, twin, filled)
+
+    def empty(self, part: Part) -> None:
+        """Takes a part's numbers out again, which frees their memory."""
+        for name, tensor in part.empty.items():
+            _set(self.model, name, tensor)
+
+
+def build_skeleton(
+    where: str,
+    source: Mapping[str, Any],
+    files: WeightFiles,
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> Skeleton:
+    """Builds a model from its configuration, and finds out of which tensors of its checkpoint each part is made.
+
+    Args:
+        where: Folder, or name on the hub.
+        source: More to tell transformers, such as the `revision`.
+        files: Its weights, on this machine.
+        dtype: The type to compute in; None is the checkpoint's.
+        device: Where to.
+
+    Raises:
+        ModelError: The checkpoint is damaged or lacks weights, or the model is of a kind that cannot be taken apart.
+    """
+    config = check_config(files.folder, where, source)
+    _refuse_kind(where, config)
+    with failures_as(ModelError, f"{where} cannot be loaded"):
+        stored = stored_tensors(files)
+        own: Any = config.dtype or next(one.dtype for one in stored.values() if one.dtype.is_floating_point)
+        kind: torch.dtype = dtype or own
+        model = _without_numbers(config, kind, where)
+    if model.is_custom_code():
+        raise ModelError(f"{where} comes with code of its own, which is not streamed")
+    with failures_as(ModelError, f"{where} cannot be streamed with transformers {transformers.__version__}"):
+        absent, notes = _dry_run(where, model, stored, kind)
+        decoder = decoder_of(model)
+        _fill_what_is_computed(model, absent, device)
+        return _in_parts(model, decoder, _sources(model, stored), kind, device, notes)
+
+
+def _refuse_kind(where: str, config: PretrainedConfig) -> None:
+    """Raises ModelError for what a configuration says cannot be streamed."""
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else type(quantization).__name__
+        raise ModelError(f"{where} is quantized ({shown(method)}), which is not streamed: it is loaded as a whole only")
+    if getattr(type(config), "extra_files", None):
+        raise ModelError(f"{where} is made from more than {CONFIG} and its weights, which is not streamed")
+
+
+def _without_numbers(config: PretrainedConfig, dtype: torch.dtype, where: str) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    config.name_or_path = where
+    untyped: Any = AutoModelForCausalLM
+    with loading(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model: PreTrainedModel = untyped.from_config(config, dtype=dtype).eval()
+    return model
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """A stored tensor without its numbers."""
+
+    stored: StoredTensor
+
+    def __getitem__(self, _everything: object) -> Tensor:
+        return torch.empty(self.stored.shape, dtype=self.stored.dtype, device="meta")
+
+
+def _dry_run(
+    where: str, model: PreTrainedModel, stored: Mapping[str, StoredTensor], dtype: torch.dtype
+) -> tuple[set[str], list[str]]:
+    """Loads all of a checkpoint but its numbers, and ties what is tied.
+
+    Returns:
+        What is not in the checkpoint and need not be, and what results should say of it.
+    """
+    unread = {name: _Unread(one) for name, one in stored.items()}
+    info: Any = _load(model, unread, dtype, torch.device("meta"))
+    model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
+    absent = set(info.missing_keys)
+    model._adjust_missing_and_unexpected_keys(info)
+    _, unexpected = check_weights(where, type(model).__name__, info.to_dict())
+    return absent, about_unexpected(unexpected)
+
+
+def _load(model: PreTrainedModel, sources: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Any:
+    """Puts tensors of a checkpoint into a model by transformers' own code; returns what that says of it."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import convert_and_load_state_dict_in_model
+    from transformers.modeling_utils import LoadStateDictConfig
+
+    # Made anew each time, as converters remember what they have converted.
+    mapping: Any = get_model_conversion_mapping(model)
+    options = LoadStateDictConfig(
+        device_map={"": device},
+        dtype=dtype,
+        dtype_plan=model._get_dtype_plan(dtype),
+        weight_mapping=mapping,
+    )
+    with without_progress(), torch.no_grad():
+        info, _ = convert_and_load_state_dict_in_model(model, dict(sources), options, disk_offload_index=None)
+    if info.conversion_errors:
+        names = ", ".join(sorted(info.conversion_errors)[:4])
+        raise ModelError(
+            f"{names} cannot be made from the checkpoint: it lacks parts of them, or has them in other shapes than"
+            f" {CONFIG} says; copy or download the checkpoint again, or correct {CONFIG}"
+        )
+    return info
+
+
+def _sources(model: PreTrainedModel, stored: Mapping[str, StoredTensor]) -> dict[str, list[StoredTensor]]:
+    """By the names of a model's parameters, the tensors of a checkpoint that they are made from.
+
+    Of parameters that are split from one tensor, the first has it.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
+    converters = [one for one in mapping if isinstance(one, WeightConverter)]
+    names, prefix = model.state_dict(), model.base_model_prefix
+    found: dict[str, list[StoredTensor]] = defaultdict(list)
+    for name, tensor in stored.items():
+        target, _ = rename_source_key(name, renamings, converters, prefix, names)
+        if target not in names and name in names:
+            target, _ = rename_source_key(name, [], [], prefix, names)
+        if target in names:
+            found[target].append(tensor)
+    return found
+
+
+def _in_parts(
+    model: PreTrainedModel,
+    decoder: Decoder,
+    sources: Mapping[str, list[StoredTensor]],
+    dtype: torch.dtype,
+    device: torch.device,
+    notes: list[str],
+) -> Skeleton:
+    """Sorts parameters, given with the tensors that each is made from, by the parts of a model.
+
+    What is in none of the parts that are read when they are used is read now.
+    """
+    tensors = {name: one for name, one in model.state_dict(keep_vars=True).items() if one.is_meta}
+    names_of: dict[int, list[str]] = defaultdict(list)
+    for name, tensor in tensors.items():
+        names_of[id(tensor)].append(name)
+    twins = {name: tuple(names) for names in names_of.values() if len(names) > 1 for name in names}
+
+    def part(names: Iterable[str]) -> Part:
+        own = [source for name in names for source in sources.get(name, ())]
+        return Part({source.name: source for source in own}, {name: tensors[name] for name in names})
+
+    [prefix] = [name for name, module in model.named_modules() if module is decoder.layers]
+    layers: list[list[str]] = [[] for _ in decoder.layers]
+    rest = []
+    untyped: Any = model
+    embedding = _names_in(model.get_input_embeddings(), names_of)
+    head = _names_in(untyped.get_output_embeddings(), names_of)
+    for name in tensors:
+        number = name.removeprefix(f"{prefix}.").partition(".")[0]
+        if name.startswith(f"{prefix}.") and number.isdecimal():
+            layers[int(number)].append(name)
+        elif name not in {*embedding, *head}:
+            rest.append(name)
+    if any(set(twins.get(name, ())) - set(names) for names in layers for name in names):
+        raise ModelError(f"{type(model).__name__} has weights that several layers share, which is not streamed")
+    parts, always = tuple(map(part, layers)), part(rest)
+    skeleton = Skeleton(
+        model, decoder, device, dtype, parts, part(embedding), part(head), always.nbytes, tuple(notes), twins
+    )
+    skeleton.fill(always)
+    return skeleton
+
+
+def _names_in(module: nn.Module | None, names_of: Mapping[int, list[str]]) -> list[str]:
+    """All names of a module's parameters, those by which other modules have them included."""
+    parameters = [] if module is None else list(module.parameters())
+    return [name for parameter in parameters for name in names_of[id(parameter)]]
+
+
+def _fill_what_is_computed(model: PreTrainedModel, names: Iterable[str], device: torch.device) -> None:
+    """Gives numbers to what is in no checkpoint: buffers that a model computes, and weights that it may do without."""
+    for name in names:
+        tensor = _get(model, name)
+        made = torch.empty_like(tensor, device=device)
+        _set(model, name, torch.nn.Parameter(made) if isinstance(tensor, torch.nn.Parameter) else made)
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name in module._non_persistent_buffers_set:
+                module._buffers[name] = torch.empty_like(buffer, device=device)
+    untyped: Any = model
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        untyped.initialize_weights()
+
+
+def _get(model: nn.Module, name: str) -> Tensor:
+    path, _, own = name.rpartition(".")
+    tensor: Tensor = getattr(model.get_submodule(path), own)
+    return tensor
+
+
+def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    where: dict[str, Any] = module._parameters if own in module._parameters else module._buffers
+    where[own] = tensor

@@ -1,0 +1,178 @@
+"""A model of which the weights of its layers are read when their turn comes, and never lie in memory together.
+
+While a layer computes, a thread reads the next one. See `skeleton` for how numbers get into the model, and `sweep` for
+the order in which it is run.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from wmdp_fast.models.fused import fused_parts
+from wmdp_fast.models.fused.trials import Trials
+from wmdp_fast.models.sweep import capture, layers_on_demand
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import nn
+
+    from wmdp_fast.models.skeleton import Part, Skeleton
+
+
+@dataclass
+class ReadCost:
+    """What streaming has cost so far.
+
+    Attributes:
+        bytes_read: Bytes of the checkpoint that were read.
+        seconds_waiting: Time in which nothing was computed, as weights were not there yet.
+    """
+
+    bytes_read: int = 0
+    seconds_waiting: float = 0.0
+
+
+@dataclass(frozen=True)
+class StreamedModel:
+    """A model without numbers, and the parts of its checkpoint, which are read when they are used.
+
+    Attributes:
+        skeleton: The model and its parts.
+        memory: Bytes that the process may take in all.
+        order: The numbers of the layers that are run: all of them, or for a trial some.
+        form: How many things a layer returns, see `sweep.capture`.
+        fuse: Whether what is faster in one piece is computed so, see `fused_parts`.
+        most_tokens: Tokens of a chunk at most; None leaves it to the memory.
+        cost: What it has cost so far.
+    """
+
+    skeleton: Skeleton
+    memory: int
+    order: Sequence[int]
+    form: int | None = None
+    fuse: bool = False
+    most_tokens: int | None = None
+    cost: ReadCost = field(default_factory=ReadCost)
+    _trials: Trials = field(default_factory=Trials)
+    _arriving: dict[int, Future[None]] = field(default_factory=dict)
+    _reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "wmdp-fast-weights"))
+
+    def read_ahead(self) -> None:
+        """Begins to read the first layer."""
+        self._begin(self.order[0])
+
+    @contextmanager
+    def layer(self, index: int) -> Iterator[nn.Module]:
+        """Inside, a layer has its numbers, and those of the next one are being read."""
+        following = self.order[self.order.index(index) + 1 :][:1]
+        begin = time.perf_counter()
+        self._begin(index)
+        self._arriving.pop(index).result()
+        self.cost.seconds_waiting += time.perf_counter() - begin
+        for next_one in following:
+            self._begin(next_one)
+        layer = self.skeleton.decoder.layers[index]
+        try:
+            if self.fuse:
+                with fused_parts(layer, self._trials):
+                    yield layer
+            else:
+                yield layer
+        finally:
+            self.skeleton.empty(self.skeleton.layers[index])
+
+    @contextmanager
+    def embedding(self) -> Iterator[None]:
+        """Inside, the embedding has its numbers."""
+        with self._part(self.skeleton.embedding):
+            yield
+
+    @contextmanager
+    def head(self) -> Iterator[None]:
+        """Inside, the head has its numbers."""
+        with self._part(self.skeleton.head):
+            yield
+
+    @contextmanager
+    def on_demand(self) -> Iterator[None]:
+        """Inside, the model can be called as one that is in memory, which reads its layers at each call.
+
+        Those that are not in `order` hand on what they are given.
+        """
+        with self.embedding(), self.head(), self.dropping():
+            decoder = self.skeleton.decoder
+            with layers_on_demand(decoder, self.order, self.layer, self.form):
+                yield
+
+    @contextmanager
+    def dropping(self) -> Iterator[None]:
+        """Afterwards nothing that was read ahead is left."""
+        try:
+            yield
+        finally:
+            for index, future in list(self._arriving.items()):
+                future.exception()
+                self.skeleton.empty(self.skeleton.layers[index])
+                del self._arriving[index]
+
+    def one_of_each(self) -> StreamedModel:
+        """The same with only one layer of each kind, for trials."""
+        first: dict[Any, int] = {}
+        for index in self.order:
+            first.setdefault(_kind(self.skeleton.decoder.layers[index]), index)
+        return replace(self, order=tuple(sorted(first.values())))
+
+    def _begin(self, index: int) -> None:
+        if index not in self._arriving:
+            self._arriving[index] = self._reader.submit(self._fill, self.skeleton.layers[index])
+
+    def _fill(self, part: Part) -> None:
+        self.skeleton.fill(part)
+        self.cost.bytes_read += part.stored_bytes
+
+    @contextmanager
+    def _part(self, part: Part) -> Iterator[None]:
+        begin = time.perf_counter()
+        # On the same thread as layers, as transformers looks at the whole model while it loads.
+        self._reader.submit(self._fill, part).result()
+        self.cost.seconds_waiting += time.perf_counter() - begin
+        try:
+            yield
+        finally:
+            self.skeleton.empty(part)
+
+
+def stream(skeleton: Skeleton, memory: int) -> StreamedModel:
+    """A skeleton as a model that can be run.
+
+    Raises:
+        ModelError: The model does not call its layers one after another.
+    """
+    every = range(len(skeleton.decoder.layers))
+    model = StreamedModel(skeleton, memory, every)
+    tokens = torch.tensor([[1, 2]], device=skeleton.device)
+    call: Any = skeleton.decoder.model
+    with model.embedding(), torch.no_grad():
+        found = capture(skeleton.decoder, lambda: call(tokens, use_cache=False))
+    return replace(model, form=found.form)
+
+
+def _kind(layer: nn.Module) -> Any:
+    """What layers that compute alike have in common: classes, sizes and settings of all that is in them."""
+    settings = []
+    for name, module in layer.named_modules():
+        plain = {
+            key: value
+            for key, value in vars(module).items()
+            if isinstance(value, (bool, int, float, str)) and "idx" not in key and not key.endswith("layer_id")
+        }
+        shapes = tuple((key, tuple(one.shape), one.dtype) for key, one in module.named_parameters(recurse=False))
+        settings.append((name, type(module).__name__, tuple(sorted(plain.items())), shapes))
+    return tuple(settings)
