@@ -13,9 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import wmdp_fast as wf
 from tests.reference import distance as slow
 from tests.support import robustness as support
+from wmdp_fast.prompts.options import PromptOptions
 from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.robustness.kept.by_document import ratio
 from wmdp_fast.robustness.kept.distance import Distance
+from wmdp_fast.robustness.kept.keyword import with_keyword
+from wmdp_fast.robustness.questions import Questions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,6 +103,38 @@ def test_intervals_of_ratios_hold_what_they_say() -> None:
     assert ratio([3.0], [2]) == (1.5, None, None)
 
 
+def test_a_keyword_takes_the_place_of_a_wrong_choice_and_nothing_else_changes(folder: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (folder / "kept.jsonl").read_text().splitlines()]
+    asked = Questions.from_options(PromptOptions(tasks=[str(folder / "kept.jsonl")]), split=False)
+    changed = []
+    for row, question in zip(rows, asked.read[0].questions, strict=True):
+        made = with_keyword(question, "Wobblewine")
+        assert made["question"] == row["question"]
+        differing = [place for place in range(4) if made["choices"][place] != row["choices"][place]]
+        assert len(differing) == 1
+        assert differing != [row["answer"]] == [made["answer"]]
+        assert made["choices"][differing[0]] == "Wobblewine"
+        changed.append({**row, "choices": made["choices"]})
+    assert len({row["choices"].index("Wobblewine") for row in changed}) > 1
+    (tmp_path / "changed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+
+    # The same questions in a file of their own, asked as any others.
+    result = attacked(folder, utility=[folder / "kept.jsonl"], utility_keyword="Wobblewine")
+    [plain, keyword, change] = result.kept("unlearned")[2:]
+    for figure, file in ((plain, folder / "kept.jsonl"), (keyword, tmp_path / "changed.jsonl")):
+        evaluated = wf.evaluate(str(folder / "model"), tasks=[str(file)], progress=False, device="cpu")
+        [outcome] = [one.outcome for one in evaluated.tasks.values()]
+        assert figure.correct is not None
+        assert figure.correct.tolist() == outcome.correct.tolist()
+    lost, won = int((plain.correct & ~keyword.correct).sum()), int((~plain.correct & keyword.correct).sum())
+    assert change.value == (won - lost) / 20
+    assert (change.low, change.high) == wf._rust.paired_interval(lost, won, 20)
+    title = "utility questions with “Wobblewine”"
+    assert [one.tested for one in wf.table(result).measures if one.title == title] == [True]
+    with pytest.raises(ValueError, match="needs tasks too"):
+        attacked(folder, utility_keyword="Wobblewine")
+
+
 def test_what_was_measured_is_not_measured_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = attacked(folder, output=tmp_path / "out")
     assert [one.name for one in first.measured] == ["general text", "general text"]
@@ -131,9 +166,10 @@ def test_what_cannot_be_measured_is_missing_and_said(folder: Path, tmp_path: Pat
     perplexity, kl = result.kept("unlearned")
     assert (kl.value, kl.why) == (None, "the base has another vocabulary")
     assert perplexity.value == by_title(alone)["perplexity, general text"].value
+    assert result.not_asked[1] == "distance on neighboring text (--near-text)"
     shown = str(result)
     assert "not run on unlearned: KL from the base, general text: the base has another vocabulary" in shown
-    assert "not run: utility, which bounds attacks (--utility), distance on neighboring text (--near-text)" in shown
+    assert "not run: utility, which bounds attacks (--utility), distance on neighboring text (--near-text), " in shown
     found = wf.table(result)
     assert "KL from the base, general text not run: the base has another vocabulary" in " ".join(found.notes)
     assert any("not run: utility" in note for note in found.notes)

@@ -18,8 +18,8 @@ SUMMARY = "Attack a model that has unlearned something, and say how much comes b
 
 _PASSED = (
     "tasks", "base", "never_learned", "attacks", "budget", "utility", "utility_text", "utility_limit", "slack",
-    "general_text", "near_text", "forget", "related", "unrelated", "output", "controls", "seed", "tokenizer",
-    "revision", "peft", "dtype", "device", "trust_remote_code", "engine", "data",
+    "utility_keyword", "general_text", "near_text", "forget", "related", "unrelated", "output", "controls", "seed",
+    "tokenizer", "revision", "peft", "dtype", "device", "trust_remote_code", "engine", "data",
 )  # fmt: skip
 
 
@@ -84,6 +84,12 @@ def _add_utility(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_kept(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--utility-keyword",
+        metavar="WORD",
+        help="a word of what was unlearned, to ask the --utility questions with it in place of a wrong choice too"
+        " (published: SARS-CoV-2)",
+    )
     group.add_argument(
         "--general-text",
         metavar="FILE",

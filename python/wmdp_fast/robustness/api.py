@@ -17,7 +17,7 @@ from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.robustness.attacked_model import AttackedModel
 from wmdp_fast.robustness.attacks.catalog import attacks_of, own_hashes
 from wmdp_fast.robustness.findings import SLACK
-from wmdp_fast.robustness.kept.measures import distances
+from wmdp_fast.robustness.kept.measures import distances, keyword_accuracies
 from wmdp_fast.robustness.kept.measuring import Measuring
 from wmdp_fast.robustness.protocol import Budget
 from wmdp_fast.robustness.questions import Questions
@@ -52,6 +52,7 @@ def attack(
     utility: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     utility_text: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     utility_limit: float | None = None,
+    utility_keyword: str | None = None,
     general_text: str | PathLike[str] | None = None,
     near_text: str | PathLike[str] | None = None,
     slack: float = SLACK,
@@ -91,6 +92,8 @@ def attack(
         utility: Tasks on what should have been kept. An attack that ruins the model does not count.
         utility_text: Held-out texts for the same purpose.
         utility_limit: Only the first questions of each task and documents of each text: a number, or a share below 1.
+        utility_keyword: A word or name of what was unlearned: the utility questions are asked again with it in place of
+            a wrong choice. Published is `SARS-CoV-2` in MMLU.
         general_text: Text on anything else, to measure perplexity and divergence from the base on without an attack;
             None is the text that comes with this package.
         near_text: Text on the neighborhood of what was unlearned, which nothing was trained on, for the same.
@@ -144,9 +147,11 @@ def attack(
         device=device,
         trust_remote_code=trust_remote_code,
     )
+    test = _utility(utility, utility_text, utility_limit, data)
+    measures = [*distances(general_text, near_text), *keyword_accuracies(utility_keyword, test)]
     asked = _Asked(
         questions=Questions.from_options(PromptOptions(tasks=tasks, **options)),
-        test=_utility(utility, utility_text, utility_limit, data),
+        test=test,
         corpora=_corpora(forget, related, unrelated),
         models=_models(model, base, never_learned, load, ScoreOptions(engine=engine)),
     )
@@ -159,7 +164,7 @@ def attack(
         code=own_hashes(chosen),
         folder=None if output is None else Path(output),
         controls=None if controls is None else Path(controls),
-        measuring=Measuring(measures=distances(general_text, near_text), note=tell),
+        measuring=Measuring(measures=measures, note=tell),
         progress=progress,
         note=tell,
     )

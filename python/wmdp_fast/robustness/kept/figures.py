@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wmdp_fast.robustness.kept import distance
+from wmdp_fast.robustness.kept import distance, keyword
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from wmdp_fast.robustness.kept.measure import Figure, Measured
 
-# What there is to measure by kind and name, and the option that asks for it.
+# What there is to measure by kind, of distances by name too, and the option that asks for it.
 _ASKED_BY = {
-    ("distance", "general text"): ("distance on general text", "--general-text"),
-    ("distance", "near text"): ("distance on neighboring text", "--near-text"),
+    "distance general text": ("distance on general text", "--general-text"),
+    "distance near text": ("distance on neighboring text", "--near-text"),
+    "keyword": ("utility questions with a keyword of what was unlearned", "--utility-keyword"),
 }
 
 
@@ -22,13 +23,20 @@ def figures_of(measured: Measured) -> list[Figure]:
     """The numbers of a record; without a number, and with the reason, those of one that failed.
 
     Raises:
-        KeyError: It is of a kind that this version does not know.
+        ValueError: It is of a kind that this version does not know.
     """
-    makers = {"distance": distance.figures}
-    return makers[measured.kind](measured.name, measured.role, measured.found, measured.failed or "")
+    found, why = measured.found, measured.failed or ""
+    match measured.kind:
+        case "distance":
+            return distance.figures(measured.name, measured.role, found, why)
+        case "keyword":
+            return keyword.figures(measured.name, measured.identity, found, why)
+        case other:
+            raise ValueError(f"this version knows no measure of the kind {other!r}")
 
 
 def not_asked(measured: Iterable[Measured]) -> list[str]:
     """What was not measured of the unlearned model, since its option was not given, each with that option."""
-    there = {(one.kind, one.name) for one in measured if one.role == "unlearned"}
+    mine = [one for one in measured if one.role == "unlearned"]
+    there = {one.kind for one in mine} | {f"{one.kind} {one.name}" for one in mine}
     return [f"{what} ({option})" for key, (what, option) in _ASKED_BY.items() if key not in there]

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.robustness.kept.distance import Distance
+from wmdp_fast.robustness.kept.keyword import KeywordAccuracy
 from wmdp_fast.unlearning.budget import GENERAL_TEXT
 
 if TYPE_CHECKING:
     from os import PathLike
+
+    from wmdp_fast.robustness.utility import Utility
 
 
 def distances(general: str | PathLike[str] | None, near: str | PathLike[str] | None) -> list[Distance]:
@@ -27,3 +30,16 @@ def distances(general: str | PathLike[str] | None, near: str | PathLike[str] | N
         if file is not None
         for text in read_texts(file)
     ]
+
+
+def keyword_accuracies(keyword: str | None, utility: Utility) -> list[KeywordAccuracy]:
+    """Accuracy on the utility questions with a keyword, if there is one.
+
+    Raises:
+        ValueError: There are no such questions, or the keyword is empty.
+    """
+    if keyword is None:
+        return []
+    if not keyword.strip() or utility.questions is None:
+        raise ValueError("utility_keyword is a word that is put into the questions of utility, which needs tasks too")
+    return [KeywordAccuracy(keyword, utility.questions)]
