@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 
 import wmdp_fast as wf
 from tests.support import tiny_models
+from tests.support.expected_warnings import VERDICTS
 from wmdp_fast import cli, demo
+from wmdp_fast.checkpoints.checkpoint import apply_delta
 from wmdp_fast.prompts import tokenizer as prompt_tokenizer
 from wmdp_fast.several_models import ModelSpec, checkpoints_of
 
@@ -105,3 +108,32 @@ def test_the_command_line_goes_on_after_a_failure_and_ends_with_it(
     assert [Path(one["model"]).name for one in json.loads(capsys.readouterr().out)] == ["checkpoint-2", "gpt2"]
     with pytest.raises(SystemExit):
         cli.main(["eval", "--checkpoints", str(run), "--revisions", "a", *options])
+
+
+@VERDICTS
+def test_a_delta_is_named_with_its_base_and_scored_as_the_checkpoint_of_both(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    base = models[1]
+    config = wf.RMUConfig(layer_id=1, learning_rate=0.05, max_steps=2, batch_size=2, steering_coeff=5.0, alpha=1.0)
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"words of {word}"}) + "\n" for word in ("one", "two", "three")))
+    corpora = {"forget": texts, "retain": texts, "device": "cpu", "progress": False}
+    for name, seed in (("a", 0), ("b", 1)):
+        wf.unlearn(base, config=replace(config, seed=seed), output=tmp_path / name, **corpora)
+    deltas = [tmp_path / name / "delta.safetensors" for name in ("a", "b")]
+    wholes = [apply_delta(base, delta, tmp_path / delta.parent.name / "whole") for delta in deltas]
+    for dtype in ("auto", "bfloat16"):
+        apart = [wf.evaluate(whole, **TASKS, dtype=dtype) for whole in wholes]
+        named = [wf.evaluate(f"{base}+{delta}", **TASKS, dtype=dtype) for delta in deltas]
+        for one, other in zip(apart, named, strict=True):
+            [theirs], [ours] = one.tasks.values(), other.tasks.values()
+            assert np.array_equal(theirs.outcome.loglikelihood, ours.outcome.loglikelihood)
+    told = f"--deltas {tmp_path / 'a'},{deltas[1]} --limit 6 --device cpu --quiet --tasks {TASKS['tasks']}"
+    assert cli.main(["eval", str(base), *told.split(), "--output", str(tmp_path / "out"), "--resume"]) == 0
+    assert f"{base}+{tmp_path / 'a'}" in capsys.readouterr().out
+    assert len(list((tmp_path / "out").glob("*/results_*.json"))) == 2
+    with pytest.raises(wf.ModelError, match="apply-delta BASE DELTA OUT"):
+        wf.unlearn(
+            f"{base}+{deltas[0]}", forget={"f": ["a text"]}, retain={"r": ["a text"]}, config=config, progress=False
+        )

@@ -92,8 +92,9 @@ def evaluate(
     is read as it stands, a long one in windows of as many tokens as the model reads at once.
 
     Args:
-        model: A folder or a name on the Hugging Face hub; a model already in memory (used as it is and left as it was;
-            it needs `tokenizer`); or a `Server` that serves one.
+        model: A folder or a name on the Hugging Face hub; `BASE+DELTA`, one of these with the changed tensors that
+            `unlearn` wrote (or their folder); a model already in memory (used as it is and left as it was; it needs
+            `tokenizer`); or a `Server` that serves one.
         tasks: Names of tasks and groups (`wmdp`, `mmlu_virology`) and paths of question files; commas separate several.
         text: Held-out texts: .jsonl, .parquet or .txt files (also with .gz or .zst behind) or folders of such, each a
             text named after it; or a mapping from names to lists of documents.

@@ -38,7 +38,7 @@ class ModelSpec:
     """One of several models.
 
     Attributes:
-        model: A folder or a name on the hub.
+        model: A folder or a name on the hub, or `BASE+DELTA`.
         revision: Commit, branch or tag on the hub.
         peft: A PEFT adapter to put on it.
 
@@ -93,7 +93,7 @@ def evaluate_many(
     model's files are read into the page cache while the present one is scored. One that fails does not stop the others.
 
     Args:
-        models: Folders or names on the hub, or `ModelSpec`s.
+        models: Folders or names on the hub, `BASE+DELTA`s, or `ModelSpec`s.
         revision: Commit, branch or tag of models that name none.
         peft: An adapter for models that name none.
         output: Folder to save results under. Where several have the same model's name, each has a folder of its own in

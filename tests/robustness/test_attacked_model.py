@@ -12,8 +12,9 @@ from tests.support import robustness as support
 from tests.support import unlearning_runs as runs
 from tests.support.expected_warnings import VERDICTS, WIDER_TYPE
 from wmdp_fast.checkpoints.checkpoint import apply_delta
+from wmdp_fast.checkpoints.model_name import parts_of
 from wmdp_fast.exceptions import ModelError
-from wmdp_fast.robustness.attacked_model import AttackedModel, parts_of
+from wmdp_fast.robustness.attacked_model import AttackedModel
 from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
 from wmdp_fast.unlearning.rmu.config import RMUConfig
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wmdp_fast.checkpoints import tensor_file
+from wmdp_fast.checkpoints.model_name import delta_file
 from wmdp_fast.checkpoints.weight_files import DELTA as DELTA
 from wmdp_fast.checkpoints.weight_files import INDEX, WEIGHTS, weight_files
 from wmdp_fast.exceptions import ModelError
@@ -251,19 +252,6 @@ def apply_delta(base: str | os.PathLike[str], delta: str | os.PathLike[str], out
         if (source.parent / EVALUATIONS).is_dir():
             shutil.copytree(source.parent / EVALUATIONS, folder / EVALUATIONS)
     return Path(output)
-
-
-def delta_file(delta: str | os.PathLike[str]) -> Path:
-    """The file of a delta, which may be named by its folder.
-
-    Raises:
-        FileNotFoundError: It is not there.
-    """
-    source = Path(delta)
-    source = source / DELTA if source.is_dir() else source
-    if not source.is_file():
-        raise FileNotFoundError(f"{source} does not exist; `wmdp-fast unlearn` writes {DELTA} into its output folder")
-    return source
 
 
 def read_delta(source: Path, base: Checkpoint) -> dict[str, Tensor]:

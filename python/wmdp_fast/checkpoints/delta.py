@@ -8,16 +8,33 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from wmdp_fast.checkpoints.checkpoint import by_stored_name
+from wmdp_fast.checkpoints.checkpoint import Checkpoint, by_stored_name, read_delta
 from wmdp_fast.exceptions import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from wmdp_fast.checkpoints.checkpoint import Checkpoint
+
+def put_file_on(model: PreTrainedModel, folder: Path, delta: Path, *, keep_dtype: bool = False) -> None:
+    """Writes a delta into a model that was loaded from its base.
+
+    Args:
+        model: The model.
+        folder: The base's, that the model was read from.
+        delta: The file.
+        keep_dtype: Whether the model keeps its type, where the delta has a wider one.
+
+    Raises:
+        ModelError: The file is damaged or belongs to another base, or the model has no place for one of its tensors.
+        OSError: It cannot be read.
+    """
+    base = Checkpoint.open(folder)
+    changed = read_delta(delta, base)
+    put_on(model, base, {name: one.to(model.dtype) for name, one in changed.items()} if keep_dtype else changed)
 
 
 def put_on(model: PreTrainedModel, base: Checkpoint, changed: Mapping[str, Tensor]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmdp_fast._rust import ReadAhead
+from wmdp_fast.checkpoints.model_name import parts_of
 from wmdp_fast.checkpoints.weight_files import ADAPTER_CONFIG, CONFIG, weight_files
 from wmdp_fast.exceptions import ModelError
 
@@ -48,7 +49,7 @@ def read_ahead(
     It asks no hub, and whatever is wrong with the files is left to the code that loads them.
 
     Args:
-        model: A folder, or a name on the hub, of which only what is in the cache is read.
+        model: A folder, or a name on the hub, of which only what is in the cache is read; perhaps with a delta.
         revision: Branch, tag or commit on the hub. None means `main`.
         peft: An adapter, likewise.
         last_layer: The highest layer whose weights will be needed; None for all.
@@ -56,7 +57,12 @@ def read_ahead(
     Returns:
         What reads; it stops when this object is dropped. None if there is nothing to read.
     """
-    files = [*_files(model, revision), *(() if peft is None else _files(peft, None))]
+    try:
+        base, delta = parts_of(model)
+    except ModelError:
+        return None
+    of_adapter = [] if peft is None else _files(peft, None)
+    files = [*_files(base, revision), *of_adapter, *([] if delta is None else [delta])]
     return ReadAhead(files, last_layer=last_layer) if files else None
 
 

@@ -21,13 +21,11 @@ if TYPE_CHECKING:
 
 SUMMARY = "Score a model on tasks or question files."
 
-# What `run` takes itself; everything else goes to `evaluate` by its name.
-_OWN = frozenset(
-    {"models", "json", "quiet", "run", "fail", "show_prompts", "timings", "revisions", "adapters", "checkpoints"}
-)
-
 # Ways to name several models.
-_SEVERAL = ("revisions", "adapters", "checkpoints")
+_SEVERAL = ("revisions", "adapters", "deltas", "checkpoints")
+
+# What `run` takes itself; everything else goes to `evaluate` by its name.
+_OWN = frozenset({"models", "json", "quiet", "run", "fail", "show_prompts", "timings", *_SEVERAL})
 
 # What does not change how prompts are made, and so is not for `rendered_prompts`.
 _OF_SCORING = frozenset(
@@ -56,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="MODEL",
-        help="a folder, a name on the Hugging Face hub, or with a server its name there; several are scored one after"
-        " the other",
+        help="a folder, a name on the Hugging Face hub, either with +DELTA.safetensors behind it (what unlearning has"
+        " changed), or with a server its name there; several are scored one after the other",
     )
 
     _add_what(parser.add_argument_group("what to ask"))
@@ -97,6 +95,11 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--peft", metavar="ADAPTER", help="PEFT adapter to put on the model")
     group.add_argument("--revisions", metavar="A,B", help="several revisions of one model, one after the other")
     group.add_argument("--adapters", metavar="A,B", help="several PEFT adapters on one model, one after the other")
+    group.add_argument(
+        "--deltas",
+        metavar="A,B",
+        help="several sets of changed tensors of unlearning one model, one after the other",
+    )
     group.add_argument(
         "--checkpoints", metavar="DIR", help="all folders checkpoint-N of a training run, in the order of their steps"
     )
@@ -260,12 +263,14 @@ def _failure(error: Exception | None) -> dict[str, str]:
 
 
 def _specs(arguments: argparse.Namespace, options: dict[str, Any]) -> list[ModelSpec]:
-    """The models that are named, in one of four ways."""
+    """The models that are named, in one of five ways."""
     from wmdp_fast.several_models import ModelSpec, checkpoints_of
 
     ways = [name for name in _SEVERAL if hasattr(arguments, name)]
     if len(ways) > 1 or (ways and len(arguments.models) > 1):
-        arguments.fail("several models are named in one way: as MODELs, or by --revisions, --adapters or --checkpoints")
+        arguments.fail(
+            "several models are named in one way: as MODELs, or by --revisions, --adapters, --deltas or --checkpoints"
+        )
     if not ways:
         return [ModelSpec(model) for model in arguments.models]
     [way] = ways
@@ -276,6 +281,8 @@ def _specs(arguments: argparse.Namespace, options: dict[str, Any]) -> list[Model
         return checkpoints_of(arguments.checkpoints, *arguments.models)
     model = _one_model(arguments)
     names = [name.strip() for name in getattr(arguments, way).split(",") if name.strip()]
+    if way == "deltas":
+        return [ModelSpec(f"{model}+{name}") for name in names]
     return [ModelSpec(model, revision=name) if way == "revisions" else ModelSpec(model, peft=name) for name in names]
 
 

@@ -8,10 +8,12 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from wmdp_fast.checkpoints.delta import put_file_on
+from wmdp_fast.checkpoints.model_name import parts_of
 from wmdp_fast.checkpoints.weight_files import weight_files
 from wmdp_fast.exceptions import ModelError, TokenizerError, WmdpFastWarning
 from wmdp_fast.models import locate
@@ -49,6 +51,7 @@ class LoadedModel:
         revision: Branch, tag or commit that was asked for, or None.
         sha: Commit on the hub, or None if it is not from there.
         peft: Folder or name of the adapter on it, or None.
+        delta: File of the changed tensors that were put on it, or None.
         dtype: Type of its weights.
         device: Where its input goes.
         max_length: Maximum sequence length of the model, by lm-eval's rule.
@@ -65,6 +68,7 @@ class LoadedModel:
     revision: str | None
     sha: str | None
     peft: str | None
+    delta: Path | None
     dtype: torch.dtype
     device: torch.device
     max_length: int
@@ -92,7 +96,8 @@ def load_model(
     that leaves out what the configuration asks for (soft caps, sinks), eager is taken, and a warning says so.
 
     Args:
-        name_or_path: A folder that `save_pretrained` wrote, or a name on the hub.
+        name_or_path: A folder that `save_pretrained` wrote, or a name on the hub; or `BASE+DELTA`, one of these and the
+            file of changed tensors that an unlearning run wrote, or its folder.
         revision: Branch, tag or commit of the model on the hub.
         dtype: `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"`: that of the checkpoint.
         device: `"cpu"`, `"cuda"`, `"cuda:1"` and so on, or `"auto"`: CUDA if there is any, else the CPU.
@@ -108,29 +113,35 @@ def load_model(
 
     Raises:
         DataUnavailableError: The model is gated, missing or out of reach; the message says what to do.
-        ModelError: The model cannot be loaded, lacks weights, has pickled ones only, or the device is not there.
+        ModelError: The model cannot be loaded, lacks weights, has pickled ones only, or the device is not there; or the
+            delta belongs to another base.
         TokenizerError: The tokenizer cannot be loaded.
         ValueError: `dtype` or `device` is none of the above.
     """
     begin = time.perf_counter()
     torch_dtype, torch_device = parse_dtype(dtype), parse_device(device)
+    base, delta = parts_of(name_or_path)
     if opened is None:
         opened = load_tokenizer_only(
-            name_or_path,
+            base,
             tokenizer=tokenizer,
             revision=revision,
             trust_remote_code=trust_remote_code,
-            files=locate.locate_model(name_or_path, revision=revision),
+            files=locate.locate_model(base, revision=revision),
         )
     files = opened.files
-    where, source = files.address(name_or_path), opened.source
+    where, source = files.address(base), opened.source
     model, notes = _read(where, source, torch_dtype, torch_device, peft, opened.tokenizer, allow_missing=allow_missing)
+    if delta is not None:
+        if peft is not None:
+            raise ModelError(f"{name_or_path}: a delta is for the checkpoint that it was made from, without an adapter")
+        put_file_on(cast("PreTrainedModel", model), files.folder, delta, keep_dtype=torch_dtype is not None)
     for note in notes:
         warnings.warn(f"{name_or_path}: {note}", WmdpFastWarning, stacklevel=2)
     if torch_dtype is None:
         _warn_of_slow_dtype(model, torch_device)
     found = _describe(model, opened.tokenizer, name=name_or_path, revision=revision, peft=peft, notes=notes)
-    return replace(found, path=files.folder, sha=files.commit, seconds=time.perf_counter() - begin)
+    return replace(found, path=files.folder, delta=delta, sha=files.commit, seconds=time.perf_counter() - begin)
 
 
 def _read(
@@ -215,6 +226,9 @@ def files_identity(loaded: LoadedModel) -> str:
     if loaded.peft is not None:
         files = locate.locate_adapter(loaded.peft)
         identity += f" + {files.commit or folder_identity(files.folder)}"
+    if loaded.delta is not None:
+        found = loaded.delta.stat()
+        identity += f" + {found.st_size} {found.st_mtime_ns}"
     return identity
 
 
@@ -292,6 +306,7 @@ def _describe(
         revision=revision,
         sha=None,
         peft=peft,
+        delta=None,
         dtype=getattr(model, "dtype", parameter.dtype),
         device=getattr(model, "device", parameter.device),
         max_length=max_length(config, tokenizer),

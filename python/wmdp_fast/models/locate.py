@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wmdp_fast.checkpoints.model_name import parts_of
 from wmdp_fast.checkpoints.weight_files import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -182,6 +183,11 @@ def _on_hub(name: str, revision: str | None, config: str, *, weights: bool = Tru
             return Files(folder, commit=folder.name)
         pickled = [file for file in api.list_repo_files(name, revision=folder.name) if file.endswith(".bin")]
     except HFValidationError:
+        if parts_of(name)[1] is not None:
+            raise ModelError(
+                f"{name} can be scored and attacked, but not trained: make a checkpoint of the two first, by"
+                " wmdp-fast apply-delta BASE DELTA OUT"
+            ) from None
         raise ModelError(f"{name} is neither a folder nor a name on the hub such as `owner/model`") from None
     except LocalEntryNotFoundError as error:
         raise DataUnavailableError(_out_of_reach(name, revision, error)) from error

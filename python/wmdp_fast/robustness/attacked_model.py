@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from wmdp_fast.checkpoints.checkpoint import delta_file
+from wmdp_fast.checkpoints.model_name import parts_of
 from wmdp_fast.checkpoints.tensor_file import digest_of
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models import locate
@@ -73,36 +72,7 @@ class AttackedModel:
         """
         from wmdp_fast.scoring.local import LocalModel
 
-        base, delta = parts_of(self.model) if isinstance(self.model, (str, os.PathLike)) else (self.model, None)
-        opened = model_source(base, self.load, self.score).open(lambda _: None, PhaseClock())
+        opened = model_source(self.model, self.load, self.score).open(lambda _: None, PhaseClock())
         if not isinstance(opened, LocalModel):
             raise ModelError(f"{self.name} is served: attacks need a model that is run here")
-        return opened if delta is None else self._with_delta(opened, delta)
-
-    def _with_delta(self, opened: LocalModel, delta: Path) -> LocalModel:
-        """A model with the tensors of a delta in place of its own."""
-        from wmdp_fast.checkpoints.checkpoint import Checkpoint, read_delta
-        from wmdp_fast.checkpoints.delta import put_on
-
-        loaded = opened.loaded
-        if loaded.path is None or self.load.peft is not None:
-            raise ModelError(f"{self.name}: a delta is for the checkpoint that it was made from, without an adapter")
-        checkpoint, model = Checkpoint.open(loaded.path), cast("PreTrainedModel", loaded.model)
-        put_on(model, checkpoint, read_delta(delta, checkpoint))
-        return replace(opened, loaded=replace(loaded, name=self.name, dtype=model.dtype))
-
-
-def parts_of(model: str | PathLike[str]) -> tuple[str, Path | None]:
-    """The base and the file of the delta in `BASE+DELTA`; of any other name the name, and None.
-
-    Raises:
-        ModelError: There is no such delta.
-    """
-    text = os.fspath(model)
-    base, plus, delta = text.rpartition("+")
-    if not plus or Path(text).exists():
-        return text, None
-    try:
-        return base, delta_file(delta)
-    except FileNotFoundError as error:
-        raise ModelError(str(error)) from None
+        return opened

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import singledispatch
 from typing import TYPE_CHECKING, cast
 
+from wmdp_fast.checkpoints.model_name import parts_of
 from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
 from wmdp_fast.scoring.server import Server
 
@@ -52,7 +53,8 @@ def model_source(
     """Checks that options fit the model, which is loaded or connected to later.
 
     Args:
-        model: A folder or a name on the hub, a model in memory, or a `Server`: each has a function of its own below.
+        model: A folder or a name on the hub or `BASE+DELTA`, a model in memory, or a `Server`: each has a function of
+            its own below.
         load: How to load it.
         score: How to score it.
         resume: Whether an earlier run of the model is to be recognized.
@@ -145,12 +147,13 @@ def _loaded(
     from wmdp_fast.models import locate
     from wmdp_fast.models.tokenizer_only import load_tokenizer_only
 
-    files = locate.locate_model(where, revision=load.revision)
+    base, _ = parts_of(where)
+    files = locate.locate_model(base, revision=load.revision)
     with clock("import"):
         from transformers import AutoConfig, AutoTokenizer  # noqa: F401 (takes seconds, so it is timed)
     with clock("tokenizer"):
         opened = load_tokenizer_only(
-            where,
+            base,
             tokenizer=_named(load.tokenizer),
             revision=load.revision,
             trust_remote_code=load.trust_remote_code,
@@ -208,7 +211,7 @@ def _tokenizer_only(where: str, load: LoadOptions) -> ReadsTokens:
     from wmdp_fast.models.tokenizer_only import load_tokenizer_only
 
     return load_tokenizer_only(
-        where,
+        parts_of(where)[0],
         tokenizer=_named(load.tokenizer),
         revision=load.revision,
         trust_remote_code=load.trust_remote_code,
