@@ -18,8 +18,8 @@ SUMMARY = "Attack a model that has unlearned something, and say how much comes b
 
 _PASSED = (
     "tasks", "base", "never_learned", "attacks", "budget", "utility", "utility_text", "utility_limit", "slack",
-    "utility_keyword", "general_text", "near_text", "forget", "related", "unrelated", "output", "controls", "seed",
-    "tokenizer", "revision", "peft", "dtype", "device", "trust_remote_code", "engine", "data",
+    "utility_keyword", "general_text", "near_text", "write", "write_tokens", "forget", "related", "unrelated", "output",
+    "controls", "seed", "tokenizer", "revision", "peft", "dtype", "device", "trust_remote_code", "engine", "data",
 )  # fmt: skip
 
 
@@ -97,6 +97,16 @@ def _add_kept(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--near-text", metavar="FILE", help="the same on the neighborhood, of text that nothing was trained on"
+    )
+    group.add_argument(
+        "--write",
+        type=whole_number(least=1),
+        metavar="N",
+        help="go on with the first words of N documents each of --forget, --related and --unrelated, and count what"
+        " repeats, refuses, is empty or unlikely by the base; the texts are in DIR/texts",
+    )
+    group.add_argument(
+        "--write-tokens", type=whole_number(least=1), metavar="N", help="most tokens of each text (default 64)"
     )
 
 

@@ -17,7 +17,7 @@ from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.robustness.attacked_model import AttackedModel
 from wmdp_fast.robustness.attacks.catalog import attacks_of, own_hashes
 from wmdp_fast.robustness.findings import SLACK
-from wmdp_fast.robustness.kept.measures import distances, keyword_accuracies
+from wmdp_fast.robustness.kept.measures import distances, keyword_accuracies, writings
 from wmdp_fast.robustness.kept.measuring import Measuring
 from wmdp_fast.robustness.protocol import Budget
 from wmdp_fast.robustness.questions import Questions
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wmdp_fast.prompts.documents import Corpus
+    from wmdp_fast.robustness.kept.measure import KeptMeasure
     from wmdp_fast.robustness.runs import Run
     from wmdp_fast.robustness.subject import CorpusName, Role
     from wmdp_fast.scoring.trie import Engine
@@ -55,6 +56,8 @@ def attack(
     utility_keyword: str | None = None,
     general_text: str | PathLike[str] | None = None,
     near_text: str | PathLike[str] | None = None,
+    write: int = 0,
+    write_tokens: int = 64,
     slack: float = SLACK,
     forget: Corpus | None = None,
     related: Corpus | None = None,
@@ -97,6 +100,9 @@ def attack(
         general_text: Text on anything else, to measure perplexity and divergence from the base on without an attack;
             None is the text that comes with this package.
         near_text: Text on the neighborhood of what was unlearned, which nothing was trained on, for the same.
+        write: How many documents each of `forget`, `related` and `unrelated` the models go on with, to measure what is
+            written: repetition, refusals, perplexity by the base. Texts are in the folder `texts` of `output`.
+        write_tokens: Most tokens of each text.
         slack: The share of its utility that a model may lose under an attack that counts.
         forget: Text on what was unlearned, for attacks that train. It must not hold the answers that are reported.
         related: Text on its neighborhood.
@@ -148,7 +154,8 @@ def attack(
         trust_remote_code=trust_remote_code,
     )
     test = _utility(utility, utility_text, utility_limit, data)
-    measures = [*distances(general_text, near_text), *keyword_accuracies(utility_keyword, test)]
+    measures: list[KeptMeasure] = [*distances(general_text, near_text), *keyword_accuracies(utility_keyword, test)]
+    measures += writings(write, write_tokens, output)
     asked = _Asked(
         questions=Questions.from_options(PromptOptions(tasks=tasks, **options)),
         test=test,

@@ -99,7 +99,7 @@ def figures(name: str, role: Role, found: Mapping[str, Any] | None, why: str) ->
     if found is None:
         return [Figure(title=perplexity, value=None, why=why), distance]
     nats = ratio([-one for one in found["loglikelihood"]], found["tokens"])
-    return [_perplexity(perplexity, nats, len(found["tokens"])), distance]
+    return [Figure.perplexity(perplexity, nats, len(found["tokens"])), distance]
 
 
 def divergences(model: LocalModel, base: LocalModel, text: Text) -> list[float]:
@@ -154,12 +154,3 @@ def _parts(model: LocalModel) -> tuple[States, Logits, torch.device]:
 def _requests(text: Text, model: LocalModel) -> TextRequests:
     tokenizer = BackgroundTokenizer(without_tasks()).of(model)
     return text_requests([text], tokenizer, model.prefix_token_id, model.max_length)
-
-
-def _perplexity(title: str, nats: tuple[float, float | None, float | None], n: int) -> Figure:
-    rate, low, high = nats
-    try:
-        ends = [None if end is None else math.exp(end) for end in (low, high)]
-        return Figure(title=title, value=math.exp(rate), low=ends[0], high=ends[1], n=n)
-    except OverflowError:
-        return Figure(title=title, value=None, why=f"{rate:.0f} nats a token are beyond any perplexity")

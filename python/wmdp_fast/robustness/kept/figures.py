@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wmdp_fast.robustness.kept import distance, keyword
+from wmdp_fast.robustness.kept import distance, keyword, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -16,6 +16,7 @@ _ASKED_BY = {
     "distance general text": ("distance on general text", "--general-text"),
     "distance near text": ("distance on neighboring text", "--near-text"),
     "keyword": ("utility questions with a keyword of what was unlearned", "--utility-keyword"),
+    "writing": ("what the model writes", "--write"),
 }
 
 
@@ -31,6 +32,8 @@ def figures_of(measured: Measured) -> list[Figure]:
             return distance.figures(measured.name, measured.role, found, why)
         case "keyword":
             return keyword.figures(measured.name, measured.identity, found, why)
+        case "writing":
+            return writing.figures(measured.role, found, why)
         case other:
             raise ValueError(f"this version knows no measure of the kind {other!r}")
 

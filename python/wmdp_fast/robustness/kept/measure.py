@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
@@ -134,6 +135,15 @@ class Figure:
     text: str = "not run"
     asked: str | None = None
     correct: NDArray[np.bool_] | None = field(default=None, repr=False)
+
+    @classmethod
+    def perplexity(cls, title: str, nats: tuple[float, float | None, float | None], n: int) -> Figure:
+        """From nats a token with the ends of their interval; without a number if they are beyond any perplexity."""
+        try:
+            value, low, high = (None if one is None else math.exp(one) for one in nats)
+        except OverflowError:
+            return cls(title=title, value=None, why=f"{nats[0]:.0f} nats a token are beyond any perplexity")
+        return cls(title=title, value=value, low=low, high=high, n=n)
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object, without the answers."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.robustness.kept.distance import Distance
 from wmdp_fast.robustness.kept.keyword import KeywordAccuracy
+from wmdp_fast.robustness.kept.writing import Writing
 from wmdp_fast.unlearning.budget import GENERAL_TEXT
 
 if TYPE_CHECKING:
@@ -43,3 +45,15 @@ def keyword_accuracies(keyword: str | None, utility: Utility) -> list[KeywordAcc
     if not keyword.strip() or utility.questions is None:
         raise ValueError("utility_keyword is a word that is put into the questions of utility, which needs tasks too")
     return [KeywordAccuracy(keyword, utility.questions)]
+
+
+def writings(prompts: int, tokens: int, output: str | PathLike[str] | None) -> list[Writing]:
+    """Greedy texts from so many documents of each kind, if any are wanted; they are kept below `output`.
+
+    Raises:
+        ValueError: A number is impossible.
+    """
+    if prompts < 0 or tokens < 1:
+        raise ValueError(f"write and write_tokens must be whole numbers from 0 and 1, not {prompts} and {tokens}")
+    folder = None if output is None else Path(output) / "texts"
+    return [Writing(prompts, tokens, folder)] if prompts else []
