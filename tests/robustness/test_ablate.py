@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.reference import ablation as plain_ablation
 from tests.reference.residual_stream import residual_stream as plain_stream
 from tests.support import robustness as support
 from tests.support import tokenizers_zoo
@@ -20,6 +21,7 @@ from wmdp_fast.prompts.options import PromptOptions
 from wmdp_fast.robustness import directions
 from wmdp_fast.robustness.ablated_checkpoint import save_ablated
 from wmdp_fast.robustness.attacks.ablate import Ablate
+from wmdp_fast.robustness.blocks import ablated_in_turn, writing_blocks
 from wmdp_fast.robustness.folding import fold
 from wmdp_fast.robustness.protocol import Setting
 from wmdp_fast.robustness.questions import Questions
@@ -164,12 +166,44 @@ def test_directions_of_layers_that_unlearning_left_alone_are_left_out(folder: Pa
     strengths = [one.strength for one in directions.found_directions(subject, "base")]
     assert strengths[0] == 0.0
     assert all(strength > 0 for strength in strengths[1:])  # layer 1 is the first that was changed
-    [each, onward] = settings_of("quick", "base")
+    each, onward, *_ = settings_of("quick", "base")
     [reading] = Ablate().run(subject, each)
     assert reading.figures == {"strengths": strengths}
     assert (reading.answers.predicted != subject.ask().predicted).any()
     strongest = np.sort(np.argsort(strengths)[-2:]).tolist()
     assert [one.figures["layer"] for one in Ablate().run(subject, onward)] == strongest
+
+
+def test_blocks_are_ablated_one_after_the_other(folder: Path) -> None:
+    base = support.model_in(folder / "base")
+    subject = subject_of(folder, original=base.open)
+    other, rows = base.open().loaded.model, directions.question_rows(subject.questions, subject.model)
+    found = list(ablated_in_turn(subject, [1, 2], 2))
+    assert [(one.layer, sorted(one.changes)) for one in found] == [(1, [1]), (2, [1, 2, 3])]
+    # Attention of layer 1 is as it was. The others are those of the plain algorithm.
+    ours, theirs = (
+        [block for layer in model.model.layers[1:3] for block in (layer.self_attn, layer.mlp)][1:]
+        for model in (subject.network, other)
+    )
+    wanted = directions.telling_tokens(rows, subject.model.max_length)
+    expected = plain_ablation.projections_in_turn(subject.network, other, ours, theirs, rows, wanted, 2)
+    stream = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    for place, projection in enumerate(expected, 1):
+        torch.testing.assert_close(found[-1].changes[place](stream), stream - stream @ projection, atol=1e-3, rtol=1e-3)
+    before = fingerprint(subject.network)
+    setting, _ = (one for one in settings_of("quick", "base") if one.values["way"] == "blocks")
+    readings = list(Ablate().run(subject, setting))
+    assert [one.figures["layer"] for one in readings] == [1, 2]
+    null = Setting(values={**setting.values, "direction": "random", "count": 3, "seed": 0}, null=True)
+    [random] = Ablate().run(subject, null)
+    assert len(random.figures["reported"]) == 3
+    assert fingerprint(subject.network) == before
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "mixtral", "qwen3_moe", "gemma2", "olmo2", "gpt2"])
+def test_blocks_that_write_are_found(family: str) -> None:
+    layer = gpt2().transformer.h[0] if family == "gpt2" else runs.model(family).base_model.layers[0]
+    assert writing_blocks(layer) == ([layer.attn, layer.mlp] if family == "gpt2" else blocks(layer))
 
 
 def test_other_questions_and_texts_are_compared_with(folder: Path) -> None:
@@ -201,8 +235,8 @@ def test_of_random_directions_the_best_is_the_null_and_all_are_told(folder: Path
     assert reading.answers.correct[subject.questions.is_for_choosing].mean() == max(told)
     [again] = Ablate().run(subject, null)
     assert (again.answers.predicted == reading.answers.predicted).all()
-    assert [one.values["count"] for one in Ablate().settings("quick", 0) if one.null] == [20]
-    assert [one.values["count"] for one in Ablate().settings("standard", 0) if one.null] == [100]
+    assert [one.values["count"] for one in Ablate().settings("quick", 0) if one.null] == [20, 5, 5]
+    assert [one.values["count"] for one in Ablate().settings("standard", 0) if one.null] == [100, 20, 20, 20, 20]
 
 
 def test_what_is_missing_is_said(folder: Path) -> None:

@@ -160,6 +160,37 @@ def first_component(ours: Tensor) -> Direction:
     return Direction(direction, float(values[-1] / values.sum()))
 
 
+def strongest_components(ours: Tensor, others: Tensor, count: int) -> tuple[Tensor, float] | None:
+    """The directions in which activations of the same tokens differ most between two models, for what they carry.
+
+    They maximize `v^T D v / v^T (C + c I) v`, with D the second moments of the differences, C those of the other
+    model's activations, and c the mean of C's diagonal: a direction that the other model writes much along is spared,
+    since without it either model would lose more than was changed.
+
+    Args:
+        ours: Activations, `[N, d]`.
+        others: Those of the other model, `[N, d]`.
+        count: How many directions.
+
+    Returns:
+        The directions, the strongest first, orthonormal, `[count, d]`, and the share of the squared differences along
+        them; None if the two are the same up to rounding.
+    """
+    other = others.double()
+    difference = ours.double() - other
+    if float(difference.norm()) <= torch.finfo(ours.dtype).eps * float(other.norm()):
+        return None
+    used = other.T @ other / len(other)
+    used.diagonal().add_(used.diagonal().mean())
+    # With C + c I = L L^T: the eigenvectors of L^-1 D L^-T, taken back by L^-T.
+    lower = torch.linalg.cholesky(used)
+    scaled = torch.linalg.solve_triangular(lower, difference.T, upper=False)
+    _, vectors = torch.linalg.eigh(scaled @ scaled.T)
+    found = torch.linalg.solve_triangular(lower.T, vectors[:, -count:].flip(1), upper=True)
+    basis = torch.linalg.qr(found).Q
+    return basis.T.float(), float((difference @ basis).square().sum() / difference.square().sum())
+
+
 def _usual(found: Tensor) -> Tensor:
     found = found.float()
     lengths = found.norm(dim=1)
@@ -180,6 +211,19 @@ def projecting_out(direction: Tensor) -> Callable[[Tensor], Tensor]:
         here = unit.to(stream.device)
         wide = stream.float()
         return (wide - (wide @ here)[..., None] * here).to(stream.dtype)
+
+    return project
+
+
+def projecting_out_all(found: Tensor) -> Callable[[Tensor], Tensor]:
+    """What takes several directions `[k, d]`, of any length and angle, out of a stream `[..., d]`, in float32."""
+    basis = torch.linalg.qr(found.float().T).Q
+
+    def project(stream: Tensor) -> Tensor:
+        here = basis.to(stream.device)
+        wide = stream.float()
+        left: Tensor = wide - (wide @ here) @ here.T
+        return left.to(stream.dtype)
 
     return project
 

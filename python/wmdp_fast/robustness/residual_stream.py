@@ -40,7 +40,10 @@ def decoder_in(model: LocalModel) -> Decoder:
 
 
 def residual_stream(
-    model: LocalModel, rows: Sequence[Sequence[int]], from_end: Sequence[Sequence[int]]
+    model: LocalModel,
+    rows: Sequence[Sequence[int]],
+    from_end: Sequence[Sequence[int]],
+    modules: Sequence[nn.Module] | None = None,
 ) -> list[Tensor]:
     """Runs rows of tokens and keeps what each layer leaves in the residual stream at some of their tokens.
 
@@ -51,9 +54,10 @@ def residual_stream(
         model: The model as it is now.
         rows: Token ids of each row; of one that is too long the model sees the end.
         from_end: Of each row the tokens that are wanted, counted from its end: 1 is the last.
+        modules: Modules of the model whose output is kept instead of its layers': blocks that write to the stream.
 
     Returns:
-        For each layer `[N, d]` on the CPU: the wanted tokens of the first row, then those of the next.
+        For each layer or module `[N, d]` on the CPU: the wanted tokens of the first row, then those of the next.
 
     Raises:
         ModelError: It has no layers that can be read, or gives no numbers.
@@ -61,9 +65,10 @@ def residual_stream(
         RuntimeError: Memory ran out with a single row.
     """
     decoder, loaded = decoder_in(model), model.loaded
+    read = list(decoder.layers) if modules is None else modules
     requests = Requests.from_tokens([list(row) for row in rows], [[[0]]] * len(rows), model.max_length)
     firsts = torch.tensor([0, *(len(one) for one in from_end)]).cumsum(0).tolist()
-    kept = [torch.empty(firsts[-1], decoder.hidden_size, dtype=loaded.dtype) for _ in decoder.layers]
+    kept = [torch.empty(firsts[-1], decoder.hidden_size, dtype=loaded.dtype) for _ in read]
     longest = longest_row(requests)
     cuts = cuts_for(length_rules(loaded.model, longest), longest)
     budget, start = auto_token_budget(loaded, requests, every_logit=False), 0
@@ -71,7 +76,7 @@ def residual_stream(
         while (batch := requests.padded_batch(start, budget, cuts)) is not None:
             wanted = _wanted(batch, from_end, firsts)
             try:
-                with computing(), _kept(decoder.layers, wanted, kept):
+                with computing(), _kept(read, wanted, kept):
                     forward_without_cache(decoder.model, torch.from_numpy(batch.input_ids).to(loaded.device))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or len(batch.input_ids) == 1:
@@ -98,7 +103,7 @@ def _wanted(batch: PaddedBatch, from_end: Sequence[Sequence[int]], firsts: Seque
 
 
 @contextmanager
-def _kept(layers: nn.ModuleList, wanted: Tensor, kept: Sequence[Tensor]) -> Iterator[None]:
+def _kept(layers: Sequence[nn.Module], wanted: Tensor, kept: Sequence[Tensor]) -> Iterator[None]:
     rows, positions, places = wanted
 
     def keep_of(kept_of_layer: Tensor) -> Callable[[Tensor], None]:
@@ -113,11 +118,13 @@ def _kept(layers: nn.ModuleList, wanted: Tensor, kept: Sequence[Tensor]) -> Iter
 
 
 @contextmanager
-def changed_stream(layers: nn.ModuleList, changes: Mapping[int, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+def changed_stream(
+    layers: Sequence[nn.Module] | nn.ModuleList, changes: Mapping[int, Callable[[Tensor], Tensor | None]]
+) -> Iterator[None]:
     """Inside, what layers leave in the residual stream goes through functions first.
 
     Args:
-        layers: A model's decoder layers.
+        layers: A model's decoder layers, or blocks of them.
         changes: By a layer's number what is made of the stream after it, `[B, S, d]`; None leaves it as it is.
     """
 

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from wmdp_fast.robustness import directions
+from wmdp_fast.robustness.blocks import ablated_in_turn, blocks_of, random_changes
 from wmdp_fast.robustness.folding import fold, written_to_the_stream
 from wmdp_fast.robustness.protocol import Access, Attack, Budget, Reading, Setting
 from wmdp_fast.robustness.residual_stream import changed_stream, decoder_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from wmdp_fast.models.decoder import Decoder
     from wmdp_fast.robustness.answers import Answers
@@ -32,6 +33,10 @@ _SOURCES: dict[Budget, tuple[str, ...]] = {
     "standard": ("base", "utility questions", "related text", "unrelated text", "first component"),
     "full": ("base", "utility questions", "related text", "unrelated text", "first component"),
 }
+
+# Directions of each block that are projected out of what it writes, block after block, and random ones beside them.
+_COMPONENTS: dict[Budget, tuple[int, ...]] = {"quick": (2, 4), "standard": (1, 2, 4, 8), "full": (1, 2, 4, 8)}
+_RANDOM_BLOCKS: dict[Budget, int] = {"quick": 5, "standard": 20, "full": 20}
 
 # What is done with it: every layer's own is projected out; that of one layer is, on all layers, from that layer on, or
 # on that layer; the difference itself is taken off at that layer; or it is projected out of what all layers write, by
@@ -53,7 +58,8 @@ class Ablate(Attack):
     access: ClassVar[Access] = "activations"
     about: ClassVar[str] = (
         "Directional ablation (Arditi et al. 2024) of what unlearning adds (Lucki et al. 2024). Directions come from"
-        " the prompts of the questions for choosing alone. It brings back what was hidden behind a direction, as by"
+        " the prompts of the questions for choosing alone; with a base, also of each block by itself, those before it"
+        " ablated already. It brings back what was hidden behind a direction, as by"
         " RMU; what was erased from the weights or spread over many directions it does not, so a failure shows little."
         f" Up to {directions.MOST_TOKENS} activations of each layer are kept in memory, in the model's dtype, and as"
         " many of the base."
@@ -68,13 +74,24 @@ class Ablate(Attack):
             for way in _WAYS[budget]
             if not (source == "first component" and way == "subtract")
         ]
-        random = {"direction": RANDOM, "way": "all", "count": _RANDOM[budget], "seed": seed}
-        return [*(Setting(values=values) for values in tried), Setting(values=random, null=True)]
+        tried += [
+            {"direction": "base", "way": "blocks", "layers": layers, "components": k} for k in _COMPONENTS[budget]
+        ]
+        drawn = {"direction": RANDOM, "way": "blocks", "layers": layers, "count": _RANDOM_BLOCKS[budget], "seed": seed}
+        random = [
+            {"direction": RANDOM, "way": "all", "count": _RANDOM[budget], "seed": seed},
+            *({**drawn, "components": k} for k in _COMPONENTS[budget]),
+        ]
+        return [
+            *(Setting(values=values) for values in tried),
+            *(Setting(values=values, null=True) for values in random),
+        ]
 
     def why_not(self, subject: Subject, setting: Setting) -> str | None:
         """The model before unlearning, questions or a text may be missing."""
         source = setting.values["direction"]
-        if source == "base" and subject.original is None:
+        needs_base = source == "base" or setting.values["way"] == "blocks"
+        if needs_base and subject.original is None:
             if subject.role != "unlearned":
                 return f"it compares the unlearned model with the one before; this is the {subject.role} one"
             return "it compares with the model before unlearning: pass --base"
@@ -86,14 +103,27 @@ class Ablate(Attack):
         return None
 
     def cost(self, _subject: Subject, setting: Setting) -> float:
-        """A reading a layer, or a direction, and as much again for the activations."""
+        """A reading a layer, or a direction, and as much again for the activations: of blocks, once for each."""
+        if setting.values["way"] == "blocks" and not setting.null:
+            return 3.0 * min(2, int(setting.values["layers"]))
         return 1.0 + float(setting.values.get("count", setting.values.get("layers", 1)))
 
     def run(self, subject: Subject, setting: Setting) -> Iterator[Reading]:
-        """A reading for each layer whose direction is tried; of random directions the best one's alone."""
+        """A reading for each layer whose direction is tried, or after each whose blocks are ablated.
+
+        Of random directions the best one's alone.
+        """
         values = setting.values
+        if values["way"] == "blocks":
+            yield from _in_blocks(subject, setting)
+            return
         if values["direction"] == RANDOM:
-            yield _best_of_random(subject, int(values["count"]), int(values["seed"]))
+            layers, generator = (
+                list(decoder_in(subject.model).layers),
+                torch.Generator().manual_seed(int(values["seed"])),
+            )
+            drawn = [_everywhere(decoder_in(subject.model), generator) for _ in range(int(values["count"]))]
+            yield _best_of_random(subject, layers, drawn)
             return
         source = values["direction"]
         found = subject.once(("directions", source), lambda: directions.found_directions(subject, source))
@@ -133,24 +163,43 @@ def _taken_out(subject: Subject, vector: Tensor, way: str, layer: int) -> Iterat
         yield
 
 
-def _best_of_random(subject: Subject, count: int, seed: int) -> Reading:
-    """The random direction that is best on the questions for choosing, and the accuracies of all of them."""
-    decoder, generator = decoder_in(subject.model), torch.Generator().manual_seed(seed)
+def _in_blocks(subject: Subject, setting: Setting) -> Iterator[Reading]:
+    """Ablates the blocks of the first layers that differ from the base, one after the other."""
+    values, components = setting.values, int(setting.values["components"])
+    found = subject.once(("directions", "base"), lambda: directions.found_directions(subject, "base"))
+    layers = [layer for layer, one in enumerate(found) if one.strength > 0][: values["layers"]]
+    blocks = blocks_of(subject.model, layers)
+    if setting.null:
+        generator = torch.Generator().manual_seed(int(values["seed"]))
+        drawn = [random_changes(subject.model, layers, components, generator) for _ in range(int(values["count"]))]
+        yield _best_of_random(subject, blocks, drawn)
+        return
+    for ablated in ablated_in_turn(subject, layers, components):
+        with changed_stream(blocks, ablated.changes):
+            figures = {"layer": ablated.layer, "shares": ablated.shares}
+            yield Reading(answers=subject.ask(), utility=subject.utility(), figures=figures)
+
+
+def _best_of_random(
+    subject: Subject, modules: Sequence[nn.Module], drawn: Sequence[Mapping[int, Callable[[Tensor], Tensor]]]
+) -> Reading:
+    """The random directions that are best on the questions for choosing, and the accuracies of all of them."""
     chosen = subject.questions.is_for_choosing
-    tried: list[tuple[Answers, Tensor]] = []
-    for _ in range(count):
-        vector = torch.randn(decoder.hidden_size, generator=generator)
-        with changed_stream(decoder.layers, _everywhere(decoder, vector)):
-            tried.append((subject.ask(), vector))
-    answers, vector = max(tried, key=lambda one: int(one[0].correct[chosen].sum()))
-    with changed_stream(decoder.layers, _everywhere(decoder, vector)):
+    tried: list[Answers] = []
+    for changes in drawn:
+        with changed_stream(modules, changes):
+            tried.append(subject.ask())
+    best = max(range(len(drawn)), key=lambda place: int(tried[place].correct[chosen].sum()))
+    with changed_stream(modules, drawn[best]):
         utility = subject.utility()
     figures = {
-        "choosing": [float(one.correct[chosen].mean()) for one, _ in tried],
-        "reported": [float(one.correct[~chosen].mean()) for one, _ in tried],
+        "choosing": [float(one.correct[chosen].mean()) for one in tried],
+        "reported": [float(one.correct[~chosen].mean()) for one in tried],
     }
-    return Reading(answers=answers, utility=utility, figures=figures)
+    return Reading(answers=tried[best], utility=utility, figures=figures)
 
 
-def _everywhere(decoder: Decoder, vector: Tensor) -> dict[int, Callable[[Tensor], Tensor]]:
+def _everywhere(decoder: Decoder, generator: torch.Generator) -> dict[int, Callable[[Tensor], Tensor]]:
+    """A random direction, the same in every layer."""
+    vector = torch.randn(decoder.hidden_size, generator=generator)
     return dict.fromkeys(range(len(decoder.layers)), directions.projecting_out(vector))
