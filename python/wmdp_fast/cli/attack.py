@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.checkpoints.read_ahead import reading_ahead
 from wmdp_fast.cli.asking import add_selection, add_wording, asked
@@ -13,13 +13,18 @@ from wmdp_fast.cli.options import finite_number, limit, whole_number
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.own_code import FORM
 from wmdp_fast.runtime.tables import in_columns
+from wmdp_fast.scoring.server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SUMMARY = "Attack a model that has unlearned something, and say how much comes back."
 
 _PASSED = (
     "tasks", "base", "never_learned", "attacks", "budget", "utility", "utility_text", "utility_limit", "slack",
-    "utility_keyword", "general_text", "near_text", "write", "write_tokens", "forget", "related", "unrelated", "output",
-    "controls", "seed", "tokenizer", "revision", "peft", "dtype", "device", "trust_remote_code", "engine", "data",
+    "utility_keyword", "general_text", "near_text", "write", "write_tokens", "mt_bench_questions",
+    "mt_bench_references", "judge_prompts", "forget", "related", "unrelated", "output", "controls", "seed",
+    "tokenizer", "revision", "peft", "dtype", "device", "trust_remote_code", "engine", "data",
 )  # fmt: skip
 
 
@@ -108,6 +113,24 @@ def _add_kept(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--write-tokens", type=whole_number(least=1), metavar="N", help="most tokens of each text (default 64)"
     )
+    group.add_argument(
+        "--mt-bench-questions",
+        metavar="FILE",
+        help="FastChat's question.jsonl, to answer it; answers are in DIR/mt_bench, in FastChat's format",
+    )
+    group.add_argument(
+        "--judge-url", metavar="URL", help="server of a judge of these answers, as OpenAI's clients take it"
+    )
+    group.add_argument("--judge-model", metavar="NAME", help="the judge's name there")
+    group.add_argument("--judge-prompts", metavar="FILE", help="FastChat's judge_prompts.jsonl, which a judge needs")
+    group.add_argument(
+        "--mt-bench-references",
+        metavar="FILE",
+        help="FastChat's reference answers, which its judges see for math, reasoning and coding",
+    )
+    group.add_argument(
+        "--judge-api-key-env", metavar="VARIABLE", help="environment variable with its key (default OPENAI_API_KEY)"
+    )
 
 
 def _add_models(group: argparse._ArgumentGroup) -> None:
@@ -129,9 +152,14 @@ def run(arguments: argparse.Namespace) -> int:
     if missing := [shown for name, shown in needed.items() if name not in given]:
         print(f"error: {' and '.join(missing)} must be given; see `wmdp-fast attack --help`", file=sys.stderr)
         return 2
+    options: dict[str, Any] = {name: given[name] for name in _PASSED if name in given}
+    try:
+        options |= _judge(given)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if arguments.quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    options: dict[str, Any] = {name: given[name] for name in _PASSED if name in given}
     with reading_ahead(arguments.model, revision=options.get("revision"), peft=options.get("peft")):
         from wmdp_fast.robustness.api import attack
 
@@ -144,6 +172,24 @@ def run(arguments: argparse.Namespace) -> int:
         )
     print(strict_json.dumps(result.to_json()) if arguments.json else result)
     return 0
+
+
+def _judge(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The judge as an option of `attack`, if one is named.
+
+    Raises:
+        ValueError: Its name, its address or its key is missing.
+    """
+    named = [name for name in ("judge_url", "judge_model", "judge_api_key_env") if name in given]
+    if not named:
+        return {}
+    if "judge_url" not in given or "judge_model" not in given:
+        raise ValueError("a judge needs --judge-url and --judge-model")
+    variable = given.get("judge_api_key_env")
+    if variable is not None and variable not in os.environ:
+        raise ValueError(f"--judge-api-key-env: there is no environment variable {variable}")
+    key = os.environ.get(variable or "OPENAI_API_KEY") or None
+    return {"judge": Server(given["judge_url"], given["judge_model"], api_key=key)}
 
 
 def _list() -> int:

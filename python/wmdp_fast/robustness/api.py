@@ -17,7 +17,7 @@ from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.robustness.attacked_model import AttackedModel
 from wmdp_fast.robustness.attacks.catalog import attacks_of, own_hashes
 from wmdp_fast.robustness.findings import SLACK
-from wmdp_fast.robustness.kept.measures import distances, keyword_accuracies, writings
+from wmdp_fast.robustness.kept.measures import distances, keyword_accuracies, mt_bench, writings
 from wmdp_fast.robustness.kept.measuring import Measuring
 from wmdp_fast.robustness.protocol import Budget
 from wmdp_fast.robustness.questions import Questions
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from wmdp_fast.robustness.kept.measure import KeptMeasure
     from wmdp_fast.robustness.runs import Run
     from wmdp_fast.robustness.subject import CorpusName, Role
+    from wmdp_fast.scoring.server import Server
     from wmdp_fast.scoring.trie import Engine
 
 
@@ -58,6 +59,10 @@ def attack(
     near_text: str | PathLike[str] | None = None,
     write: int = 0,
     write_tokens: int = 64,
+    mt_bench_questions: str | PathLike[str] | None = None,
+    mt_bench_references: str | PathLike[str] | None = None,
+    judge: Server | None = None,
+    judge_prompts: str | PathLike[str] | None = None,
     slack: float = SLACK,
     forget: Corpus | None = None,
     related: Corpus | None = None,
@@ -103,6 +108,11 @@ def attack(
         write: How many documents each of `forget`, `related` and `unrelated` the models go on with, to measure what is
             written: repetition, refusals, perplexity by the base. Texts are in the folder `texts` of `output`.
         write_tokens: Most tokens of each text.
+        mt_bench_questions: FastChat's `question.jsonl`, to have the models answer; answers are in the folder `mt_bench`
+            of `output`, in FastChat's format.
+        mt_bench_references: FastChat's reference answers, which its judges are shown for math, reasoning and coding.
+        judge: A served model that scores these answers.
+        judge_prompts: FastChat's `judge_prompts.jsonl`, which a judge is asked with.
         slack: The share of its utility that a model may lose under an attack that counts.
         forget: Text on what was unlearned, for attacks that train. It must not hold the answers that are reported.
         related: Text on its neighborhood.
@@ -156,6 +166,7 @@ def attack(
     test = _utility(utility, utility_text, utility_limit, data)
     measures: list[KeptMeasure] = [*distances(general_text, near_text), *keyword_accuracies(utility_keyword, test)]
     measures += writings(write, write_tokens, output)
+    measures += mt_bench(mt_bench_questions, judge, judge_prompts, mt_bench_references, output=output, seed=seed)
     asked = _Asked(
         questions=Questions.from_options(PromptOptions(tasks=tasks, **options)),
         test=test,

@@ -47,6 +47,18 @@ def completion_of(answer: object) -> tuple[Mapping[str, Any], int]:
     return _object(choices[0], "`choices[0]`"), int(tokens)
 
 
+def message_of(answer: object) -> str:
+    """The text of the one message of a chat's answer.
+
+    Raises:
+        AnswerError: There is not just one, or it has no text.
+    """
+    text = _object(completion_of(answer)[0].get("message"), "`message`").get("content")
+    if not isinstance(text, str):
+        raise AnswerError("`message.content` is no text")
+    return text
+
+
 def logprobs_of(completion: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """A completion's `logprobs`, or None if there are none.
 

@@ -21,7 +21,7 @@ from urllib.parse import quote, urlsplit
 
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.runtime.printable import printable
-from wmdp_fast.scoring.completion import AnswerError, completion_of
+from wmdp_fast.scoring.completion import AnswerError, completion_of, message_of
 from wmdp_fast.scoring.connection import route_to
 
 if TYPE_CHECKING:
@@ -213,6 +213,26 @@ class Client:
         except AnswerError as error:
             raise ModelError(
                 f"{self.server.base_url} gave no completion ({self.shown(str(error))}): {self._dumped(answer)}"
+            ) from error
+
+    def chat(self, body: Mapping[str, Any]) -> str:
+        """Asks for the next message of a chat, at `/chat/completions`.
+
+        Args:
+            body: What to ask, beside the model's name: `messages` and settings.
+
+        Returns:
+            The text of the message.
+
+        Raises:
+            ModelError: As `completion`.
+        """
+        answer = self._patiently("POST", "/chat/completions", {"model": self.server.model, **body})
+        try:
+            return message_of(answer)
+        except AnswerError as error:
+            raise ModelError(
+                f"{self.server.base_url} gave no message ({self.shown(str(error))}): {self._dumped(answer)}"
             ) from error
 
     def served_model(self) -> Mapping[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wmdp_fast.robustness.kept import distance, keyword, writing
+from wmdp_fast.robustness.kept import distance, judge, keyword, mt_bench, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,6 +17,8 @@ _ASKED_BY = {
     "distance near text": ("distance on neighboring text", "--near-text"),
     "keyword": ("utility questions with a keyword of what was unlearned", "--utility-keyword"),
     "writing": ("what the model writes", "--write"),
+    "mt_bench_answers": ("answers to MT-Bench", "--mt-bench-questions"),
+    "mt_bench": ("MT-Bench by a judge", "--judge-url"),
 }
 
 
@@ -34,6 +36,10 @@ def figures_of(measured: Measured) -> list[Figure]:
             return keyword.figures(measured.name, measured.identity, found, why)
         case "writing":
             return writing.figures(measured.role, found, why)
+        case "mt_bench_answers":
+            return mt_bench.figures(found, why)
+        case "mt_bench":
+            return judge.figures(measured.name, found, why)
         case other:
             raise ValueError(f"this version knows no measure of the kind {other!r}")
 

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 
 from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.robustness.kept.distance import Distance
+from wmdp_fast.robustness.kept.judge import JudgedScore, read_judge_prompts
 from wmdp_fast.robustness.kept.keyword import KeywordAccuracy
+from wmdp_fast.robustness.kept.mt_bench import ChatAnswers, read_questions
 from wmdp_fast.robustness.kept.writing import Writing
 from wmdp_fast.unlearning.budget import GENERAL_TEXT
 
 if TYPE_CHECKING:
     from os import PathLike
 
+    from wmdp_fast.robustness.kept.measure import KeptMeasure
     from wmdp_fast.robustness.utility import Utility
+    from wmdp_fast.scoring.server import Server
 
 
 def distances(general: str | PathLike[str] | None, near: str | PathLike[str] | None) -> list[Distance]:
@@ -57,3 +61,35 @@ def writings(prompts: int, tokens: int, output: str | PathLike[str] | None) -> l
         raise ValueError(f"write and write_tokens must be whole numbers from 0 and 1, not {prompts} and {tokens}")
     folder = None if output is None else Path(output) / "texts"
     return [Writing(prompts, tokens, folder)] if prompts else []
+
+
+def mt_bench(
+    questions: str | PathLike[str] | None,
+    judge: Server | None,
+    prompts: str | PathLike[str] | None,
+    references: str | PathLike[str] | None,
+    *,
+    output: str | PathLike[str] | None,
+    seed: int,
+) -> list[KeptMeasure]:
+    """Answers to MT-Bench's questions if there are any, and a judge's scores if there is one.
+
+    Raises:
+        DatasetError: A file is not FastChat's.
+        FileNotFoundError: There is no such file.
+        ValueError: Something is missing that another option needs.
+    """
+    if questions is None:
+        if judge is not None:
+            raise ValueError("a judge needs answers to MT-Bench's questions: mt_bench_questions")
+        return []
+    if output is None:
+        raise ValueError("answers to MT-Bench are files: mt_bench_questions needs output")
+    read, folder = read_questions(Path(questions)), Path(output) / "mt_bench"
+    found: list[KeptMeasure] = [ChatAnswers(read, folder, seed)]
+    if judge is not None:
+        if prompts is None:
+            raise ValueError("a judge needs FastChat's judge_prompts.jsonl: judge_prompts")
+        told = read_judge_prompts(Path(prompts), None if references is None else Path(references))
+        found.append(JudgedScore(read, folder, judge, told, seed))
+    return found
