@@ -196,7 +196,7 @@ def test_mode_float32_keeps_apart_what_16_bits_make_equal() -> None:
 
 
 class Wrapped(torch.nn.Module):
-    """Some other model around a tiny one; `passes` has the rows of each forward pass."""
+    """Some other model around a tiny one that takes a mask of positions; `passes` has the rows of each forward pass."""
 
     def __init__(self, inner: torch.nn.Module) -> None:
         super().__init__()
@@ -206,7 +206,11 @@ class Wrapped(torch.nn.Module):
 
     def forward(self, input_ids: torch.Tensor, **arguments: Any) -> Any:
         self.passes.append([tuple(row) for row in input_ids.tolist()])
-        return self.inner(input_ids, **arguments)
+        mask = arguments.pop("logits_to_keep", None)
+        output = self.inner(input_ids, **arguments)
+        if mask is not None:
+            output.logits = output.logits[mask]
+        return output
 
 
 def wrapped(model: torch.nn.Module) -> LoadedModel:

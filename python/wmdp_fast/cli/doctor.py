@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from wmdp_fast import _rust
-from wmdp_fast.runtime import cpus
+from wmdp_fast.runtime import cpus, requirements
 
 if TYPE_CHECKING:
     import argparse
@@ -70,7 +70,8 @@ def examine() -> Iterator[Finding]:
     """Looks at everything an evaluation depends on. Imports torch and asks if the hub answers; downloads nothing."""
     yield Finding("wmdp-fast", _rust.__version__)
     yield _extension()
-    yield Finding("python", f"{platform.python_version()} ({sys.executable})")
+    tested = requirements.tested_with("python", platform.python_version())
+    yield Finding("python", f"{platform.python_version()} ({sys.executable}; {tested})")
     yield Finding("platform", platform.platform())
     yield from _packages()
     yield _threads()
@@ -89,10 +90,14 @@ def _extension() -> Finding:
 def _packages() -> Iterator[Finding]:
     for package in (*_REQUIRED, *_OPTIONAL):
         try:
-            yield Finding(package, importlib.metadata.version(package))
+            installed = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             problem = f"needed: pip install {package}" if package in _REQUIRED else None
             yield Finding(package, "not installed" if problem else "not installed (optional)", problem)
+            continue
+        tested = requirements.tested_with(package, installed)
+        value = f"{installed} ({tested})" if tested else installed
+        yield Finding(package, value, requirements.too_old(package))
 
 
 def _threads() -> Finding:

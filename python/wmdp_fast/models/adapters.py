@@ -10,6 +10,7 @@ from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models import locate
 from wmdp_fast.models.reading import about_unexpected, failures_as, named, warnings_as_ours
 from wmdp_fast.models.threads import loading
+from wmdp_fast.runtime import requirements
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +53,8 @@ def with_adapter(
     except ImportError as error:
         raise ModelError(f"the adapter {adapter} needs the package peft: pip install 'wmdp-fast[peft]'") from error
 
+    if problem := requirements.too_old("peft"):
+        raise ModelError(problem)
     folder = locate.locate_adapter(adapter).folder
     notes: list[str] = []
     why = f"the adapter {adapter} cannot be put on this model"

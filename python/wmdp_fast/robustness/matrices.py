@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models.adapters import without_adapter
+from wmdp_fast.unlearning.parameters import CONVOLUTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,7 +118,7 @@ def _is_matrix(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
     if isinstance(module, (nn.Linear, Conv1D)):
         return name == "weight"
     # Fused experts, of which each is a matrix. A convolution has as many dimensions.
-    return parameter.dim() == 3 and not isinstance(module, _ConvNd)
+    return parameter.dim() == 3 and not isinstance(module, CONVOLUTIONS)
 
 
 def _embeddings(model: Any) -> Iterator[nn.Parameter]:

@@ -8,10 +8,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
 from wmdp_fast.exceptions import ModelError
+from wmdp_fast.runtime import requirements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from wmdp_fast.models.decoder import Decoder
     from wmdp_fast.unlearning.lora import LoRA
     from wmdp_fast.unlearning.training_config import TrainingConfig
+
+# Modules whose weights have three dimensions or more and are not stacks of matrices, as those of experts are.
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 # What stands for every parameter of the model.
 ALL = "all"
@@ -177,10 +180,13 @@ def lora_targets(decoder: Decoder, layer_ids: Iterable[int], lora: LoRA) -> list
 
     Raises:
         ImportError: PEFT is not installed.
-        ModelError: A target fits no linear layer, a layer has none, or weights are quantized or no matrices.
+        ModelError: A target fits no linear layer, a layer has none, or weights are quantized or no matrices; or PEFT is
+            too old.
     """
     if find_spec("peft") is None:
         raise ImportError("LoRA needs the package peft: pip install 'wmdp-fast[peft]'")
+    if problem := requirements.too_old("peft"):
+        raise ModelError(problem)
     patterns = {target: re.compile(_target(target)) for target in lora.targets}
     unused = set(patterns)
     picked = []
@@ -221,7 +227,7 @@ def _refuse_fused(
         owner = name.rpartition(".")[0]
         named = (f".{name}", f".{name}.weight")
         wanted = not patterns or any(one.search(text) for one in patterns.values() for text in named)
-        is_matrices = parameter.dim() > 2 and not isinstance(layer.get_submodule(owner), _ConvNd)
+        is_matrices = parameter.dim() > 2 and not isinstance(layer.get_submodule(owner), CONVOLUTIONS)
         if is_matrices and owner not in linears and wanted:
             raise ModelError(
                 f"layer {index} has the matrices of its experts in one tensor ({name}), which LoRA is not for: name"

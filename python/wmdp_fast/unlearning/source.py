@@ -251,7 +251,7 @@ def base_id(source: Source) -> str | None:
     """
     if source.commit is not None:
         return source.name
-    candidates = [getattr(source.decoder.model.config, "_name_or_path", "")]
+    candidates = [source.decoder.model.config.name_or_path]
     if source.base is not None and (source.base.folder / "config.json").is_file():
         # Transformers puts the folder in its place when it loads.
         config = json.loads((source.base.folder / "config.json").read_text(encoding="utf-8"))
