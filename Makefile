@@ -46,6 +46,10 @@ test: setup ## run all tests, Rust and Python
 test-thorough: setup ## run the Python tests with all the cases of the long ones, of which `make test` takes some
 	WMDP_FAST_THOROUGH=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
+.PHONY: test-matrix
+test-matrix: wheel ## run what depends on versions with the oldest and newest of torch and transformers, by each Python at hand
+	$(BIN)/nox $(if $(SESSION),--session $(SESSION)) $(if $(TESTS),-- $(TESTS))
+
 .PHONY: bench
 bench: setup ## time scoring and unlearning beside lm-eval and the plain algorithm, on a made-up small model
 	$(BIN)/wmdp-fast bench eval --shape smollm2-135m --workload mmlu-5shot --limit 2 --against lm-eval
@@ -94,7 +98,7 @@ wheel: setup ## build the wheel and the source distribution into dist/
 
 .PHONY: clean
 clean: ## remove everything that was built, .venv included
-	rm -rf $(VENV) $(CARGO_TARGET_DIR) dist site python/wmdp_fast/_rust*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .nox $(CARGO_TARGET_DIR) dist site python/wmdp_fast/_rust*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wmdp-fast needs Python 3.11 or later: make PYTHON=python3.x")'

@@ -1,0 +1,62 @@
+"""The tests with the oldest and the newest versions that are promised: `make test-matrix`.
+
+Each session is a virtual environment of its own below .nox, with the wheel that `make wheel` left in dist/. The oldest
+versions are the lower bounds in pyproject.toml, the newest what the package index has today. Torch with CUDA takes
+7 GB, once for each of its versions where uv's cache is on the same disk; UV_TORCH_BACKEND=cpu takes one.
+"""
+
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "uv"
+nox.options.reuse_venv = "yes"
+# An interpreter that is not at hand is skipped, and said.
+nox.options.error_on_missing_interpreters = False
+nox.options.download_python = "never"
+
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+
+# What another version could change without a word, in minutes: loading, attention, fused parts, both ways of scoring
+# against lm-eval's numbers, RMU's bits, adapters, chat templates, checkpoints, the command line.
+TESTS = [
+    "tests/test_private_apis.py",
+    "tests/test_import.py",
+    "tests/runtime/test_requirements.py",
+    "tests/checkpoints/test_saving.py",
+    "tests/cli/test_cli.py",
+    "tests/integrations/test_lm_eval_backend.py",
+    "tests/models/attention/test_attention_needs.py",
+    "tests/models/attention/test_packed_attention.py",
+    "tests/models/fused",
+    "tests/models/test_load.py",
+    "tests/prompts/test_chat.py",
+    "tests/scoring/test_padded.py",
+    "tests/scoring/test_parity.py",
+    "tests/scoring/test_trie_scoring.py",
+    "tests/unlearning/test_lora.py",
+    "tests/unlearning/test_unlearning_parity.py",
+]
+
+
+@nox.session(python=PYTHONS[0])
+def oldest(session: nox.Session) -> None:
+    """The lower bounds."""
+    run(session, "lowest-direct")
+
+
+@nox.session(python=PYTHONS)
+def newest(session: nox.Session) -> None:
+    """What the package index has."""
+    run(session, "highest")
+
+
+def run(session: nox.Session, resolution: str) -> None:
+    """Installs the dependencies, the wheel, and runs the demo and the tests (or those that follow `--`)."""
+    extras = [f"--extra={extra}" for extra in ("dev", "lm-eval", "peft")]
+    session.install("--resolution", resolution, *extras, "--requirements", "pyproject.toml")
+    (wheel,) = Path("dist").glob("*.whl")
+    session.install("--no-deps", "--reinstall-package", "wmdp-fast", str(wheel))
+    session.run("wmdp-fast", "doctor", success_codes=[0, 1])
+    session.run("wmdp-fast", "demo", "--limit", "20")
+    session.run("python", "-m", "pytest", "-m", "not slow", "-p", "no:cacheprovider", *(session.posargs or TESTS))
