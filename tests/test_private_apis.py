@@ -48,12 +48,16 @@ UNDERSCORED: dict[str, tuple[Callable[[], Any], str]] = {
     "_is_mkldnn_fp16_supported": (lambda: torch.ops.mkldnn, "to say that a CPU emulates a dtype"),
     "_forward_hooks": (linear, "a module that somebody has hung something on is not replaced"),
     "_forward_pre_hooks": (linear, "a module that somebody has hung something on is not replaced"),
-    "_buffers": (linear, "the frequencies of rotary embeddings are put back"),
+    "_buffers": (linear, "the frequencies of rotary embeddings are put back; models that are streamed are filled"),
+    "_parameters": (linear, "models that are streamed are filled"),
+    "_non_persistent_buffers_set": (linear, "models that are streamed are filled"),
     "_compiled_call_impl": (linear, "what `Module.compile` leaves is taken off"),
     "_version": (lambda: torch.zeros(1), "whether a tensor was changed in place"),
     "_attn_implementation": (lambda: llama().config, "which attention a model is set to"),
     "_attn_implementation_internal": (lambda: llama().config, "that attention is put back"),
     "_can_set_attn_implementation": (llama, "whether a model attends through transformers' interface"),
+    "_adjust_missing_and_unexpected_keys": (llama, "what a checkpoint lacks of a model that is streamed"),
+    "_get_dtype_plan": (llama, "the types of a model that is streamed"),
     "_name_or_path": (lambda: llama().config, "is left out of a hash of the configuration"),
     "_encode_plus": (lambda: PreTrainedTokenizerFast, "whether a tokenizer has a way of its own"),
     "_encode_pair": (harness, "lm-eval's tokens, with which ours are compared"),
@@ -100,7 +104,7 @@ def foreign_names() -> Iterator[str]:
 
 def test_every_private_name_is_listed():
     # Some are also names of our own, so that only the list knows them.
-    ours_too = {"_loglikelihood_tokens", "_model_call", "_version"}
+    ours_too = {"_loglikelihood_tokens", "_model_call", "_parameters", "_version"}
     assert set(foreign_names()) - NO_ATTRIBUTES == set(UNDERSCORED) - ours_too | set(PUT_ON)
 
 
@@ -124,6 +128,13 @@ def test_a_private_name_is_put_on_models(name: str):
     [
         ("transformers.modeling_utils", "ALL_ATTENTION_FUNCTIONS"),  # what attention implementations take
         ("transformers.core_model_loading", "revert_weight_conversion"),  # tensors by their names in files
+        # How a model that is streamed is filled.
+        ("transformers.conversion_mapping", "get_model_conversion_mapping"),
+        ("transformers.core_model_loading", "WeightConverter"),
+        ("transformers.core_model_loading", "WeightRenaming"),
+        ("transformers.core_model_loading", "convert_and_load_state_dict_in_model"),
+        ("transformers.core_model_loading", "rename_source_key"),
+        ("transformers.modeling_utils", "LoadStateDictConfig"),
         ("transformers.tokenization_utils_base", "VERY_LARGE_INTEGER"),  # no limit to a tokenizer's length
         ("transformers.pytorch_utils", "Conv1D"),  # GPT-2's linear layers
         ("transformers.modeling_outputs", "MoeModelOutputWithPast"),  # what a base returns, made up

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 
 @dataclass
@@ -110,8 +110,10 @@ def rmu(
     Returns:
         The updated model and what was seen on the way.
     """
-    updated = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    frozen = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    # Before transformers 5.21 torch's attention leaves Gemma 2's soft cap out without a word.
+    own = {"attn_implementation": "eager"} if AutoConfig.from_pretrained(folder).model_type == "gemma2" else {}
+    updated = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **own)
+    frozen = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **own)
     updated.train()
     frozen.eval()
     torch.manual_seed(seed)

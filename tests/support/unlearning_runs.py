@@ -49,7 +49,9 @@ FAMILIES = (
 def model(family: str, dtype: torch.dtype = torch.float32):
     """A model with random weights, larger than usual so that its layers do something."""
     torch.manual_seed(0)
-    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **_SIZES, **_OWN.get(family, {})))
+    # Which some versions of transformers would leave out in torch's attention.
+    options = {"attn_implementation": "eager"} if family == "gemma2" else {}
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **_SIZES, **_OWN.get(family, {})), **options)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.mul_(4)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -210,8 +211,12 @@ def _load(model: PreTrainedModel, sources: Mapping[str, Any], dtype: torch.dtype
         dtype_plan=model._get_dtype_plan(dtype),
         weight_mapping=mapping,
     )
+    # Until 5.14 it has to be told that there is no tensor parallelism.
+    parallel = {"tp_plan": None} if "tp_plan" in signature(convert_and_load_state_dict_in_model).parameters else {}
     with without_progress(), torch.no_grad():
-        info, _ = convert_and_load_state_dict_in_model(model, dict(sources), options, disk_offload_index=None)
+        info, _ = convert_and_load_state_dict_in_model(
+            model, dict(sources), options, disk_offload_index=None, **parallel
+        )
     if info.conversion_errors:
         names = ", ".join(sorted(info.conversion_errors)[:4])
         raise ModelError(

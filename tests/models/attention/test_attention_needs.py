@@ -102,7 +102,6 @@ def test_models_that_ask_for_no_more_stay_as_they_are(family: str) -> None:
     assert model.config._attn_implementation == before
 
 
-@pytest.mark.filterwarnings("ignore:.*attention is eager")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_this_transformers_either_takes_eager_or_is_found_out(family: str, tmp_path: Path) -> None:
     tiny_models.build(family).save_pretrained(tmp_path)
