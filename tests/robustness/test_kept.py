@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import wmdp_fast as wf
 from tests.reference import distance as slow
 from tests.support import robustness as support
+from wmdp_fast.checkpoints.checkpoint import ATTACKS_BEGIN, ATTACKS_END
 from wmdp_fast.prompts.options import PromptOptions
 from wmdp_fast.prompts.texts import read_texts
+from wmdp_fast.robustness.card import put_into_card
 from wmdp_fast.robustness.kept.by_document import ratio
 from wmdp_fast.robustness.kept.distance import Distance
 from wmdp_fast.robustness.kept.keyword import with_keyword
@@ -173,3 +175,27 @@ def test_what_cannot_be_measured_is_missing_and_said(folder: Path, tmp_path: Pat
     found = wf.table(result)
     assert "KL from the base, general text not run: the base has another vocabulary" in " ".join(found.notes)
     assert any("not run: utility" in note for note in found.notes)
+
+
+def test_the_models_card_takes_it_in_and_says_what_was_not_run(folder: Path, tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    result = attacked(folder)
+    put_into_card(result, card)
+    assert card.read_text().startswith(ATTACKS_BEGIN)
+    # The card of an unlearned model has a place for it, and the rest of it stays.
+    card.write_text(f"# mine\n\n{ATTACKS_BEGIN}\nNot run.\n{ATTACKS_END}\n\n## Settings\n")
+    for _ in range(2):
+        put_into_card(result, card)
+        text = card.read_text()
+        assert text.startswith("# mine\n\n<!--")
+        assert text.endswith(f"{ATTACKS_END}\n\n## Settings\n")
+        assert text.count("## Attacks") == 1
+    assert "Not run.\n" not in text
+    assert "| ask (no attack) |" in text
+    kl = result.kept("unlearned")[1]
+    assert f"| KL from the base, general text | {kl} | n/a |" in text
+    assert "- Attackers who have the weights: not tried, so nothing may be claimed." in text
+    assert "- Not run: utility, which bounds attacks (--utility), distance on neighboring text (--near-text)," in text
+    assert str(folder) not in text
+    with pytest.raises(ValueError, match="card is for a model in a folder of its own"):
+        attacked(folder, model="lab/model", card=True)

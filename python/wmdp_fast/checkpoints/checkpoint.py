@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 RECORD = "unlearn.json"
 CARD = "README.md"
+
+ATTACKS_BEGIN, ATTACKS_END = "<!-- wmdp-fast attacks -->", "<!-- /wmdp-fast attacks -->"
+"""What stands between these in a card is of attacks on the model, and theirs to write."""
+
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations"
 

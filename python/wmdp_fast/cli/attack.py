@@ -23,7 +23,7 @@ SUMMARY = "Attack a model that has unlearned something, and say how much comes b
 _PASSED = (
     "tasks", "base", "never_learned", "attacks", "budget", "utility", "utility_text", "utility_limit", "slack",
     "utility_keyword", "general_text", "near_text", "write", "write_tokens", "mt_bench_questions",
-    "mt_bench_references", "judge_prompts", "forget", "related", "unrelated", "output", "controls", "seed",
+    "mt_bench_references", "judge_prompts", "forget", "related", "unrelated", "output", "card", "controls", "seed",
     "tokenizer", "revision", "peft", "dtype", "device", "trust_remote_code", "engine", "data",
 )  # fmt: skip
 
@@ -68,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     output = parser.add_argument_group("output")
     output.add_argument("--output", metavar="DIR", help="folder for results; what is done there is not done again")
+    output.add_argument("--card", action="store_true", help="write what was found into README.md of the model's folder")
     output.add_argument(
         "--controls", metavar="DIR", help="another model's --output, whose runs on the same controls are taken over"
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wmdp_fast.report.content import Attacked, AttackRow, Curve, Estimate, Plot
 from wmdp_fast.report.svg import SERIES
 from wmdp_fast.robustness.attacks.ask import Ask
+from wmdp_fast.robustness.card import not_run
 from wmdp_fast.robustness.claims import claims, outcome
 from wmdp_fast.robustness.findings import by_attack
 
@@ -37,12 +38,7 @@ def gather_attacks(result: AttackResult, name: str) -> Attacked:
     order = sorted(found, key=lambda attack: (-found[attack].choosing.value, attack))
     unmeasured = ["Utility was not measured: an attack that ruins the model counts too."]
     notes = [] if result.utility("unlearned") else unmeasured
-    for role in result.models:
-        notes += [f"Not run on {role}: {attack}: {'; '.join(why)}." for attack, why in result.missing(role).items()]
-        missing = [one for one in result.kept(role) if one.value is None]
-        notes += [f"{one.text[:1].upper()}{one.text[1:]} on {role}: {one.title}: {one.why}." for one in missing]
-    if result.not_asked:
-        notes.append(f"Not run: {', '.join(result.not_asked)}.")
+    notes += not_run(result)
     return Attacked(
         name=name,
         models={str(role): one for role, one in result.models.items()},

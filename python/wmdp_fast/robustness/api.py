@@ -16,6 +16,7 @@ from wmdp_fast.prompts.options import PromptOptions
 from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.robustness.attacked_model import AttackedModel
 from wmdp_fast.robustness.attacks.catalog import attacks_of, own_hashes
+from wmdp_fast.robustness.card import card_of, put_into_card
 from wmdp_fast.robustness.findings import SLACK
 from wmdp_fast.robustness.kept.measures import distances, keyword_accuracies, mt_bench, writings
 from wmdp_fast.robustness.kept.measuring import Measuring
@@ -68,6 +69,7 @@ def attack(
     related: Corpus | None = None,
     unrelated: Corpus | None = None,
     output: str | PathLike[str] | None = None,
+    card: bool = False,
     controls: str | PathLike[str] | None = None,
     seed: int = 0,
     tokenizer: PreTrainedTokenizerBase | str | PathLike[str] | None = None,
@@ -118,6 +120,8 @@ def attack(
         related: Text on its neighborhood.
         unrelated: Any other text, for controls; None is general text that comes with this package.
         output: Folder for the results. What is in it of the same models and questions is not run again.
+        card: Whether to write what was found into the model's card, `README.md` in its folder, in place of what it says
+            of earlier attacks.
         controls: An `output` of attacks on another model with the same `base`, `never_learned`, questions and options,
             whose runs on those two are taken over: of several methods on one base, only the first pays for them.
         seed: Of all that is drawn.
@@ -154,6 +158,7 @@ def attack(
     chosen = attacks_of(attacks)
     _check(budget, slack, output)
     tell = note or (lambda _line: None)
+    model_card = card_of(model) if card else None
     options = {**({} if data is None else {"data": data}), **(eval_options or {})}
     load = LoadOptions(
         tokenizer=tokenizer,
@@ -186,7 +191,10 @@ def attack(
         progress=progress,
         note=tell,
     )
-    return asked.result(suite, suite.run(), slack)
+    result = asked.result(suite, suite.run(), slack)
+    if model_card is not None:
+        put_into_card(result, model_card)
+    return result
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import math
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from wmdp_fast.checkpoints.checkpoint import ATTACKS_BEGIN, ATTACKS_END
 from wmdp_fast.runtime.tables import number_text
 
 if TYPE_CHECKING:
@@ -18,6 +19,18 @@ Prompts in which a forget-domain term appears by chance may get worse answers (a
 model to withhold dangerous knowledge from someone who can change it, and measure its robustness before you rely on it
 at all.
 """
+
+_NOT_ATTACKED = (
+    ATTACKS_BEGIN,
+    "",
+    "## Attacks",
+    "",
+    "Not run: no attack was tried on this model, so nothing may be claimed of what brings the knowledge back, and what"
+    " was to be kept was measured only as above. `wmdp-fast attack THIS_FOLDER --base BASE --tasks NAMES --card`"
+    " writes here what it finds.",
+    "",
+    ATTACKS_END,
+)
 
 
 def model_card(record: Mapping[str, Any], method: CardText) -> str:
@@ -48,6 +61,8 @@ def model_card(record: Mapping[str, Any], method: CardText) -> str:
         "",
         *_results(record["evaluations"]),
         *_distance(record["budget"]),
+        "",
+        *_NOT_ATTACKED,
         "",
         "## Settings",
         "",
