@@ -37,6 +37,7 @@ __all__ = [
     "_restore_tokenizer",
     "against_chance",
     "aggregate",
+    "available_memory",
     "calibration",
     "chi_square_uniform",
     "clustered_stderr",
@@ -1201,6 +1202,16 @@ def aggregate(
         >>> outcome = aggregate(prompts, np.array([-1.0, -3.0, -2.0, -2.5]), np.zeros(4, bool), near_tie=0.01)
         >>> outcome.acc, outcome.predicted.tolist()
         (0.5, [0, 0])
+    """
+
+def available_memory() -> int | None:
+    """
+    Bytes that this process can take without swapping and without reaching the limit of a control group.
+
+    What the page cache holds counts as free, since it gives way.
+
+    Returns:
+        None where the system does not say.
     """
 
 def calibration(

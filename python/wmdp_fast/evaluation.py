@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 import warnings
 from dataclasses import dataclass, replace
@@ -81,6 +82,8 @@ def evaluate(
     trust_remote_code: bool = False,
     allow_missing: bool = False,
     max_length: int | None = None,
+    memory: str | int = "auto",
+    stream: bool = False,
     output: str | PathLike[str] | None = None,
     log_samples: bool = False,
     resume: bool = False,
@@ -129,6 +132,9 @@ def evaluate(
         trust_remote_code: Whether code that comes with the model may run.
         allow_missing: Whether to go on if the checkpoint lacks weights, with random ones; results say so.
         max_length: Maximum sequence length of the model, in place of its own limit.
+        memory: How much memory to take, such as `16GB`: a model that needs more is streamed, a layer at a time, with
+            the same numbers. On a GPU it is that of the GPU. `auto` is what is free.
+        stream: Whether to stream the model even if it fits.
         output: Folder or `.json` name to save results under, by lm-eval's rules. Scores of a model that is loaded from
             files or served are kept there as the run goes on, so that one that was stopped loses nothing.
         log_samples: Whether to save every question with its prompt and scores too; needs `output`.
@@ -185,6 +191,8 @@ def evaluate(
         peft=peft,
         trust_remote_code=trust_remote_code,
         allow_missing=allow_missing,
+        memory=memory,
+        stream=stream,
     )
     scoring = ScoreOptions(score_mode=score_mode, engine=engine, token_budget=token_budget)
     source = model_source(model, loading, scoring, resume=resume, has_text=bool(text))
@@ -432,6 +440,8 @@ def _score(
             journaled_scores(folder, identity, number, "choices", resume=keeping.resume, warn=keeping.resume)
         )
         unit, what = backend.progress
+        if keeping.progress and (estimate := backend.estimate(asked.requests)):
+            print(estimate, file=sys.stderr)  # noqa: T201 (where the bar is)
         with clock("forward"), _progress_bar(unit, what, shown=keeping.progress) as advance:
             scores = backend.score(asked.prompts, asked.requests, progress=advance, partial=partial)
         runs.append((asked.requests, scores, partial))

@@ -60,13 +60,15 @@ class StoredTensor:
     def __getitem__(self, _everything: object) -> torch.Tensor:
         if self.nbytes == 0:
             return torch.empty(self.shape, dtype=self.dtype, device="cpu")
-        memory = mmap.mmap(-1, self.nbytes)
+        # Where in a page a number lies may decide how a product is rounded, so it lies where the mapped file has it.
+        offset = self.start % mmap.PAGESIZE
+        memory = mmap.mmap(-1, offset + self.nbytes)
         file = os.open(self.path, os.O_RDONLY)
         try:
             with memoryview(memory) as view:
                 at = 0
                 while at < self.nbytes:
-                    with view[at:] as rest:
+                    with view[offset + at :] as rest:
                         read = os.preadv(file, [rest], self.start + at)
                     if read == 0:
                         raise ModelError(f"{self.path} ends within {self.name}; copy or download it again")
@@ -74,7 +76,7 @@ class StoredTensor:
         finally:
             os.close(file)
         # The tensor keeps the memory, and frees it.
-        return torch.frombuffer(memory, dtype=self.dtype).view(self.shape)
+        return torch.frombuffer(memory, dtype=self.dtype, offset=offset).view(self.shape)
 
 
 def stored_tensors(files: WeightFiles) -> dict[str, StoredTensor]:

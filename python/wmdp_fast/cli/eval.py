@@ -30,6 +30,7 @@ _OWN = frozenset({"models", "json", "quiet", "run", "fail", "show_prompts", "tim
 # What does not change how prompts are made, and so is not for `rendered_prompts`.
 _OF_SCORING = frozenset(
     {"dtype", "device", "peft", "allow_missing", "score_mode", "engine", "token_budget", "log_samples", "resume"}
+    | {"memory", "stream"}
 )
 
 # The engines that are servers, with the address that such a server has by itself.
@@ -135,6 +136,13 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="maximum tokens per batch, or auto (default auto)",
     )
+    group.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="memory to take, such as 16GB: a model that needs more is streamed, a layer at a time (default: what is"
+        " free)",
+    )
+    group.add_argument("--stream", action="store_true", help="stream the model even if it fits")
 
 
 def _add_server(group: argparse._ArgumentGroup) -> None:
@@ -205,6 +213,9 @@ def run(arguments: argparse.Namespace) -> int:
     if len(arguments.models) > 1 or any(hasattr(arguments, name) for name in _SEVERAL):
         return _evaluate_many(arguments, options)
     model = _one_model(arguments)
+    if "memory" in options or "stream" in options:
+        # Files are read as their turn comes.
+        return _evaluate(model, arguments, options)
     with reading_ahead(model, revision=options.get("revision"), peft=options.get("peft")):
         return _evaluate(model, arguments, options)
 

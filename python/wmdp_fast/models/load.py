@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from wmdp_fast.models.streamed import StreamedModel
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -59,6 +61,7 @@ class LoadedModel:
         prefix_token_id: Token that stands for an empty context, by lm-eval's rule: BOS, else EOS.
         seconds: Time that loading took.
         warnings: What results should say of how it was loaded: weights that were not used, for instance.
+        streamed: How its weights are read if they are not in memory; None if they are.
     """
 
     model: torch.nn.Module
@@ -76,6 +79,7 @@ class LoadedModel:
     prefix_token_id: int
     seconds: float
     warnings: tuple[str, ...] = ()
+    streamed: StreamedModel | None = None
 
 
 def load_model(
@@ -142,6 +146,57 @@ def load_model(
         _warn_of_slow_dtype(model, torch_device)
     found = _describe(model, opened.tokenizer, name=name_or_path, revision=revision, peft=peft, notes=notes)
     return replace(found, path=files.folder, delta=delta, sha=files.commit, seconds=time.perf_counter() - begin)
+
+
+def load_streamed(
+    name_or_path: str,
+    memory: int,
+    *,
+    opened: TokenizerOnly,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+) -> LoadedModel:
+    """Builds a model whose layers are read when their turn comes; its folder must hold its weights.
+
+    Args:
+        name_or_path: As `load_model`.
+        memory: Bytes that the process may take; on a GPU, that its tensors may.
+        opened: What `load_tokenizer_only` has read of the same model.
+        revision: As `load_model`.
+        dtype: As `load_model`.
+        device: As `load_model`.
+
+    Warns:
+        WmdpFastWarning: As `load_model`.
+
+    Raises:
+        ModelError: As `load_model`; or it cannot be streamed, for a reason that is said.
+        ValueError: As `load_model`.
+    """
+    from wmdp_fast.models.skeleton import build_skeleton
+    from wmdp_fast.models.streamed import stream
+
+    begin = time.perf_counter()
+    torch_dtype, torch_device = parse_dtype(dtype), parse_device(device)
+    files = opened.files
+    weights = weight_files(files.folder)
+    if weights is None:
+        raise ModelError(f"{files.folder} has no safetensors weights")
+    notes: list[str] = []
+    with warnings_as_ours(notes):
+        skeleton = build_skeleton(files.address(name_or_path), opened.source, weights, torch_dtype, torch_device)
+        streamed = stream(skeleton, memory)
+    notes += skeleton.notes
+    with streamed.one_of_each().on_demand():
+        notes += take_eager_where_needed(skeleton.model)
+    for note in notes:
+        warnings.warn(f"{name_or_path}: {note}", WmdpFastWarning, stacklevel=2)
+    if torch_dtype is None:
+        _warn_of_slow_dtype(skeleton.model, torch_device)
+    found = _describe(skeleton.model, opened.tokenizer, name=name_or_path, revision=revision, notes=notes)
+    seconds = time.perf_counter() - begin
+    return replace(found, path=files.folder, sha=files.commit, seconds=seconds, device=torch_device, streamed=streamed)
 
 
 def _read(

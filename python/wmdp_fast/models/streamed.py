@@ -47,6 +47,7 @@ class StreamedModel:
         skeleton: The model and its parts.
         memory: Bytes that the process may take in all.
         order: The numbers of the layers that are run: all of them, or for a trial some.
+        kinds: One layer of each kind, or all where the model cannot do without some of them.
         form: How many things a layer returns, see `sweep.capture`.
         fuse: Whether what is faster in one piece is computed so, see `fused_parts`.
         most_tokens: Tokens of a chunk at most; None leaves it to the memory.
@@ -56,6 +57,7 @@ class StreamedModel:
     skeleton: Skeleton
     memory: int
     order: Sequence[int]
+    kinds: Sequence[int] = ()
     form: int | None = None
     fuse: bool = False
     most_tokens: int | None = None
@@ -124,10 +126,7 @@ class StreamedModel:
 
     def one_of_each(self) -> StreamedModel:
         """The same with only one layer of each kind, for trials."""
-        first: dict[Any, int] = {}
-        for index in self.order:
-            first.setdefault(_kind(self.skeleton.decoder.layers[index]), index)
-        return replace(self, order=tuple(sorted(first.values())))
+        return replace(self, order=self.kinds)
 
     def _begin(self, index: int) -> None:
         if index not in self._arriving:
@@ -155,13 +154,23 @@ def stream(skeleton: Skeleton, memory: int) -> StreamedModel:
     Raises:
         ModelError: The model does not call its layers one after another.
     """
-    every = range(len(skeleton.decoder.layers))
-    model = StreamedModel(skeleton, memory, every)
+    layers = skeleton.decoder.layers
+    model = StreamedModel(skeleton, memory, range(len(layers)))
     tokens = torch.tensor([[1, 2]], device=skeleton.device)
     call: Any = skeleton.decoder.model
     with model.embedding(), torch.no_grad():
         found = capture(skeleton.decoder, lambda: call(tokens, use_cache=False))
-    return replace(model, form=found.form)
+    first: dict[Any, int] = {}
+    for index, layer in enumerate(layers):
+        first.setdefault(_kind(layer), index)
+    model = replace(model, form=found.form, kinds=tuple(first.values()))
+    try:
+        with model.one_of_each().on_demand(), torch.no_grad():
+            call(tokens, use_cache=False)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
+        # Some layers need what others have computed.
+        return replace(model, kinds=model.order)
+    return model
 
 
 def _kind(layer: nn.Module) -> Any:

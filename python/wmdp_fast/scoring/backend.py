@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from wmdp_fast.prompts.options import check_counts
 from wmdp_fast.prompts.tokenizer import ReadsTokens
+from wmdp_fast.runtime.memory import amount_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """The parameters of `evaluate` that say how a model is loaded, described there."""
+    """The parameters of `evaluate` that say how a model is loaded, described there.
+
+    Raises:
+        ValueError: `memory` is no amount of memory.
+    """
 
     tokenizer: PreTrainedTokenizerBase | str | PathLike[str] | None = None
     revision: str | None = None
@@ -30,6 +35,12 @@ class LoadOptions:
     peft: str | PathLike[str] | None = None
     trust_remote_code: bool = False
     allow_missing: bool = False
+    memory: str | int = "auto"
+    stream: bool = False
+
+    def __post_init__(self) -> None:
+        if self.memory != "auto":
+            amount_of_memory(self.memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +125,9 @@ class Backend(ReadsTokens, Protocol):
         Raises:
             ModelError: A token has no embedding; names the question.
         """
+
+    def estimate(self, requests: Requests | None) -> str | None:
+        """What a run that is going to take long says of itself beforehand, or None."""
 
     def score(
         self,

@@ -11,7 +11,7 @@ from wmdp_fast.models.load import files_identity
 from wmdp_fast.models.vocabulary import refuse_unknown_in_requests
 from wmdp_fast.scoring.backend import LoadOptions, ModelRecord, ScoreOptions
 from wmdp_fast.scoring.rolling import score_windows
-from wmdp_fast.scoring.trie import score
+from wmdp_fast.scoring.trie import estimate, score
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -79,8 +79,11 @@ class LocalModel:
 
     @property
     def progress(self) -> tuple[str, str]:
-        """Inputs are counted: the trie does not count those that are the beginning of another one."""
-        return "input", "scoring"
+        """Inputs are counted: the trie does not count those that are the beginning of another one.
+
+        Of a streamed model, layers, each once for every chunk of batches.
+        """
+        return ("input", "scoring") if self.loaded.streamed is None else ("layer", "streaming")
 
     def identity(self, requests: Requests | None, prompts: Sequence[Prompts]) -> dict[str, Any] | None:  # noqa: ARG002
         """The model's files, dtype and device, and the tokens; None for a model that was in memory."""
@@ -121,6 +124,12 @@ class LocalModel:
     def check_tokens(self, requests: Requests, name_of: Callable[[int], str]) -> None:
         """Raises ModelError, naming the question, if a token has no embedding."""
         refuse_unknown_in_requests(self.loaded.model, self.tokenizer, requests, name_of)
+
+    def estimate(self, requests: Requests | None) -> str | None:
+        """Of a streamed model, what it reads and how much memory it takes."""
+        if self.loaded.streamed is None or requests is None:
+            return None
+        return estimate(self.loaded, requests, self.options.engine, self.options.token_budget)
 
     def score(
         self,

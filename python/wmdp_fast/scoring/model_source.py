@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import TYPE_CHECKING, cast
 
 from wmdp_fast.checkpoints.model_name import parts_of
+from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
 from wmdp_fast.scoring.server import Server
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from wmdp_fast.models.load import LoadedModel
+    from wmdp_fast.models.tokenizer_only import TokenizerOnly
     from wmdp_fast.prompts.tokenizer import ReadsTokens
     from wmdp_fast.runtime.clock import PhaseClock
     from wmdp_fast.scoring.backend import Backend
@@ -125,6 +129,8 @@ def _refuse_for_server(load: LoadOptions, score: ScoreOptions, *, has_text: bool
         "peft": load.peft is not None,
         "trust_remote_code": load.trust_remote_code,
         "allow_missing": load.allow_missing,
+        "memory": load.memory != "auto",
+        "stream": load.stream,
         "engine": score.engine != "auto",
         "token_budget": score.token_budget != "auto",
         "score_mode": score.score_mode != "float32",
@@ -161,9 +167,13 @@ def _loaded(
         )
     on_tokenizer(opened)
     with clock("import"):
+        from wmdp_fast.models.fits import memory_to_stream_in
         from wmdp_fast.models.load import load_model
         from wmdp_fast.scoring.local import LocalModel
 
+    limit = memory_to_stream_in(files, memory=load.memory, stream=load.stream, dtype=load.dtype, device=load.device)
+    if limit is not None and (streamed := _streamed(where, load, limit, opened)) is not None:
+        return LocalModel(streamed, load, score)
     loaded = load_model(
         where,
         revision=load.revision,
@@ -175,6 +185,38 @@ def _loaded(
         opened=opened,
     )
     return LocalModel(loaded, load, score)
+
+
+def _streamed(where: str, load: LoadOptions, limit: int, opened: TokenizerOnly) -> LoadedModel | None:
+    """A model that is streamed; None if it cannot be and nobody has asked for it, with a warning."""
+    from wmdp_fast.models.fits import download
+    from wmdp_fast.models.load import load_streamed
+
+    asked = load.stream or load.memory != "auto"
+    said = f"{where} does not fit into the memory that is free"
+    try:
+        _refuse_what_is_put_on(where, load)
+        download(opened.files, where)
+        streamed = load_streamed(
+            where, limit, opened=opened, revision=load.revision, dtype=load.dtype, device=load.device
+        )
+    except ModelError as error:
+        if asked:
+            raise
+        warnings.warn(f"{said}, and cannot be streamed: {error}", WmdpFastWarning, stacklevel=2)
+        return None
+    if not asked:
+        about = "its layers are read when their turn comes (memory, stream)"
+        warnings.warn(f"{said}: {about}", WmdpFastWarning, stacklevel=2)
+    return streamed
+
+
+def _refuse_what_is_put_on(where: str, load: LoadOptions) -> None:
+    """Raises ModelError for a model whose weights are not those of its checkpoint alone."""
+    if load.peft is not None:
+        raise ModelError(f"{where} has an adapter on it (peft), with which it is not streamed")
+    if parts_of(where)[1] is not None:
+        raise ModelError(f"{where} is a base with a delta on it, with which it is not streamed")
 
 
 def _in_memory(
@@ -202,6 +244,8 @@ def _refuse_in_memory(load: LoadOptions) -> None:
         "peft": load.peft is not None,
         "dtype": load.dtype != "auto",
         "device": load.device != "auto",
+        "memory": load.memory != "auto",
+        "stream": load.stream,
     }
     if unfit := [name for name, is_given in given.items() if is_given]:
         raise ValueError(f"{', '.join(unfit)} cannot be changed for a model that is already in memory")

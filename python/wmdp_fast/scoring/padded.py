@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import time
 import warnings
+from contextlib import nullcontext
+from functools import partial as partial_function
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,17 +24,20 @@ from wmdp_fast.models.load import evaluation_mode
 from wmdp_fast.models.logits import all_logits, are_close, selected_logits
 from wmdp_fast.models.row_length import cuts_for, length_rules
 from wmdp_fast.models.threads import computing
+from wmdp_fast.scoring.excerpts import excerpts_of
 from wmdp_fast.scoring.journal import Plan
 from wmdp_fast.scoring.scores import NAN_ADVICE, PartialScores, score_targets
+from wmdp_fast.scoring.streamed import Batch, Needs, for_trials, refuse_unproven, scored_in_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from wmdp_fast._rust import PaddedBatch, Requests
     from wmdp_fast.models.load import LoadedModel
     from wmdp_fast.models.row_length import LengthRule
+    from wmdp_fast.models.streamed import StreamedModel
     from wmdp_fast.scoring.scores import ScoreMode, Scores, TargetScores
 
     LogitsReader = Callable[[torch.nn.Module, torch.Tensor, NDArray[np.int64]], torch.Tensor]
@@ -45,6 +50,9 @@ MAX_CUDA_TOKEN_BUDGET = 32768
 """Maximum tokens per batch on a GPU, where larger batches are no faster."""
 
 _CUDA_MEMORY_SHARE = 0.8
+
+# For logits that are read some rows at a time.
+_PARTS_BYTES = 64 << 20
 
 
 def score_padded(
@@ -90,8 +98,11 @@ def score_padded(
     rules = length_rules(model, longest)
     cuts, remembered = cuts_for(rules, longest), _remembered(loaded, rules, longest)
     with evaluation_mode(model):
-        with computing():
+        tried, in_parts = every_logit is not None, read is not None
+        with computing(), nullcontext() if tried else for_trials(loaded):
             read, every_logit = _reading(model, device, every_logit, score_mode, read)
+        if loaded.streamed is not None and not tried:
+            refuse_unproven(loaded, partial_function(_of_excerpts, requests, score_mode, every_logit, read))
         if (resumed := partial.resumed_plan("padded", token_budget)) is not None:
             budget, partial.next_row = resumed.token_budget, 0 if remembered < longest else resumed.start
         elif token_budget == "auto":
@@ -99,11 +110,17 @@ def score_padded(
         else:
             budget = token_budget
         partial.begin(Plan("padded", token_budget, budget, partial.next_row))
-        while (batch := _next_batch(requests, partial, budget, cuts, remembered)) is not None:
-            if not _score_batch(batch, device, read, partial):
-                budget = _smaller_budget(batch, device, warn=token_budget != "auto")
+        following = partial_function(_next_batch, requests, partial, cuts, remembered)
+        while (batch := following(partial.next_row, budget)) is not None:
+            if loaded.streamed is not None:
+                needs = _needs(loaded, requests, budget, every_logit=every_logit, in_parts=in_parts)
+                failed = _score_streamed(loaded.streamed, needs, following, device, read, partial, progress)
+            else:
+                failed = None if _score_batch(batch, device, read, partial) else batch
+            if failed is not None:
+                budget = _smaller_budget(failed, device, warn=token_budget != "auto")
                 partial.begin(Plan("padded", token_budget, budget, partial.next_row))
-            elif progress is not None:
+            elif progress is not None and loaded.streamed is None:
                 progress(partial.next_row, requests.num_rows)
     return partial.scores(tokens_useful=requests.num_tokens, token_budget=budget, engine="padded")
 
@@ -123,12 +140,74 @@ def _score_batch(
         if not is_out_of_memory(error):
             raise
         return False
+    _enter(targets, batch, partial, begin)
+    return True
+
+
+def _enter(targets: TargetScores, batch: PaddedBatch, partial: PartialScores, begin: float) -> None:
+    """Enters the scores of a batch, on which work was begun at a time."""
     partial.add(targets, batch.target_choices)
     partial.next_row = batch.stop
     partial.seconds += time.perf_counter() - begin
     partial.tokens_run += batch.input_ids.size
     partial.batches += 1
-    return True
+
+
+def _score_streamed(
+    streamed: StreamedModel,
+    needs: Needs,
+    following: Callable[[int, int], PaddedBatch | None],
+    device: torch.device,
+    read: Callable[[torch.Tensor, PaddedBatch], TargetScores],
+    partial: PartialScores,
+    progress: Callable[[int, int], None] | None,
+) -> PaddedBatch | None:
+    """Scores all batches from the row at hand on, layer by layer; returns the largest one if memory ran out."""
+    taken: list[PaddedBatch] = []
+
+    def run(batch: PaddedBatch) -> TargetScores:
+        with computing():
+            return read(torch.from_numpy(batch.input_ids).to(device), batch)
+
+    def prepared() -> Iterator[Batch[TargetScores]]:
+        row = partial.next_row
+        while (batch := following(row, needs.token_budget)) is not None:
+            row = batch.stop
+            taken.append(batch)
+            yield Batch(batch.input_ids.size, partial_function(run, batch))
+
+    begin = time.perf_counter()
+    try:
+        for targets in scored_in_chunks(streamed, prepared(), needs, progress=progress):
+            _enter(targets, taken.pop(0), partial, begin)
+            begin = time.perf_counter()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return max(taken, key=lambda batch: batch.input_ids.size)
+    return None
+
+
+def _needs(loaded: LoadedModel, requests: Requests, budget: int, *, every_logit: bool, in_parts: bool) -> Needs:
+    """What a run with a streamed model needs memory for besides its weights and hidden states."""
+    if in_parts:
+        return Needs(requests.num_tokens, budget, _PARTS_BYTES)
+    config: Any = loaded.model.config
+    vocabulary = int(config.get_text_config().vocab_size)
+    first = requests.padded_batch(0, budget)
+    positions = 0 if first is None else first.input_ids.size if every_logit else len(first.readouts)
+    return Needs(requests.num_tokens, budget, positions * vocabulary * (loaded.dtype.itemsize + 8))
+
+
+def _of_excerpts(
+    requests: Requests,
+    score_mode: ScoreMode,
+    every_logit: bool,
+    read: Callable[[torch.Tensor, PaddedBatch], TargetScores],
+    loaded: LoadedModel,
+) -> NDArray[np.float64]:
+    excerpts = excerpts_of(loaded.model, requests)
+    return score_padded(loaded, excerpts, score_mode=score_mode, every_logit=every_logit, read=read).loglikelihood
 
 
 def _remembered(loaded: LoadedModel, rules: Sequence[LengthRule], longest: int) -> int:
@@ -151,14 +230,14 @@ def longest_row(requests: Requests) -> int:
 
 
 def _next_batch(
-    requests: Requests, partial: PartialScores, budget: int, cuts: Sequence[int], remembered: int
+    requests: Requests, partial: PartialScores, cuts: Sequence[int], remembered: int, row: int, budget: int
 ) -> PaddedBatch | None:
-    """The next batch that has anything to score or is longer than `remembered`, or None after the last."""
+    """The next batch from a row on that has anything to score or is longer than `remembered`; None after the last."""
     begin = time.perf_counter()
-    while (batch := requests.padded_batch(partial.next_row, budget, cuts)) is not None:
+    while (batch := requests.padded_batch(row, budget, cuts)) is not None:
         if batch.lengths[0] > remembered or not partial.finished[batch.target_choices].all():
             break
-        partial.next_row = batch.stop
+        row = batch.stop
     partial.seconds_waiting += time.perf_counter() - begin
     return batch
 
@@ -172,7 +251,8 @@ def _reading(
 ) -> tuple[Callable[[torch.Tensor, PaddedBatch], TargetScores], bool]:
     """What scores the targets of a batch, and whether it has to do with logits at all positions."""
     if given is not None:
-        logits_of_few_tokens(model, device)
+        if every_logit is None:
+            logits_of_few_tokens(model, device)
         return given, True
     if every_logit is None:
         logits_of, every_logit = logits_reader(model, device)

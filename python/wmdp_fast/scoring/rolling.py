@@ -19,6 +19,7 @@ from wmdp_fast.models.threads import computing
 from wmdp_fast.scoring.lm_head import ChunkedLMHead
 from wmdp_fast.scoring.padded import score_padded
 from wmdp_fast.scoring.scores import PartialScores, TargetScores, look_up
+from wmdp_fast.scoring.streamed import for_trials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,7 +49,7 @@ def score_windows(
     The logits of all positions of a batch are never held at once, unless the model cannot be run in two parts.
     """
     with evaluation_mode(loaded.model):
-        with computing():
+        with computing(), for_trials(loaded):
             read = _reader(loaded.model, loaded.device, score_mode)
         return score_padded(
             loaded,

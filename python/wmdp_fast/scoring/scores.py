@@ -46,6 +46,7 @@ class Scores:
         token_budget: Maximum tokens per batch at the end of the run; less than asked for if memory ran out.
         engine: Which way of scoring made them.
         why_not_trie: Why they were not scored by trie, if that was tried.
+        streamed: Of a model whose weights are streamed, what reading them has cost.
     """
 
     loglikelihood: NDArray[np.float64]
@@ -58,10 +59,12 @@ class Scores:
     token_budget: int
     engine: str
     why_not_trie: str | None = None
+    streamed: dict[str, Any] | None = None
 
     def cost(self) -> dict[str, Any]:
         """What results say they cost."""
-        return {
+        streamed = {} if self.streamed is None else {"streamed": self.streamed}
+        return streamed | {
             "token_budget": self.token_budget,
             "batches": self.batches,
             "tokens_run": self.tokens_run,

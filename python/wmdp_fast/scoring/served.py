@@ -108,6 +108,9 @@ class ServedModel:
     def check_tokens(self, requests: Requests, name_of: Callable[[int], str]) -> None:
         """Nothing is checked here: the server refuses tokens that its model does not know."""
 
+    def estimate(self, requests: Requests | None) -> None:
+        """How long a server takes is not known."""
+
     def score(
         self,
         prompts: Sequence[Prompts],

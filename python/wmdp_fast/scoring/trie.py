@@ -10,7 +10,9 @@ import inspect
 import time
 import warnings
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial as partial_function
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +31,7 @@ from wmdp_fast.models.load import evaluation_mode
 from wmdp_fast.models.row_length import length_rules
 from wmdp_fast.models.threads import computing, only_user
 from wmdp_fast.models.vocabulary import refuse_unknown_in_requests
+from wmdp_fast.scoring.excerpts import excerpts_of
 from wmdp_fast.scoring.journal import Plan
 from wmdp_fast.scoring.lm_head import ChunkedLMHead
 from wmdp_fast.scoring.padded import (
@@ -39,6 +42,7 @@ from wmdp_fast.scoring.padded import (
     score_padded,
 )
 from wmdp_fast.scoring.scores import NAN_ADVICE, PartialScores, Scores, TargetScores, look_up
+from wmdp_fast.scoring.streamed import Batch, Needs, about_streaming, for_trials, refuse_unproven, scored_in_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
 
     from wmdp_fast._rust import TrieBatch
     from wmdp_fast.models.load import LoadedModel
+    from wmdp_fast.models.streamed import StreamedModel
     from wmdp_fast.scoring.scores import ScoreMode
 
 Engine = Literal["auto", "trie", "padded"]
@@ -55,12 +60,6 @@ Engine = Literal["auto", "trie", "padded"]
 
 _READOUT_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 """Memory for the distributions read from a batch, which are as wide as the vocabulary."""
-
-# Excerpts on which a model is proven: of so many questions, the first and the last tokens of each context, and the
-# first choices, of which two branch as well as four.
-_PROOF_QUESTIONS = 3
-_PROOF_HEAD, _PROOF_TAIL = 16, 16
-_PROOF_CHOICES = 2
 
 
 def score(
@@ -88,7 +87,8 @@ def score(
     refuse_unknown_in_requests(loaded.model, loaded.tokenizer, requests)
     with only_user(loaded.model):
         options: dict[str, Any] = {"token_budget": token_budget, "score_mode": score_mode, "progress": progress}
-        return _score_by(engine, loaded, requests, partial, compiled=compiled, **options)
+        scores = _score_by(engine, loaded, requests, partial, compiled=compiled, **options)
+    return scores if loaded.streamed is None else replace(scores, streamed=asdict(loaded.streamed.cost))
 
 
 def _score_by(
@@ -113,6 +113,20 @@ def _score_by(
             reason = f"scoring {loaded.name} on padded rows, which is slower: {why_not_trie}"
             warnings.warn(reason, WmdpFastWarning, stacklevel=3)
     return replace(score_padded(loaded, requests, partial=partial, **options), why_not_trie=why_not_trie)
+
+
+def estimate(
+    loaded: LoadedModel, requests: Requests, engine: Engine, token_budget: int | Literal["auto"]
+) -> str | None:
+    """What a run with a streamed model says of itself beforehand: what it reads and the memory it takes; else None."""
+    if loaded.streamed is None:
+        return None
+    budget = _auto_budget(loaded, requests) if token_budget == "auto" else token_budget
+    trie = None if engine == "padded" else Trie(requests)
+    needs = (
+        Needs(requests.num_tokens, budget, 0) if trie is None else _needs(loaded, requests, trie, budget, logits=False)
+    )
+    return about_streaming(loaded.streamed, needs)
 
 
 def score_trie(
@@ -149,8 +163,15 @@ def score_trie(
         raise ValueError(f"token_budget must be at least 1, not {token_budget}")
     begin = time.perf_counter()
     partial = PartialScores.empty(requests.num_choices) if partial is None else partial
-    if reason := why_not(loaded.model, longest_row(requests)) or _why_not_proven(loaded, requests):
+    if loaded.streamed is not None:
+        if compiled:
+            raise ModelError(f"{loaded.name} is streamed, so its layers cannot be compiled: leave compiled out")
+        loaded = replace(loaded, streamed=replace(loaded.streamed, fuse=True))
+    with for_trials(loaded) as plain:
+        reason = why_not(plain.model, longest_row(requests)) or _why_not_proven(plain, requests)
+    if reason:
         raise NotPackableError(reason)
+    refuse_unproven(loaded, partial_function(_of_excerpts, requests=requests, score_mode=score_mode))
     planning = time.perf_counter()
     trie = Trie(requests)
     partial.seconds_waiting += time.perf_counter() - planning
@@ -219,15 +240,11 @@ def _why_not_proven(loaded: LoadedModel, requests: Requests) -> str | None:
     Raises:
         ModelError: The model cannot be scored on padded rows either, or memory ran out.
     """
-    excerpts = _excerpts(requests, whole=_smallest_window(loaded.model) < longest_row(requests))
+    excerpts = excerpts_of(loaded.model, requests)
     # All logits are few here, and whether the model can do without is tried by whoever needs to know.
     expected = score_padded(loaded, excerpts, every_logit=True).loglikelihood
-    # A budget that cuts the trie, so that carrying over is tried too.
-    trie = Trie(excerpts)
-    budget = -(-trie.num_tokens // 2)
-    empty = PartialScores.empty(excerpts.num_choices)
     try:
-        found = _score(loaded, excerpts, trie, budget, "float32", empty).loglikelihood
+        found = _of_excerpts(loaded, requests, "float32")
     except NotPackableError as error:
         return str(error)
     except Exception as error:
@@ -235,6 +252,14 @@ def _why_not_proven(loaded: LoadedModel, requests: Requests) -> str | None:
             raise
         return f"tried by trie, {what_was_raised(error)}"
     return _difference(expected, found, loaded.dtype)
+
+
+def _of_excerpts(loaded: LoadedModel, requests: Requests, score_mode: ScoreMode) -> NDArray[np.float64]:
+    """Scores of excerpts by trie, with a budget that cuts it, so that carrying over is tried too."""
+    excerpts = excerpts_of(loaded.model, requests)
+    trie = Trie(excerpts)
+    empty = PartialScores.empty(excerpts.num_choices)
+    return _score(loaded, excerpts, trie, -(-trie.num_tokens // 2), score_mode, empty).loglikelihood
 
 
 def _difference(expected: NDArray[np.float64], found: NDArray[np.float64], dtype: torch.dtype) -> str | None:
@@ -256,26 +281,6 @@ def what_was_raised(error: Exception) -> str:
     return f"it raised {type(error).__name__}: {line if len(line) <= 200 else f'{line[:197]}...'}"
 
 
-def _excerpts(requests: Requests, *, whole: bool) -> Requests:
-    """A few questions of a run, shortened unless length matters: what they begin with, and their ends."""
-    step = max(1, requests.num_questions // _PROOF_QUESTIONS)
-    contexts, continuations = [], []
-    for question in range(0, requests.num_questions, step)[:_PROOF_QUESTIONS]:
-        context = requests.context(question).tolist()
-        if not whole and len(context) > _PROOF_HEAD + _PROOF_TAIL:
-            context = context[:_PROOF_HEAD] + context[-_PROOF_TAIL:]
-        contexts.append(context)
-        first, last = requests.choice_offsets[question : question + 2].tolist()
-        choices = range(first, min(last, first + _PROOF_CHOICES))
-        continuations.append([requests.continuation(choice).tolist() for choice in choices])
-    return Requests.from_tokens(contexts, continuations, requests.max_length)
-
-
-def _smallest_window(model: torch.nn.Module) -> float:
-    config: Any = model.config
-    return getattr(config.get_text_config(), "sliding_window", None) or float("inf")
-
-
 def _score(
     loaded: LoadedModel,
     requests: Requests,
@@ -288,7 +293,8 @@ def _score(
 ) -> Scores:
     """Scores by trie; `faster` is what the model's parts are made faster by meanwhile."""
     tokens = _TokenScores(requests)
-    with only_user(loaded.model), computing():
+    head = nullcontext() if loaded.streamed is None else loaded.streamed.head()
+    with only_user(loaded.model), computing(), head:
         lm_head = ChunkedLMHead.of(loaded.model, score_mode)
     resumed = partial.resumed_plan("trie", token_budget)
     if resumed is not None:
@@ -309,7 +315,11 @@ def _score(
             if partial.finished.any():
                 needed = tokens.needed(trie.batches(budget, readouts, start), partial.finished)
             pipeline = _Pipeline(loaded, lm_head, trie, tokens, partial, score_mode, progress, begin)
-            failed = pipeline.run(trie.batches(budget, readouts, start), needed)
+            if loaded.streamed is None:
+                failed = pipeline.run(trie.batches(budget, readouts, start), needed)
+            else:
+                needs = _needs(loaded, requests, trie, budget, logits=lm_head is None)
+                failed = pipeline.run_streamed(trie.batches(budget, readouts, start), needed, loaded.streamed, needs)
             done = failed is None
             if failed is not None:
                 # The budget of the batches to come; the paths that this one was in are begun again.
@@ -366,6 +376,32 @@ class _Pipeline:
             if pending is not None:
                 self._finish(pending)
 
+    def run_streamed(
+        self, batches: Iterator[TrieBatch], needed: Mapping[int, bool], streamed: StreamedModel, needs: Needs
+    ) -> TrieBatch | None:
+        """As `run`, layer by layer over as many batches as there is memory for."""
+        cache = PrefixKVCache()
+        taken: list[TrieBatch] = []
+
+        def prepared() -> Iterator[Batch[_Pending]]:
+            for index, batch in enumerate(batches):
+                skip = partial_function(cache.skip, batch.num_carried, batch.keep)
+                layout = Layout(batch.position_ids, batch.num_carried, batch.segments, batch.keep)
+                if needed[index]:
+                    taken.append(batch)
+                run = partial_function(self._pass, layout, batch, cache, None) if needed[index] else None
+                yield Batch(batch.input_ids.size, run, skip)
+
+        try:
+            for pending in scored_in_chunks(streamed, prepared(), needs, cache=cache, progress=self.progress):
+                self._finish(pending)
+                taken.pop(0)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return max(taken, key=lambda batch: batch.input_ids.size)
+        return None
+
     def _start(self, batch: TrieBatch, cache: PrefixKVCache, previous: torch.cuda.Event | None) -> _Pending | None:
         """Asks for one forward pass after the previous one has ended; None if memory ran out."""
         layout = Layout(batch.position_ids, batch.num_carried, batch.segments, batch.keep)
@@ -408,7 +444,7 @@ class _Pipeline:
         self.begin = now
         partial.tokens_run += batch.input_ids.size
         partial.batches += 1
-        if self.progress is not None:
+        if self.progress is not None and self.loaded.streamed is None:
             self.progress(batch.stop, self.trie.num_paths)
 
 
@@ -481,6 +517,18 @@ def _readout_budget(loaded: LoadedModel) -> int:
     beside = 8 if loaded.device.type == "cuda" else 0 if loaded.dtype == torch.float32 else 4
     row = int(config.get_text_config().vocab_size) * (loaded.dtype.itemsize + beside)
     return max(1, _READOUT_BYTES.get(loaded.device.type, _READOUT_BYTES["cpu"]) // row)
+
+
+def _needs(loaded: LoadedModel, requests: Requests, trie: Trie, budget: int, *, logits: bool) -> Needs:
+    """What a run with a streamed model needs memory for besides its weights and hidden states."""
+    whole: Any = loaded.model.config
+    config = whole.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = max(int(heads) * int(size), 1) * 2 * loaded.dtype.itemsize * int(config.num_hidden_layers)
+    # In the model's type, in float32, and what the softmax is made from.
+    wide = 3 * _READOUT_BYTES.get(loaded.device.type, _READOUT_BYTES["cpu"]) if logits else 0
+    return Needs(trie.num_tokens, budget, wide, carried=longest_row(requests) * width)
 
 
 def _smaller_budget(batch: TrieBatch, device: torch.device) -> int:

@@ -55,7 +55,7 @@ mod _rust {
     #[pymodule_export]
     use crate::question::{_restore_questions, Question, QuestionSet};
     #[pymodule_export]
-    use crate::read_ahead::ReadAhead;
+    use crate::read_ahead::{ReadAhead, available_memory};
     #[pymodule_export]
     use crate::request::{_restore_requests, PaddedBatch, Requests};
     #[pymodule_export]

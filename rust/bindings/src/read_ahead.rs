@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use wmdp_core::runtime::read_ahead;
+use wmdp_core::runtime::{memory, read_ahead};
 
 use crate::detach;
 use crate::error::to_py;
@@ -69,4 +69,15 @@ impl ReadAhead {
     fn stop(&self) {
         self.0.stop();
     }
+}
+
+/// Bytes that this process can take without swapping and without reaching the limit of a control group.
+///
+/// What the page cache holds counts as free, since it gives way.
+///
+/// Returns:
+///     None where the system does not say.
+#[pyfunction]
+pub(crate) fn available_memory() -> Option<u64> {
+    memory::available()
 }

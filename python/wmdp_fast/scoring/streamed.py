@@ -1,0 +1,230 @@
+"""Scoring with a model whose layers are read when their turn comes: some batches at a time, layer by layer.
+
+A chunk is as many batches as there is memory for their hidden states. Batches are those that a model in memory would
+have, and what is computed of one does not depend on the others of its chunk; so scores are the same to the bit,
+whatever the memory. A chunk's scores are there, and in the journal, when its last layer is done.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from wmdp_fast.exceptions import ModelError
+from wmdp_fast.models.sweep import Captured, capture, finish, run_layers
+from wmdp_fast.runtime.memory import in_gigabytes, resident_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from wmdp_fast.models.attention.packed import PrefixKVCache
+    from wmdp_fast.models.load import LoadedModel
+    from wmdp_fast.models.streamed import StreamedModel
+
+_T = TypeVar("_T")
+
+# A run has at least so many chunks, so that one that is stopped has lost a part only; but none of so few batches that
+# reading would take longer than computing.
+_LEAST_CHUNKS = 4
+_LEAST_BATCHES = 16
+
+# What allocators and libraries take besides, as a share of the limit.
+_SLACK = 0.03
+
+
+@dataclass(frozen=True)
+class Batch(Generic[_T]):
+    """A batch of a run.
+
+    Attributes:
+        tokens: How many it has.
+        run: Takes it through the model by one call, and returns what is wanted; None for one that is left out.
+        skip: What is done at each layer in place of one that is left out.
+    """
+
+    tokens: int
+    run: Callable[[], _T] | None
+    skip: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run needs memory for besides weights and hidden states.
+
+    Attributes:
+        tokens: Tokens of the whole run.
+        token_budget: Tokens of a batch at most.
+        logits: Bytes for a batch's logits.
+        carried: Bytes for the keys and values that all layers pass on from chunk to chunk.
+    """
+
+    tokens: int
+    token_budget: int
+    logits: int
+    carried: int = 0
+
+
+@contextmanager
+def for_trials(loaded: LoadedModel) -> Iterator[LoadedModel]:
+    """Inside, a model that can be called as one in memory, for trials on few tokens.
+
+    Of a streamed one, only a layer of each kind is run, and read at each call.
+    """
+    if loaded.streamed is None:
+        yield loaded
+        return
+    with loaded.streamed.one_of_each().on_demand():
+        yield replace(loaded, streamed=None)
+
+
+def refuse_unproven(loaded: LoadedModel, score: Callable[[LoadedModel], NDArray[np.float64]]) -> None:
+    """Raises ModelError unless excerpts are scored layer by layer as they are in the plain order, to the bit.
+
+    Args:
+        loaded: A streamed model.
+        score: Scores the excerpts.
+    """
+    if loaded.streamed is None:
+        return
+    with for_trials(loaded) as plain:
+        expected = score(plain)
+    found = score(replace(loaded, streamed=loaded.streamed.one_of_each()))
+    if not np.array_equal(expected, found, equal_nan=True):
+        worst = float(np.nanmax(np.abs(found - expected)))
+        raise ModelError(
+            f"{loaded.name} cannot be streamed: tried on excerpts, log-likelihoods layer by layer were up to"
+            f" {worst:.3g} from those in the model's own order; score it in memory"
+        )
+
+
+def scored_in_chunks(
+    streamed: StreamedModel,
+    batches: Iterable[Batch[_T]],
+    needs: Needs,
+    *,
+    cache: PrefixKVCache | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[_T]:
+    """What the `run` of each batch returns, in their order.
+
+    Args:
+        streamed: The model.
+        batches: The batches; taken when there is room for them.
+        needs: What the run needs memory for.
+        cache: What batches pass on to the next, by trie.
+        progress: Called after each layer with how many are done over all chunks, and about how many there are.
+
+    Raises:
+        ModelError: There is not memory enough for a single batch.
+    """
+    decoder, carried, waiting = streamed.skeleton.decoder, dict[int, Any](), iter(batches)
+    layers, done, tokens_left, every = 0, 0, needs.tokens, len(streamed.order)
+
+    def after_layer() -> None:
+        nonlocal layers
+        layers += 1
+        if progress is not None:
+            chunks = -(-layers // every) + -(-max(0, tokens_left) // max(1, done))
+            progress(layers, chunks * every)
+
+    with streamed.dropping():
+        while chunk := _next_chunk(streamed, waiting, needs):
+            done = sum(tokens for tokens, _ in chunk)
+            tokens_left -= done
+            captured = [one for _, one in chunk]
+            run_layers(streamed.order, streamed.layer, captured, cache=cache, carried=carried, after=after_layer)
+            with streamed.head():
+                for one in captured:
+                    if one.run is not None:
+                        yield finish(decoder, one)
+                        one.hidden = None
+
+
+def about_streaming(streamed: StreamedModel, needs: Needs) -> str:
+    """What a run says of itself before it begins."""
+    skeleton = streamed.skeleton
+    config: Any = skeleton.model.config.get_text_config()
+    # Beside hidden states, what layers are called with: positions, for the most part.
+    per_token = 1.25 * int(config.hidden_size) * skeleton.dtype.itemsize
+    tokens = min(_most_tokens(streamed, needs), max(needs.token_budget, int(_room(streamed, needs) / per_token)))
+    chunks = -(-needs.tokens // tokens)
+    once = sum(part.stored_bytes for part in (*skeleton.layers, skeleton.embedding, skeleton.head))
+    layers = f"{len(skeleton.layers)} layers of up to {in_gigabytes(max(part.nbytes for part in skeleton.layers))}"
+    return (
+        f"streaming {layers} in memory of {in_gigabytes(streamed.memory)}: about {in_gigabytes(once * chunks)} to read,"
+        f" for {needs.tokens} tokens in about {chunks} chunk{'' if chunks == 1 else 's'}"
+    )
+
+
+def _most_tokens(streamed: StreamedModel, needs: Needs) -> int:
+    return streamed.most_tokens or max(-(-needs.tokens // _LEAST_CHUNKS), _LEAST_BATCHES * needs.token_budget)
+
+
+def _next_chunk(streamed: StreamedModel, waiting: Iterator[Batch[_T]], needs: Needs) -> list[tuple[int, Captured[_T]]]:
+    """As many of the batches that wait as there is memory for, ready for the first layer; none after the last."""
+    room = _room(streamed, needs)
+    most = _most_tokens(streamed, needs)
+    chunk: list[tuple[int, Captured[_T]]] = []
+    held, tokens, seen = 0, 0, set[int]()
+    with streamed.embedding():
+        for batch in waiting:
+            if batch.run is None:
+                chunk.append((0, Captured(None, batch.skip)))
+                continue
+            if not tokens:
+                streamed.read_ahead()
+            captured = capture(streamed.skeleton.decoder, batch.run, streamed.form)
+            chunk.append((batch.tokens, captured))
+            held += (size := captured.nbytes(seen))
+            tokens += batch.tokens
+            if size > room:
+                _refuse_memory(streamed, needs, size)
+            # The next one may be as large.
+            if held + size > room or tokens + batch.tokens > most:
+                break
+    return chunk if tokens else []
+
+
+def _room(streamed: StreamedModel, needs: Needs) -> int:
+    """Bytes that hidden states may take."""
+    return int(streamed.memory * (1 - _SLACK)) - _in_use(streamed) - _besides_states(streamed, needs)
+
+
+def _in_use(streamed: StreamedModel) -> int:
+    device = streamed.skeleton.device
+    return int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else resident_bytes()
+
+
+def _besides_states(streamed: StreamedModel, needs: Needs) -> int:
+    """Bytes that a run needs at some moment besides what it has before and hidden states."""
+    skeleton = streamed.skeleton
+    arriving = max(part.arriving_bytes for part in skeleton.layers)
+    layer = max(part.nbytes for part in skeleton.layers)
+    return needs.carried + max(
+        skeleton.embedding.arriving_bytes + arriving,
+        layer + arriving + _working_bytes(streamed, needs.token_budget),
+        skeleton.head.arriving_bytes + needs.logits,
+    )
+
+
+def _working_bytes(streamed: StreamedModel, tokens: int) -> int:
+    """Bytes that a layer makes of a batch, by the rule of `auto_token_budget`."""
+    config: Any = streamed.skeleton.model.config.get_text_config()
+    hidden: int = config.hidden_size
+    width = getattr(config, "intermediate_size", None) or 4 * hidden
+    return tokens * streamed.skeleton.dtype.itemsize * (8 * hidden + 3 * int(width))
+
+
+def _refuse_memory(streamed: StreamedModel, needs: Needs, size: int) -> None:
+    least = (_in_use(streamed) + _besides_states(streamed, needs) + size) / (1 - _SLACK)
+    raise ModelError(
+        f"memory {in_gigabytes(streamed.memory)} is too little: {in_gigabytes(_in_use(streamed))} are taken before the"
+        f" run, and two layers, a batch of {needs.token_budget} tokens and what is made of it need"
+        f" {in_gigabytes(least - _in_use(streamed))} more. Give {in_gigabytes(least * 1.05)}, or a smaller token_budget"
+    )

@@ -1,0 +1,196 @@
+"""Scores of streamed models: those of models in memory, to the bit, whatever the chunks and wherever they stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from tests.support import tiny_models
+from tests.support.sparse_models import sparse_model
+from tests.support.tries import some_requests
+from wmdp_fast.evaluation import evaluate
+from wmdp_fast.exceptions import ModelError, WmdpFastWarning
+from wmdp_fast.models import fits, locate
+from wmdp_fast.models.load import load_model, load_streamed
+from wmdp_fast.models.tokenizer_only import load_tokenizer_only
+from wmdp_fast.scoring import streamed as streamed_scoring
+from wmdp_fast.scoring.journal import Journal
+from wmdp_fast.scoring.rolling import score_windows
+from wmdp_fast.scoring.scores import PartialScores
+from wmdp_fast.scoring.trie import score, score_trie
+
+if TYPE_CHECKING:
+    from wmdp_fast.models.load import LoadedModel
+
+
+def both(folder: Path, dtype: str = "float32") -> tuple[LoadedModel, LoadedModel]:
+    """A model in memory and streamed."""
+    name = str(folder)
+    opened = load_tokenizer_only(
+        name,
+        tokenizer=tiny_models.tokenizer(),
+        revision=None,
+        trust_remote_code=False,
+        files=locate.locate_model(name, revision=None),
+    )
+    whole = load_model(name, dtype=dtype, device="cpu", opened=opened)
+    return whole, load_streamed(name, 1 << 40, dtype=dtype, device="cpu", opened=opened)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {}
+    for family in (*tiny_models.TRIE_FAMILIES, *tiny_models.PADDED_FAMILIES):
+        folders[family] = tmp_path_factory.mktemp("streamed") / family
+        tiny_models.build(family).save_pretrained(folders[family])
+    return folders
+
+
+def with_chunks(model: LoadedModel, most_tokens: int) -> LoadedModel:
+    assert model.streamed is not None
+    return replace(model, streamed=replace(model.streamed, most_tokens=most_tokens))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", [*tiny_models.TRIE_FAMILIES, *tiny_models.PADDED_FAMILIES])
+def test_scores_are_those_of_the_model_in_memory(family: str, dtype: str, saved: dict[str, Path]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole, streamed = both(saved[family], dtype)
+        expected = score(whole, some_requests(), token_budget=16)
+        for most_tokens in (1, 40, 1 << 30) if family in ("llama", "gpt_oss", "falcon") else (40,):
+            found = score(with_chunks(streamed, most_tokens), some_requests(), token_budget=16)
+            np.testing.assert_array_equal(found.loglikelihood, expected.loglikelihood)
+            np.testing.assert_array_equal(found.is_greedy, expected.is_greedy)
+            assert (found.engine, found.batches) == (expected.engine, expected.batches)
+
+
+def test_texts_are_read_in_chunks_too(saved: dict[str, Path]) -> None:
+    for family in ("llama", "gemma2"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            whole, streamed = both(saved[family])
+            expected = score_windows(whole, some_requests(), token_budget=32)
+            found = score_windows(with_chunks(streamed, 40), some_requests(), token_budget=32)
+        np.testing.assert_array_equal(found.loglikelihood, expected.loglikelihood)
+
+
+def test_a_run_that_is_stopped_goes_on_with_the_same_bits(saved: dict[str, Path], tmp_path: Path) -> None:
+    whole, streamed = both(saved["llama"])
+    requests, streamed = some_requests(), with_chunks(streamed, 20)
+    expected = score_trie(whole, requests, token_budget=8)
+    for stop in (0, 2, 4):
+        folder, run = tmp_path / str(stop), {"model": "made up"}
+
+        def interrupt(done: int, _total: int, stop: int = stop) -> None:
+            if done > stop:
+                raise KeyboardInterrupt
+
+        with contextlib.closing(Journal.open(folder, run, resume=False)) as journal:
+            partial = PartialScores.resumed(requests.num_choices, journal)
+            with pytest.raises(KeyboardInterrupt):
+                score_trie(streamed, requests, token_budget=8, partial=partial, progress=interrupt)
+        # Two layers a chunk: what earlier chunks have scored is kept.
+        assert partial.finished.any() == (stop > 0)
+        assert streamed.streamed is not None
+        assert all(one.is_meta for one in streamed.streamed.skeleton.decoder.layers.parameters())
+        # By a model in memory or streamed, in chunks of any size.
+        for again in (with_chunks(streamed, 33), whole):
+            shutil.copytree(folder, tmp_path / "copy", dirs_exist_ok=True)
+            with contextlib.closing(Journal.open(tmp_path / "copy", run, resume=True)) as journal:
+                kept = PartialScores.resumed(requests.num_choices, journal)
+                found = score_trie(again, requests, token_budget=8, partial=kept)
+            np.testing.assert_array_equal(found.loglikelihood, expected.loglikelihood)
+
+
+def test_progress_is_by_layers(saved: dict[str, Path]) -> None:
+    _, streamed = both(saved["llama"])
+    steps: list[tuple[int, int]] = []
+    score_trie(with_chunks(streamed, 20), some_requests(), token_budget=8, progress=lambda *step: steps.append(step))
+    done = [step[0] for step in steps]
+    assert done == list(range(1, len(done) + 1))
+    assert steps[-1][0] == steps[-1][1]
+
+
+def test_too_little_memory_is_said_before_the_run(saved: dict[str, Path]) -> None:
+    _, streamed = both(saved["llama"])
+    assert streamed.streamed is not None
+    little = replace(streamed, streamed=replace(streamed.streamed, memory=100_000_000))
+    with pytest.raises(ModelError, match=r"memory 0.1 GB is too little: .* are taken before the run"):
+        score(little, some_requests(), engine="trie")
+
+
+def test_what_differs_from_the_plain_order_is_refused(saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, streamed = both(saved["llama"])
+    finish = streamed_scoring.finish
+
+    def slightly_off(decoder: Any, batch: Any) -> Any:
+        batch.hidden = batch.hidden * (1 + 1e-6)
+        return finish(decoder, batch)
+
+    monkeypatch.setattr(streamed_scoring, "finish", slightly_off)
+    with pytest.raises(ModelError, match="cannot be streamed: tried on excerpts, log-likelihoods layer by layer"):
+        score(streamed, some_requests())
+
+
+def test_evaluate_streams_what_does_not_fit(
+    saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = tmp_path / "questions.jsonl"
+    rows = [{"question": f"made up {number}?", "choices": ["a", "b", "c", "d"], "answer": 0} for number in range(4)]
+    questions.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    tiny_models.tokenizer().save_pretrained(saved["llama"])
+    model: dict[str, Any] = {"model": saved["llama"], "tasks": questions, "device": "cpu"}
+    expected = evaluate(**model)
+    assert "streamed" not in expected.details
+    streamed = evaluate(**model, stream=True)
+    assert "streaming 2 layers of up to" in capsys.readouterr().err
+    assert streamed.details["streamed"]["bytes_read"] > 0
+    monkeypatch.setattr(fits._rust, "available_memory", lambda: 1000)
+    monkeypatch.setattr(fits, "_SHARE", 1e6)
+    monkeypatch.setattr(fits, "_LIBRARIES", 1e12)
+    with pytest.warns(WmdpFastWarning, match="does not fit into the memory that is free: its layers are read when"):
+        automatic = evaluate(**model, progress=False)
+    for found in (streamed, automatic):
+        assert found.to_json()["results"] == expected.to_json()["results"]
+    with pytest.raises(ModelError, match="has an adapter on it"):
+        evaluate(**model, stream=True, peft=tmp_path)
+    with pytest.raises(ValueError, match="memory must be an amount such as 16GB or 800MB, not 'much'"):
+        evaluate(**model, memory="much")
+
+
+_CHILD = """
+import sys
+from wmdp_fast.cli import main
+
+code = main(sys.argv[1:])
+[peak] = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print("peak", int(peak) * 1024, "code", code)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel's count is read from /proc")
+def test_a_process_keeps_to_its_memory(tmp_path: Path) -> None:
+    limit, weights = 1_100_000_000, sparse_model(tmp_path / "model", layers=36)
+    questions = tmp_path / "questions.jsonl"
+    rows = [{"question": f"made up {number}?", "choices": ["a", "b", "c", "d"], "answer": 0} for number in range(4)]
+    questions.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    command = ["eval", str(tmp_path / "model"), "--tasks", str(questions), "--memory", f"{limit}", "--device", "cpu"]
+    done = subprocess.run([sys.executable, "-c", _CHILD, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "streaming 36 layers of up to 0.028 GB in memory of 1.1 GB: about 1" in done.stderr
+    peak, code = (int(word) for word in done.stdout.split()[-3::2])
+    assert code == 0
+    # The libraries alone take most of it, so that the whole model would not fit.
+    assert weights > 1_000_000_000
+    assert peak < limit
