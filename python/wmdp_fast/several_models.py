@@ -123,7 +123,8 @@ def evaluate_many(
         raise ValueError(f"output must be a folder for several models, not the file {output}")
     ahead = [_reading(specs[0])]
     prompting = PromptOptions(**{"tasks": (), **_taken(options, PromptOptions)})
-    loading, scoring = LoadOptions(**_taken(options, LoadOptions)), ScoreOptions(**_taken(options, ScoreOptions))
+    loading = LoadOptions(**{"memory": "auto", **_taken(options, LoadOptions)})
+    scoring = ScoreOptions(**_taken(options, ScoreOptions))
     keeping = Keeping(
         **{"log_samples": False, "resume": False, "progress": True, **_taken(options, Keeping)}, output=output
     )

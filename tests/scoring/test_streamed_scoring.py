@@ -23,8 +23,11 @@ from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models import fits, locate
 from wmdp_fast.models.load import load_model, load_streamed
 from wmdp_fast.models.tokenizer_only import load_tokenizer_only
+from wmdp_fast.runtime.clock import PhaseClock
 from wmdp_fast.scoring import streamed as streamed_scoring
+from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
 from wmdp_fast.scoring.journal import Journal
+from wmdp_fast.scoring.model_source import model_source
 from wmdp_fast.scoring.rolling import score_windows
 from wmdp_fast.scoring.scores import PartialScores
 from wmdp_fast.scoring.trie import score, score_trie
@@ -166,6 +169,12 @@ def test_evaluate_streams_what_does_not_fit(
         assert found.to_json()["results"] == expected.to_json()["results"]
     with pytest.raises(ModelError, match="has an adapter on it"):
         evaluate(**model, stream=True, peft=tmp_path)
+    (tmp_path / "delta.safetensors").touch()
+    with pytest.raises(ModelError, match="is a base with a delta on it, with which it is not streamed"):
+        evaluate(**model | {"model": f"{saved['llama']}+{tmp_path}"}, stream=True)
+    # What needs the weights themselves, as attacks do, opens models with these.
+    opened = model_source(saved["llama"], LoadOptions(), ScoreOptions()).open(lambda _: None, PhaseClock())
+    assert opened.progress == ("input", "scoring")
     with pytest.raises(ValueError, match="memory must be an amount such as 16GB or 800MB, not 'much'"):
         evaluate(**model, memory="much")
 

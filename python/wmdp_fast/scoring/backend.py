@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class LoadOptions:
     """The parameters of `evaluate` that say how a model is loaded, described there.
 
+    With None for `memory` and without `stream`, a model is loaded as a whole, whether it fits or not.
+
     Raises:
         ValueError: `memory` is no amount of memory.
     """
@@ -35,11 +37,11 @@ class LoadOptions:
     peft: str | PathLike[str] | None = None
     trust_remote_code: bool = False
     allow_missing: bool = False
-    memory: str | int = "auto"
+    memory: str | int | None = None
     stream: bool = False
 
     def __post_init__(self) -> None:
-        if self.memory != "auto":
+        if self.memory is not None and self.memory != "auto":
             amount_of_memory(self.memory)
 
 

@@ -129,7 +129,7 @@ def _refuse_for_server(load: LoadOptions, score: ScoreOptions, *, has_text: bool
         "peft": load.peft is not None,
         "trust_remote_code": load.trust_remote_code,
         "allow_missing": load.allow_missing,
-        "memory": load.memory != "auto",
+        "memory": load.memory not in ("auto", None),
         "stream": load.stream,
         "engine": score.engine != "auto",
         "token_budget": score.token_budget != "auto",
@@ -171,9 +171,11 @@ def _loaded(
         from wmdp_fast.models.load import load_model
         from wmdp_fast.scoring.local import LocalModel
 
-    limit = memory_to_stream_in(files, memory=load.memory, stream=load.stream, dtype=load.dtype, device=load.device)
-    if limit is not None and (streamed := _streamed(where, load, limit, opened)) is not None:
-        return LocalModel(streamed, load, score)
+    if load.stream or load.memory is not None:
+        memory = load.memory or "auto"
+        limit = memory_to_stream_in(files, memory=memory, stream=load.stream, dtype=load.dtype, device=load.device)
+        if limit is not None and (streamed := _streamed(where, load, limit, opened)) is not None:
+            return LocalModel(streamed, load, score)
     loaded = load_model(
         where,
         revision=load.revision,
@@ -192,7 +194,7 @@ def _streamed(where: str, load: LoadOptions, limit: int, opened: TokenizerOnly) 
     from wmdp_fast.models.fits import download
     from wmdp_fast.models.load import load_streamed
 
-    asked = load.stream or load.memory != "auto"
+    asked = load.stream or load.memory not in ("auto", None)
     said = f"{where} does not fit into the memory that is free"
     try:
         _refuse_what_is_put_on(where, load)
@@ -244,7 +246,7 @@ def _refuse_in_memory(load: LoadOptions) -> None:
         "peft": load.peft is not None,
         "dtype": load.dtype != "auto",
         "device": load.device != "auto",
-        "memory": load.memory != "auto",
+        "memory": load.memory not in ("auto", None),
         "stream": load.stream,
     }
     if unfit := [name for name, is_given in given.items() if is_given]:
