@@ -18,6 +18,7 @@ import pytest
 from tests.support import tiny_models
 from tests.support.sparse_models import sparse_model
 from tests.support.tries import some_requests
+from wmdp_fast import Requests
 from wmdp_fast.evaluation import evaluate
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models import fits, locate
@@ -36,12 +37,12 @@ if TYPE_CHECKING:
     from wmdp_fast.models.load import LoadedModel
 
 
-def both(folder: Path, dtype: str = "float32") -> tuple[LoadedModel, LoadedModel]:
+def both(folder: Path, dtype: str = "float32", tokenizer: Any = None) -> tuple[LoadedModel, LoadedModel]:
     """A model in memory and streamed."""
     name = str(folder)
     opened = load_tokenizer_only(
         name,
-        tokenizer=tiny_models.tokenizer(),
+        tokenizer=tokenizer or tiny_models.tokenizer(),
         revision=None,
         trust_remote_code=False,
         files=locate.locate_model(name, revision=None),
@@ -177,6 +178,23 @@ def test_evaluate_streams_what_does_not_fit(
     assert opened.progress == ("input", "scoring")
     with pytest.raises(ValueError, match="memory must be an amount such as 16GB or 800MB, not 'much'"):
         evaluate(**model, memory="much")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_real_model(smollm2_dir: Path, dtype: str) -> None:
+    whole, streamed = both(smollm2_dir, dtype, str(smollm2_dir))
+    texts = [
+        f"The following are questions about gulls.\n\nHow many gulls are {number}?\nAnswer:" for number in range(6)
+    ]
+    contexts = [whole.tokenizer(text).input_ids for text in texts]
+    choices = [[whole.tokenizer(f" {letter}").input_ids for letter in "ABCD"] for _ in contexts]
+    requests = Requests.from_tokens(contexts, choices, max_length=2048)
+    for engine in ("trie", "padded"):
+        expected = score(whole, requests, engine=engine, token_budget=48)
+        for most_tokens in (1, 60, 1 << 30):
+            found = score(with_chunks(streamed, most_tokens), requests, engine=engine, token_budget=48)
+            np.testing.assert_array_equal(found.loglikelihood, expected.loglikelihood)
 
 
 _CHILD = """
