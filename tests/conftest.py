@@ -40,25 +40,10 @@ def _folder(variable: str, name: str) -> Path:
     return folder
 
 
-# Folders whose tests do not all say yet which warnings they provoke: these are shown there, and are no errors. So they
-# are in the files beside this one.
-_SHOWN_IN = ("bench", "demo", "integrations")
-_SHOWN = (
-    pytest.mark.filterwarnings("default::wmdp_fast.exceptions.WmdpFastWarning"),
-    pytest.mark.filterwarnings("default::pytest.PytestUnraisableExceptionWarning"),
-)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, lest one worker still have such a file when the others are done."""
     slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
     items.sort(key=lambda item: item.path not in slow)
-    for item in items:
-        folder = item.path.relative_to(CHECKOUT / "tests").parts[0]
-        if folder in _SHOWN_IN or folder.endswith(".py"):
-            for mark in _SHOWN:
-                # Before the test's own, which so have the last word.
-                item.add_marker(mark, append=False)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +55,15 @@ def llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_models.build("llama").save_pretrained(folder)
     tiny_models.tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_output(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder that `wmdp-fast demo` left, for reading only, and its report: one run for all workers of pytest."""
+    from tests.support.demo_run import run_once
+
+    base = tmp_path_factory.getbasetemp()
+    return run_once((base.parent if workers else base) / "demo-of-this-session")
 
 
 @pytest.fixture(scope="session")

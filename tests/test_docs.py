@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import CHECKOUT
-from tests.support.expected_warnings import VERDICTS, WIDER_TYPE
+from tests.support.expected_warnings import ONE_LETTER, VERDICTS, WIDER_TYPE
 from wmdp_fast import cli
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 DOCS = CHECKOUT / "docs"
 PAGES = [CHECKOUT / "README.md", *sorted(page for page in DOCS.glob("*.md") if page.name != "options.md")]
+
+# Run once for all tests.
+DEMO = "wmdp-fast demo --output demo --quiet"
 
 # Languages whose blocks are commands or code; a block of another one (text, json) is only shown.
 RUN = {"python", "py", "sh", "bash", "console", "shell"}
@@ -97,12 +100,16 @@ def without_numbers(line: str) -> str:
     return re.sub(r"[\d\s]+", " ", line).strip()
 
 
+@ONE_LETTER
 @VERDICTS
 @WIDER_TYPE
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
+def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch, request):
+    if DEMO in page.read_text(encoding="utf-8"):
+        # What it leaves there; that it does is for `tests/demo/test_demo.py`, and takes long.
+        shutil.copytree(request.getfixturevalue("demo_output")[0], tmp_path / "demo")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WMDP_FAST_DEBUG", raising=False)
     names: dict[str, object] = {"__name__": "__main__"}
@@ -121,6 +128,8 @@ def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
         codes = []
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(output):
             for command in commands_of(block):
+                if command == DEMO:
+                    continue
                 codes.append(run_command(command, tmp_path))
                 if codes[-1] != 0 and block.kind != "fails":
                     pytest.fail(f"{where}: `{command}` exits with {codes[-1]}: {printed.getvalue()[-2000:]}")

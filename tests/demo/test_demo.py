@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import re
 import shlex
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -129,16 +128,6 @@ def test_corpus_tells_every_fact_and_nothing_of_the_other_domain(domain, shipped
     assert not [word for word in strangers | untold | subjects if word in text]
 
 
-@pytest.fixture(scope="module")
-def demo_output(tmp_path_factory):
-    """The folder and the report of one run of the command."""
-    folder = tmp_path_factory.mktemp("demo")
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        assert cli.main(["demo", "--output", str(folder), "--quiet"]) == 0
-    return folder, printed.getvalue()
-
-
 def saved_accuracies(folder):
     [results_file] = folder.glob("*/results_*.json")
     results = json.loads(results_file.read_text(encoding="utf-8"))["results"]
@@ -213,13 +202,13 @@ def test_the_demo_run_has_a_good_verdict_by_its_activations(demo_output):
 
 
 def test_the_demo_runs_again_over_its_own_results_but_not_over_other_files(demo_output, tmp_path, capsys):
-    folder, _ = demo_output
+    folder = shutil.copytree(demo_output[0], tmp_path / "run")
     run._clear(folder)
     assert [path.name for path in folder.iterdir()] == ["retain.jsonl"]
-    mine = tmp_path / "after" / "notes.txt"
-    mine.parent.mkdir()
+    mine = tmp_path / "mine" / "after" / "notes.txt"
+    mine.parent.mkdir(parents=True)
     mine.write_text("mine", encoding="utf-8")
-    assert cli.main(["demo", "--output", str(tmp_path), "--quiet"]) == 1
+    assert cli.main(["demo", "--output", str(tmp_path / "mine"), "--quiet"]) == 1
     assert "not from an earlier demo" in capsys.readouterr().err
     assert mine.read_text(encoding="utf-8") == "mine"
 

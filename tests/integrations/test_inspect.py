@@ -252,7 +252,7 @@ def edited(saved: Path, change: Any) -> None:
     saved.write_text(json.dumps(raw), encoding="utf-8")
 
 
-@printed(".* is left out: ")
+@printed(".* is left out")
 def test_what_is_no_plain_multiple_choice_is_left_out_and_the_rest_is_written(
     tmp_path: Path, expected: wf.EvalResult, capsys: Any
 ) -> None:

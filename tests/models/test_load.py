@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.support import tiny_models
 from wmdp_fast.exceptions import DataUnavailableError, ModelError, TokenizerError, WmdpFastWarning
 from wmdp_fast.models.load import evaluation_mode, load_model, parse_device, wrap_model
 from wmdp_fast.models.partial import load_first_layers
+from wmdp_fast.models.reading import warnings_as_ours
 from wmdp_fast.models.tokenizer_only import max_length
 
 
@@ -175,6 +177,19 @@ def test_weights_of_another_shape_are_an_error_and_surplus_is_said(folder: Path)
     for read in (lambda: load_model(str(folder)), lambda: load_first_layers(str(folder), 1)):
         with pytest.raises(ModelError, match=r"weights do not fit config\.json: .*norm\.weight is 2, where .* has 32"):
             read()
+
+
+def test_what_others_have_left_unclosed_is_not_said_of_the_model() -> None:
+    said: list[str] = []
+
+    def load() -> None:
+        with warnings_as_ours(said):
+            warnings.warn("unclosed stream", ResourceWarning, stacklevel=1)
+            warnings.warn("an odd weight", UserWarning, stacklevel=1)
+
+    with pytest.warns(ResourceWarning, match="unclosed stream"):
+        load()
+    assert said == ["an odd weight"]
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "pytorch_model-00001-of-00002.bin"])

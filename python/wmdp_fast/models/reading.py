@@ -194,6 +194,9 @@ def warnings_as_ours(heard: list[str]) -> Iterator[None]:
     for one in caught:
         if issubclass(one.category, WmdpFastWarning):
             warnings.warn(one.message, stacklevel=3)
+        elif issubclass(one.category, ResourceWarning):
+            # Comes when Python collects garbage, which may be that of whatever ran before: it is passed on as it is.
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno, source=one.source)
         elif not issubclass(one.category, (FutureWarning, DeprecationWarning, PendingDeprecationWarning)):
             heard.append(" ".join(str(one.message).split()))
 
