@@ -44,7 +44,8 @@ def test_results_are_those_of_separate_calls_and_tokens_are_made_once_for_a_toke
 
     monkeypatch.setattr(prompt_tokenizer, "Tokenizer", Counted)
     given = [models[0], "no-model-of-this-name", *models[1:]]
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # The variable of this name was read when huggingface_hub was imported.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     together = list(wf.evaluate_many(given, **TASKS, output=tmp_path))
     assert [one.error is None for one in together] == [True, False, True, True]
     assert isinstance(together[1].error, wf.ModelError | wf.DataUnavailableError)

@@ -10,12 +10,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.support import tiny_models
+from tests.support.bench_workers import worker_in_process
 from wmdp_fast import Requests, cli
 from wmdp_fast._rust import Trie
 from wmdp_fast.bench import eval as bench
 from wmdp_fast.bench import shapes
 from wmdp_fast.bench.arithmetic import arithmetic, linear_layers, matrix_rate, visible_pairs
 from wmdp_fast.bench.eval import bench_eval
+from wmdp_fast.bench.process import run_worker
 from wmdp_fast.bench.report import peak_gb
 from wmdp_fast.bench.worker import Job, Outcome
 from wmdp_fast.exceptions import WmdpFastError
@@ -24,7 +26,12 @@ TINY = {"shape": "tiny", "workload": "mmlu-5shot", "limit": 1}
 
 
 @pytest.mark.slow
-def test_workers_agree_and_are_compared(tmp_path, capsys):
+def test_workers_agree_and_are_compared(tmp_path, capsys, monkeypatch):
+    def run(module, job, folder):
+        """Padded rows here: that a worker of ours is a process is seen in the other one."""
+        return (worker_in_process if job.worker == "padded" else run_worker)(module, job, folder)
+
+    monkeypatch.setattr(bench, "run_worker", run)
     argv = ["bench", "eval", "--shape", "tiny", "--workload", "mmlu-5shot", "--limit", "2", "--token-budget", "512"]
     page = tmp_path / "results" / "report.md"
     assert cli.main([*argv, "--against", "lm-eval,padded", "--json", "--report", str(page)]) == 0
@@ -47,7 +54,8 @@ def test_workers_agree_and_are_compared(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_real_questions_are_read_rendered_and_tokenized_by_both(smollm2_dir, mmlu_dir, tmp_path):
+def test_real_questions_are_read_rendered_and_tokenized_by_both(smollm2_dir, mmlu_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "run_worker", worker_in_process)
     small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     config = AutoConfig.from_pretrained(smollm2_dir, **small, **heads, dtype="float32")

@@ -8,20 +8,29 @@ from dataclasses import asdict, replace
 import pytest
 
 from tests.support import unlearning_runs as runs
+from tests.support.bench_workers import worker_in_process
 from tests.support.expected_warnings import VERDICTS
 from wmdp_fast import cli
 from wmdp_fast.bench import methods as bench
 from wmdp_fast.bench import methods_worker
 from wmdp_fast.bench.method_job import MethodJob, corpora_of
 from wmdp_fast.bench.methods import bench_method
+from wmdp_fast.bench.process import run_worker
 from wmdp_fast.bench.rmu_worker import Outcome
 
 JOB = MethodJob(method="npo", shape="tiny", length=16, steps=2, device="cpu")
 WORDS = ["the", "a", "river", "sea", "of", "water", "and", "stones", "slow", "fast", "delta", "hill", "rain"]
 
 
+@VERDICTS
 @pytest.mark.slow
-def test_workers_compute_the_same_on_a_text(tmp_path, capsys):
+def test_workers_compute_the_same_on_a_text(tmp_path, capsys, monkeypatch):
+    def run(module, job, folder):
+        """One in a process of its own, as all of a user's are; the others where torch is imported already."""
+        alone = (job.method, job.worker) == ("npo", "plain")
+        return (run_worker if alone else worker_in_process)(module, job, folder)
+
+    monkeypatch.setattr(bench, "run_worker", run)
     page, text = tmp_path / "report.md", tmp_path / "text.jsonl"
     texts = [" ".join(WORDS[: 2 + place % 11]) for place in range(48)]
     text.write_text("".join(json.dumps({"text": one}) + "\n" for one in texts), encoding="utf-8")

@@ -13,8 +13,9 @@ import wmdp_fast as wf
 from tests.support.demo_bounds import LEFT_IN_LETTERS, LEFT_IN_TEXTS, LOST_OTHERWISE
 from tests.support.expected_warnings import ONE_LETTER, VERDICTS
 from wmdp_fast import demo
-from wmdp_fast.demo.templates import TEMPLATES, accuracies
+from wmdp_fast.demo.templates import TEMPLATES
 from wmdp_fast.demo.unlearning import demo_config, retain_texts
+from wmdp_fast.demo.world import DOMAINS
 from wmdp_fast.prompts.documents import CorpusTokens
 
 SEED, ASKED = 1, 150
@@ -50,21 +51,25 @@ def test_another_seed_is_as_far_from_never_having_learned_as_the_limits_say(toke
     """The demo's own seed is for `test_demo`."""
     ways = [one for one in TEMPLATES if one.name in ("plain", "mmlu", "continuation", "statement")]
 
-    def asked(model):
-        return accuracies(model, tokenizer, templates=ways, limit=ASKED)
+    def asked(model, domain):
+        """The share right in each way of asking."""
+        options = {"tasks": demo.questions_path(domain), "limit": ASKED, "progress": False}
+        results = {way.name: wf.evaluate(model, tokenizer=tokenizer, **options, **way.of(domain)) for way in ways}
+        return {name: result[DOMAINS[domain].file_name]["acc"] for name, result in results.items()}
 
-    model, never = demo_model("both"), asked(demo_model("retain"))
-    before = asked(model)
+    model, never = demo_model("both"), asked(demo_model("retain"), "forget")
+    before = asked(model, "retain")
     corpora = {"forget": corpus(forget_texts(), tokenizer), "retain": corpus(retain_texts(), tokenizer)}
     config = wf.RMUConfig(**{**demo_config(SEED).to_json(), "dtype": "auto"})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         wf.unlearn(model, tokenizer=tokenizer, config=config, progress=False, **corpora)
-    for name, shares in asked(model).items():
-        record_property(name, f"{shares['forget']:.3f} {shares['retain']:.3f}")
+    forget, retain = asked(model, "forget"), asked(model, "retain")
+    for name in never:
+        record_property(name, f"{forget[name]:.3f} {retain[name]:.3f}")
         most = LEFT_IN_TEXTS if name in ("continuation", "statement") else LEFT_IN_LETTERS
-        assert shares["forget"] - never[name]["forget"] <= most, name
-        assert before[name]["retain"] - shares["retain"] <= LOST_OTHERWISE, name
+        assert forget[name] - never[name] <= most, name
+        assert before[name] - retain[name] <= LOST_OTHERWISE, name
 
 
 @VERDICTS

@@ -5,11 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,6 +14,7 @@ from hypothesis import strategies as st
 
 import wmdp_fast as wf
 from tests.support import tiny_models
+from tests.support.killed_runs import CHILDREN
 from wmdp_fast import Requests, cli
 from wmdp_fast.exceptions import JournalError, WmdpFastWarning
 from wmdp_fast.scoring import scores as scores_module
@@ -25,6 +22,9 @@ from wmdp_fast.scoring.journal import Journal, Plan
 from wmdp_fast.scoring.padded import score_padded
 from wmdp_fast.scoring.scores import PartialScores
 from wmdp_fast.scoring.trie import score_trie
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 RUN = {"model files": "abc", "dtype": "float32"}
 PLAN = Plan("trie", "auto", 2048, 3)
@@ -297,39 +297,41 @@ def test_a_signal_stops_the_command_with_a_word_on_how_to_go_on(
     assert cli.main([*argv, "--resume"]) == 0
 
 
+def evaluate_and_be_killed(model: Path, questions: Path, output: Path, moment: tuple[int, int] | None) -> None:
+    """Writes so many records, and of the last one so many bytes; None gets as far as saving the results."""
+    write, written = os.write, 0
+
+    def kill(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def write_or_kill(file: int, data: bytes) -> int:
+        # Records of this run: the run, a plan, then a record a batch.
+        nonlocal written
+        written += 1
+        if moment is not None and written == moment[0]:
+            write(file, data[: moment[1]])
+            kill()
+        return write(file, data)
+
+    os.write = write_or_kill
+    wf.EvalResult.save = kill  # type: ignore[method-assign, assignment]
+    evaluate(model, questions, output)
+
+
 @pytest.mark.slow
 def test_a_killed_process_is_gone_on_with_to_the_last_bit(llama_dir: Path, birds: Path, tmp_path: Path) -> None:
     """Killed before its first record is whole, in the middle of a later one, and before saving."""
     expected = evaluate(llama_dir, birds, None)["birds"].outcome
-    script = """
-        import os, signal, sys
-        import wmdp_fast as wf
-        from wmdp_fast.scoring import journal
-
-        model, birds, output, when, how = sys.argv[1:]
-        written, write = [], os.write
-
-        def kill(file, data):
-            # Records of this run: the run, a plan, then a record a batch.
-            written.append(None)
-            if len(written) == int(when):
-                write(file, data[: int(how)])
-                os.kill(os.getpid(), signal.SIGKILL)
-            return write(file, data)
-
-        journal.os.write = kill
-        if when == "save":
-            wf.EvalResult.save = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-        wf.evaluate(model, tasks=birds, device="cpu", token_budget=64, output=output, progress=False)
-    """
-    processes = []
-    for number, (when, how) in enumerate([("1", "7"), ("8", "20"), ("save", "0")]):
-        code = textwrap.dedent(script).replace("int(when)", "(int(when) if when != 'save' else -1)")
-        argv = [sys.executable, "-c", code, str(llama_dir), str(birds), str(tmp_path / str(number)), when, how]
-        processes.append(subprocess.Popen(argv, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE))
-    for number, process in enumerate(processes):
-        _, error = process.communicate(timeout=240)
-        assert process.returncode == -signal.SIGKILL, error.decode()
+    moments = ((1, 7), (8, 20), None)
+    killed = [
+        CHILDREN.Process(target=evaluate_and_be_killed, args=(llama_dir, birds, tmp_path / str(number), moment))
+        for number, moment in enumerate(moments)
+    ]
+    for child in killed:
+        child.start()
+    for number, child in enumerate(killed):
+        child.join(timeout=240)
+        assert child.exitcode == -signal.SIGKILL
         output = tmp_path / str(number)
         assert list(output.rglob("results_*.json")) == []
         if number == 0:
