@@ -37,9 +37,14 @@ methods-table: $(VENV)/package ## compare all methods of unlearning on the demo'
 robustness-table: $(VENV)/package ## attack what these methods leave; the table is in docs/robustness.md
 	$(BIN)/python -m wmdp_fast.demo.robustness_table --page docs/robustness.md --json benches/results/robustness.json
 
-.PHONY: test
-test: setup ## run all tests, Rust and Python
+.PHONY: test test-rust test-python
+test: test-rust test-python ## run all tests, Rust and Python
+
+# Needs none of the development packages, so that CI runs it while they are installed.
+test-rust: $(VENV)/package
 	cargo test --workspace --release
+
+test-python: setup
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: test-thorough
