@@ -22,7 +22,8 @@ SUMMARY = "Attack a model that has unlearned something, and say how much comes b
 
 _PASSED = (
     "tasks", "base", "never_learned", "attacks", "budget", "utility", "utility_text", "utility_limit", "slack",
-    "utility_keyword", "general_text", "near_text", "write", "write_tokens", "mt_bench_questions",
+    "utility_keyword", "general_text", "near_text", "write", "write_tokens", "lm_eval_tasks",
+    "mt_bench_questions",
     "mt_bench_references", "judge_prompts", "forget", "related", "unrelated", "output", "card", "controls", "seed",
     "tokenizer", "revision", "peft", "dtype", "device", "trust_remote_code", "engine", "data",
 )  # fmt: skip
@@ -113,6 +114,12 @@ def _add_kept(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--write-tokens", type=whole_number(least=1), metavar="N", help="most tokens of each text (default 64)"
+    )
+    group.add_argument(
+        "--lm-eval-tasks",
+        action="append",
+        metavar="NAMES",
+        help="tasks that lm-eval runs, such as gsm8k,ifeval, or YAML files of tasks",
     )
     group.add_argument(
         "--mt-bench-questions",

@@ -18,6 +18,7 @@ from wmdp_fast.robustness.attacked_model import AttackedModel
 from wmdp_fast.robustness.attacks.catalog import attacks_of, own_hashes
 from wmdp_fast.robustness.card import card_of, put_into_card
 from wmdp_fast.robustness.findings import SLACK
+from wmdp_fast.robustness.kept import measures as kept_measures
 from wmdp_fast.robustness.kept.measures import distances, keyword_accuracies, mt_bench, writings
 from wmdp_fast.robustness.kept.measuring import Measuring
 from wmdp_fast.robustness.protocol import Budget
@@ -60,6 +61,7 @@ def attack(
     near_text: str | PathLike[str] | None = None,
     write: int = 0,
     write_tokens: int = 64,
+    lm_eval_tasks: str | Sequence[str] = (),
     mt_bench_questions: str | PathLike[str] | None = None,
     mt_bench_references: str | PathLike[str] | None = None,
     judge: Server | None = None,
@@ -110,6 +112,7 @@ def attack(
         write: How many documents each of `forget`, `related` and `unrelated` the models go on with, to measure what is
             written: repetition, refusals, perplexity by the base. Texts are in the folder `texts` of `output`.
         write_tokens: Most tokens of each text.
+        lm_eval_tasks: Tasks that lm-eval runs, such as `gsm8k,ifeval`, or YAML files of tasks; `utility_limit` holds.
         mt_bench_questions: FastChat's `question.jsonl`, to have the models answer; answers are in the folder `mt_bench`
             of `output`, in FastChat's format.
         mt_bench_references: FastChat's reference answers, which its judges are shown for math, reasoning and coding.
@@ -171,6 +174,7 @@ def attack(
     test = _utility(utility, utility_text, utility_limit, data)
     measures: list[KeptMeasure] = [*distances(general_text, near_text), *keyword_accuracies(utility_keyword, test)]
     measures += writings(write, write_tokens, output)
+    measures += kept_measures.lm_eval_tasks(lm_eval_tasks, utility_limit)
     measures += mt_bench(mt_bench_questions, judge, judge_prompts, mt_bench_references, output=output, seed=seed)
     asked = _Asked(
         questions=Questions.from_options(PromptOptions(tasks=tasks, **options)),

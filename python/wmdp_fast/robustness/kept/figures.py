@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wmdp_fast.robustness.kept import distance, judge, keyword, mt_bench, writing
+from wmdp_fast.robustness.kept import distance, judge, keyword, lm_eval_task, mt_bench, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from wmdp_fast.robustness.kept.measure import Figure, Measured
 
-# What there is to measure by kind, of distances by name too, and the option that asks for it.
+# What there is to measure by kind, of texts and tasks by name too, and the option that asks for it.
 _ASKED_BY = {
     "distance general text": ("distance on general text", "--general-text"),
     "distance near text": ("distance on neighboring text", "--near-text"),
@@ -19,6 +19,8 @@ _ASKED_BY = {
     "writing": ("what the model writes", "--write"),
     "mt_bench_answers": ("answers to MT-Bench", "--mt-bench-questions"),
     "mt_bench": ("MT-Bench by a judge", "--judge-url"),
+    "lm_eval gsm8k": ("GSM8K", "--lm-eval-tasks gsm8k"),
+    "lm_eval ifeval": ("IFEval", "--lm-eval-tasks ifeval"),
 }
 
 
@@ -40,6 +42,8 @@ def figures_of(measured: Measured) -> list[Figure]:
             return mt_bench.figures(found, why)
         case "mt_bench":
             return judge.figures(measured.name, found, why)
+        case "lm_eval":
+            return lm_eval_task.figures(measured.name, found, why)
         case other:
             raise ValueError(f"this version knows no measure of the kind {other!r}")
 

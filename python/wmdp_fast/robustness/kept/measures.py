@@ -10,11 +10,13 @@ from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.robustness.kept.distance import Distance
 from wmdp_fast.robustness.kept.judge import JudgedScore, read_judge_prompts
 from wmdp_fast.robustness.kept.keyword import KeywordAccuracy
+from wmdp_fast.robustness.kept.lm_eval_task import LmEvalTask
 from wmdp_fast.robustness.kept.mt_bench import ChatAnswers, read_questions
 from wmdp_fast.robustness.kept.writing import Writing
 from wmdp_fast.unlearning.budget import GENERAL_TEXT
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
 
     from wmdp_fast.robustness.kept.measure import KeptMeasure
@@ -61,6 +63,12 @@ def writings(prompts: int, tokens: int, output: str | PathLike[str] | None) -> l
         raise ValueError(f"write and write_tokens must be whole numbers from 0 and 1, not {prompts} and {tokens}")
     folder = None if output is None else Path(output) / "texts"
     return [Writing(prompts, tokens, folder)] if prompts else []
+
+
+def lm_eval_tasks(tasks: str | Sequence[str], limit: float | None) -> list[LmEvalTask]:
+    """Tasks of lm-eval by name, several of them with commas between."""
+    named = [tasks] if isinstance(tasks, str) else tasks
+    return [LmEvalTask(task.strip(), limit) for one in named for task in one.split(",") if task.strip()]
 
 
 def mt_bench(

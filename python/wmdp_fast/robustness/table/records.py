@@ -104,7 +104,7 @@ def _of_task(found: SavedTask | SavedGroup, leaves: Sequence[SavedTask], *, for_
     if not found.metrics:
         return {}
     metric, value = next(iter(found.metrics.items()))
-    is_share = metric in RECOMPUTABLE or metric.startswith("exact_match")
+    is_share = metric in RECOMPUTABLE or metric.startswith(("exact_match", "prompt_level_"))
     measure = Measure(
         key=f"task:{found.name}",
         title=found.name if metric == "acc" else f"{found.name} {metric}",
