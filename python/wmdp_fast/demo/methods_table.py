@@ -26,10 +26,9 @@ from statistics import fmean as mean
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from wmdp_fast import demo
-from wmdp_fast.demo import world
+from wmdp_fast.demo.method_settings import GRIDS
 from wmdp_fast.demo.templates import Shares, accuracies
 from wmdp_fast.demo.unlearning import held_out_texts, retain_texts
-from wmdp_fast.demo.world import DOMAINS
 from wmdp_fast.runtime.files import write_whole
 from wmdp_fast.unlearning.methods.catalog import METHODS, config_class
 
@@ -49,39 +48,6 @@ TUNING_ASKED = 160  # questions of each domain
 RETAIN, HELD_OUT = "retain.jsonl", "held_out.jsonl"
 BEGIN = "<!-- methods-table: `make methods-table` writes what stands between these two lines -->"
 END = "<!-- /methods-table -->"
-
-# What all methods that take steps share; the model is in float32.
-STEPS: Mapping[str, Any] = {"batch_size": 4, "max_steps": 120, "save_every": 0}
-
-
-def _rates(*rates: float, **settings: Any) -> list[dict[str, Any]]:
-    return [{**STEPS, **settings, "learning_rate": rate} for rate in rates]
-
-
-# What is tried: learning rates for most. They are those of a tiny model, and far from what a large one takes.
-GRIDS: Mapping[str, Sequence[Mapping[str, Any]]] = {
-    "rmu": _rates(
-        *(5e-4, 1e-3, 2e-3),
-        layer_id=1,
-        update_layer_ids=(0, 1),
-        parameters="proj",
-        mode="masked",
-        steering_coeff="auto:10",
-        alpha=300.0,
-    ),
-    "rr": _rates(3e-4, 1e-3, 3e-3, target_layers=(1, 3)),
-    "elm": _rates(
-        *(3e-4, 1e-3, 3e-3),
-        update_layer_ids=(0, 1, 2, 3),
-        expert_prefix=world.description(DOMAINS["forget"].subject),
-        novice_prefix=world.description(DOMAINS["retain"].subject),
-        fluency_tokens=32,  # about as long as a document
-    ),
-    "ssd": [{"threshold": threshold, "num_documents": 96} for threshold in (2.0, 5.0, 10.0)],
-    # With cross-entropy on retain text the budget is spent on learning that text better.
-    **{name: _rates(2e-4, 6e-4, 2e-3, retain_loss="kl") for name in ("graddiff", "npo", "simnpo", "npo_sam", "llmu")},
-    **{name: _rates(2e-4, 6e-4, 2e-3) for name in ("scrub", "finetune")},
-}
 
 
 @dataclass(frozen=True)
