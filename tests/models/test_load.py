@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 import wmdp_fast
 from tests.support import tiny_models
@@ -22,7 +23,7 @@ from wmdp_fast.exceptions import DataUnavailableError, ModelError, TokenizerErro
 from wmdp_fast.models.load import evaluation_mode, load_model, parse_device, wrap_model
 from wmdp_fast.models.partial import load_first_layers
 from wmdp_fast.models.reading import warnings_as_ours
-from wmdp_fast.models.tokenizer_only import max_length
+from wmdp_fast.models.tokenizer_only import load_tokenizer, max_length
 
 
 @pytest.fixture
@@ -152,7 +153,9 @@ def test_nothing_is_missing_from_what_transformers_saved(tmp_path: Path, family:
     config.tie_word_embeddings = tied
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tiny_models.tokenizer().save_pretrained(tmp_path)
-    assert load_model(str(tmp_path), device="cpu", dtype="float32").warnings == ()
+    notes = load_model(str(tmp_path), device="cpu", dtype="float32").warnings
+    # What some versions of transformers do to Gemma 2.
+    assert [note for note in notes if "attention is eager" not in note] == []
 
 
 def test_an_expert_that_is_missing_is_named(tmp_path: Path) -> None:
@@ -232,6 +235,15 @@ def test_a_tokenizer_that_is_missing_is_an_error_that_names_it(folder: Path) -> 
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(TokenizerError, match=f"the tokenizer of {folder} cannot be loaded"):
         load_model(str(folder), device="cpu")
+
+
+def test_a_tokenizer_that_knows_no_words_is_an_error(tmp_path: Path) -> None:
+    """What transformers 5.4 makes of a Llama without a tokenizer."""
+    specials = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    nothing = tokenizers.Tokenizer(tokenizers.models.BPE({"<unk>": 0, "<s>": 1, "</s>": 2}, []))
+    PreTrainedTokenizerFast(tokenizer_object=nothing, **specials).save_pretrained(tmp_path)
+    with pytest.raises(TokenizerError, match=f"the tokenizer of {tmp_path} cannot be loaded: it knows only special"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_remote_code_is_refused_unless_asked_for(folder: Path, tmp_path: Path) -> None:
@@ -379,7 +391,8 @@ def test_an_adapter_gives_what_it_was_trained_to_and_what_lm_eval_gives(
     ids = torch.tensor([[1, 2, 3]])
     recwarn.clear()
     loaded = load_model(str(folder), device="cpu", peft=str(tmp_path / "adapter"))
-    assert [str(warning.message) for warning in recwarn] == []
+    # PEFT 0.18 says of every model with tied embeddings what other programs may make of the adapter.
+    assert [str(warning.message) for warning in recwarn if "tie_word_embeddings" not in str(warning.message)] == []
     with torch.no_grad():
         ours, own = loaded.model(ids).logits, adapted(ids).logits
         torch.testing.assert_close(ours, own[..., : ours.shape[-1]])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -92,6 +93,10 @@ def doge() -> PreTrainedModel:
     return model
 
 
+@pytest.mark.skipif(
+    tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 16),
+    reason="until 5.14 Doge sees later tokens without a mask, and is refused",
+)
 def test_a_model_that_looks_at_its_mask_is_scored_on_padded_rows() -> None:
     loaded, drawn = wrap_model(doge(), tiny_models.tokenizer(), name="doge"), some_requests()
     before = loaded.model.config._attn_implementation
@@ -283,7 +288,7 @@ ROTARY = {"rope_theta": 1e4, "rope_type": "dynamic", "factor": 2.0}
         ("falcon", {}, "does not attend through transformers' AttentionInterface"),
         ("llama4_text", {"num_key_value_heads": 2, "num_local_experts": 2, "head_dim": 8}, "chunked_attention"),
         ("lfm2", {"num_key_value_heads": 2, "full_attn_idxs": [1]}, "conv"),
-        ("jamba", {"num_key_value_heads": 2, "num_experts": 2}, "linear_attention"),
+        ("jamba", {"num_key_value_heads": 2, "num_experts": 2}, "linear_attention|mixes tokens by Conv1d"),
         (
             "llama",
             {"rope_parameters": ROTARY, "max_position_embeddings": 16},

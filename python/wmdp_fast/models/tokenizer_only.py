@@ -140,4 +140,11 @@ def load_tokenizer(
         loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             tokenizer, **{"trust_remote_code": False, **(source or {})}
         )
+        few = loaded.vocab_size <= len(loaded.all_special_tokens)
+    # Where its files are missing, some versions of transformers make one of nothing, to which every word is unknown.
+    if few:
+        raise TokenizerError(
+            f"the tokenizer of {tokenizer} cannot be loaded: it knows only special tokens, as if its files were"
+            " missing; copy or download them again"
+        )
     return loaded
