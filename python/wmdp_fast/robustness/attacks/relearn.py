@@ -117,7 +117,8 @@ class Relearn(Attack):
 
         network: Any = subject.network
         documents, config = self.documents(subject, setting), self.config(subject, setting)
-        yield _reading(subject, 0, {})
+        # Before the first step it is the same for all settings.
+        yield subject.once("before relearning", lambda: _reading(subject, 0, {}))
         wanted = set(marks(config.max_steps))
         with closing(fine_tune(network, documents, config, tokenizer=subject.model.tokenizer)) as steps:
             for step in steps:
