@@ -98,7 +98,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def with_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
     Noise.ran.clear()
     every = {one.name: one() for one in (Ask, Noise, Careless, Failing, Ruinous)}
-    monkeypatch.setattr(api, "attacks_of", lambda names: [every["ask"], *(every[name] for name in names)])
+    monkeypatch.setattr(api, "attacks_of", lambda names, _budget: [every["ask"], *(every[name] for name in names)])
 
 
 def attacked(folder: Path, *attacks: str, **options: object) -> wf.AttackResult:

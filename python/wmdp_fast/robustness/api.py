@@ -158,7 +158,7 @@ def attack(
         >>> result.worst()
         'ask'
     """
-    chosen = attacks_of(attacks)
+    chosen = attacks_of(attacks, budget)
     _check(budget, slack, output)
     tell = note or (lambda _line: None)
     model_card = card_of(model) if card else None

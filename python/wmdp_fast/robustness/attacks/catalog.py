@@ -18,12 +18,13 @@ from wmdp_fast.robustness.attacks.prompts import Prompts
 from wmdp_fast.robustness.attacks.prune import Prune
 from wmdp_fast.robustness.attacks.quantize import Quantize
 from wmdp_fast.robustness.attacks.relearn import Relearn
+from wmdp_fast.robustness.attacks.softprompt import SoftPrompt
 from wmdp_fast.runtime.own_code import FORM, own_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from wmdp_fast.robustness.protocol import Attack
+    from wmdp_fast.robustness.protocol import Attack, Budget
 
 # In the order in which they run and are shown: what costs least first.
 _ALL: tuple[type[Attack], ...] = (
@@ -40,16 +41,21 @@ _ALL: tuple[type[Attack], ...] = (
     Noise,
     Ablate,
     Relearn,
+    SoftPrompt,
 )
 ATTACKS = {attack.name: attack for attack in _ALL}
 
+# What `all` has at budget full alone: they cost much and show little of most models.
+_OPTIONAL = frozenset({SoftPrompt.name})
 
-def attacks_of(names: str | Iterable[str]) -> list[Attack]:
+
+def attacks_of(names: str | Iterable[str], budget: Budget = "full") -> list[Attack]:
     """The attacks that are meant, `ask` before them.
 
     Args:
         names: `all`, names, or attacks of one's own as `FILE.py:CLASS` or `package.module:CLASS`; commas separate
             several.
+        budget: How much is tried.
 
     Raises:
         ValueError: One is unknown, or cannot be loaded; lists those that are known, or says what is wrong.
@@ -61,7 +67,8 @@ def attacks_of(names: str | Iterable[str]) -> list[Attack]:
     found: dict[str, Attack] = {Ask.name: Ask()}
     for name in wanted:
         if name == "all":
-            found |= {known: attack() for known, attack in ATTACKS.items() if known not in found}
+            left_out = _OPTIONAL if budget != "full" else frozenset()
+            found |= {known: attack() for known, attack in ATTACKS.items() if known not in found.keys() | left_out}
         elif name in ATTACKS:
             found.setdefault(name, ATTACKS[name]())
         elif ":" in name or name.endswith(".py"):
