@@ -40,7 +40,7 @@ PACKAGES = {
 # Needed for adapters only.
 OPTIONAL_PACKAGES = {"peft": Versions("0.18", "0.18.0", "0.21.2")}
 
-PYTHON = Versions("3.11", "3.11", "3.14")
+PYTHON = Versions("3.11", "3.11", "3.11")
 
 
 def check() -> None:
@@ -77,7 +77,8 @@ def tested_with(package: str, installed: str) -> str | None:
     # A newer patch release of the newest one is not news.
     parts = len(_numbers(known.newest)) if package == "python" else 2
     newer = "newer than what was " if _numbers(installed)[:parts] > _numbers(known.newest)[:parts] else ""
-    return f"{newer}tested: {known.oldest} to {known.newest}"
+    span = known.oldest if known.oldest == known.newest else f"{known.oldest} to {known.newest}"
+    return f"{newer}tested: {span}"
 
 
 def _numbers(text: str) -> tuple[int, ...]:
