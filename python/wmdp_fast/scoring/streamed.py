@@ -217,8 +217,10 @@ def _working_bytes(streamed: StreamedModel, tokens: int) -> int:
     """Bytes that a layer makes of a batch, by the rule of `auto_token_budget`."""
     config: Any = streamed.skeleton.model.config.get_text_config()
     hidden: int = config.hidden_size
-    width = getattr(config, "intermediate_size", None) or 4 * hidden
-    return tokens * streamed.skeleton.dtype.itemsize * (8 * hidden + 3 * int(width))
+    width: Any = getattr(config, "intermediate_size", None) or 4 * hidden
+    # Of some models each layer has a width of its own.
+    widest = max(width) if isinstance(width, list) else width
+    return tokens * streamed.skeleton.dtype.itemsize * (8 * hidden + 3 * int(widest))
 
 
 def _refuse_memory(streamed: StreamedModel, needs: Needs, size: int) -> None:

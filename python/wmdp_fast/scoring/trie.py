@@ -10,7 +10,6 @@ import inspect
 import time
 import warnings
 from collections import defaultdict
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial as partial_function
 from importlib.util import find_spec
@@ -293,8 +292,7 @@ def _score(
 ) -> Scores:
     """Scores by trie; `faster` is what the model's parts are made faster by meanwhile."""
     tokens = _TokenScores(requests)
-    head = nullcontext() if loaded.streamed is None else loaded.streamed.head()
-    with only_user(loaded.model), computing(), head:
+    with only_user(loaded.model), computing(), for_trials(loaded):
         lm_head = ChunkedLMHead.of(loaded.model, score_mode)
     resumed = partial.resumed_plan("trie", token_budget)
     if resumed is not None:
