@@ -1,4 +1,4 @@
-"""Versions of what the package stands on: the oldest that will do, and those that its tests have passed with.
+"""Versions of what the package stands on: the oldest that will do, and those that it was tested with.
 
 pip sees to the oldest ones where it installs the package; a checkout that is run as it is, or something installed over
 them later, is found out here. Nothing is imported for it.
@@ -19,8 +19,8 @@ class Versions:
 
     Attributes:
         bound: The lower bound in `pyproject.toml`.
-        oldest: The oldest version that the tests have passed with; `pip` would not take an older one for the bound.
-        newest: The newest one.
+        oldest: The oldest version that tests of scoring and RMU have passed with (docs/install.md says which tests).
+        newest: The newest one, with which all tests have.
     """
 
     bound: str
