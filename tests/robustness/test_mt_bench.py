@@ -14,7 +14,7 @@ from tests.reference import generation as slow
 from tests.support import robustness as support
 from tests.support.served_stand_in import StandIn
 from wmdp_fast import Server, cli
-from wmdp_fast.robustness.kept import judge, mt_bench
+from wmdp_fast.robustness.retained import judge, mt_bench
 from wmdp_fast.scoring import server as server_module
 
 if TYPE_CHECKING:

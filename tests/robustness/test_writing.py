@@ -16,8 +16,8 @@ from tests.support import robustness as support
 from wmdp_fast import demo
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.robustness.attacked_model import AttackedModel
-from wmdp_fast.robustness.kept.generation import generate
-from wmdp_fast.robustness.kept.writing import Writing, prompts_of, text_statistics
+from wmdp_fast.robustness.retained.generation import generate
+from wmdp_fast.robustness.retained.writing import Writing, prompts_of, text_statistics
 from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
 
 if TYPE_CHECKING:

@@ -18,12 +18,11 @@ from wmdp_fast.robustness.attacked_model import AttackedModel
 from wmdp_fast.robustness.attacks.catalog import attacks_of, own_hashes
 from wmdp_fast.robustness.card import card_of, put_into_card
 from wmdp_fast.robustness.findings import SLACK
-from wmdp_fast.robustness.kept import measures as kept_measures
-from wmdp_fast.robustness.kept.measures import distances, keyword_accuracies, mt_bench, writings
-from wmdp_fast.robustness.kept.measuring import Measuring
 from wmdp_fast.robustness.protocol import Budget
 from wmdp_fast.robustness.questions import Questions
 from wmdp_fast.robustness.result import AttackResult
+from wmdp_fast.robustness.retained import from_options
+from wmdp_fast.robustness.retained.measuring import Measuring
 from wmdp_fast.robustness.subject import Subject
 from wmdp_fast.robustness.suite import Suite
 from wmdp_fast.robustness.utility import Utility
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wmdp_fast.prompts.documents import Corpus
-    from wmdp_fast.robustness.kept.measure import KeptMeasure
+    from wmdp_fast.robustness.retained.measure import RetainedMeasure
     from wmdp_fast.robustness.runs import Run
     from wmdp_fast.robustness.subject import CorpusName, Role
     from wmdp_fast.scoring.server import Server
@@ -172,10 +171,13 @@ def attack(
         trust_remote_code=trust_remote_code,
     )
     test = _utility(utility, utility_text, utility_limit, data)
-    measures: list[KeptMeasure] = [*distances(general_text, near_text), *keyword_accuracies(utility_keyword, test)]
-    measures += writings(write, write_tokens, output)
-    measures += kept_measures.lm_eval_tasks(lm_eval_tasks, utility_limit)
-    measures += mt_bench(mt_bench_questions, judge, judge_prompts, mt_bench_references, output=output, seed=seed)
+    measures: list[RetainedMeasure] = [*from_options.distances(general_text, near_text)]
+    measures += from_options.keyword_accuracies(utility_keyword, test)
+    measures += from_options.writings(write, write_tokens, output)
+    measures += from_options.lm_eval_tasks(lm_eval_tasks, utility_limit)
+    measures += from_options.mt_bench(
+        mt_bench_questions, judge, judge_prompts, mt_bench_references, output=output, seed=seed
+    )
     asked = _Asked(
         questions=Questions.from_options(PromptOptions(tasks=tasks, **options)),
         test=test,

@@ -13,8 +13,8 @@ from wmdp_fast.robustness import findings
 from wmdp_fast.robustness.attacks.ask import Ask
 from wmdp_fast.robustness.curves import SHARES, Curve, curves
 from wmdp_fast.robustness.findings import Finding, by_attack, find, reasons, recovery
-from wmdp_fast.robustness.kept.figures import figures_of, not_asked
-from wmdp_fast.robustness.kept.measure import Measured
+from wmdp_fast.robustness.retained.figures import figures_of, not_asked
+from wmdp_fast.robustness.retained.measure import Measured
 from wmdp_fast.robustness.runs import Run
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.files import write_whole
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from wmdp_fast.analysis.statistics import Estimate
-    from wmdp_fast.robustness.kept.measure import Figure
+    from wmdp_fast.robustness.retained.measure import Figure
     from wmdp_fast.robustness.subject import Role
 
 ROBUSTNESS = "robustness.json"

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from wmdp_fast.robustness.kept.measure import Measured
-    from wmdp_fast.robustness.kept.measuring import Measuring
     from wmdp_fast.robustness.protocol import Attack, Budget, Setting
+    from wmdp_fast.robustness.retained.measure import Measured
+    from wmdp_fast.robustness.retained.measuring import Measuring
     from wmdp_fast.robustness.subject import Role, Subject
 
 IDENTITY = "attack.json"

@@ -13,7 +13,7 @@ from wmdp_fast.analysis.contrast import NEAR_SUBJECTS, section_of
 from wmdp_fast.analysis.statistics import correct_answers, letters_of, share
 from wmdp_fast.results.saved import RECOMPUTABLE, SavedGroup, SavedTask
 from wmdp_fast.robustness.attacks.ask import Ask
-from wmdp_fast.robustness.kept.figures import figures_of
+from wmdp_fast.robustness.retained.figures import figures_of
 from wmdp_fast.robustness.table.content import Absent, Answered, Cell, Measure
 from wmdp_fast.robustness.utility import ACCURACY
 from wmdp_fast.runtime import strict_json

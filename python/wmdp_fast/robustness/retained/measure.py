@@ -21,7 +21,7 @@ Unit = Literal["%", "nats", ""]
 """Shares are shown in percent; nats, perplexities and scores of judges as they are."""
 
 
-class KeptMeasure(Protocol):
+class RetainedMeasure(Protocol):
     """A measure, which leaves the model as it was.
 
     Attributes:

@@ -20,8 +20,8 @@ from wmdp_fast.models.threads import computing
 from wmdp_fast.prompts.texts import text_requests
 from wmdp_fast.prompts.tokenizer import BackgroundTokenizer
 from wmdp_fast.results.perplexity import text_results
-from wmdp_fast.robustness.kept.by_document import ratio
-from wmdp_fast.robustness.kept.measure import Figure, KeptMeasure
+from wmdp_fast.robustness.retained.by_document import ratio
+from wmdp_fast.robustness.retained.measure import Figure, RetainedMeasure
 from wmdp_fast.scoring.rolling import score_windows
 from wmdp_fast.tasks.resolve import without_tasks
 from wmdp_fast.unlearning.token_losses import kl_divergences
@@ -45,7 +45,7 @@ _ROWS = 128
 
 
 @dataclass(frozen=True)
-class Distance(KeptMeasure):
+class Distance(RetainedMeasure):
     """Perplexity of a text and, of a model that has a base, its divergence from the base there.
 
     Attributes:

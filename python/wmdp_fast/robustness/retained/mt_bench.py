@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from wmdp_fast import _rust
 from wmdp_fast.exceptions import DatasetError, ModelError
 from wmdp_fast.prompts.chat import conversation
-from wmdp_fast.robustness.kept.by_document import ratio
-from wmdp_fast.robustness.kept.generation import generate
-from wmdp_fast.robustness.kept.measure import Figure, KeptMeasure
+from wmdp_fast.robustness.retained.by_document import ratio
+from wmdp_fast.robustness.retained.generation import generate
+from wmdp_fast.robustness.retained.measure import Figure, RetainedMeasure
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.files import write_whole
 
@@ -65,7 +65,7 @@ class ChatQuestion:
 
 
 @dataclass(frozen=True)
-class ChatAnswers(KeptMeasure):
+class ChatAnswers(RetainedMeasure):
     """Answers to questions, in `model_answer` of a folder.
 
     Attributes:

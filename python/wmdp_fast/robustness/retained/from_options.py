@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmdp_fast.prompts.texts import read_texts
-from wmdp_fast.robustness.kept.distance import Distance
-from wmdp_fast.robustness.kept.judge import JudgedScore, read_judge_prompts
-from wmdp_fast.robustness.kept.keyword import KeywordAccuracy
-from wmdp_fast.robustness.kept.lm_eval_task import LmEvalTask
-from wmdp_fast.robustness.kept.mt_bench import ChatAnswers, read_questions
-from wmdp_fast.robustness.kept.writing import Writing
+from wmdp_fast.robustness.retained.distance import Distance
+from wmdp_fast.robustness.retained.judge import JudgedScore, read_judge_prompts
+from wmdp_fast.robustness.retained.keyword import KeywordAccuracy
+from wmdp_fast.robustness.retained.lm_eval_task import LmEvalTask
+from wmdp_fast.robustness.retained.mt_bench import ChatAnswers, read_questions
+from wmdp_fast.robustness.retained.writing import Writing
 from wmdp_fast.unlearning.budget import GENERAL_TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
-    from wmdp_fast.robustness.kept.measure import KeptMeasure
+    from wmdp_fast.robustness.retained.measure import RetainedMeasure
     from wmdp_fast.robustness.utility import Utility
     from wmdp_fast.scoring.server import Server
 
@@ -79,7 +79,7 @@ def mt_bench(
     *,
     output: str | PathLike[str] | None,
     seed: int,
-) -> list[KeptMeasure]:
+) -> list[RetainedMeasure]:
     """Answers to MT-Bench's questions if there are any, and a judge's scores if there is one.
 
     Raises:
@@ -94,7 +94,7 @@ def mt_bench(
     if output is None:
         raise ValueError("answers to MT-Bench are files: mt_bench_questions needs output")
     read, folder = read_questions(Path(questions)), Path(output) / "mt_bench"
-    found: list[KeptMeasure] = [ChatAnswers(read, folder, seed)]
+    found: list[RetainedMeasure] = [ChatAnswers(read, folder, seed)]
     if judge is not None:
         if prompts is None:
             raise ValueError("a judge needs FastChat's judge_prompts.jsonl: judge_prompts")

@@ -17,16 +17,16 @@ from wmdp_fast.checkpoints.checkpoint import ATTACKS_BEGIN, ATTACKS_END
 from wmdp_fast.prompts.options import PromptOptions
 from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.robustness.card import put_into_card
-from wmdp_fast.robustness.kept.by_document import ratio
-from wmdp_fast.robustness.kept.distance import Distance
-from wmdp_fast.robustness.kept.keyword import with_keyword
 from wmdp_fast.robustness.questions import Questions
+from wmdp_fast.robustness.retained.by_document import ratio
+from wmdp_fast.robustness.retained.distance import Distance
+from wmdp_fast.robustness.retained.keyword import with_keyword
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from wmdp_fast.robustness.kept.measure import Figure
     from wmdp_fast.robustness.result import AttackResult
+    from wmdp_fast.robustness.retained.measure import Figure
 
 TEXTS = {
     "general text": ["The owl sat on a branch of the old tree. " * 12, "Rain.", "A jay and a wren flew over the hill."],

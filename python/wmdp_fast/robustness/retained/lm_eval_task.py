@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from wmdp_fast import _rust
 from wmdp_fast.exceptions import WmdpFastError
 from wmdp_fast.models.load import evaluation_mode
-from wmdp_fast.robustness.kept.measure import Figure, KeptMeasure
+from wmdp_fast.robustness.retained.measure import Figure, RetainedMeasure
 from wmdp_fast.scoring.padded import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from wmdp_fast.robustness.kept.measure import Unit
+    from wmdp_fast.robustness.retained.measure import Unit
     from wmdp_fast.robustness.subject import Subject
     from wmdp_fast.scoring.local import LocalModel
 
@@ -32,7 +32,7 @@ _SHARES = ("exact_match", "acc", "acc_norm", "prompt_level_strict_acc", "prompt_
 
 
 @dataclass(frozen=True)
-class LmEvalTask(KeptMeasure):
+class LmEvalTask(RetainedMeasure):
     """A task of lm-eval.
 
     Attributes:

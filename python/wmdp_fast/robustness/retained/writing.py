@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from wmdp_fast import _rust
 from wmdp_fast._rust import Requests
 from wmdp_fast.exceptions import ModelError
-from wmdp_fast.robustness.kept.by_document import ratio
-from wmdp_fast.robustness.kept.generation import generate
-from wmdp_fast.robustness.kept.measure import Figure, KeptMeasure
+from wmdp_fast.robustness.retained.by_document import ratio
+from wmdp_fast.robustness.retained.generation import generate
+from wmdp_fast.robustness.retained.measure import Figure, RetainedMeasure
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.files import write_whole
 from wmdp_fast.scoring.rolling import score_windows
@@ -43,7 +43,7 @@ _REFUSAL = re.compile(
 
 
 @dataclass(frozen=True)
-class Writing(KeptMeasure):
+class Writing(RetainedMeasure):
     """Statistics of greedy text.
 
     Attributes:

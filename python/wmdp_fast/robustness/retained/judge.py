@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from wmdp_fast.exceptions import DatasetError
 from wmdp_fast.results.runs_file import RunsFile
-from wmdp_fast.robustness.kept.by_document import ratio
-from wmdp_fast.robustness.kept.measure import Figure, KeptMeasure
-from wmdp_fast.robustness.kept.mt_bench import hash_of, lines_of, model_id, read_answers
+from wmdp_fast.robustness.retained.by_document import ratio
+from wmdp_fast.robustness.retained.measure import Figure, RetainedMeasure
+from wmdp_fast.robustness.retained.mt_bench import hash_of, lines_of, model_id, read_answers
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.scoring.server import Client
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from wmdp_fast.robustness.kept.mt_bench import ChatQuestion
+    from wmdp_fast.robustness.retained.mt_bench import ChatQuestion
     from wmdp_fast.robustness.subject import Subject
     from wmdp_fast.scoring.server import Server
 
@@ -75,7 +75,7 @@ class JudgePrompts:
 
 
 @dataclass(frozen=True)
-class JudgedScore(KeptMeasure):
+class JudgedScore(RetainedMeasure):
     """Scores of the answers in a folder, kept in `model_judgment` as they come.
 
     Attributes:

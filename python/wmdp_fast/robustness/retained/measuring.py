@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from wmdp_fast.exceptions import InternalError, WmdpFastError
 from wmdp_fast.results.runs_file import RunsFile
-from wmdp_fast.robustness.kept.measure import Measured
+from wmdp_fast.robustness.retained.measure import Measured
 from wmdp_fast.scoring.padded import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from wmdp_fast.robustness.kept.measure import KeptMeasure
+    from wmdp_fast.robustness.retained.measure import RetainedMeasure
     from wmdp_fast.robustness.subject import Role, Subject
 
 MEASURED = "measured.jsonl"
@@ -33,7 +33,7 @@ class Measuring:
         done: What has been measured, by key.
     """
 
-    measures: Sequence[KeptMeasure] = ()
+    measures: Sequence[RetainedMeasure] = ()
     note: Callable[[str], None] = lambda _line: None
     done: dict[str, Measured] = field(default_factory=dict)
 
@@ -65,7 +65,7 @@ class Measuring:
         # What failed is tried again.
         self.done.update({one.key: one for one in measured if one.found is not None})
 
-    def missing(self, role: Role) -> list[KeptMeasure]:
+    def missing(self, role: Role) -> list[RetainedMeasure]:
         """What is still to be measured of a model."""
         return [one for one in self.measures if one.why_not(role) is None and _planned(role, one).key not in self.done]
 
@@ -85,11 +85,11 @@ class Measuring:
         return [self.done[key] for key in keys]
 
 
-def _planned(role: Role, measure: KeptMeasure) -> Measured:
+def _planned(role: Role, measure: RetainedMeasure) -> Measured:
     return Measured(role=role, kind=measure.kind, name=measure.name, identity=measure.identity())
 
 
-def _ended(measure: KeptMeasure, subject: Subject) -> Measured:
+def _ended(measure: RetainedMeasure, subject: Subject) -> Measured:
     """What came of a measure."""
     found, failed, begin = None, None, time.perf_counter()
     try:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wmdp_fast.robustness.kept import distance, judge, keyword, lm_eval_task, mt_bench, writing
+from wmdp_fast.robustness.retained import distance, judge, keyword, lm_eval_task, mt_bench, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from wmdp_fast.robustness.kept.measure import Figure, Measured
+    from wmdp_fast.robustness.retained.measure import Figure, Measured
 
 # What there is to measure by kind, of texts and tasks by name too, and the option that asks for it.
 _ASKED_BY = {

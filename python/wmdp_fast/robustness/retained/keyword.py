@@ -16,7 +16,7 @@ import numpy as np
 from wmdp_fast import _rust
 from wmdp_fast._rust import QuestionSet
 from wmdp_fast.analysis.statistics import share
-from wmdp_fast.robustness.kept.measure import Figure, KeptMeasure
+from wmdp_fast.robustness.retained.measure import Figure, RetainedMeasure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class KeywordAccuracy(KeptMeasure):
+class KeywordAccuracy(RetainedMeasure):
     """Accuracy on the same questions without and with a keyword.
 
     Attributes:
