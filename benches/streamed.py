@@ -1,8 +1,8 @@
 """A model in memory beside the same model streamed: seconds, peak memory, and the share of waiting for weights.
 
-    python benches/streamed.py FOLDER [--gigabytes 3] [--memory 1.2GB] [--questions 300]
+    python benches/streamed.py FOLDER [--gigabytes 3] [--memory 1.2GB] [--questions 40] [--dtype float32]
 
-It makes a llama in bfloat16 with random weights in FOLDER (once), and questions of made-up words. Each run is a process
+It makes a llama with random weights in FOLDER (once), and questions of made-up words. Each run is a process
 of its own and reads the checkpoint from the page cache, if that holds it. Peak memory is the kernel's count. To be run
 alone. The numbers of both runs must be the same to the bit.
 """
@@ -40,11 +40,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--gigabytes", type=float, default=3.0)
     parser.add_argument("--memory", default="1.2GB")
-    parser.add_argument("--questions", type=int, default=300)
+    parser.add_argument("--questions", type=int, default=40)
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="many CPUs emulate bfloat16"
+    )
     arguments = parser.parse_args()
-    folder = arguments.folder / f"llama-{arguments.gigabytes}-gb"
+    folder = arguments.folder / f"llama-{arguments.gigabytes}-gb-{arguments.dtype}"
     if not (folder / "tokenizer_config.json").is_file():
-        _make(folder, arguments.gigabytes)
+        _make(folder, arguments.gigabytes, arguments.dtype)
     tasks = arguments.folder / "questions.jsonl"
     generator = random.Random(0)
     rows = [
@@ -78,8 +81,8 @@ def _text(generator: random.Random, words: int) -> str:
     return " ".join("".join(generator.choices(_WORDS, k=generator.randint(2, 8))) for _ in range(words))
 
 
-def _make(folder: Path, gigabytes: float) -> None:
-    """Layers of 31 MB, and a tokenizer that makes a token of each byte."""
+def _make(folder: Path, gigabytes: float, dtype: str) -> None:
+    """Layers of 15.5 million weights, and a tokenizer that makes a token of each byte."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -90,7 +93,7 @@ def _make(folder: Path, gigabytes: float) -> None:
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="<s>")
     width, inner = 1152, 3072
-    layer = 2 * (4 * width * width + 3 * width * inner)
+    layer = (4 if dtype == "float32" else 2) * (4 * width * width + 3 * width * inner)
     config = AutoConfig.for_model(
         "llama",
         vocab_size=len(tokenizer),
@@ -100,10 +103,10 @@ def _make(folder: Path, gigabytes: float) -> None:
         num_attention_heads=18,
         num_key_value_heads=18,
         max_position_embeddings=4096,
-        dtype="bfloat16",
+        dtype=dtype,
     )
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     model.save_pretrained(folder, max_shard_size="1GB")
     tokenizer.save_pretrained(folder)
     print(f"made {folder} in {time.perf_counter() - begin:.0f} s", file=sys.stderr)
