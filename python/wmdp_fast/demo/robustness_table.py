@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast import demo
-from wmdp_fast.demo.methods_table import RETAIN, SEEDS, Work, put_between_marks, run_options
+from wmdp_fast.demo.methods_table import HELD_OUT, RETAIN, SEEDS, Work, put_between_marks, run_options
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.files import write_whole
 
@@ -76,6 +77,8 @@ def attacked(
         budget="quick",
         forget=demo.corpus_path("forget"),
         related=work.folder / RETAIN,
+        # The world's own: of English the model knows nothing.
+        general_text=work.folder / HELD_OUT,
         eval_options={} if work.limit is None else {"limit": work.limit},
         utility_limit=work.limit,
         dtype="float32",
@@ -138,7 +141,9 @@ def write(done: Sequence[str], page: Path | None, json_file: Path | None) -> Non
     if json_file is not None:
         write_whole(json_file, strict_json.dumps(found.to_json(), indent=1) + "\n")
     if page is not None:
-        text = put_between_marks(page.read_text(encoding="utf-8"), found.markdown(transpose=True), BEGIN, END)
+        # Models in pairs are in the JSON file; they would be most of the page.
+        shown = replace(found, tests=()).markdown(transpose=True)
+        text = put_between_marks(page.read_text(encoding="utf-8"), shown, BEGIN, END)
         write_whole(page, text)
 
 

@@ -34,8 +34,7 @@ def notes_of(
     yield from _other_conditions(records)
     for measure in measures:
         yield from _other_questions(rows, measure)
-    for row in rows:
-        yield from _of_row(row, records[row.name])
+    yield from _of_each(rows, records)
     yield from _damage(rows, measures)
     if any(row.kind == "unlearned" for row in rows):
         yield CLAIM
@@ -112,6 +111,16 @@ def _other_questions(rows: Sequence[Row], measure: Measure) -> Iterator[str]:
         )
 
 
+def _of_each(rows: Sequence[Row], records: Mapping[str, Sequence[Record]]) -> Iterator[str]:
+    """What holds for single rows, each sentence once, behind the names of all rows that it holds for."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        for told in _of_row(row, records[row.name]):
+            names.setdefault(told, []).append(row.name)
+    for told, those in names.items():
+        yield f"{', '.join(those)}: {told}"
+
+
 def _of_row(row: Row, records: Sequence[Record]) -> Iterator[str]:
     titles = {key: measure.title for record in records for key, measure in record.measures.items()}
     reasons: dict[str, list[str]] = {}
@@ -119,19 +128,19 @@ def _of_row(row: Row, records: Sequence[Record]) -> Iterator[str]:
         if absent.why:
             reasons.setdefault(f"{absent.text}: {absent.why}", []).append(titles[key])
     for reason, missing in reasons.items():
-        yield f"{row.name}: {', '.join(missing)} {reason}"
+        yield f"{', '.join(missing)} {reason}"
     if any(record.kind == "unlearned" and not _has_utility(record) for record in records):
-        yield f"{row.name}: utility was not measured, so that an attack that ruins the model counts too"
+        yield "utility was not measured, so that an attack that ruins the model counts too"
     not_asked = dict.fromkeys(what for one in records if one.attacked is not None for what in one.attacked.not_asked)
     if not_asked:
-        yield f"{row.name}: not run: {', '.join(not_asked)}"
+        yield f"not run: {', '.join(not_asked)}"
     evaluated = {key: cell for one in records for key, cell in one.cells.items() if key not in one.derived}
     for record in records:
         for key in record.derived & evaluated.keys():
             mine, other = evaluated[key].value, record.cells[key].value
             if abs(mine - other) > 1e-9:
                 yield (
-                    f"{row.name}: {titles[key]} is {100 * mine:.1f} by its evaluation, which is shown, and"
+                    f"{titles[key]} is {100 * mine:.1f} by its evaluation, which is shown, and"
                     f" {100 * other:.1f} where it was attacked"
                 )
 
