@@ -131,7 +131,7 @@ def test_a_delta_is_named_with_its_base_and_scored_as_the_checkpoint_of_both(
             [theirs], [ours] = one.tasks.values(), other.tasks.values()
             assert np.array_equal(theirs.outcome.loglikelihood, ours.outcome.loglikelihood)
     told = f"--deltas {tmp_path / 'a'},{deltas[1]} --limit 6 --device cpu --quiet --tasks {TASKS['tasks']}"
-    assert cli.main(["eval", str(base), *told.split(), "--output", str(tmp_path / "out"), "--resume"]) == 0
+    assert cli.main(["eval", str(base), *told.split(), "--output", str(tmp_path / "out")]) == 0
     assert f"{base}+{tmp_path / 'a'}" in capsys.readouterr().out
     assert len(list((tmp_path / "out").glob("*/results_*.json"))) == 2
     with pytest.raises(wf.ModelError, match="apply-delta BASE DELTA OUT"):
