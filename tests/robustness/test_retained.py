@@ -16,9 +16,9 @@ from tests.support import robustness as support
 from wmdp_fast.checkpoints.checkpoint import ATTACKS_BEGIN, ATTACKS_END
 from wmdp_fast.prompts.options import PromptOptions
 from wmdp_fast.prompts.texts import read_texts
+from wmdp_fast.results.by_document import ratio
 from wmdp_fast.robustness.card import put_into_card
 from wmdp_fast.robustness.questions import Questions
-from wmdp_fast.robustness.retained.by_document import ratio
 from wmdp_fast.robustness.retained.distance import Distance
 from wmdp_fast.robustness.retained.keyword import with_keyword
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wmdp_fast.exceptions import DatasetError
+from wmdp_fast.results import by_document
 from wmdp_fast.results.student import p_value, quantile
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.files import write_whole
@@ -96,12 +97,10 @@ class Documents:
 
     def _influence(self, metric: str) -> npt.NDArray[np.float64]:
         """By how much each document moves the rate, to first order; they add up to 0."""
-        sizes = self._sizes(metric)
-        moved: npt.NDArray[np.float64] = (-self.loglikelihood - self._rate(metric) * sizes) / sizes.sum()
-        return moved
+        return by_document.influence(-self.loglikelihood, self._sizes(metric), self._rate(metric))
 
     def _rate_error(self, metric: str) -> float | None:
-        return None if len(self) < 2 else _error(self._influence(metric))
+        return None if len(self) < 2 else by_document.error(self._influence(metric))
 
 
 def read_documents_samples(path: Path) -> Documents:
@@ -191,9 +190,9 @@ def change(before: Documents, after: Documents, metric: str, confidence: float =
         return None
     moved = [one._influence(metric) * _slope(metric, one) for one in (before, after)]
     difference = after.value(metric) - before.value(metric)
-    half = quantile(confidence, len(before) - 1) * _error(moved[1] - moved[0])
+    half = quantile(confidence, len(before) - 1) * by_document.error(moved[1] - moved[0])
     rates = after._rate(metric) - before._rate(metric)
-    error = _error(after._influence(metric) - before._influence(metric))
+    error = by_document.error(after._influence(metric) - before._influence(metric))
     p = (1.0 if rates == 0 else 0.0) if error == 0 else p_value(rates / error, len(before) - 1)
     return Change(difference - half, difference + half, p)
 
@@ -210,11 +209,6 @@ def _scaled(metric: str, rate: float) -> float:
         return math.exp(rate)
     except OverflowError:
         return math.inf
-
-
-def _error(influence: npt.NDArray[np.float64]) -> float:
-    count = len(influence)
-    return math.sqrt(count / (count - 1) * math.fsum(influence**2))
 
 
 @dataclass(frozen=True, kw_only=True)

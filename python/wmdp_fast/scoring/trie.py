@@ -170,7 +170,7 @@ def score_trie(
         reason = why_not(plain.model, longest_row(requests)) or _why_not_proven(plain, requests)
     if reason:
         raise NotPackableError(reason)
-    refuse_unproven(loaded, partial_function(_of_excerpts, requests=requests, score_mode=score_mode))
+    refuse_unproven(loaded, lambda model: _of_excerpts(model, excerpts_of(model.model, requests), score_mode))
     planning = time.perf_counter()
     trie = Trie(requests)
     partial.seconds_waiting += time.perf_counter() - planning
@@ -243,7 +243,7 @@ def _why_not_proven(loaded: LoadedModel, requests: Requests) -> str | None:
     # All logits are few here, and whether the model can do without is tried by whoever needs to know.
     expected = score_padded(loaded, excerpts, every_logit=True).loglikelihood
     try:
-        found = _of_excerpts(loaded, requests, "float32")
+        found = _of_excerpts(loaded, excerpts, "float32")
     except NotPackableError as error:
         return str(error)
     except Exception as error:
@@ -253,9 +253,8 @@ def _why_not_proven(loaded: LoadedModel, requests: Requests) -> str | None:
     return _difference(expected, found, loaded.dtype)
 
 
-def _of_excerpts(loaded: LoadedModel, requests: Requests, score_mode: ScoreMode) -> NDArray[np.float64]:
+def _of_excerpts(loaded: LoadedModel, excerpts: Requests, score_mode: ScoreMode) -> NDArray[np.float64]:
     """Scores of excerpts by trie, with a budget that cuts it, so that carrying over is tried too."""
-    excerpts = excerpts_of(loaded.model, requests)
     trie = Trie(excerpts)
     empty = PartialScores.empty(excerpts.num_choices)
     return _score(loaded, excerpts, trie, -(-trie.num_tokens // 2), score_mode, empty).loglikelihood

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -119,7 +120,7 @@ class _Soft:
         decoder_in(subject.model)  # refuses adapters with a prompt of their own
         weight = _embeddings(subject).weight.detach()
         requests = subject.questions.own(subject.model)[1]
-        used = {token for question in range(_asked(requests)) for token in _row(requests, question)}
+        used = {token for question in range(requests.num_questions) for token in _row(requests, question)}
         tokenizer = subject.model.tokenizer
         free = sorted(set(range(3, len(weight))) - used - set(tokenizer.all_special_ids))
         if len(free) < count:
@@ -150,8 +151,7 @@ class _Soft:
     def context(self, subject: Subject, question: int) -> list[int]:
         """A question's prompt behind the vectors, as tokens; of one that is too long, its end."""
         own = self.requests.context(question).tolist()
-        choices = range(*self.requests.choice_offsets[question : question + 2].tolist())
-        longest = max(len(self.requests.continuation(choice)) for choice in choices)
+        longest = max(map(len, _answers(self.requests, question)))
         first = own[:1] if own[0] == subject.model.tokenizer.bos_token_id else []
         room = subject.model.max_length - len(self.tokens) - longest - len(first)
         if room < 1:
@@ -161,10 +161,7 @@ class _Soft:
     def loss(self, subject: Subject, questions: Sequence[int], gold: Sequence[int]) -> Tensor:
         """The mean negative log-likelihood of the tokens of some answers."""
         contexts = [self.context(subject, question) for question in questions]
-        answers = [
-            self.requests.continuation(int(self.requests.choice_offsets[question]) + choice).tolist()
-            for question, choice in zip(questions, gold, strict=True)
-        ]
+        answers = [_answers(self.requests, question)[choice] for question, choice in zip(questions, gold, strict=True)]
         rows = [[*context, *answer] for context, answer in zip(contexts, answers, strict=True)]
         # What is behind a row does not reach it: attention is causal.
         padded = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
@@ -184,11 +181,8 @@ class _Soft:
         from wmdp_fast.scoring.trie import score
 
         model, own = subject.model, self.requests
-        every = range(_asked(own))
-        choices = [
-            [own.continuation(choice).tolist() for choice in range(*own.choice_offsets[one : one + 2].tolist())]
-            for one in every
-        ]
+        every = range(own.num_questions)
+        choices = [_answers(own, one) for one in every]
         asked = Requests.from_tokens([self.context(subject, one) for one in every], choices, model.max_length)
         options = model.options
         with torch.no_grad(), self.in_model(subject):
@@ -202,15 +196,15 @@ class _Soft:
         return subject.questions.answers_by(model, scores)
 
 
-def _asked(requests: Requests) -> int:
-    return len(requests.choice_offsets) - 1
+def _answers(requests: Requests, question: int) -> list[list[int]]:
+    """The tokens of a question's choices."""
+    choices = range(*requests.choice_offsets[question : question + 2].tolist())
+    return [requests.continuation(choice).tolist() for choice in choices]
 
 
 def _row(requests: Requests, question: int) -> list[int]:
     """All tokens of a question."""
-    choices = range(*requests.choice_offsets[question : question + 2].tolist())
-    answers = [token for choice in choices for token in requests.continuation(choice).tolist()]
-    return [*requests.context(question).tolist(), *answers]
+    return [*requests.context(question).tolist(), *chain.from_iterable(_answers(requests, question))]
 
 
 def _embeddings(subject: Subject) -> Any:

@@ -19,8 +19,8 @@ from wmdp_fast.models.logits import forward_without_cache
 from wmdp_fast.models.threads import computing
 from wmdp_fast.prompts.texts import text_requests
 from wmdp_fast.prompts.tokenizer import BackgroundTokenizer
+from wmdp_fast.results.by_document import ratio
 from wmdp_fast.results.perplexity import text_results
-from wmdp_fast.robustness.retained.by_document import ratio
 from wmdp_fast.robustness.retained.measure import Figure, RetainedMeasure
 from wmdp_fast.scoring.rolling import score_windows
 from wmdp_fast.tasks.resolve import without_tasks

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from wmdp_fast.exceptions import DatasetError
+from wmdp_fast.results.by_document import ratio
 from wmdp_fast.results.runs_file import RunsFile
-from wmdp_fast.robustness.retained.by_document import ratio
 from wmdp_fast.robustness.retained.measure import Figure, RetainedMeasure
 from wmdp_fast.robustness.retained.mt_bench import hash_of, lines_of, model_id, read_answers
 from wmdp_fast.runtime import strict_json

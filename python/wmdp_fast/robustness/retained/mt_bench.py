@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from wmdp_fast import _rust
 from wmdp_fast.exceptions import DatasetError, ModelError
 from wmdp_fast.prompts.chat import conversation
-from wmdp_fast.robustness.retained.by_document import ratio
+from wmdp_fast.results.by_document import ratio
 from wmdp_fast.robustness.retained.generation import generate
 from wmdp_fast.robustness.retained.measure import Figure, RetainedMeasure
 from wmdp_fast.runtime import strict_json

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from wmdp_fast import _rust
 from wmdp_fast._rust import Requests
 from wmdp_fast.exceptions import ModelError
-from wmdp_fast.robustness.retained.by_document import ratio
+from wmdp_fast.results.by_document import ratio
 from wmdp_fast.robustness.retained.generation import generate
 from wmdp_fast.robustness.retained.measure import Figure, RetainedMeasure
 from wmdp_fast.runtime import strict_json

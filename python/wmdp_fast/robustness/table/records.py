@@ -13,6 +13,7 @@ from wmdp_fast.analysis.contrast import NEAR_SUBJECTS, section_of
 from wmdp_fast.analysis.statistics import correct_answers, letters_of, share
 from wmdp_fast.results.saved import RECOMPUTABLE, SavedGroup, SavedTask
 from wmdp_fast.robustness.attacks.ask import Ask
+from wmdp_fast.robustness.curves import SHARES
 from wmdp_fast.robustness.retained.figures import figures_of
 from wmdp_fast.robustness.table.content import Absent, Answered, Cell, Measure
 from wmdp_fast.robustness.utility import ACCURACY
@@ -282,13 +283,19 @@ def _of_curves(result: AttackResult, topic: str) -> Iterator[tuple[Measure, Cell
         curve = next((one for one in several if one.setting == chosen), None)
         if curve is None:
             continue
-        for one in curve.regained:
-            key = f"attack:{topic}:{name}:{one.share:.0%}"
-            measure = Measure(key=key, title=f"{name}: steps to {one.share:.0%}", section="attacks", unit="steps")
-            most = curve.steps[-1]
-            late = Absent(text=f">{most}", why=f"not within the {most} steps that it was trained for")
-            yield measure, late if one.steps is None else Cell(value=one.steps, label=curve.kind)
-        area = Measure(key=f"attack:{topic}:{name}:area", title=f"{name}: area", section="attacks")
+        most, steps = curve.steps[-1], {one.share: one.steps for one in curve.regained}
+        late = Absent(text=f">{most}", why=f"not within the {most} steps that it was trained for")
+        for share_of_gap in SHARES:
+            key = f"attack:{topic}:{name}:{share_of_gap:.0%}"
+            title = f"{name}: steps to {share_of_gap:.0%}"
+            measure = Measure(key=key, title=title, section="summary", unit="steps")
+            if share_of_gap not in steps:
+                yield measure, _no_gap(result, Ask.name)
+            elif (found := steps[share_of_gap]) is None:
+                yield measure, late
+            else:
+                yield measure, Cell(value=found, label=curve.kind)
+        area = Measure(key=f"attack:{topic}:{name}:area", title=f"{name}: area", section="summary")
         yield area, Cell(value=curve.area, label=curve.kind)
 
 
@@ -306,11 +313,7 @@ def _summary(result: AttackResult, topic: str) -> Iterator[tuple[Measure, Cell |
     yield measures[0], _half(result, result.findings["unlearned"][worst], worst)
     regained = result.recovery(worst)
     if regained is None:
-        base = worst in result.findings.get("base", {})
-        why = (
-            "the gap to the base is less than two standard errors" if base else f"the base was not attacked by {worst}"
-        )
-        yield measures[1], Absent(text="n/a", why=why)
+        yield measures[1], _no_gap(result, worst)
     else:
         yield measures[1], Cell(value=regained)
     null = result.nulls["unlearned"].get(worst)
@@ -318,6 +321,13 @@ def _summary(result: AttackResult, topic: str) -> Iterator[tuple[Measure, Cell |
         yield measures[2], Absent(text="n/a", why=f"{worst} has no control that was run")
     else:
         yield measures[2], _half(result, null)
+
+
+def _no_gap(result: AttackResult, attack: str) -> Absent:
+    """Why no share of the gap to the base can be told."""
+    if attack in result.findings.get("base", {}):
+        return Absent(text="n/a", why="the gap to the base is less than two standard errors")
+    return Absent(text="n/a", why=f"the base was not attacked by {attack}")
 
 
 def _cell(estimate: Estimate, n: int | None, answered: Answered | None = None, label: str = "") -> Cell:
