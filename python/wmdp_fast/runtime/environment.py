@@ -80,6 +80,11 @@ def is_intel() -> bool:
     return _of_cpu("vendor_id") == "GenuineIntel"
 
 
+def has_avx512() -> bool:
+    """Whether the CPU has AVX-512, as far as the system says."""
+    return "avx512f" in (_of_cpu("flags") or "").split()
+
+
 def _cpu_model() -> str:
     return _of_cpu("model name") or platform.processor() or platform.machine()
 

@@ -6,6 +6,9 @@ while its logits are there, and multiplied by what weight it turns out to have w
 of the head is trained too, that doesn't do, since the gradient of a matrix is one of all tokens: then logits are made
 again for it.
 
+How a loss changes with logits is written down here, not left to autograd, which keeps and makes twice as many tensors
+over the vocabulary. How logits change with hidden states and head is autograd's to say: some models cap or scale them.
+
 Losses are float32; those of a model in float64 are float64.
 """
 
@@ -24,8 +27,9 @@ if TYPE_CHECKING:
 
     # From hidden states [R, d] to logits [R, V].
     Logits = Callable[[Tensor], Tensor]
-    # From logits [R, V], float32, and the rows that they are of all N, to losses [R].
-    Loss = Callable[[Tensor, slice], Tensor]
+    # From logits [R, V], float32, and the rows that they are of all N, to losses [R], and to what makes the gradient
+    # [R, V] of each row's loss by its logits, which may be asked once.
+    Loss = Callable[[Tensor, slice], tuple[Tensor, Callable[[], Tensor]]]
 
 
 def cross_entropies(
@@ -44,8 +48,14 @@ def cross_entropies(
         Nats, float32 `[N]`.
     """
 
-    def loss(made: Tensor, at: slice) -> Tensor:
-        return F.cross_entropy(made, targets[at], reduction="none")
+    def loss(made: Tensor, at: slice) -> tuple[Tensor, Callable[[], Tensor]]:
+        log_probabilities, target = made.log_softmax(dim=1), targets[at].unsqueeze(1)
+        found = -log_probabilities.gather(1, target).squeeze(1)
+
+        def gradient() -> Tensor:
+            return log_probabilities.exp_().scatter_add_(1, target, made.new_full(target.shape, -1.0))
+
+        return found, gradient
 
     return token_losses(loss, logits, hidden, rows=rows, head=head)
 
@@ -67,9 +77,15 @@ def soft_cross_entropies(
         Nats, float32 `[N]`.
     """
 
-    def loss(made: Tensor, at: slice) -> Tensor:
-        log_probabilities = made.gather(1, tokens[at]) - made.logsumexp(dim=1, keepdim=True)
-        return -(shares[at] * log_probabilities).sum(dim=1)
+    def loss(made: Tensor, at: slice) -> tuple[Tensor, Callable[[], Tensor]]:
+        log_probabilities, share = made.log_softmax(dim=1), shares[at].to(made.dtype)
+        found = -(share * log_probabilities.gather(1, tokens[at])).sum(dim=1)
+
+        def gradient() -> Tensor:
+            whole = log_probabilities.exp_().mul_(share.sum(dim=1, keepdim=True))
+            return whole.scatter_add_(1, tokens[at], -share)
+
+        return found, gradient
 
     return token_losses(loss, logits, hidden, rows=rows, head=head)
 
@@ -97,11 +113,15 @@ def kl_divergences(
         Nats, float32 `[N]`.
     """
 
-    def loss(made: Tensor, at: slice) -> Tensor:
-        with torch.no_grad():
-            target = _tempered(_wide(before(at)), temperature).log_softmax(dim=1)
-        found = _tempered(made, temperature).log_softmax(dim=1)
-        return F.kl_div(found, target, reduction="none", log_target=True).sum(dim=1)
+    def loss(made: Tensor, at: slice) -> tuple[Tensor, Callable[[], Tensor]]:
+        target = _tempered(_wide(before(at)), temperature).log_softmax(dim=1)
+        log_probabilities = _tempered(made, temperature).log_softmax(dim=1)
+        found = F.kl_div(log_probabilities, target, reduction="none", log_target=True).sum(dim=1)
+
+        def gradient() -> Tensor:
+            return _tempered(log_probabilities.exp_().sub_(target.exp_()), temperature)
+
+        return found, gradient
 
     return token_losses(loss, logits, hidden, rows=rows, head=head)
 
@@ -110,7 +130,8 @@ def token_losses(loss: Loss, logits: Logits, hidden: Tensor, *, rows: int, head:
     """Any loss of each token that depends on its own logits alone.
 
     Args:
-        loss: From logits `[R, V]` in float32, and which of the N rows they are of, to losses `[R]`.
+        loss: From logits `[R, V]` in float32, and which of the N rows they are of, to losses `[R]` and to what makes
+            the gradient `[R, V]` of each by its logits. It may not change the logits.
         logits: From hidden states `[R, d]` to logits `[R, V]`.
         hidden: `[N, d]`.
         rows: Most rows of logits at a time.
@@ -134,13 +155,9 @@ class _InParts(torch.autograd.Function):
         for at in _parts(len(hidden), rows):
             part = hidden[at].detach()
             if slopes is None:
-                losses[at] = loss(_wide(logits(part)), at)
-                continue
-            with torch.enable_grad():
-                part.requires_grad_()
-                found = loss(_wide(logits(part)), at)
-                (slopes[at],) = torch.autograd.grad(found.sum(), part)
-            losses[at] = found.detach()
+                losses[at], _ = loss(_wide(logits(part)), at)
+            else:
+                losses[at], (slopes[at],) = _with_gradients(loss, logits, part.requires_grad_(), at)
         if for_head:
             ctx.save_for_backward(hidden)
             ctx.again = loss, logits, rows, head
@@ -160,15 +177,35 @@ class _InParts(torch.autograd.Function):
         for_hidden = torch.empty_like(saved)
         totals = [torch.zeros_like(one, dtype=_wide_dtype(one), requires_grad=False) for one in wanted]
         for at in _parts(len(saved), rows):
-            with torch.enable_grad():
-                part = saved[at].detach().requires_grad_()
-                weighted = (loss(_wide(logits(part)), at) * weights[at]).sum()
-                for_hidden[at], *found = torch.autograd.grad(weighted, [part, *wanted])
+            part = saved[at].detach().requires_grad_()
+            _, (for_hidden[at], *found) = _with_gradients(loss, logits, part, at, wanted, weights[at].unsqueeze(1))
             for total, one in zip(totals, found, strict=True):
                 total += one
         of_wanted = dict(zip(map(id, wanted), totals, strict=True))
         for_head = [None if id(one) not in of_wanted else of_wanted[id(one)].to(one.dtype) for one in head]
         return None, None, None, for_hidden, *for_head
+
+
+def _with_gradients(
+    loss: Loss, logits: Logits, hidden: Tensor, at: slice, head: Sequence[Tensor] = (), weights: Tensor | None = None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The losses of some rows, and the gradients of their weighted sum by the hidden states and by parts of the head.
+
+    Args:
+        loss: As in `token_losses`.
+        logits: As in `token_losses`.
+        hidden: `[R, d]`, which asks for its gradient.
+        at: Which of the N rows they are.
+        head: The parts.
+        weights: `[R, 1]`; None if all are 1.
+    """
+    with torch.enable_grad():
+        made = logits(hidden)
+    losses, gradient = loss(_wide(made.detach()), at)
+    slopes = gradient()
+    if weights is not None:
+        slopes *= weights
+    return losses, torch.autograd.grad(made, [hidden, *head], slopes.to(made.dtype))
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -185,4 +222,8 @@ def _tempered(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _parts(count: int, rows: int) -> list[slice]:
-    return [slice(begin, min(begin + rows, count)) for begin in range(0, count, rows)]
+    """As few as may be, and alike: a few rows left over at the end would cost as much as many."""
+    if not count:
+        return []
+    size = -(-count // -(-count // rows))
+    return [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]

@@ -32,10 +32,11 @@ pytestmark = pytest.mark.skipif(not linear.is_available(), reason="this torch or
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _not_on_intel() -> Iterator[None]:
-    """There MKL is faster; what oneDNN computes is the same."""
+def _where_onednn_is_faster() -> Iterator[None]:
+    """Elsewhere MKL is; what oneDNN computes is the same."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(environment, "is_intel", lambda: False)
+        patch.setattr(environment, "has_avx512", lambda: True)
         yield
 
 
@@ -230,8 +231,11 @@ def test_blocks_that_are_alike_are_tried_once() -> None:
     assert tried == blocks[:2]
 
 
-def test_intels_processors_stay_with_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "is_intel", lambda: True)
+@pytest.mark.parametrize(("question", "answer"), [("is_intel", True), ("has_avx512", False)])
+def test_processors_on_which_mkl_is_faster_stay_with_it(
+    question: str, answer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, question, lambda: answer)
     model = nn.ModuleList([nn.Linear(3, 4), LlamaMLP(LlamaConfig(hidden_size=32, intermediate_size=48))])
     with onednn_products(model), onednn_linears(model):
         assert replaced(model) == set()
