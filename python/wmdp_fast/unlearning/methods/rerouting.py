@@ -148,7 +148,8 @@ class LayerOutputs:
         real = batch.attention_mask.bool()
         with record_outputs([self._decoder.layers[index] for index in layers]) as outputs:
             self._decoder.run_layers(self.first, layers[-1] + 1, entering, arguments)
-        return [output[real].float() for output in outputs]
+        # Packed, all tokens are real, and none need be copied.
+        return [(output.flatten(0, 1) if batch.layout is not None else output[real]).float() for output in outputs]
 
     @contextmanager
     def _running(self, batch: Batch, stop: int) -> Iterator[None]:
@@ -266,10 +267,10 @@ class Rerouting(Method):
     def _retain_loss(self, batch: Batch) -> Tensor:
         """`mean ||h - h0||`, over all layers up to the highest target."""
         now, before = self._outputs.now_and_before(batch, self._held)
-        differences = torch.stack([a - b for a, b in zip(now, before, strict=True)])
-        layers = self._targets[-1] + 1
-        total: Tensor = torch.linalg.vector_norm(differences, dim=-1).sum()
-        return total / (layers * differences.shape[1])
+        num_layers, num_tokens = self._targets[-1] + 1, len(now[0])
+        # By layer: those of all in one tensor, and its gradient, would be as much again as all that is recorded.
+        sums = [torch.linalg.vector_norm(a - b, dim=-1).sum() for a, b in zip(now, before, strict=True)]
+        return torch.stack(sums).sum() / (num_layers * num_tokens)
 
     def _differentiate(self, loss: Tensor, gradients: dict[str, Tensor]) -> None:
         """Adds a loss's gradients to others, if it was to be differentiated."""
