@@ -342,6 +342,7 @@ class Report:
         title: What was evaluated, or what was compared.
         runs: The evaluations, the baseline first.
         rows: Tasks and groups, as deep as they are nested.
+        by_step: Accuracy over a training run, if the evaluations are of its checkpoints.
         parts: Calibration and margins.
         questions: Every question, by task.
         warnings: What makes the numbers less comparable or less sure.
@@ -353,6 +354,7 @@ class Report:
     title: str
     runs: Sequence[Run]
     rows: Sequence[Row]
+    by_step: Sequence[Plot] = ()
     parts: Sequence[Part] = ()
     questions: Sequence[TaskQuestions] = ()
     warnings: Sequence[str] = ()

@@ -34,6 +34,7 @@ from wmdp_fast.report.content import (
     Standing,
     TaskQuestions,
 )
+from wmdp_fast.report.steps import by_step
 from wmdp_fast.results.letters import letter_notes
 from wmdp_fast.results.paths import sample_lines
 from wmdp_fast.results.saved import SavedGroup, SavedResults, SavedTask
@@ -114,6 +115,7 @@ def gather(
         title=_title(runs),
         runs=[_run(*one) for one in zip(runs, called, looks, strict=True)],
         rows=rows,
+        by_step=by_step(runs, rows),
         parts=list(_parts(runs, called, looks)),
         questions=[
             _questions(task, [one.tasks.get(task.name) for one in runs], include_text=include_text)

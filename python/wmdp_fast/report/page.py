@@ -72,6 +72,7 @@ def render(report: Report) -> str:
         dots=_dots(report),
         made=_side_by_side([run.records for run in report.runs]),
         run_made=[] if report.unlearning is None else _side_by_side([report.unlearning.records]),
+        by_step=[figures.curves(f"steps-{number}", plot) for number, plot in enumerate(report.by_step)],
         scores=_score_figures(report),
         unlearning=_unlearning_figures(report),
         attacks=attack_figures(report.attacked),
