@@ -1,10 +1,10 @@
-"""Linear layers with float32 weights by oneDNN in place of torch's default on AMD processors with AVX-512, for the time of a run.
+"""Linear layers with float32 weights by oneDNN in place of torch's default on AMD processors with AVX-512.
 
 `torch.nn.functional.linear` multiplies float32 by MKL, which on an AMD processor with AVX-512 (Zen 5) is no faster than
 AVX2 allows. oneDNN, which torch brings along and uses for bfloat16, was measured 2.1 times as fast there. On an AMD
-processor without AVX-512 (Zen 3) it was 0.85 times as fast forwards and 0.75 backwards, scoring with it 0.8; on an Intel
-processor with AVX-512 (Sapphire Rapids) 5 % slower. The choice goes by what the processor is and not by a measurement,
-so that the same run gives the same bits again.
+processor without AVX-512 (Zen 3) it was 0.85 times as fast forwards and 0.75 backwards, scoring with it 0.8; on an
+Intel processor with AVX-512 (Sapphire Rapids) 5 % slower. The choice goes by what the processor is and not by a
+measurement, so that the same run gives the same bits again.
 
 Sums are added up in another order, so results differ from the default's by rounding.
 """
