@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
     import pandas as pd
+    from matplotlib.axes import Axes
 
     from wmdp_fast.results.perplexity import TextResult
     from wmdp_fast.tasks.task import Group, Task
@@ -342,6 +343,33 @@ class EvalResult:
             WmdpFastError: pandas is not installed.
         """
         return self._saved().samples_frame()
+
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """Draws the accuracy of each task and group with Wilson's 95 % interval, and what guessing gives.
+
+        Args:
+            axes: matplotlib axes to draw on; None makes a figure, which `pyplot.show()` and notebooks show.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ValueError: Nothing has an accuracy.
+            WmdpFastError: matplotlib is not installed.
+        """
+        from wmdp_fast.results.plot import plot_accuracies
+
+        rows = [
+            ("  " * depth + one.alias, one.metrics["acc"], one.sample_len, self._chance(one.name))
+            for one, depth in self._hierarchy()
+            if isinstance(one, (TaskResult, GroupResult)) and "acc" in one.metrics
+        ]
+        return plot_accuracies(rows, axes, self.model_name)
+
+    def _chance(self, name: str) -> float | None:
+        """The accuracy that guessing gives; None where numbers of choices differ."""
+        numbers = {number for task in self._tasks_below(name) for number in task.numbers_of_choices}
+        return 1 / numbers.pop() if len(numbers) == 1 else None
 
     def _saved(self) -> SavedResults:
         return from_evaluation(self)

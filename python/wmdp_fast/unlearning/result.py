@@ -10,6 +10,7 @@ from wmdp_fast.unlearning.rmu.method import RMUFindings
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from matplotlib.axes import Axes
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -63,6 +64,24 @@ class UnlearnResult:
     model: PreTrainedModel | None = field(repr=False)
     output: Path | None
     budget: dict[str, Any] | None = None
+
+    def plot(self, *names: str, axes: Axes | None = None) -> Axes:
+        """Draws what was measured over the steps.
+
+        Args:
+            names: Keys of `metrics`; both terms of the loss unless given.
+            axes: matplotlib axes to draw on; None makes a figure, which `pyplot.show()` and notebooks show.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ValueError: No step has measured that, as of a method without steps; says what there is.
+            WmdpFastError: matplotlib is not installed.
+        """
+        from wmdp_fast.unlearning.plot import DRAWN, plot_metrics
+
+        return plot_metrics(self.metrics, names or DRAWN, axes, self.config.method_name)
 
     @property
     def steering_coeffs(self) -> tuple[float, ...]:
