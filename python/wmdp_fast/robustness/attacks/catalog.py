@@ -9,6 +9,7 @@ from wmdp_fast.robustness.attacks.ask import Ask
 from wmdp_fast.robustness.attacks.calibrate import Calibrate
 from wmdp_fast.robustness.attacks.cloze import Cloze
 from wmdp_fast.robustness.attacks.fewshot import FewShot
+from wmdp_fast.robustness.attacks.gcg import GCG
 from wmdp_fast.robustness.attacks.lens import Lens
 from wmdp_fast.robustness.attacks.noise import Noise
 from wmdp_fast.robustness.attacks.orders import Orders
@@ -42,11 +43,12 @@ _ALL: tuple[type[Attack], ...] = (
     Ablate,
     Relearn,
     SoftPrompt,
+    GCG,
 )
 ATTACKS = {attack.name: attack for attack in _ALL}
 
 # What `all` has at budget full alone: they cost much and show little of most models.
-_OPTIONAL = frozenset({SoftPrompt.name})
+_OPTIONAL = frozenset({SoftPrompt.name, GCG.name})
 
 
 def attacks_of(names: str | Iterable[str], budget: Budget = "full") -> list[Attack]:

@@ -15,6 +15,8 @@ from wmdp_fast.exceptions import DivergedError, ModelError
 from wmdp_fast.models.logits import forward_without_cache
 from wmdp_fast.models.threads import computing
 from wmdp_fast.robustness.attacks.relearn import marks
+from wmdp_fast.robustness.coordinate_gradient import embeddings_of
+from wmdp_fast.robustness.insertion import answers_of
 from wmdp_fast.robustness.protocol import Access, Attack, Budget, Reading, Setting
 from wmdp_fast.robustness.residual_stream import decoder_in
 
@@ -118,7 +120,7 @@ class _Soft:
     def drawn(cls, subject: Subject, count: int, rng: np.random.Generator) -> _Soft:
         """Vectors that begin as the embeddings of some tokens."""
         decoder_in(subject.model)  # refuses adapters with a prompt of their own
-        weight = _embeddings(subject).weight.detach()
+        weight = embeddings_of(subject).weight.detach()
         requests = subject.questions.own(subject.model)[1]
         used = {token for question in range(requests.num_questions) for token in _row(requests, question)}
         tokenizer = subject.model.tokenizer
@@ -133,7 +135,7 @@ class _Soft:
     @contextmanager
     def in_model(self, subject: Subject) -> Iterator[None]:
         """Inside, the tokens are read as the vectors."""
-        embeddings = _embeddings(subject)
+        embeddings = embeddings_of(subject)
         place = torch.full((embeddings.weight.shape[0],), -1, device=embeddings.weight.device)
         place[list(self.tokens)] = torch.arange(len(self.tokens), device=place.device)
 
@@ -151,7 +153,7 @@ class _Soft:
     def context(self, subject: Subject, question: int) -> list[int]:
         """A question's prompt behind the vectors, as tokens; of one that is too long, its end."""
         own = self.requests.context(question).tolist()
-        longest = max(map(len, _answers(self.requests, question)))
+        longest = max(map(len, answers_of(self.requests, question)))
         first = own[:1] if own[0] == subject.model.tokenizer.bos_token_id else []
         room = subject.model.max_length - len(self.tokens) - longest - len(first)
         if room < 1:
@@ -161,7 +163,9 @@ class _Soft:
     def loss(self, subject: Subject, questions: Sequence[int], gold: Sequence[int]) -> Tensor:
         """The mean negative log-likelihood of the tokens of some answers."""
         contexts = [self.context(subject, question) for question in questions]
-        answers = [_answers(self.requests, question)[choice] for question, choice in zip(questions, gold, strict=True)]
+        answers = [
+            answers_of(self.requests, question)[choice] for question, choice in zip(questions, gold, strict=True)
+        ]
         rows = [[*context, *answer] for context, answer in zip(contexts, answers, strict=True)]
         # What is behind a row does not reach it: attention is causal.
         padded = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
@@ -182,7 +186,7 @@ class _Soft:
 
         model, own = subject.model, self.requests
         every = range(own.num_questions)
-        choices = [_answers(own, one) for one in every]
+        choices = [answers_of(own, one) for one in every]
         asked = Requests.from_tokens([self.context(subject, one) for one in every], choices, model.max_length)
         options = model.options
         with torch.no_grad(), self.in_model(subject):
@@ -196,23 +200,9 @@ class _Soft:
         return subject.questions.answers_by(model, scores)
 
 
-def _answers(requests: Requests, question: int) -> list[list[int]]:
-    """The tokens of a question's choices."""
-    choices = range(*requests.choice_offsets[question : question + 2].tolist())
-    return [requests.continuation(choice).tolist() for choice in choices]
-
-
 def _row(requests: Requests, question: int) -> list[int]:
     """All tokens of a question."""
-    return [*requests.context(question).tolist(), *chain.from_iterable(_answers(requests, question))]
-
-
-def _embeddings(subject: Subject) -> Any:
-    network: Any = subject.network
-    found = network.get_input_embeddings()
-    if found is None or getattr(found, "weight", None) is None:
-        raise ModelError(f"{subject.model.name} has no embeddings that vectors could stand in for")
-    return found
+    return [*requests.context(question).tolist(), *chain.from_iterable(answers_of(requests, question))]
 
 
 def _taught(subject: Subject, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.int64]]:
