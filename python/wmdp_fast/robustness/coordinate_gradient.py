@@ -70,8 +70,8 @@ def coordinate_gradient(subject: Subject, places: Places, tokens: Sequence[int],
             start = len(places.heads[question])
             at_text += by_vector[row, start : start + len(tokens)].float()
         # By what the module returns and not by its weights: some scale them.
-        every = torch.arange(embeddings.weight.shape[0], device=at_text.device).split(_PART)
-        return torch.cat([at_text @ embeddings(part).float().T for part in every], dim=1).cpu()
+        every = torch.arange(embeddings.weight.shape[0], device=at_text.device)
+        return torch.cat([at_text @ embeddings(part).float().T for part in torch.split(every, _PART)], dim=1).cpu()
 
 
 @contextmanager
@@ -95,7 +95,8 @@ def _losses(
 ) -> tuple[Tensor, list[int]]:
     """The loss of each question `[Q]`, and of each row of the batch whose it is."""
     inputs: dict[tuple[int, ...], int] = {}
-    rows, read = [], []
+    rows: list[int] = []
+    read: list[tuple[int, int, list[int]]] = []
     for question in questions:
         row = places.row(question, tokens)
         for answer in places.answers[question]:
@@ -116,7 +117,9 @@ def _losses(
         scores.append(predicted.gather(1, torch.tensor(answer, device=logits.device)[:, None]).sum())
     counts = [len(places.answers[question]) for question in questions]
     gold = subject.questions.gold[list(questions)].tolist()
-    losses = [-of.log_softmax(dim=0)[right] for of, right in zip(torch.stack(scores).split(counts), gold, strict=True)]
+    losses = [
+        -of.log_softmax(dim=0)[right] for of, right in zip(torch.split(torch.stack(scores), counts), gold, strict=True)
+    ]
     return torch.stack(losses), rows
 
 
@@ -143,7 +146,7 @@ def candidates(
     best = kept.topk(min(top_k, int(allowed.sum()) - 1), largest=False).indices.numpy()
     drawn_places = rng.integers(len(tokens), size=count)
     drawn_ranks = rng.integers(best.shape[1], size=count)
-    found = {}
+    found: dict[tuple[int, ...], None] = {}
     for place, rank in zip(drawn_places.tolist(), drawn_ranks.tolist(), strict=True):
         found[(*tokens[:place], int(best[place, rank]), *tokens[place + 1 :])] = None
     return list(found)

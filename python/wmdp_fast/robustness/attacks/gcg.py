@@ -65,9 +65,8 @@ class GCG(Attack):
         values = setting.values
         if setting.null:
             return float(values["random"])
-        return len(marks(values["steps"])) + values["steps"] * BATCH * (3 + values["candidates"]) / len(
-            subject.questions
-        )
+        prompts: int = values["steps"] * BATCH * (3 + values["candidates"])
+        return len(marks(values["steps"])) + prompts / len(subject.questions)
 
     def run(self, subject: Subject, setting: Setting) -> Iterator[Reading]:
         """A reading with the text as it begins, some on the way, and one at the end; of random texts, one of each.
