@@ -49,11 +49,14 @@ def cross_entropies(
     """
 
     def loss(made: Tensor, at: slice) -> tuple[Tensor, Callable[[], Tensor]]:
-        log_probabilities, target = made.log_softmax(dim=1), targets[at].unsqueeze(1)
-        found = -log_probabilities.gather(1, target).squeeze(1)
+        log_probabilities, target = made.log_softmax(dim=1), targets[at]
+        each = torch.arange(len(target), device=target.device)
+        found = -log_probabilities[each, target]
 
         def gradient() -> Tensor:
-            return log_probabilities.exp_().scatter_add_(1, target, made.new_full(target.shape, -1.0))
+            # In place of `scatter_add_`, which deterministic algorithms on a GPU do without.
+            log_probabilities.exp_()[each, target] -= 1
+            return log_probabilities
 
         return found, gradient
 
