@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import hashlib
+import json
 import math
 import pydoc_data.topics
 import re
@@ -32,7 +33,7 @@ LICENSES = Path("/usr/share/common-licenses")
 FORGOTTEN = ("GPL", "LGPL", "GFDL")
 
 # A paragraph has so many words at least, and so many tokens at most.
-WORDS, TOKENS = 20, 256
+WORDS, TOKENS = 20, 128
 
 # Paragraphs of each kind that are measured.
 MEASURED = 40
@@ -48,6 +49,7 @@ class Texts:
 
 
 def paragraphs(text: str) -> list[str]:
+    """Those of some length, their words apart by one space."""
     found = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text)]
     return [part for part in found if len(part.split()) >= WORDS]
 
@@ -62,6 +64,7 @@ def split(found: list[str]) -> Texts:
 
 
 def of_licenses(*, forgotten: bool) -> Texts:
+    """Those to forget, or those of others."""
     files = [one for one in sorted(LICENSES.iterdir()) if one.name.startswith(FORGOTTEN) is forgotten]
     files = [one for one in files if not one.is_symlink()]
     return split([part for one in files for part in paragraphs(one.read_text(encoding="utf-8", errors="replace"))])
@@ -74,18 +77,32 @@ def nats(model: Any, tokenizer: Any, texts: dict[str, list[str]]) -> dict[str, f
 
 
 def corpus(folder: Path, name: str, texts: list[str]) -> str:
-    """The paragraphs as a file of documents apart by blank lines."""
-    import json
-
+    """The paragraphs as a file, a document each."""
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps({"text": one}) + "\n" for one in texts), encoding="utf-8")
     return str(path)
 
 
+def configs(steps: int) -> dict[str, wf.TrainingConfig]:
+    """Both methods; RMU's as in `examples/forget_licenses.py`."""
+    common: dict[str, Any] = {"max_length": TOKENS, "retain_max_length": TOKENS, "max_steps": steps}
+    return {
+        "rmu": wf.RMUConfig(layer_id=7, steering_coeff=60.0, alpha=60.0, learning_rate=1e-3, mode="masked", **common),
+        "npo": wf.NPOConfig(learning_rate=1e-4, retain_weight=2.0, warmup=0.0, schedule="constant", **common),
+    }
+
+
+def relearning(steps: int) -> wf.TrainingConfig:
+    """Fine-tuning of the same matrices in all layers."""
+    common: dict[str, Any] = {"max_length": TOKENS, "retain_max_length": TOKENS, "max_steps": steps}
+    return wf.FinetuneConfig(learning_rate=2e-5, warmup=0.0, schedule="constant", **common)
+
+
 def main() -> None:
+    """Unlearns, fine-tunes what is left, and measures after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--steps", type=int, default=24, help="of unlearning (default 24)")
+    parser.add_argument("--steps", type=int, default=60, help="of unlearning, at most (default 60)")
     parser.add_argument("--relearn", type=int, default=10, help="steps of fine-tuning (default 10)")
     parser.add_argument("--max-kl", type=float, default=0.1, help="nats per token (default 0.1)")
     parser.add_argument("--report", type=Path, help="write the table there too")
@@ -98,46 +115,29 @@ def main() -> None:
     ours, others = of_licenses(forgotten=True), of_licenses(forgotten=False)
     topics = split([part for text in pydoc_data.topics.topics.values() for part in paragraphs(text)])
     measured = {"forgotten": ours.measured, "other licenses": others.measured, "help topics": topics.measured}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        forget, retain = corpus(folder, "forget", ours.unlearn), corpus(folder, "retain", topics.unlearn)
-        common = {"max_length": TOKENS, "retain_max_length": TOKENS, "max_steps": arguments.steps, "batch_size": 4}
-        configs = {
-            "rmu": wf.RMUConfig(layer_id=7, steering_coeff=100.0, alpha=100.0, learning_rate=1e-4, mode="masked", **common),
-            "npo": wf.NPOConfig(learning_rate=1e-4, retain_weight=2.0, warmup=0.0, schedule="constant", **common),
-        }
+    tuned = {"these licenses": ours.relearn, "other licenses": others.relearn, "help topics": topics.relearn}
+    rows = [("model", "then trained on", "steps", *measured)]
+
+    def measure(name: str, model: Any, on: str = "", steps: int = 0) -> None:
+        rows.append((name, on, str(steps), *(f"{value:.3f}" for value in nats(model, tokenizer, measured).values())))
+        print(*rows[-1], file=sys.stderr)
+
+    with tempfile.TemporaryDirectory() as where:
+        folder = Path(where)
+        texts = {"forget": corpus(folder, "forget", ours.unlearn), "retain": corpus(folder, "retain", topics.unlearn)}
         models = {"original": base}
-        rows = [("model", "then", "steps", *measured)]
-        for method, config in configs.items():
+        for method, config in configs(arguments.steps).items():
             models[method] = copy.deepcopy(base)
-            result = wf.unlearn(
-                models[method],
-                tokenizer=tokenizer,
-                forget=forget,
-                retain=retain,
-                config=config,
-                max_kl=arguments.max_kl,
-                kl_every=2,
-                progress=False,
-            )
-            print(f"{method}: {result.best_step} of {result.steps} steps, {result.budget}", file=sys.stderr)
-        tuned = {"these licenses": ours.relearn, "other licenses": others.relearn, "help topics": topics.relearn}
+            budget: dict[str, Any] = {"max_kl": arguments.max_kl, "kl_every": 2}
+            run = wf.unlearn(models[method], tokenizer=tokenizer, **texts, config=config, **budget, progress=False)
+            print(f"{method}: {run.best_step} steps, KL {(run.budget or {}).get('kl')}", file=sys.stderr)
         for name, model in models.items():
-            found = nats(model, tokenizer, measured)
-            rows.append((name, "", "0", *(f"{value:.3f}" for value in found.values())))
-            print(*rows[-1], file=sys.stderr)
-            for on, texts in tuned.items():
-                again = copy.deepcopy(model)
-                config = wf.FinetuneConfig(
-                    learning_rate=2e-5, warmup=0.0, schedule="constant", **{**common, "max_steps": arguments.relearn}
-                )
-                documents = corpus(folder, "relearn", texts)
-                wf.unlearn(
-                    again, tokenizer=tokenizer, forget=documents, retain=documents, config=config, progress=False
-                )
-                found = nats(again, tokenizer, measured)
-                rows.append((name, on, str(arguments.relearn), *(f"{value:.3f}" for value in found.values())))
-                print(*rows[-1], file=sys.stderr)
+            measure(name, model)
+            for on, paragraphs_of_it in tuned.items():
+                again, documents = copy.deepcopy(model), corpus(folder, "relearn", paragraphs_of_it)
+                both = {"forget": documents, "retain": documents}
+                wf.unlearn(again, tokenizer=tokenizer, **both, config=relearning(arguments.relearn), progress=False)
+                measure(name, again, on, arguments.relearn)
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     table = "\n".join([lines[0], "|---|---|" + "---:|" * (len(rows[0]) - 2), *lines[1:]])
     print(table)

@@ -1,8 +1,9 @@
-"""Every script in examples/ runs, in a process of its own, without a hub."""
+"""Every script and notebook in examples/ runs, in a process of its own, without a hub."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import runpy
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 
 from tests.support.killed_runs import CHILDREN
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+FOLDER = Path(__file__).parent.parent / "examples"
+EXAMPLES = sorted(FOLDER.glob("*.py"))
 # Says of itself that it needs no torch: it gets a process without.
 WITHOUT_TORCH = "batches_for_your_own_model"
 NEEDS = {"lm_eval_from_python": "lm_eval"}
@@ -57,14 +59,46 @@ def test_example_runs(path: Path, tmp_path: Path) -> None:
     assert SAYS[path.stem] in text
 
 
-def run_example(path: Path, printed: Path) -> None:
-    """Runs a script as Python does, in a process that has imported torch and transformers, and asks no hub."""
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebook_runs(path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra `plots`")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert not any(cell.get("outputs") for cell in cells), "clear its outputs, which nothing keeps up to date"
+    printed = tmp_path / "printed.txt"
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    child = CHILDREN.Process(target=run_cells, args=(code, tmp_path, printed))
+    child.start()
+    child.join()
+    text = printed.read_text(encoding="utf-8")
+    assert child.exitcode == 0, text
+    assert "worst case: ablate" in text
+
+
+def run_cells(code: list[str], folder: Path, printed: Path) -> None:
+    """Runs the cells of a notebook one after the other in a folder."""
+    ask_no_hub_and_print_to(printed)
+    os.environ["MPLBACKEND"] = "agg"
+    os.chdir(folder)
+    space = {"__name__": "__main__"}
+    for number, cell in enumerate(code):
+        exec(compile(cell, f"cell {number}", "exec"), space)
+
+
+def ask_no_hub_and_print_to(printed: Path) -> None:
+    """Of this process."""
     from huggingface_hub import constants
 
     constants.HF_HUB_OFFLINE = True
     with printed.open("wb") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
+
+
+def run_example(path: Path, printed: Path) -> None:
+    """Runs a script as Python does, in a process that has imported torch and transformers, and asks no hub."""
+    ask_no_hub_and_print_to(printed)
     sys.argv = [str(path)]
     # As Python sets it: a script finds what lies beside it.
     sys.path.insert(0, str(path.parent))
