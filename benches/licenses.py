@@ -72,7 +72,7 @@ def of_licenses(*, forgotten: bool) -> Texts:
 
 def nats(model: Any, tokenizer: Any, texts: dict[str, list[str]]) -> dict[str, float]:
     """Mean nats per token, by text."""
-    result = wf.evaluate(model, tokenizer=tokenizer, tasks=(), text=texts, progress=False)
+    result: Any = wf.evaluate(model, tokenizer=tokenizer, tasks=(), text=texts, progress=False)
     return {name: math.log(result[name].metrics["token_perplexity"]) for name in texts}
 
 
@@ -124,7 +124,10 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as where:
         folder = Path(where)
-        texts = {"forget": corpus(folder, "forget", ours.unlearn), "retain": corpus(folder, "retain", topics.unlearn)}
+        texts: dict[str, Any] = {
+            "forget": corpus(folder, "forget", ours.unlearn),
+            "retain": corpus(folder, "retain", topics.unlearn),
+        }
         models = {"original": base}
         for method, config in configs(arguments.steps).items():
             models[method] = copy.deepcopy(base)
@@ -135,7 +138,7 @@ def main() -> None:
             measure(name, model)
             for on, paragraphs_of_it in tuned.items():
                 again, documents = copy.deepcopy(model), corpus(folder, "relearn", paragraphs_of_it)
-                both = {"forget": documents, "retain": documents}
+                both: dict[str, Any] = {"forget": documents, "retain": documents}
                 wf.unlearn(again, tokenizer=tokenizer, **both, config=relearning(arguments.relearn), progress=False)
                 measure(name, again, on, arguments.relearn)
     lines = ["| " + " | ".join(row) + " |" for row in rows]
