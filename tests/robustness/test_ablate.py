@@ -21,8 +21,8 @@ from wmdp_fast.prompts.options import PromptOptions
 from wmdp_fast.robustness import directions
 from wmdp_fast.robustness.ablated_checkpoint import save_ablated
 from wmdp_fast.robustness.attacks.ablate import Ablate
-from wmdp_fast.robustness.blocks import ablated_in_turn, writing_blocks
-from wmdp_fast.robustness.folding import fold
+from wmdp_fast.robustness.blocks import ablated_in_turn, blocks_of, writing_blocks
+from wmdp_fast.robustness.folding import fold, fold_blocks
 from wmdp_fast.robustness.protocol import Setting
 from wmdp_fast.robustness.questions import Questions
 from wmdp_fast.robustness.residual_stream import changed_stream, residual_stream
@@ -113,6 +113,36 @@ def test_folding_equals_hooks_on_what_is_written(family: str) -> None:
     folded = logits(model)
     assert float((folded - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
     assert float((folded - before).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "mixtral", "qwen3_moe", "gemma2", "olmo2", "gpt2"])
+def test_folding_into_single_blocks_equals_hooks_on_them(family: str) -> None:
+    model = gpt2() if family == "gpt2" else runs.model(family)
+    layers = model.transformer.h if family == "gpt2" else model.base_model.layers
+    generator = torch.Generator().manual_seed(2)
+    found = {place: torch.linalg.qr(torch.randn(32, 3, generator=generator)).Q.T for place in (0, 1, 3)}
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):  # zeros in a new model
+            parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    writing = torch.nn.ModuleList([block for layer in layers[:2] for block in writing_blocks(layer)])
+    before, weights = logits(model), {name: one.clone() for name, one in model.named_parameters()}
+    with changed_stream(writing, {place: directions.projecting_out_all(one) for place, one in found.items()}):
+        expected = logits(model)
+    names = fold_blocks(model, [0, 1], found)
+    folded = logits(model)
+    assert float((folded - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    assert float((folded - before).abs().max()) > 1e-2
+    assert {name for name, one in model.named_parameters() if not torch.equal(one, weights[name])} == set(names)
+
+
+def test_what_is_between_a_blocks_matrices_and_its_output_is_refused() -> None:
+    model = runs.model("llama")
+    mlp = model.base_model.layers[1].mlp
+    mlp.register_forward_hook(lambda _module, _inputs, output: output * torch.arange(32.0))
+    with pytest.raises(
+        ModelError, match=r"a block of layer 1 of .* has more between its output matrices and its output"
+    ):
+        fold_blocks(model, [1], {1: torch.full((1, 32), 32**-0.5)})
 
 
 def gpt2() -> torch.nn.Module:
@@ -278,3 +308,24 @@ def test_an_ablated_checkpoint_is_the_folded_model(folder: Path, tmp_path: Path)
         assert torch.equal(one, other), name
     with pytest.raises(ValueError, match="layer 9 of a model with layers 0 to 3"):
         save_ablated(folder / "model", tmp_path / "none", layer=9, **asked)
+
+
+def test_blocks_of_a_checkpoint_answer_as_those_by_hooks(folder: Path, tmp_path: Path) -> None:
+    asked = {"tasks": folder / "birds.jsonl", "eval_options": {"template": "mmlu"}, "device": "cpu"}
+    base = folder / "base"
+    saved = save_ablated(folder / "model", tmp_path / "ablated", layer=2, components=2, base=base, **asked)
+    subject = subject_of(folder, original=support.model_in(base).open)
+    *_, ablated = ablated_in_turn(subject, [1, 2, 3], 2)
+    first = {
+        place: ablated.changes[place] for place in (1, 2, 3)
+    }  # of layers 1 and 2; attention of layer 1 is as it was
+    with changed_stream(blocks_of(subject.model, [1, 2]), first):
+        expected = logits(subject.network)
+    found = logits(AutoModelForCausalLM.from_pretrained(saved))
+    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    for wrong, message in (
+        ({"layer": 0, "base": base}, "layer 0 is as in the base; layers that differ are 1, 2, 3"),
+        ({"layer": 1}, "needs base"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save_ablated(folder / "model", tmp_path / "none", components=2, **wrong, **asked)

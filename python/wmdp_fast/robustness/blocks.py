@@ -39,11 +39,13 @@ class Ablated:
     Attributes:
         layer: The last layer of which all are.
         changes: What is made of the output of each block, by its place among those of `blocks_of`.
+        directions: What is taken out of it, orthonormal, `[components, d]`, by the same.
         shares: Of each of these the share of its squared difference from the base's that the directions held.
     """
 
     layer: int
     changes: dict[int, Callable[[Tensor], Tensor]]
+    directions: dict[int, Tensor]
     shares: list[float]
 
 
@@ -90,6 +92,7 @@ def ablated_in_turn(subject: Subject, layers: Sequence[int], components: int) ->
     if [one.shape[1] for one in theirs] != [decoder_in(subject.model).hidden_size] * len(blocks):
         raise ModelError("the model before unlearning has other blocks, so what they write cannot be compared")
     changes: dict[int, Callable[[Tensor], Tensor]] = {}
+    taken: dict[int, Tensor] = {}
     shares: list[float] = []
     ends = torch.tensor([len(blocks_of(subject.model, [layer])) for layer in layers]).cumsum(0).tolist()
     for place, block in enumerate(blocks):
@@ -98,10 +101,11 @@ def ablated_in_turn(subject: Subject, layers: Sequence[int], components: int) ->
         found = strongest_components(ours, theirs[place], components)
         if found is not None:
             directions, share = found
-            changes[place] = projecting_out_all(directions)
+            changes[place], taken[place] = projecting_out_all(directions), directions
             shares.append(share)
         if place + 1 in ends:
-            yield Ablated(layer=layers[ends.index(place + 1)], changes=dict(changes), shares=list(shares))
+            layer = layers[ends.index(place + 1)]
+            yield Ablated(layer=layer, changes=dict(changes), directions=dict(taken), shares=list(shares))
 
 
 def random_changes(
