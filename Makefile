@@ -76,6 +76,7 @@ lint-rust: setup $(FRESH_STUB)
 	cargo fmt --all --check
 	$(CLIPPY_ENV) cargo clippy --workspace --all-targets --release -- --deny warnings
 	$(CLIPPY_ENV) RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --release
+	$(BIN)/python rust/third_party.py --check
 
 .PHONY: format
 format: setup ## format all code
@@ -86,6 +87,10 @@ format: setup ## format all code
 .PHONY: stubs
 stubs: $(FRESH_STUB) ## write the extension's type stub anew, after changes to rust/bindings
 	cp $< $(STUB)
+
+.PHONY: licenses
+licenses: setup ## write THIRD-PARTY.txt anew, after changes to Cargo.lock
+	$(BIN)/python rust/third_party.py
 
 .PHONY: docs
 docs: setup ## write the documentation and the API reference of both languages into site/

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import tarfile
 import venv
@@ -53,7 +54,8 @@ def test_the_wheel_holds_the_package_its_types_and_its_license_and_nothing_else(
     report = ("report/page.html", "report/questions.js", "report/style.css")
     for wanted in ("_rust.abi3.so", "_rust.pyi", "py.typed", "cli/__init__.py", *report):
         assert f"wmdp_fast/{wanted}" in names
-    assert any(name.endswith("/LICENSE") for name in names)
+    assert {name.rpartition("/")[2] for name in names if "/licenses/" in name} == {"LICENSE", "THIRD-PARTY.txt"}
+    assert any("/sboms/" in name for name in names)
     assert {name.partition("/")[0] for name in names} == {"wmdp_fast", f"wmdp_fast-{wmdp_fast.__version__}.dist-info"}
     assert sum(name.endswith(".so") for name in names) == 1
 
@@ -69,9 +71,24 @@ def test_the_source_distribution_holds_what_the_build_needs(sdist):
         "rust/bindings/src/lib.rs",
         "README.md",
         "LICENSE",
+        "THIRD-PARTY.txt",
     ):
         assert f"{root}/{wanted}" in names
     assert not any(name.endswith((".so", ".parquet")) for name in names)
+
+
+def test_only_licenses_that_ask_to_be_named_are_allowed():
+    chosen = runpy.run_path(str(ROOT / "rust" / "third_party.py"))["chosen"]
+    for expression, license_ in (
+        ("MIT/Apache-2.0", "MIT"),
+        ("Apache-2.0 OR GPL-2.0", "Apache-2.0"),
+        ("(MIT OR Apache-2.0) AND Unicode-3.0", "MIT AND Unicode-3.0"),
+        ("Apache-2.0 WITH LLVM-exception", "Apache-2.0 WITH LLVM-exception"),
+        ("GPL-3.0-only", None),
+        ("MIT AND GPL-2.0", None),
+        ("", None),
+    ):
+        assert chosen(expression) == license_, expression
 
 
 @pytest.mark.slow
