@@ -17,6 +17,7 @@ from tests.support.attack_records import reading, run
 from wmdp_fast import cli
 from wmdp_fast.report.attacks import gather_attacks
 from wmdp_fast.robustness.claims import claims, outcome
+from wmdp_fast.robustness.retained.measure import Measured
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +47,69 @@ def test_the_attack_that_brings_back_most_comes_first_and_curves_have_intervals(
     assert plots["lens by layer"].axis == "layer"
     assert [curve.name for curve in plots["probe by layer"].curves] == ["reported", "shuffled"]
     assert "Not run on unlearned: gcg: it needs a target: pass --target." in shown.notes
+
+
+def measured() -> list[Measured]:
+    """KL and perplexity of two models, a keyword, what one writes and MT-Bench; text on the neighborhood failed."""
+    text = {"loglikelihood": [-30.0, -50.0, -20.0], "tokens": [20, 25, 12]}
+    wrote = {"tokens": [9, 8], "pairs": 15, "different_pairs": 12, "fours": [6, 5], "repeated_fours": [3, 0]}
+    wrote |= {"characters": [40, 30], "not_ascii": [0, 1], "empty": [0, 0], "refusal": [1, 0]}
+    return [
+        Measured(
+            role="unlearned", kind="distance", name="general text", identity={}, found=text | {"kl": [1.0, 3.0, 0.5]}
+        ),
+        Measured(role="base", kind="distance", name="general text", identity={}, found=text),
+        Measured(role="unlearned", kind="distance", name="near text", identity={}, failed="too long"),
+        Measured(
+            role="unlearned",
+            kind="keyword",
+            name="<i>virus",
+            identity={"questions": "q"},
+            found={"plain": "1110", "keyword": "1000"},
+        ),
+        Measured(role="unlearned", kind="writing", name="w", identity={}, found={"far": wrote}),
+        Measured(
+            role="unlearned", kind="mt_bench", name="judge", identity={}, found={"scores": [[8, 7], [None, 6], [3, 4]]}
+        ),
+    ]
+
+
+def test_what_was_to_be_kept_is_drawn_and_what_is_missing_is_said(tmp_path: Path) -> None:
+    result = replace(attacked(), measured=measured())
+    shown = {one.title: one for one in gather_attacks(result, "rmu").levels}
+    assert list(shown) == [
+        "Perplexity",
+        "Divergence from the base",
+        "Utility questions with a keyword",
+        "What the models write",
+        "MT-Bench",
+    ]
+    kl = shown["Divergence from the base"]
+    assert kl.models == [("after", "unlearned"), ("before", "base")]
+    [mine, base] = kl.rows["KL from the base, general text"]
+    assert mine.value == pytest.approx(4.5 / 57)
+    assert mine.ends is not None
+    assert (base.value, base.text) == (None, "n/a: it is the base")
+    assert "KL from the base, near text: not run: too long." in kl.note
+    accuracies = shown["Utility questions with a keyword"].rows
+    assert [row[0].value for row in accuracies.values()] == [75.0, 25.0]
+    assert [row[1].text for row in accuracies.values()] == ["not run"] * 2
+    written = shown["What the models write"].rows
+    assert written["repetition, far prompts"][0].value == pytest.approx(100 * 3 / 11)
+    assert written["distinct-2, far prompts"][0].ends is None
+    assert (
+        "repetition, forget prompts: not run: there is no forget text: pass --forget."
+        in shown["What the models write"].note
+    )
+    [[judged, _]] = shown["MT-Bench"].rows.values()
+    assert judged.value == pytest.approx(28 / 5)
+    result.save(tmp_path)
+    assert cli.main(["report", str(tmp_path), "--output", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for place in range(5):
+        assert f'<figure aria-labelledby="kept-0-{place}-heading">' in page
+    assert "&lt;i&gt;virus" in page
+    assert "<i>virus" not in page
 
 
 def test_claims_say_no_more_than_the_intervals() -> None:

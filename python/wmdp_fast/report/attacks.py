@@ -7,6 +7,7 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.report.content import Attacked, AttackRow, Curve, Estimate, Plot
+from wmdp_fast.report.kept import levels_of
 from wmdp_fast.report.svg import SERIES
 from wmdp_fast.robustness.attacks.ask import Ask
 from wmdp_fast.robustness.card import not_run
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from wmdp_fast.robustness.subject import Role
 
 _POINTS = 100  # in a share of 1
-_LOOKS = {"unlearned": "after", "base": "before", "never learned": "third"}
+_LOOKS: dict[Role, str] = {"unlearned": "after", "base": "before", "never learned": "third"}
 _INTERVALS = "Lines through a mark are 95 % intervals over the questions that are reported."
 
 
@@ -50,6 +51,7 @@ def gather_attacks(result: AttackResult, name: str) -> Attacked:
         outcome=outcome(result),
         claims=claims(result),
         kept=_kept(result),
+        levels=levels_of(result, _LOOKS),
         notes=notes,
     )
 

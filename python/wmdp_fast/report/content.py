@@ -195,6 +195,40 @@ class Plot:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Level:
+    """A number of a model, or why there is none.
+
+    Attributes:
+        value: The number, in the unit of its figure; None if there is none.
+        ends: The ends of its 95 % interval, if it has one.
+        text: The number as text, or the reason.
+    """
+
+    value: float | None
+    ends: tuple[float, float] | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    """Numbers of several models that share a figure.
+
+    Attributes:
+        title: What they are.
+        unit: Of the axis.
+        models: How each model is drawn, and what it is.
+        rows: By what was measured the number of each model.
+        note: What was not measured, and why.
+    """
+
+    title: str
+    unit: str
+    models: Sequence[tuple[str, str]]
+    rows: Mapping[str, Sequence[Level]]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Facts:
     """A heading and what is known under it, as names and texts."""
 
@@ -255,6 +289,7 @@ class Attacked:
         outcome: Whether the model stands the attack that brings back most; None if it was only asked.
         claims: What may be said of the model.
         kept: What was to be kept, without an attack: what was measured, and its value of each model as text.
+        levels: The same to be drawn.
         notes: What was not run or not measured.
     """
 
@@ -268,6 +303,7 @@ class Attacked:
     outcome: Outcome | None
     claims: Sequence[str]
     kept: Sequence[tuple[str, Sequence[str]]] = ()
+    levels: Sequence[Levels] = ()
     notes: Sequence[str] = ()
 
 

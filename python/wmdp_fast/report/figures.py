@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from wmdp_fast.report.content import Curve, Plot, Scores
+    from wmdp_fast.report.content import Curve, Level, Levels, Plot, Scores
 
 # Inches; at 72 units an inch the width of a phone's screen.
 _WIDTH = 4.6
@@ -192,6 +192,51 @@ def _draw(axes: Axes, line: Curve, series: svg.Series) -> None:
         axes.plot([step, step], [low, high], color=series.line, linewidth=1)
     if line.values and math.isfinite(line.values[-1]):
         axes.plot(line.steps[-1:], line.values[-1:], color=series.line, **marks)
+
+
+def levels(name: str, shown: Levels) -> Figure:
+    """Numbers of several models, a line for each number; on a logarithmic scale as `curves`."""
+    numbers = [one.value for row in shown.rows.values() for one in row if one.value is not None]
+    logarithmic = min(numbers) > 0 and max(numbers) / min(numbers) > 50
+    with svg.plot(_WIDTH, 0.8 + len(shown.rows) * (0.16 + 0.14 * len(shown.models))) as (figure, axes):
+        for place, row in enumerate(shown.rows.values()):
+            for number, ((look, _), one) in enumerate(zip(shown.models, row, strict=True)):
+                _mark(axes, one, place + (number - (len(row) - 1) / 2) * 0.7 / len(row), svg.SERIES[look])
+        axes.set_ylim(len(shown.rows) - 0.5, -0.5)
+        axes.set_yticks(range(len(shown.rows)), [_short(title, 38) for title in shown.rows])
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.xaxis.set_minor_formatter(lambda *_: "")
+        axes.set_xlabel(shown.unit)
+        _frame(axes, "x")
+        caption = "Without an attack; lines through a mark are 95 % intervals over documents, questions or texts."
+        caption += " The scale is logarithmic." if logarithmic else ""
+        caption = f"{caption} {shown.note}".strip()
+        rows = [(title, *(one.text for one in row)) for title, row in shown.rows.items()]
+        told = f"{shown.title}. {caption} " + " ".join(
+            f"{title}: {', '.join(f'{model} {text}' for (_, model), text in zip(shown.models, texts, strict=True))}."
+            for title, *texts in rows
+        )
+        drawing = svg.write(figure, name, shown.title, told)
+    return Figure(
+        name=name,
+        title=shown.title,
+        caption=caption,
+        description=told,
+        keys=list(shown.models),
+        drawing=drawing,
+        columns=("Measure", *(model for _, model in shown.models)),
+        rows=rows,
+    )
+
+
+def _mark(axes: Axes, one: Level, at: float, series: svg.Series) -> None:
+    if one.value is None:
+        return
+    if one.ends is not None:
+        axes.plot(one.ends, [at, at], color=series.line, linewidth=1)
+    axes.plot([one.value], [at], color=series.line, marker=series.marker, markersize=4.5)
 
 
 def _columns(line: Curve) -> list[str]:

@@ -175,7 +175,13 @@ def _unlearning_figures(report: Report) -> list[Figure]:
 def attack_figures(attacked: Sequence[Attacked]) -> list[tuple[Attacked, list[Figure]]]:
     """Attacks on each model with their figures."""
     return [
-        (one, [figures.curves(f"attacked-{place}-{number}", plot) for number, plot in enumerate(one.plots)])
+        (
+            one,
+            [
+                *(figures.levels(f"kept-{place}-{number}", levels) for number, levels in enumerate(one.levels)),
+                *(figures.curves(f"attacked-{place}-{number}", plot) for number, plot in enumerate(one.plots)),
+            ],
+        )
         for place, one in enumerate(attacked)
     ]
 
