@@ -90,17 +90,16 @@ def test_what_was_to_be_kept_is_drawn_and_what_is_missing_is_said(tmp_path: Path
     assert mine.value == pytest.approx(4.5 / 57)
     assert mine.ends is not None
     assert (base.value, base.text) == (None, "n/a: it is the base")
-    assert "KL from the base, near text: not run: too long." in kl.note
+    assert kl.note == "perplexity, near text; KL from the base, near text: not run (too long)."
     accuracies = shown["Utility questions with a keyword"].rows
     assert [row[0].value for row in accuracies.values()] == [75.0, 25.0]
     assert [row[1].text for row in accuracies.values()] == ["not run"] * 2
     written = shown["What the models write"].rows
     assert written["repetition, far prompts"][0].value == pytest.approx(100 * 3 / 11)
     assert written["distinct-2, far prompts"][0].ends is None
-    assert (
-        "repetition, forget prompts: not run: there is no forget text: pass --forget."
-        in shown["What the models write"].note
-    )
+    note = shown["What the models write"].note
+    assert note.startswith("repetition, forget prompts; distinct-2, forget prompts; ")
+    assert "not run (there is no forget text: pass --forget)." in note
     [[judged, _]] = shown["MT-Bench"].rows.values()
     assert judged.value == pytest.approx(28 / 5)
     result.save(tmp_path)

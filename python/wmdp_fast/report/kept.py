@@ -49,14 +49,14 @@ def levels_of(result: AttackResult, looks: Mapping[Role, str]) -> list[Levels]:
         if unit is not None and (kinds[title], unit) in _DRAWN and not title.startswith("change by"):
             levels = [_level(of.get(role)) for role in result.models]
             rows.setdefault((kinds[title], unit), {})[title] = levels
-    missing = [(title, of) for title, of in by_role.items() if all(one.value is None for one in of.values())]
+    missing = [title for title, of in by_role.items() if all(one.value is None for one in of.values())]
     return [
         Levels(
             title=_DRAWN[key][0],
             unit=_DRAWN[key][1],
             models=[(looks[role], str(role)) for role in result.models],
             rows=drawn,
-            note=" ".join(f"{title}: {_why(of)}." for title, of in missing if kinds[title] == key[0]),
+            note=_missing({title: by_role[title] for title in missing if kinds[title] == key[0]}),
         )
         for key, drawn in rows.items()
     ]
@@ -72,6 +72,10 @@ def _level(figure: Figure | None) -> Level:
     return Level(value=scale * figure.value, ends=ends, text=str(figure))
 
 
-def _why(of: Mapping[Role, Figure]) -> str:
-    first = next(iter(of.values()))
-    return f"{first.text}: {first.why}"
+def _missing(figures: Mapping[str, Mapping[Role, Figure]]) -> str:
+    """What has no number of any model, and why."""
+    by_reason: dict[str, list[str]] = {}
+    for title, of in figures.items():
+        first = next(iter(of.values()))
+        by_reason.setdefault(f"{first.text} ({first.why})", []).append(title)
+    return " ".join(f"{'; '.join(titles)}: {reason}." for reason, titles in by_reason.items())
