@@ -784,6 +784,16 @@ class Requests:
         Raises:
             ValueError: If `token_budget` is 0.
         """
+    def part(self, /, questions: SupportsGetItem[int, SupportsIndex]) -> Requests:
+        """
+        Some of the questions as a run of their own, with all their choices.
+
+        Args:
+            questions: Which; they are numbered from 0 in this order.
+
+        Raises:
+            ValueError: If there is no such question.
+        """
     def token_beyond(self, /, num_tokens: SupportsIndex) -> tuple[int, int] | None:
         """
         The first question with a token id that is not below `num_tokens`, and that token; None if there is none.

@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial as partial_function
 from typing import TYPE_CHECKING, Any, Literal
 
 from wmdp_fast.exceptions import WmdpFastWarning
@@ -29,6 +30,7 @@ from wmdp_fast.runtime.progress import progress_bar
 from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
 from wmdp_fast.scoring.journaled import journaled_scores
 from wmdp_fast.scoring.model_source import model_source, tokenizer_source
+from wmdp_fast.scoring.sharing import Sharing, sharing_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from wmdp_fast.scoring.model_source import ModelSource
     from wmdp_fast.scoring.scores import PartialScores, ScoreMode, Scores
     from wmdp_fast.scoring.server import Server
+    from wmdp_fast.scoring.sharded import ScoresRequests
     from wmdp_fast.scoring.trie import Engine
     from wmdp_fast.tasks.resolve import Selection
     from wmdp_fast.tasks.task import Choices
@@ -84,6 +87,7 @@ def evaluate(
     max_length: int | None = None,
     memory: str | int = "auto",
     stream: bool = False,
+    shards: int | None = None,
     output: str | PathLike[str] | None = None,
     log_samples: bool = False,
     resume: bool = False,
@@ -135,6 +139,8 @@ def evaluate(
         memory: How much memory to take, such as `16GB`: a model that needs more is streamed, a layer at a time, with
             the same numbers. On a GPU it is that of the GPU. `auto` is what is free.
         stream: Whether to stream the model even if it fits.
+        shards: In how many parts to score, at least as many as `torchrun` has started processes: with the same number
+            of parts, scores are the same to the bit on any number of processes. None is one for each process.
         output: Folder or `.json` name to save results under, by lm-eval's rules. Scores of a model that is loaded from
             files or served are kept there as the run goes on, so that one that was stopped loses nothing.
         log_samples: Whether to save every question with its prompt and scores too; needs `output`.
@@ -195,11 +201,17 @@ def evaluate(
         stream=stream,
     )
     scoring = ScoreOptions(score_mode=score_mode, engine=engine, token_budget=token_budget)
+    sharing = sharing_of(model, loading, shards)
+    if sharing.place.size > 1:
+        loading = sharing.on_own_device(loading)
+        keeping = replace(keeping, progress=progress and sharing.place.rank == 0)
     source = model_source(model, loading, scoring, resume=resume, has_text=bool(text))
     clock = PhaseClock()
     if output is not None:
         check_folder(output_folder(output, source.name))
-    return Evaluation(prompting, scoring, clock, text=text, text_field=text_field).of(source, keeping, clock)
+    with sharing.warnings_once():
+        evaluation = Evaluation(prompting, scoring, clock, text=text, text_field=text_field)
+        return evaluation.of(source, keeping, clock, sharing)
 
 
 def rendered_prompts(
@@ -308,13 +320,13 @@ class _Scored:
 
     Attributes:
         results: By task.
-        runs: What was asked as tokens, its scores, and what these were entered in: of tasks, then of texts.
+        runs: What was asked as tokens, its scores, and how many an earlier run had made: of tasks, then of texts.
         near_tie: Margin in nats up to which rounding may have decided.
         texts: Results by text.
     """
 
     results: dict[str, TaskResult]
-    runs: list[tuple[Requests | None, Scores, PartialScores]]
+    runs: list[tuple[Requests | None, Scores, int]]
     near_tie: float
     texts: dict[str, TextResult]
 
@@ -354,8 +366,10 @@ class Evaluation:
         self._encoder = BackgroundTokenizer(selection)
         self._prompts: list[Prompts] | None = None
 
-    def of(self, source: ModelSource, keeping: Keeping, clock: PhaseClock) -> EvalResult:
-        """Loads a model, or connects to its server, and scores it.
+    def of(
+        self, source: ModelSource, keeping: Keeping, clock: PhaseClock, sharing: Sharing | None = None
+    ) -> EvalResult:
+        """Loads a model, or connects to its server, and scores it, alone unless it is shared.
 
         Prompts and their tokens are made as soon as there is a tokenizer, while weights are read; once for all models
         that have the same.
@@ -374,11 +388,12 @@ class Evaluation:
         asked = self._asked(backend, cautions, clock)
         cautions.add_prompts(asked.requests, [one.questions for one in (*asked.read, *asked.others)])
         with contextlib.ExitStack() as kept:
-            scored = _score(asked, backend, self._prompting, keeping, kept, clock)
+            scoring = _Scoring(backend, keeping, sharing or Sharing(), kept)
+            scored = _score(asked, scoring, self._prompting, clock)
             result = _result(asked, scored, backend, self._prompting, cautions, self._scoring.score_mode, clock)
             for note in result.letter_notes():
                 warnings.warn(note, WmdpFastWarning, stacklevel=3)
-            if keeping.output is not None:
+            if keeping.output is not None and (sharing is None or sharing.place.rank == 0):
                 with clock("save"):
                     result = replace(result, saved_to=result.save(keeping.output, log_samples=log_samples))
         return result
@@ -420,31 +435,80 @@ def _text_requests(
     return found
 
 
-def _score(
-    asked: _Asked,
-    backend: Backend,
-    prompting: PromptOptions,
-    keeping: Keeping,
-    kept: contextlib.ExitStack,
-    clock: PhaseClock,
-) -> _Scored:
-    """Scores tasks, then texts. What is done lies in journals as long as `kept` is open."""
-    near_tie = near_tie_of(backend.dtype or "")
-    results: dict[str, TaskResult] = {}
-    runs: list[tuple[Requests | None, Scores, PartialScores]] = []
-    folder = None if keeping.output is None else output_folder(keeping.output, backend.name)
-    if asked.prompts:
-        identity = backend.identity(asked.requests, asked.prompts)
-        number = sum(one.num_choices for one in asked.prompts)
-        partial = kept.enter_context(
-            journaled_scores(folder, identity, number, "choices", resume=keeping.resume, warn=keeping.resume)
-        )
-        unit, what = backend.progress
-        if keeping.progress and (estimate := backend.estimate(asked.requests)):
+class _Scoring:
+    """Scores what a model is asked, by this process alone or shared.
+
+    Args:
+        backend: The model.
+        keeping: What is kept and shown.
+        sharing: With whom, and in how many parts.
+        kept: As long as it is open, what is done lies in journals.
+    """
+
+    def __init__(self, backend: Backend, keeping: Keeping, sharing: Sharing, kept: contextlib.ExitStack) -> None:
+        self.backend = backend
+        self._keeping, self._sharing, self._kept = keeping, sharing, kept
+        self._folder = None if keeping.output is None else output_folder(keeping.output, backend.name)
+        self._ranks = kept.enter_context(sharing.joined())
+
+    def of_tasks(self, asked: _Asked, clock: PhaseClock) -> tuple[Scores, int]:
+        """The scores of all prompts, and how many of them were there before."""
+        backend, requests, prompts = self.backend, asked.requests, asked.prompts
+        identity = backend.identity(requests, prompts)
+        if self._keeping.progress and (estimate := backend.estimate(requests)):
             print(estimate, file=sys.stderr)  # noqa: T201 (where the bar is)
-        with clock("forward"), _progress_bar(unit, what, shown=keeping.progress) as advance:
-            scores = backend.score(asked.prompts, asked.requests, progress=advance, partial=partial)
-        runs.append((asked.requests, scores, partial))
+        unit, what = backend.progress
+        if self._sharing.is_cut and requests is not None:
+            with clock("forward"):
+                return self._in_shards(requests, identity, "choices", what, partial_function(backend.score, prompts))
+        number = sum(one.num_choices for one in prompts)
+        partial = self._journaled(identity, number, "choices", warn=self._keeping.resume)
+        with clock("forward"), _progress_bar(unit, what, shown=self._keeping.progress) as advance:
+            scores = backend.score(prompts, requests, progress=advance, partial=partial)
+        return scores, partial.num_resumed
+
+    def of_texts(self, asked: TextRequests, clock: PhaseClock, *, after_tasks: bool) -> tuple[Scores, int]:
+        """The same of the windows of texts."""
+        backend, requests, what = self.backend, asked.requests, "windows of texts"
+        identity = backend.identity(requests, ())
+        if self._sharing.is_cut:
+            with clock("texts"):
+                return self._in_shards(requests, identity, what, "reading texts", backend.score_windows)
+        # A run that was stopped at its tasks has nothing of its texts, which is no surprise.
+        partial = self._journaled(identity, len(asked), what, warn=self._keeping.resume and not after_tasks)
+        with clock("texts"), _progress_bar("window", "reading texts", shown=self._keeping.progress) as advance:
+            scores = backend.score_windows(requests, progress=advance, partial=partial)
+        return scores, partial.num_resumed
+
+    def _journaled(self, identity: dict[str, Any] | None, number: int, what: str, *, warn: bool) -> PartialScores:
+        return self._kept.enter_context(
+            journaled_scores(self._folder, identity, number, what, resume=self._keeping.resume, warn=warn)
+        )
+
+    def _in_shards(
+        self, requests: Requests, identity: dict[str, Any] | None, what: str, on_bar: str, score: ScoresRequests
+    ) -> tuple[Scores, int]:
+        from wmdp_fast.scoring.sharded import sharded_run
+
+        resume = self._keeping.resume
+        run = self._kept.enter_context(
+            sharded_run(
+                requests, self._sharing.count, self._ranks, self._folder, identity, what, resume=resume, warn=resume
+            )
+        )
+        with _progress_bar("question", on_bar, shown=self._keeping.progress) as advance:
+            scores = run.score(score, advance)
+        return scores, scores.resumed
+
+
+def _score(asked: _Asked, scoring: _Scoring, prompting: PromptOptions, clock: PhaseClock) -> _Scored:
+    """Scores tasks, then texts."""
+    near_tie = near_tie_of(scoring.backend.dtype or "")
+    results: dict[str, TaskResult] = {}
+    runs: list[tuple[Requests | None, Scores, int]] = []
+    if asked.prompts:
+        scores, resumed = scoring.of_tasks(asked, clock)
+        runs.append((asked.requests, scores, resumed))
         with clock("aggregate"):
             results = task_results(
                 asked.read,
@@ -456,16 +520,8 @@ def _score(
             )
     if asked.texts is None:
         return _Scored(results, runs, near_tie, {})
-    requests = asked.texts.requests
-    identity = backend.identity(requests, ())
-    # A run that was stopped at its tasks has nothing of its texts, which is no surprise.
-    warn = keeping.resume and not runs
-    partial = kept.enter_context(
-        journaled_scores(folder, identity, len(asked.texts), "windows of texts", resume=keeping.resume, warn=warn)
-    )
-    with clock("texts"), _progress_bar("window", "reading texts", shown=keeping.progress) as advance:
-        scores = backend.score_windows(requests, progress=advance, partial=partial)
-    runs.append((requests, scores, partial))
+    scores, resumed = scoring.of_texts(asked.texts, clock, after_tasks=bool(runs))
+    runs.append((asked.texts.requests, scores, resumed))
     return _Scored(results, runs, near_tie, text_results(asked.texts, scores.loglikelihood))
 
 

@@ -20,6 +20,7 @@ from wmdp_fast.cli import failures, terminal
 from wmdp_fast.cli.habits import Parser, with_dashes
 from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.runtime import cpus
+from wmdp_fast.runtime.ranks import place_of_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -80,7 +81,9 @@ def _run(argv: list[str]) -> int:
         if _debugging():
             raise
         terminated = isinstance(error, _Terminated)
-        print("terminated" if terminated else "interrupted", *_notes(error), sep="\n", file=sys.stderr)
+        # Of several ranks the first one speaks for all that are stopped.
+        if not _rank():
+            print("terminated" if terminated else "interrupted", *_notes(error), sep="\n", file=sys.stderr)
         return 143 if terminated else 130
     except BrokenPipeError:
         # The reader of stdout (`| head`) has left. Nothing more can be written, not even as the interpreter exits.
@@ -91,7 +94,8 @@ def _run(argv: list[str]) -> int:
     except BaseException as error:  # A panic of Rust is no Exception.
         if _debugging():
             raise
-        print(f"error: {failures.line(error)}", *_notes(error), sep="\n", file=sys.stderr)
+        who = f"rank {rank}: " if (rank := _rank()) else ""
+        print(f"error: {who}{failures.line(error)}", *_notes(error), sep="\n", file=sys.stderr)
         return 1
     return code
 
@@ -115,6 +119,14 @@ def _termination_as_exception() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _rank() -> int:
+    """The number of this process if `torchrun` has started several."""
+    try:
+        return place_of_process().rank
+    except ValueError:
+        return 0
 
 
 def _notes(error: BaseException) -> list[str]:

@@ -13,6 +13,7 @@ from wmdp_fast.cli.asking import add_selection, add_wording
 from wmdp_fast.cli.options import positive_number, whole_number, whole_number_or_auto
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.clock import timings_table
+from wmdp_fast.runtime.ranks import place_of_process
 from wmdp_fast.scoring.server import Server
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _OWN = frozenset({"models", "json", "quiet", "run", "fail", "show_prompts", "tim
 # What does not change how prompts are made, and so is not for `rendered_prompts`.
 _OF_SCORING = frozenset(
     {"dtype", "device", "peft", "allow_missing", "score_mode", "engine", "token_budget", "log_samples", "resume"}
-    | {"memory", "stream"}
+    | {"memory", "stream", "shards"}
 )
 
 # The engines that are servers, with the address that such a server has by itself.
@@ -143,6 +144,13 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         " free)",
     )
     group.add_argument("--stream", action="store_true", help="stream the model even if it fits")
+    group.add_argument(
+        "--shards",
+        type=whole_number(least=1),
+        metavar="S",
+        help="score in S parts: with the same S, scores are the same to the bit however many processes torchrun starts"
+        " (default: one part for each)",
+    )
 
 
 def _add_server(group: argparse._ArgumentGroup) -> None:
@@ -201,7 +209,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates, prints and saves."""
     _check(arguments)
-    if arguments.quiet:
+    if arguments.quiet or place_of_process().rank > 0:
         # transformers and huggingface_hub read it when they are imported, which has not happened yet.
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     options = {name: value for name, value in vars(arguments).items() if name not in _OWN}
@@ -211,6 +219,8 @@ def run(arguments: argparse.Namespace) -> int:
     if server is not None:
         return _evaluate(server, arguments, options)
     if len(arguments.models) > 1 or any(hasattr(arguments, name) for name in _SEVERAL):
+        if place_of_process().size > 1 or "shards" in options:
+            arguments.fail("several models are scored by one process and without --shards: name one MODEL")
         return _evaluate_many(arguments, options)
     model = _one_model(arguments)
     if "memory" in options or "stream" in options:
@@ -238,9 +248,11 @@ def _check(arguments: argparse.Namespace) -> None:
 def _evaluate(model: str | Server, arguments: argparse.Namespace, options: dict[str, Any]) -> int:
     from wmdp_fast.evaluation import evaluate
 
+    first = place_of_process().rank == 0
     result = evaluate(model, **options, progress=not arguments.quiet)
-    report(result, as_json=arguments.json)
-    _notes(result, arguments)
+    if first:
+        report(result, as_json=arguments.json)
+        _notes(result, arguments)
     return 0
 
 

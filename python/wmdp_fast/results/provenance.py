@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from wmdp_fast._rust import Prompts, Requests
     from wmdp_fast.scoring.backend import Backend
-    from wmdp_fast.scoring.scores import PartialScores, Scores
+    from wmdp_fast.scoring.scores import Scores
     from wmdp_fast.tasks.resolve import Selection
 
 
@@ -37,7 +37,7 @@ def run_details(
     prompts: Sequence[Prompts],
     requests: Requests | None,
     scores: Scores,
-    partial: PartialScores,
+    resumed: int,
 ) -> dict[str, Any]:
     """What lm-eval does not record, for the results file's key `wmdp_fast`."""
     return {
@@ -51,7 +51,7 @@ def run_details(
         "why_not_trie": scores.why_not_trie,
         "attention": backend.attention,
         **scores.cost(),
-        "choices_resumed": 0 if partial.journal is None else len(partial.journal.choices),
+        "choices_resumed": resumed,
         **scores.source(),
     }
 

@@ -416,6 +416,8 @@ class EvalResult:
                 f"{near_ties} of {total} predictions are near-ties: their two best choices are within {self.near_tie:g}"
                 " nats, where rounding may decide."
             )
+        if ranks := self.details.get("ranks"):
+            lines.append(f"Scored by {len(ranks)} process{'es' * (len(ranks) > 1)} in {self.details['shards']} shards.")
         return [*lines, *self.letter_notes(), *(text.remark for text in self.texts.values())]
 
     def letter_notes(self) -> list[str]:

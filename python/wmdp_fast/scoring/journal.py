@@ -6,10 +6,13 @@ body and the CRC-32 of these two (32 bits each, little-endian), then the body. A
 the run that the journal is of (JSON, the first record), a plan (JSON), scores (17 bytes for each choice), or which of
 the scores that follow are only bounds (8 bytes for each choice). A last record that is cut short is what a killed
 process leaves, and is dropped. Anything else that does not fit is damage.
+
+A run that is cut into shards has a journal for each besides its own. It tells of the same choices by the same numbers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -34,6 +37,12 @@ if TYPE_CHECKING:
 _RUN, _PLAN, _SCORES, _BOUNDED = b"R", b"P", b"S", b"B"
 _HEAD = struct.Struct("<III")
 _SCORE = np.dtype([("choice", "<i8"), ("loglikelihood", "<f8"), ("is_greedy", "?")])
+
+# What the description of a run has besides if it is that of a shard: which one, and a hash of its choices' numbers.
+_SHARD = "shard"
+
+# Bytes that hold the description of any run.
+_LONGEST_RUN = 1 << 16
 
 # By how many nats rounding may carry a log-likelihood above 0. That of an impossible choice is minus infinity.
 _ROUNDING = 0.01
@@ -92,9 +101,14 @@ class Journal:
             OSError: The file cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"unfinished_{_key(run)}.scores"
-        if resume and not path.exists():
+        path = journal_path(folder, run)
+        parts = shard_journals(folder, run)
+        if resume and not path.exists() and not parts and _SHARD not in run:
             _refuse_others(folder, run)
+        for part in [] if resume else parts:
+            if len(finished_in(part)):
+                raise JournalError(_UNFINISHED.format(part))
+            part.unlink()
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             return cls._begin(path, file, run, resume=resume)
@@ -105,7 +119,7 @@ class Journal:
     @classmethod
     def _begin(cls, path: Path, file: int, run: Mapping[str, Any], *, resume: bool) -> Journal:
         if not _lock(file):
-            raise JournalError(f"{path}: another process is scoring this very run; wait for it, or stop it")
+            raise JournalError(_BUSY.format(path))
         end, plan = 0, None
         scores: list[NDArray[np.void]] = []
         bounded: set[int] = set()
@@ -113,20 +127,14 @@ class Journal:
             end = stop
             if body[:1] == _SCORES:
                 scores.append(np.frombuffer(body[1:], dtype=_SCORE))
-                if (wrong := _first_wrong(scores[-1])) is not None and resume:
-                    raise JournalError(
-                        f"{path} cannot be resumed: for choice {wrong['choice'] + 1} it has a log-likelihood of"
-                        f" {wrong['loglikelihood']}, which is none; delete the file to start over"
-                    )
+                if resume:
+                    _refuse_wrong(scores[-1], path)
             elif body[:1] == _BOUNDED:
                 bounded.update(np.frombuffer(body[1:], dtype="<i8").tolist())
             elif body[:1] == _PLAN:
                 plan = Plan(**json.loads(body[1:]))
         if scores and not resume:
-            raise JournalError(
-                f"{path} holds the scores of an unfinished run, and this is the same run: go on from there with"
-                " --resume (resume=True), or delete the file to start over"
-            )
+            raise JournalError(_UNFINISHED.format(path))
         os.ftruncate(file, end if resume else 0)
         found = np.concatenate(scores) if scores else np.empty(0, dtype=_SCORE)
         journal = cls(path, file, found, bounded, plan if resume else None)
@@ -168,6 +176,11 @@ class Journal:
             os.close(self._file)
             self._file = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no score in it."""
+        return len(finished_in(self.path, locked=True)) == 0
+
     def remove(self) -> None:
         """Deletes the file: the results are safe, or there is nothing in it."""
         self.path.unlink(missing_ok=True)
@@ -184,6 +197,66 @@ class Journal:
         except OSError as error:
             # A failed write does not know its file's name.
             raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+
+def journal_path(folder: Path, run: Mapping[str, Any]) -> Path:
+    """The file of a run's journal."""
+    return folder / f"unfinished_{_key(run)}.scores"
+
+
+def shard_run(run: Mapping[str, Any], number: int, of: int, choices: NDArray[np.int64]) -> dict[str, Any]:
+    """The description of a shard of a run, counted from 0, that has these of its choices."""
+    found = hashlib.sha256(choices.astype("<i8").tobytes()).hexdigest()[:16]
+    return {**run, _SHARD: f"{number + 1} of {of}, choices {found}"}
+
+
+def shard_journals(folder: Path, run: Mapping[str, Any]) -> list[Path]:
+    """The journals of all shards that a run was ever cut into."""
+    found = []
+    for path in sorted(folder.glob("unfinished_*.scores")):
+        described: dict[str, Any] = {}
+        # Another run may have ended just now, and what does not even say what it is of is no concern of this one.
+        with contextlib.suppress(FileNotFoundError, JournalError), path.open("rb") as file:
+            first = next(_records(file.read(_LONGEST_RUN), path), None)
+            described = {} if first is None else json.loads(first[0][1:])
+        if described.pop(_SHARD, None) is not None and described == dict(run):
+            found.append(path)
+    return found
+
+
+def finished_in(path: Path, *, locked: bool = False) -> NDArray[np.void]:
+    """The scores in a journal, a record for each: choice, log-likelihood and whether it is greedy.
+
+    Args:
+        path: The journal.
+        locked: Whether this process has its lock.
+
+    Raises:
+        JournalError: Another process writes it, or it is damaged.
+    """
+    with path.open("rb") as file:
+        if not locked and not _lock(file.fileno()):
+            raise JournalError(_BUSY.format(path))
+        bodies = [body for body, _ in _records(file.read(), path) if body[:1] == _SCORES]
+    scores = [np.frombuffer(body[1:], dtype=_SCORE) for body in bodies]
+    for one in scores:
+        _refuse_wrong(one, path)
+    return np.concatenate(scores) if scores else np.empty(0, dtype=_SCORE)
+
+
+_BUSY = "{}: another process is scoring this very run; wait for it, or stop it"
+_UNFINISHED = (
+    "{} holds the scores of an unfinished run, and this is the same run: go on from there with --resume (resume=True),"
+    " or delete the file to start over"
+)
+
+
+def _refuse_wrong(scores: NDArray[np.void], path: Path) -> None:
+    if (wrong := _first_wrong(scores)) is not None:
+        raise JournalError(
+            f"{path} cannot be resumed: for choice {wrong['choice'] + 1} it has a log-likelihood of"
+            f" {wrong['loglikelihood']}, which is none; delete the file to start over"
+        )
 
 
 def _first_wrong(scores: NDArray[np.void]) -> np.void | None:
@@ -230,6 +303,8 @@ def _refuse_others(folder: Path, run: Mapping[str, Any]) -> None:
         if first is None:
             continue
         other: dict[str, Any] = json.loads(first[0][1:])
+        if other.pop(_SHARD, None) is not None and _is_written(journal_path(folder, other)):
+            continue
         differs = [
             f"{name} (then {other.get(name)}, now {run.get(name)})"
             for name in dict.fromkeys([*run, *other])
@@ -239,6 +314,14 @@ def _refuse_others(folder: Path, run: Mapping[str, Any]) -> None:
             f"there is nothing to resume: the unfinished run in {path} is another one. What differs: "
             f"{'; '.join(differs)}. Ask for the same again, leave --resume (resume=True) out, or delete that file"
         )
+
+
+def _is_written(path: Path) -> bool:
+    """Whether a process, which may be this one, has a journal's lock."""
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        return not _lock(file.fileno())
 
 
 def _lock(file: int) -> bool:

@@ -7,13 +7,16 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.exceptions import WmdpFastWarning
-from wmdp_fast.scoring.journal import Journal
+from wmdp_fast.scoring.journal import Journal, finished_in, shard_journals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from wmdp_fast.scoring.scores import PartialScores
+
+
+GOES_ON = "the same again with --resume (resume=True) goes on from there"
 
 
 @contextlib.contextmanager
@@ -33,22 +36,38 @@ def journaled_scores(
         yield PartialScores.empty(number)
         return
     journal = Journal.open(folder, identity, resume=resume)
-    if warn and len(journal.choices) == 0:
-        warnings.warn(
-            f"there is nothing to resume in {folder}: starting from the beginning", WmdpFastWarning, stacklevel=4
-        )
+    if warn and len(journal.choices) == 0 and not shard_journals(folder, identity):
+        warn_of_nothing(folder)
     partial = PartialScores.resumed(number, journal)
     try:
+        take_in(partial, shard_journals(folder, identity))
         yield partial
     except BaseException as error:
         done = int(partial.finished.sum())
         if done:
-            error.add_note(
-                f"{done} of {number} {what} are scored and kept in {journal.path}: the same again with"
-                " --resume (resume=True) goes on from there"
-            )
+            error.add_note(f"{done} of {number} {what} are scored and kept in {journal.path}: {GOES_ON}")
             journal.close()
         else:
             journal.remove()
         raise
     journal.remove()
+
+
+def take_in(partial: PartialScores, journals: Sequence[Path]) -> None:
+    """Enters what journals of a run's shards hold into the scores of the whole run, and deletes them.
+
+    Raises:
+        JournalError: Another process writes one of them, or it is damaged.
+    """
+    for path in journals:
+        scores = finished_in(path)
+        scores = scores[~partial.finished[scores["choice"]]]
+        partial.enter(scores["choice"].astype("int64"), scores["loglikelihood"], scores["is_greedy"])
+        # Only now, as they are in the run's own journal.
+        path.unlink()
+    partial.num_resumed = int(partial.finished.sum())
+
+
+def warn_of_nothing(folder: Path) -> None:
+    """Says that a run begins which was to be resumed."""
+    warnings.warn(f"there is nothing to resume in {folder}: starting from the beginning", WmdpFastWarning, stacklevel=5)

@@ -97,6 +97,11 @@ def score_padded(
     longest = longest_row(requests)
     rules = length_rules(model, longest)
     cuts, remembered = cuts_for(rules, longest), _remembered(loaded, rules, longest)
+    if remembered < longest and partial.numbers is not None:
+        raise ModelError(
+            f"{loaded.name}: rotary angles (dynamic) depend on the longest rows of the whole run, so it cannot be cut"
+            " into shards: score it in one process, without shards"
+        )
     with evaluation_mode(model):
         tried, in_parts = every_logit is not None, read is not None
         with computing(), nullcontext() if tried else for_trials(loaded):

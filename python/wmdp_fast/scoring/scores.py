@@ -94,6 +94,8 @@ class PartialScores:
         tokens_run: As in `Scores`.
         batches: As in `Scores`.
         bounded: Choices whose log-likelihood is only known not to be larger.
+        num_resumed: How many choices an earlier run had finished.
+        numbers: What the journal calls these choices, if they are a part of a run: int64 `[num_choices]`.
     """
 
     loglikelihood: NDArray[np.float64]
@@ -105,6 +107,8 @@ class PartialScores:
     tokens_run: int = 0
     batches: int = 0
     bounded: set[int] = field(default_factory=set)
+    num_resumed: int = 0
+    numbers: NDArray[np.int64] | None = None
 
     @classmethod
     def empty(cls, num_choices: int) -> PartialScores:
@@ -119,6 +123,7 @@ class PartialScores:
         partial.is_greedy[journal.choices] = journal.is_greedy
         partial.bounded.update(journal.bounded & set(journal.choices.tolist()))
         partial.journal = journal
+        partial.num_resumed = int(partial.finished.sum())
         return partial
 
     @property
@@ -188,13 +193,16 @@ class PartialScores:
         """
         if self.journal is not None and len(choices):
             if bounded is not None and len(bounded):
-                self.journal.add_bounded(bounded)
-            self.journal.add(choices, loglikelihood, is_greedy)
+                self.journal.add_bounded(self._numbered(bounded))
+            self.journal.add(self._numbered(choices), loglikelihood, is_greedy)
         if bounded is not None:
             self.bounded.update(bounded.tolist())
         self.is_greedy[choices] = is_greedy
         # Last, as it is what makes them count as finished.
         self.loglikelihood[choices] = loglikelihood
+
+    def _numbered(self, choices: NDArray[np.int64]) -> NDArray[np.int64]:
+        return choices if self.numbers is None else self.numbers[choices]
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,22 @@ impl Requests {
         })
     }
 
+    /// Some of the questions as a run of their own, with all their choices.
+    ///
+    /// Args:
+    ///     questions: Which; they are numbered from 0 in this order.
+    ///
+    /// Raises:
+    ///     ValueError: If there is no such question.
+    fn part(&self, py: Python<'_>, questions: Vec<usize>) -> PyResult<Self> {
+        let whole = Arc::clone(&self.inner);
+        detach::run(py, move |cancel| {
+            let inner = Arc::new(whole.part(&questions)?);
+            let plan = PaddedPlan::new(&inner, cancel)?;
+            Ok(Self { inner, plan })
+        })
+    }
+
     /// Number of questions.
     #[getter]
     fn num_questions(&self) -> usize {

@@ -151,6 +151,42 @@ impl Requests {
         Ok(requests)
     }
 
+    /// Some of the questions as a run of their own, with their choices; numbered from 0 in the order given.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there is no such question.
+    pub fn part(&self, questions: &[usize]) -> Result<Self> {
+        let mut part = Self {
+            prefixes: self.prefixes.clone(),
+            context_prefixes: Vec::with_capacity(questions.len()),
+            context_offsets: vec![0],
+            context_tokens: Vec::new(),
+            choice_offsets: vec![0],
+            continuation_offsets: vec![0],
+            continuation_tokens: Vec::new(),
+            max_length: self.max_length,
+            encoding: self.encoding.clone(),
+            // Who made the tokens has said that of the whole run.
+            joined: 0,
+            first_joined: None,
+        };
+        for &question in questions {
+            if question >= self.num_questions() {
+                return Err(Error::InvalidArgument(format!("there is no question {question}")));
+            }
+            let (_, own) = self.context(question);
+            part.context_prefixes.push(self.context_prefixes[question]);
+            part.context_tokens.extend_from_slice(own);
+            part.context_offsets.push(part.context_tokens.len());
+            for choice in self.choices(question) {
+                part.continuation_tokens.extend_from_slice(self.continuation(choice));
+                part.continuation_offsets.push(part.continuation_tokens.len());
+            }
+            part.choice_offsets.push(part.continuation_offsets.len() - 1);
+        }
+        Ok(part)
+    }
+
     /// The requests as bytes that [`Requests::from_bytes`] reads, for pickling.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         serde_json::to_vec(self).map_err(|error| Error::Internal(format!("requests cannot be written: {error}")))

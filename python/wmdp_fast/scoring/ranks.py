@@ -1,0 +1,129 @@
+"""Several processes that score one run: how they find each other, meet, and tell each other what they have.
+
+`torch.distributed` does it, over gloo on every device: what is exchanged are scores in the host's memory, once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed
+
+from wmdp_fast.exceptions import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from wmdp_fast.runtime.ranks import Place
+
+# Type checkers do not see all of its names.
+distributed: Any = torch.distributed
+
+# Ranks may be hours apart, and who is gone is noticed without a deadline: its connections are closed.
+_TIMEOUT = timedelta(days=365)
+
+# Seconds between two looks at whether the others have come. Waiting in Python, a process still notices signals.
+_POLL = 0.02
+
+EVERY = 1.0
+"""Seconds between two reports of how far a rank is."""
+
+# Each run of a process has names of its own in the store, which outlives it.
+_runs = itertools.count()
+
+
+def device_of_rank(device: str, place: Place) -> str:
+    """The device of one of several ranks: the GPU of its number on this machine, or the CPU.
+
+    Raises:
+        ModelError: There are fewer GPUs than ranks on this machine.
+        ValueError: A single GPU is named.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(
+            f"device {device} is a single one, and each of {place.size} ranks takes its own: say cuda or cpu"
+        )
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if place.local >= torch.cuda.device_count():
+        raise ModelError(
+            f"rank {place.rank} would have cuda:{place.local}, and there are {torch.cuda.device_count()} GPUs here:"
+            " start one process for each"
+        )
+    torch.cuda.set_device(place.local)
+    return f"cuda:{place.local}"
+
+
+class Ranks:
+    """The processes of a run. Make one with `joined`.
+
+    Attributes:
+        place: The place of this one.
+    """
+
+    def __init__(self, place: Place, store: Any) -> None:
+        self.place = place
+        self._store = store
+
+    def exchange(self, own: Any, meanwhile: Callable[[], object] | None = None) -> list[Any]:
+        """Gives every rank what each has, by rank; waits for all of them.
+
+        Args:
+            own: What this one has; it is pickled.
+            meanwhile: Called each second while others are waited for.
+
+        Raises:
+            ModelError: Another rank has ended.
+        """
+        found: list[Any] = [None] * self.place.size
+        try:
+            work = distributed.barrier(async_op=True)
+            called = time.monotonic()
+            while not work.is_completed():
+                time.sleep(_POLL)
+                if meanwhile is not None and time.monotonic() - called >= EVERY:
+                    meanwhile()
+                    called = time.monotonic()
+            work.wait()
+            distributed.all_gather_object(found, own)
+        except RuntimeError as error:
+            raise ModelError(f"rank {self.place.rank}: another rank has ended, so this one does too") from error
+        return found
+
+    def add(self, what: str, number: int) -> int:
+        """Adds to what all ranks have done of something, and says how much that is.
+
+        Raises:
+            ModelError: The process that all ranks talk to has ended.
+        """
+        try:
+            return int(self._store.add(f"done/{what}", number))
+        except RuntimeError as error:
+            raise ModelError(f"rank {self.place.rank}: another rank has ended, so this one does too") from error
+
+
+@contextlib.contextmanager
+def joined(place: Place) -> Iterator[Ranks]:
+    """The processes of a run, of which this is one; begins when all are there.
+
+    Raises:
+        ModelError: The first one cannot be reached.
+    """
+    try:
+        store, _, _ = next(distributed.rendezvous("env://", timeout=_TIMEOUT))
+        store = distributed.PrefixStore(f"wmdp_fast/{next(_runs)}", store)
+        store.add("here", 1)
+        while store.add("here", 0) < place.size:
+            time.sleep(_POLL)
+        distributed.init_process_group("gloo", store=store, rank=place.rank, world_size=place.size, timeout=_TIMEOUT)
+    except RuntimeError as error:
+        raise ModelError(f"rank {place.rank} cannot reach the other ranks: {error}") from error
+    try:
+        yield Ranks(place, store)
+    finally:
+        distributed.destroy_process_group()

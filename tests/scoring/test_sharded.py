@@ -1,0 +1,193 @@
+"""Evaluations that several processes share: the numbers of one, and its bits if the shards are the same."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import wmdp_fast as wf
+from tests.support import ranks, tiny_models
+from wmdp_fast import Requests, cli
+from wmdp_fast._rust import Trie
+from wmdp_fast.exceptions import JournalError
+from wmdp_fast.runtime.ranks import Place, place_of_process
+from wmdp_fast.scoring.shards import shards_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TOKENS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(TOKENS, st.lists(TOKENS, min_size=1, max_size=3)), min_size=1, max_size=12),
+    st.integers(1, 5),
+    st.data(),
+)
+def test_shards_hold_each_question_that_is_left_once(
+    asked: list[tuple[list[int], list[list[int]]]], count: int, data: st.DataObject
+) -> None:
+    requests = Requests.from_tokens([context for context, _ in asked], [choices for _, choices in asked], 8)
+    offsets = requests.choice_offsets
+    size = requests.num_choices
+    finished = np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
+    shards = shards_of(requests, count, finished)
+    left = [q for q in range(len(asked)) if not finished[offsets[q] : offsets[q + 1]].all()]
+    choices = np.concatenate([np.empty(0, dtype=np.int64), *(shard.choices for shard in shards)])
+    assert sorted(choices) == [choice for q in left for choice in range(offsets[q], offsets[q + 1])]
+    for shard in shards:
+        assert shard.requests.num_choices == len(shard.choices)
+        for own, choice in enumerate(shard.choices):
+            np.testing.assert_array_equal(shard.requests.continuation(own), requests.continuation(choice))
+        questions = np.unique(np.searchsorted(offsets, shard.choices, side="right") - 1)
+        contexts = [shard.requests.context(own).tolist() for own in range(shard.requests.num_questions)]
+        assert contexts == [asked[question][0] for question in questions]
+
+
+def test_shards_have_alike_work_and_few_tokens_twice() -> None:
+    rng = np.random.default_rng(0)
+    subjects = [rng.integers(1, 500, size=60).tolist() for _ in range(6)]
+    contexts = [subjects[q % 6] + rng.integers(1, 500, size=rng.integers(10, 50)).tolist() for q in range(120)]
+    requests = Requests.from_tokens(contexts, [[[1], [2, 3]]] * 120, 256)
+    shards = shards_of(requests, 4, np.zeros(240, dtype=np.bool_))
+    tokens = [Trie(shard.requests).num_tokens for shard in shards]
+    assert max(tokens) / min(tokens) < 1.1
+    # No more than a subject's beginning for each cut.
+    assert sum(tokens) <= Trie(requests).num_tokens + 3 * 60
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory, llama_dir: Path) -> dict[str, Any]:
+    """What is asked of which model."""
+    folder = tmp_path_factory.mktemp("questions")
+    names = ["wren", "oak", "ox", "ant"]
+    rows = [
+        {"question": f"Which is bird {i}?" * (1 + i % 3), "choices": names[i % 4 :] + names[: i % 4], "answer": i % 4}
+        for i in range(30)
+    ]
+    (folder / "birds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "letters.txt").write_text("\n".join(f"The wren has {i} eggs." for i in range(9)), encoding="utf-8")
+    return {
+        "model": llama_dir,
+        "tasks": folder / "birds.jsonl",
+        "text": folder / "letters.txt",
+        "choices": "texts",
+        "token_budget": 48,
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[int | None, np.ndarray]:
+    """The scores of one process, by the number of shards."""
+    found = {}
+    for shards in (None, 3):
+        folder = tmp_path_factory.mktemp("alone")
+        assert ranks.evaluate(1, folder, **options, shards=shards) == [0]
+        found[shards] = ranks.scores_in(folder)[0]
+    return found
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+
+
+def journals(folder: Path) -> list[Path]:
+    return [*folder.rglob("unfinished_*")]
+
+
+def test_ranks_have_the_scores_of_one_process(
+    options: dict[str, Any], alone: dict[int | None, np.ndarray], tmp_path: Path
+) -> None:
+    assert_close(alone[3], alone[None])
+    for size, shards in ((2, None), (2, 3)):
+        folder = tmp_path / f"{size} {shards}"
+        assert ranks.evaluate(size, folder, **options, shards=shards, output=folder) == [0] * size
+        for rank in range(size):
+            found = ranks.scores_in(folder, rank)[0]
+            (np.testing.assert_array_equal if shards else assert_close)(found, alone[shards])
+        [results] = folder.rglob("results_*.json")
+        details = json.loads(results.read_text(encoding="utf-8"))["wmdp_fast"]
+        assert details["shards"] == (shards or size)
+        assert [one["batches"] > 0 for one in details["ranks"]] == [True] * size
+        assert journals(folder) == []
+
+
+@pytest.mark.slow
+def test_a_killed_rank_loses_nothing_whoever_goes_on(
+    options: dict[str, Any], alone: dict[int | None, np.ndarray], tmp_path: Path
+) -> None:
+    for number, (size, shards) in enumerate([(1, 3), (2, 3), (3, 3), (1, None), (3, None)]):
+        folder = tmp_path / str(number)
+        killed = (number % 2, 3 + number)
+        codes = ranks.evaluate(2, folder, **options, shards=shards, output=folder, killed=killed)
+        assert codes[killed[0]] == -signal.SIGKILL
+        assert codes[1 - killed[0]] == 1
+        assert journals(folder)
+        assert ranks.evaluate(size, folder, **options, shards=shards, output=folder, resume=True) == [0] * size
+        found, resumed = ranks.scores_in(folder)
+        (np.testing.assert_array_equal if shards else assert_close)(found, alone[shards])
+        assert resumed > 0
+        assert journals(folder) == []
+
+
+def test_one_process_goes_on_with_shards_and_shards_with_one_process(
+    options: dict[str, Any], alone: dict[int | None, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {**options, "device": "cpu", "output": tmp_path, "progress": False, "text": ()}
+    expected = alone[None][: len(alone[None]) - 1]
+    with monkeypatch.context() as patch:
+        patch.setattr(wf.EvalResult, "save", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full", "results")))
+        with pytest.raises(OSError, match="full"):
+            wf.evaluate(**asked, shards=3)
+    assert len(journals(tmp_path)) == 3
+    with pytest.raises(JournalError, match="go on from there with --resume"):
+        wf.evaluate(**asked)
+    with monkeypatch.context() as patch:
+        patch.setattr(wf.EvalResult, "save", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full", "results")))
+        with pytest.raises(OSError, match="full"):
+            wf.evaluate(**asked, resume=True)
+    assert len(journals(tmp_path)) == 1
+    found = wf.evaluate(**asked, shards=2, resume=True)
+    assert (found.details["choices_resumed"], found.details["tokens_run"]) == (120, 0)
+    assert_close(found["birds"].outcome.loglikelihood, expected)
+    assert journals(tmp_path) == []
+
+
+def as_rank(monkeypatch: pytest.MonkeyPatch, rank: str, size: str) -> None:
+    for name, value in {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_what_cannot_be_shared_is_refused(
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert place_of_process() == Place()
+    server = wf.Server(model="m", protocol="openai", base_url="http://localhost:1/v1")
+    with pytest.raises(ValueError, match="a served model is asked by one process"):
+        wf.evaluate(server, tasks=options["tasks"], shards=2)
+    with pytest.raises(ValueError, match=r"streamed .* by one process and without shards"):
+        wf.evaluate(**options, stream=True, shards=2)
+    with pytest.raises(ValueError, match="shards must be a number from 1"):
+        wf.evaluate(**options, shards=0)
+    as_rank(monkeypatch, "1", "2")
+    with pytest.raises(ValueError, match="at least the number of processes, 2, not 1"):
+        wf.evaluate(**options, shards=1)
+    with pytest.raises(ValueError, match="a model in memory cannot be shared by 2 processes"):
+        wf.evaluate(tiny_models.build("llama"), tokenizer=tiny_models.tokenizer(), tasks=options["tasks"])
+    with pytest.raises(ValueError, match="device cuda:1 is a single one"):
+        wf.evaluate(**options, device="cuda:1")
+    with pytest.raises(SystemExit):
+        cli.main(["eval", "a", "b", "--tasks", str(options["tasks"])])
+    assert "several models are scored by one process" in capsys.readouterr().err
+    as_rank(monkeypatch, "2", "2")
+    with pytest.raises(ValueError, match=r"the environment names no rank of a run \(RANK=2, WORLD_SIZE=2"):
+        place_of_process()
