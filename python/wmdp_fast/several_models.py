@@ -17,6 +17,7 @@ from wmdp_fast.prompts.options import PromptOptions
 from wmdp_fast.results.paths import names_a_file, sanitize_model_name
 from wmdp_fast.runtime.clock import PhaseClock
 from wmdp_fast.runtime.files import check_folder
+from wmdp_fast.runtime.ranks import place_of_process
 from wmdp_fast.runtime.tables import aligned, number_text
 from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
 from wmdp_fast.scoring.model_source import ModelSource, model_source
@@ -115,6 +116,8 @@ def evaluate_many(
         ...     print(scored.spec if scored.result is None else len(scored.result.tasks))
         1
     """
+    if (size := place_of_process().size) > 1:
+        raise ValueError(f"several models are scored by one process, not by {size}: call evaluate for each")
     given = [one if isinstance(one, ModelSpec) else ModelSpec(one) for one in models]
     if not given:
         raise ValueError("models must name at least one model")

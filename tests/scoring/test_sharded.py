@@ -185,6 +185,8 @@ def test_what_cannot_be_shared_is_refused(
         wf.evaluate(tiny_models.build("llama"), tokenizer=tiny_models.tokenizer(), tasks=options["tasks"])
     with pytest.raises(ValueError, match="device cuda:1 is a single one"):
         wf.evaluate(**options, device="cuda:1")
+    with pytest.raises(ValueError, match="several models are scored by one process, not by 2"):
+        wf.evaluate_many([options["model"]], tasks=options["tasks"])
     with pytest.raises(SystemExit):
         cli.main(["eval", "a", "b", "--tasks", str(options["tasks"])])
     assert "several models are scored by one process" in capsys.readouterr().err
