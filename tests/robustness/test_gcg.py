@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,11 +12,13 @@ from transformers import AutoTokenizer
 
 from tests.reference import gcg as plain
 from tests.support import robustness as support
+from wmdp_fast.prompts.options import PromptOptions
 from wmdp_fast.robustness import coordinate_gradient
 from wmdp_fast.robustness.attacks.catalog import attacks_of
 from wmdp_fast.robustness.attacks.gcg import BATCH, GCG, _Search, decoded, printable
 from wmdp_fast.robustness.insertion import SEPARATOR, Insertion
 from wmdp_fast.robustness.protocol import Setting
+from wmdp_fast.robustness.questions import Questions
 from wmdp_fast.robustness.subject import fingerprint
 
 if TYPE_CHECKING:
@@ -113,6 +116,33 @@ def test_the_text_is_asked_in_front_of_the_question(subject: Subject) -> None:
     assert found.reading(0).answers.predicted[3] == int(np.argmax(scores))
 
 
+def test_it_stands_before_the_question_itself_in_a_chat_and_behind_examples(subject: Subject, folder: Path) -> None:
+    tokenizer = subject.model.tokenizer
+    tokenizer.chat_template = "{% for one in messages %}[{{ one.role }}]{{ one.content | trim }}[/]{% endfor %}[answer]"
+    tasks = [str(folder / "birds.jsonl")]
+    examples = folder / "examples.jsonl"
+    examples.write_text((folder / "birds.jsonl").read_text().replace("branch", "twig"))
+    given = {"template": "mmlu", "fewshot_file": examples, "num_fewshot": 2}
+    try:
+        for options in (
+            {**given, "apply_chat_template": True},
+            {"template": "mmlu", "apply_chat_template": True},
+            given,
+        ):
+            asked = replace(
+                subject, questions=Questions.from_options(PromptOptions(tasks=tasks, max_length=512, **options))
+            )
+            [own], insertion = asked.questions.own(asked.model)[0], Insertion(asked)
+            found = insertion.context(20, "<text>")
+            assert found.replace(f"<text>{SEPARATOR}", "") == own.context(20)
+            question = next(iter(asked.questions.read[0].questions.select([20]))).question
+            assert f"<text>{SEPARATOR}{question}" in found
+            if options.get("apply_chat_template"):
+                assert found.rpartition("[user]")[2].startswith("<text>")
+    finally:
+        tokenizer.chat_template = None
+
+
 def test_questions_for_choosing_alone_are_searched_on(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[int] = set()
     encoded = Insertion.encoded
@@ -132,6 +162,7 @@ def test_questions_for_choosing_alone_are_searched_on(subject: Subject, monkeypa
     again = list(GCG().run(subject, Setting(values=VALUES)))
     assert [one.figures for one in again] == [one.figures for one in readings]
     assert readings[-1].figures["text"] != readings[0].figures["text"]
+    assert readings[-1].figures["questions cut"] == 0
     null = list(GCG().run(subject, Setting(values={"tokens": 4, "random": 3, "seed": 0}, null=True)))
     assert len({one.figures["text"] for one in null}) == 3
 

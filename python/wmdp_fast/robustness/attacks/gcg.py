@@ -191,5 +191,8 @@ def random_tokens(insertion: Insertion, allowed: NDArray[np.bool_], count: int, 
 
 
 def _reading(insertion: Insertion, text: str, step: int | None, figures: dict[str, Any]) -> Reading:
-    answers = insertion.subject.ask(insertion.prompts(text))
-    return Reading(answers=answers, step=step, figures={"text": text, **figures})
+    """All questions asked after a text; those that are too long with it are asked without their beginning."""
+    subject, prompts = insertion.subject, insertion.prompts(text)
+    requests = insertion.tokenizer.encode_requests(prompts, subject.questions.options.length(subject.model))
+    figures = {"text": text, **figures, "questions cut": requests.truncation()[0]}
+    return Reading(answers=subject.ask(prompts), step=step, figures=figures)
