@@ -160,6 +160,32 @@ def test_one_process_goes_on_with_shards_and_shards_with_one_process(
     assert journals(tmp_path) == []
 
 
+def test_devices_starts_the_ranks_itself(
+    options: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["eval", str(options["model"]), "--tasks", str(options["tasks"]), "--devices", "cpu:2"]
+    assert cli.main([*argv, "--json", "--output", str(tmp_path)]) == 0
+    printed = capfd.readouterr()
+    assert len(json.loads(printed.out)["wmdp_fast"]["ranks"]) == 2
+    assert printed.err.count("100%") == 2  # transformers' weights and our bar, of one rank
+    assert len(list(tmp_path.rglob("results_*.json"))) == 1
+
+
+def test_devices_that_are_not_there_are_refused(options: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["eval", str(options["model"]), "--tasks", str(options["tasks"]), "--devices"]
+    for devices, said in {
+        "9999": "there are",
+        "cuda:9000": "there are",
+        "tpu": "must be all, a number of GPUs",
+        "cuda:1,cuda:1": "twice",
+    }.items():
+        assert cli.main([*argv, devices]) == 1
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*argv, "cpu:2", "--stream"])
+    assert "--devices and --stream exclude each other" in capsys.readouterr().err
+
+
 def as_rank(monkeypatch: pytest.MonkeyPatch, rank: str, size: str) -> None:
     for name, value in {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)

@@ -75,6 +75,9 @@ def _run(argv: list[str]) -> int:
         parser = _parser(argv[:1] if argv and argv[0] in COMMANDS else COMMANDS)
         arguments = parser.parse_args(with_dashes(argv))
         terminal.print_anything(json=bool(getattr(arguments, "json", False)))
+        if hasattr(arguments, "devices"):
+            # What is started for each device is this very command.
+            arguments.given = argv
         code: int = arguments.run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt as error:

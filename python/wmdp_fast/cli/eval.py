@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.checkpoints.read_ahead import reading_ahead
-from wmdp_fast.cli import failures
+from wmdp_fast.cli import devices, failures
 from wmdp_fast.cli.asking import add_selection, add_wording
 from wmdp_fast.cli.options import positive_number, whole_number, whole_number_or_auto
 from wmdp_fast.runtime import strict_json
@@ -26,7 +26,7 @@ SUMMARY = "Score a model on tasks or question files."
 _SEVERAL = ("revisions", "adapters", "deltas", "checkpoints")
 
 # What `run` takes itself; everything else goes to `evaluate` by its name.
-_OWN = frozenset({"models", "json", "quiet", "run", "fail", "show_prompts", "timings", *_SEVERAL})
+_OWN = frozenset({"models", "devices", "given", "json", "quiet", "run", "fail", "show_prompts", "timings", *_SEVERAL})
 
 # What does not change how prompts are made, and so is not for `rendered_prompts`.
 _OF_SCORING = frozenset(
@@ -94,6 +94,11 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--revision", metavar="REV", help="commit, branch or tag of the model on the hub")
     group.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="default: the checkpoint's")
     group.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
+    group.add_argument(
+        "--devices",
+        metavar="DS",
+        help="score on several, a process on each: all (GPUs), a number of GPUs, cuda:0,cuda:1 or cpu:2",
+    )
     group.add_argument("--peft", metavar="ADAPTER", help="PEFT adapter to put on the model")
     group.add_argument("--revisions", metavar="A,B", help="several revisions of one model, one after the other")
     group.add_argument("--adapters", metavar="A,B", help="several PEFT adapters on one model, one after the other")
@@ -148,7 +153,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--shards",
         type=whole_number(least=1),
         metavar="S",
-        help="score in S parts: with the same S, scores are the same to the bit however many processes torchrun starts"
+        help="score in S parts: with the same S, scores are the same to the bit however many processes score"
         " (default: one part for each)",
     )
 
@@ -209,6 +214,9 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates, prints and saves."""
     _check(arguments)
+    if hasattr(arguments, "devices"):
+        _check_devices(arguments)
+        return devices.run(arguments.devices, arguments.given)
     if arguments.quiet or place_of_process().rank > 0:
         # transformers and huggingface_hub read it when they are imported, which has not happened yet.
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -243,6 +251,16 @@ def _check(arguments: argparse.Namespace) -> None:
         for way in _SEVERAL:
             if hasattr(arguments, way):
                 arguments.fail(f"--{way} is for models that are loaded and scored here")
+
+
+def _check_devices(arguments: argparse.Namespace) -> None:
+    """Ends with usage for what is not done on several devices."""
+    for name in ("device", "stream", "memory", "show_prompts", *_SEVERAL):
+        if hasattr(arguments, name):
+            arguments.fail(f"--devices and --{name.replace('_', '-')} exclude each other")
+    if getattr(arguments, "engine", None) in _SERVED:
+        arguments.fail("--devices is for a model that is loaded and scored here")
+    _one_model(arguments)
 
 
 def _evaluate(model: str | Server, arguments: argparse.Namespace, options: dict[str, Any]) -> int:

@@ -92,7 +92,7 @@ class Ranks:
             work.wait()
             distributed.all_gather_object(found, own)
         except RuntimeError as error:
-            raise ModelError(f"rank {self.place.rank}: another rank has ended, so this one does too") from error
+            raise ModelError("another rank has ended, so this one does too") from error
         return found
 
     def add(self, what: str, number: int) -> int:
@@ -104,7 +104,7 @@ class Ranks:
         try:
             return int(self._store.add(f"done/{what}", number))
         except RuntimeError as error:
-            raise ModelError(f"rank {self.place.rank}: another rank has ended, so this one does too") from error
+            raise ModelError("another rank has ended, so this one does too") from error
 
 
 @contextlib.contextmanager
@@ -122,7 +122,7 @@ def joined(place: Place) -> Iterator[Ranks]:
             time.sleep(_POLL)
         distributed.init_process_group("gloo", store=store, rank=place.rank, world_size=place.size, timeout=_TIMEOUT)
     except RuntimeError as error:
-        raise ModelError(f"rank {place.rank} cannot reach the other ranks: {error}") from error
+        raise ModelError(f"the other ranks cannot be reached: {error}") from error
     try:
         yield Ranks(place, store)
     finally:
