@@ -47,6 +47,10 @@ test-rust: $(VENV)/package
 test-python: setup
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
+.PHONY: fuzz
+fuzz: $(VENV)/package ## read damaged files for FUZZ_SECONDS (120), all readers or FUZZ_TARGET; FUZZ_SEED makes others of them
+	cargo test --workspace --release --test fuzz long_run -- --ignored --nocapture
+
 .PHONY: test-thorough
 test-thorough: setup ## run the Python tests with all the cases of the long ones, of which `make test` takes some
 	WMDP_FAST_THOROUGH=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder

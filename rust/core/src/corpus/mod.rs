@@ -201,6 +201,7 @@ fn read_json_lines(
     let mut line = Vec::new();
     let mut row = 1;
     loop {
+        source.skip_blank_lines().map_err(|error| locate(error, row))?;
         let more = source
             .scan(&mut line, |byte| if byte == b'\n' { Scan::End } else { Scan::Keep })
             .map_err(|error| locate(error, row))?;

@@ -92,6 +92,7 @@ impl Record {
     /// Reads the next record that is not an empty line; false at the end of the file.
     fn read(&mut self, source: &mut Source<'_>, out: &Collector) -> Result<bool> {
         loop {
+            source.skip(|byte| matches!(byte, b'\n' | b'\r')).map_err(|error| out.locate(error))?;
             self.ends.clear();
             let (mut state, mut length, mut any, mut stray) = (State::FieldStart, 0, false, None);
             let ended = source.scan(&mut self.text, |byte| {

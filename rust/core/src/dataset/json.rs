@@ -19,6 +19,7 @@ use crate::text::space::is_json_space;
 pub(super) fn read_lines(source: &mut Source<'_>, out: &mut Collector) -> Result<()> {
     let mut line = Vec::new();
     loop {
+        source.skip_blank_lines().map_err(|error| out.locate(error))?;
         let ended = source
             .scan(&mut line, |byte| if byte == b'\n' { Scan::End } else { Scan::Keep })
             .map_err(|error| out.locate(error))?;
@@ -47,12 +48,7 @@ pub(super) fn read_document(source: &mut Source<'_>, out: &mut Collector) -> Res
 
 /// The next byte that is not white space, left unread.
 fn next_token(source: &mut Source<'_>, out: &Collector) -> Result<Option<u8>> {
-    loop {
-        match source.peek().map_err(|error| out.locate(error))? {
-            Some(byte) if is_json_space(byte) => source.advance(),
-            other => return Ok(other),
-        }
-    }
+    source.skip(is_json_space).and_then(|()| source.peek()).map_err(|error| out.locate(error))
 }
 
 /// Passes over what separates two members of an array or object; false if `close` ends it.
@@ -256,7 +252,7 @@ impl<'de> Visitor<'de> for TextField<'_> {
         let mut found = Found { value: None, more_than_once: false, keys: Vec::new() };
         while let Some(key) = map.next_key::<String>()? {
             if key == self.0 {
-                let Strict::<false>(value) = map.next_value()?;
+                let Scalar(value) = map.next_value()?;
                 found.more_than_once |= found.value.replace(value).is_some();
             } else {
                 map.next_value::<IgnoredAny>()?;
@@ -266,6 +262,60 @@ impl<'de> Visitor<'de> for TextField<'_> {
             }
         }
         Ok(found)
+    }
+}
+
+/// A JSON value, of which lists and objects are passed over and come out empty: for
+/// where only text or numbers will do, since a record can hold millions of values.
+pub(crate) struct Scalar(pub(crate) Value);
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ScalarVisitor).map(Self)
+    }
+}
+
+struct ScalarVisitor;
+
+impl<'de> Visitor<'de> for ScalarVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<Value, E> {
+        StrictVisitor::<false>.visit_unit()
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<Value, E> {
+        StrictVisitor::<false>.visit_bool(value)
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<Value, E> {
+        StrictVisitor::<false>.visit_i64(value)
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Value, E> {
+        StrictVisitor::<false>.visit_u64(value)
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+        StrictVisitor::<false>.visit_f64(value)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Value, E> {
+        StrictVisitor::<false>.visit_str(value)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Value::Array(Vec::new()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Value::Object(Map::new()))
     }
 }
 

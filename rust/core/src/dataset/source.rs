@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::limits::{Limits, MEMORY_VARIABLE, in_gib};
 use crate::error::{DatasetError, Error, Result};
 use crate::runtime::parallel::Cancel;
+use crate::text::space::is_json_space;
 
 /// Bytes read at a time.
 const BUFFER: usize = 64 << 10;
@@ -126,6 +127,27 @@ impl<'a> Source<'a> {
     /// Passes over the byte that [`Source::peek`] gave.
     pub(crate) fn advance(&mut self) {
         self.unused.start += 1;
+    }
+
+    /// Passes over lines of nothing but JSON's white space, at the beginning of a line: a small compressed file can hold billions of
+    /// them.
+    pub(crate) fn skip_blank_lines(&mut self) -> Result<()> {
+        while self.peek()?.is_some() {
+            let bytes = &self.buffer[self.unused.clone()];
+            let space = bytes.iter().position(|&byte| !is_json_space(byte)).unwrap_or(bytes.len());
+            let Some(last) = bytes[..space].iter().rposition(|&byte| byte == b'\n') else { break };
+            self.unused.start += last + 1;
+        }
+        Ok(())
+    }
+
+    /// Passes over bytes of a kind.
+    pub(crate) fn skip(&mut self, is_of_kind: impl Fn(u8) -> bool) -> Result<()> {
+        while self.peek()?.is_some_and(&is_of_kind) {
+            let bytes = &self.buffer[self.unused.clone()];
+            self.unused.start += bytes.iter().position(|&byte| !is_of_kind(byte)).unwrap_or(bytes.len());
+        }
+        Ok(())
     }
 
     /// All that is left.

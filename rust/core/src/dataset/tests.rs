@@ -118,6 +118,21 @@ fn records_across_buffers_are_whole() {
 }
 
 #[test]
+fn blank_lines_across_buffers_are_no_rows() {
+    let bad = "\t x";
+    for spaces in [0, 1, 65_534, 65_535, 65_536, 65_537, 200_000] {
+        let blank = "\n \r\n".repeat(spaces / 4) + &"\n".repeat(spaces % 4);
+        let lines = format!("{blank}{LINE}\n{blank}  {LINE}{blank}\n{bad}\n");
+        let fault = fault(read_bytes("a.jsonl", lines.as_bytes(), &limits()));
+        assert_eq!(fault.row, Some(3), "{fault}");
+        assert!(fault.problem.ends_with("(line 1, column 3 of it)"), "{fault}");
+        let blank = "\n\r".repeat(spaces);
+        let rows = format!("{blank}q,a,b,A\n{blank}p,a,b,B{blank}");
+        assert_eq!(read_bytes("a.csv", rows.as_bytes(), &limits()).unwrap().questions.len(), 2);
+    }
+}
+
+#[test]
 fn reading_stops_when_asked() {
     let folder = tempfile::tempdir().unwrap();
     let cancel = Cancel::default();

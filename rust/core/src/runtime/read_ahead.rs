@@ -3,6 +3,8 @@
 //! It is a hint and never an error: a file that is missing, cut short or unreadable is left to the code that loads it, which says
 //! what is wrong. What the page cache holds already is not read again.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::fs::File;
 use std::io::IoSliceMut;
 use std::ops::Range;
@@ -16,7 +18,8 @@ use std::time::Duration;
 
 use rustix::fs::{Advice, fadvise};
 use rustix::io::{ReadWriteFlags, preadv2};
-use serde_json::Value;
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
 
 use crate::error::{Error, Result};
 use crate::runtime::memory;
@@ -238,17 +241,12 @@ fn up_to_layer(file: &File, length: u64, last: u64) -> Option<Vec<Range<u64>>> {
     }
     let mut header = vec![0; size as usize];
     file.read_exact_at(&mut header, 8).ok()?;
-    let header: Value = serde_json::from_slice(&header).ok()?;
+    let Header(offsets) = serde_json::from_slice(&header).ok()?;
     let data = size + 8;
-    let mut ranges: Vec<Range<u64>> = header
-        .as_object()?
-        .iter()
-        .filter(|(name, _)| layer_of(name).is_none_or(|layer| layer <= last))
-        .filter_map(|(_, tensor)| {
-            let offsets = tensor.get("data_offsets")?;
-            let (start, end) = (offsets.get(0)?.as_u64()?, offsets.get(1)?.as_u64()?);
-            Some(data.checked_add(start)?.min(length)..data.checked_add(end)?.min(length))
-        })
+    let mut ranges: Vec<Range<u64>> = offsets
+        .into_iter()
+        .filter(|&(layer, _)| layer.is_none_or(|layer| layer <= last))
+        .filter_map(|(_, (start, end))| Some(data.checked_add(start)?.min(length)..data.checked_add(end)?.min(length)))
         .filter(|range| range.start < range.end)
         .collect();
     ranges.push(0..data);
@@ -261,6 +259,39 @@ fn up_to_layer(file: &File, length: u64, last: u64) -> Option<Vec<Range<u64>>> {
         }
     }
     Some(merged)
+}
+
+/// For each tensor of a safetensors header its layer and where its data begin and end. Nothing else is kept of a header, of which
+/// a hundred megabytes can stand for gigabytes of values.
+struct Header(Vec<(Option<u64>, (u64, u64))>);
+
+#[derive(Deserialize)]
+struct Tensor {
+    data_offsets: Option<(u64, u64)>,
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_map(HeaderVisitor)
+    }
+}
+
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Header;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the header of a safetensors file")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
+        let mut offsets = Vec::new();
+        while let Some((name, tensor)) = map.next_entry::<Cow<'_, str>, Tensor>()? {
+            offsets.extend(tensor.data_offsets.map(|range| (layer_of(&name), range)));
+        }
+        Ok(Header(offsets))
+    }
 }
 
 /// The first number that stands by itself in a tensor's name.

@@ -14,6 +14,7 @@ use serde::de::{DeserializeOwned, Deserializer, Error as _, IgnoredAny, MapAcces
 use serde_json::{Map, Value};
 
 use crate::dataset::fault::Fault;
+use crate::dataset::json::Scalar;
 use crate::error::{DatasetError, Error, Result};
 use crate::runtime::parallel::{Cancel, install};
 use crate::scores::aggregate::{ahead, argmax};
@@ -209,7 +210,7 @@ pub fn read_samples(path: &Path, delimiter: Option<&str>, cancel: &Cancel) -> Re
     let recorded = METRICS.map(|metric| questions.iter().all(|(_, line)| line.recorded(metric).is_some()));
     for (row, line) in questions {
         let num_choices = scored_choices(&line).map_err(|problem| fault(row, problem))?;
-        let gold = gold(&line.target, &line.arguments.0[..num_choices], &found.delimiter);
+        let gold = gold(&line.target.0, &line.arguments.0[..num_choices], &found.delimiter);
         if gold.is_none() && line.acc.is_none() {
             let problem = format!("names none of the {num_choices} choices, and the line has no `acc`");
             return Err(fault(row, Fault::in_field("target", problem)));
@@ -278,7 +279,7 @@ fn elements(bytes: &[u8]) -> Result<Vec<Element<'_>>, (usize, String)> {
 #[derive(Deserialize)]
 struct Line {
     doc_id: u64,
-    target: Value,
+    target: Scalar,
     arguments: Continuations,
     filtered_resps: Vec<Response>,
     #[serde(default)]
@@ -339,7 +340,7 @@ fn without_constants(line: &[u8]) -> Vec<u8> {
     replaced
 }
 
-/// Which field of a line that does not parse is at fault; None if it is no JSON object at all.
+/// Which field of a line that does not parse is at fault; None if it is no JSON object at all, or too long to look.
 fn find_fault(line: &[u8]) -> Option<Fault> {
     fn field<T: DeserializeOwned>(fields: &Map<String, Value>, name: &str, required: bool) -> Result<(), Fault> {
         match fields.get(name) {
@@ -352,10 +353,15 @@ fn find_fault(line: &[u8]) -> Option<Fault> {
             }
         }
     }
+    // Values take many times their text.
+    const LONGEST: usize = 4 << 20;
+    if line.len() > LONGEST {
+        return None;
+    }
     let fields: Map<String, Value> = serde_json::from_slice(line).ok()?;
     let check = || -> Result<(), Fault> {
         field::<u64>(&fields, "doc_id", true)?;
-        field::<Value>(&fields, "target", true)?;
+        field::<Scalar>(&fields, "target", true)?;
         field::<Vec<Response>>(&fields, "filtered_resps", true)?;
         field::<Continuations>(&fields, "arguments", true)?;
         for text in ["filter", "doc_hash", "prompt_hash", "target_hash"] {
