@@ -161,8 +161,11 @@ def test_one_process_goes_on_with_shards_and_shards_with_one_process(
 
 
 def test_devices_starts_the_ranks_itself(
-    options: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    options: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name, value in {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}.items():
+        # What the command sets for its processes is put back after the test.
+        monkeypatch.setenv(name, value)
     argv = ["eval", str(options["model"]), "--tasks", str(options["tasks"]), "--devices", "cpu:2"]
     assert cli.main([*argv, "--json", "--output", str(tmp_path)]) == 0
     printed = capfd.readouterr()
