@@ -114,7 +114,7 @@ def value_text(measure: Measure, value: float) -> str:
         case "%":
             return f"{100 * value:.1f}"
         case "steps":
-            return f"{value:g}"
+            return f"{value:.3g}"
         case "nats":
             return f"{value:.3g}"
         case _:
