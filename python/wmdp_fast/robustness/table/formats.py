@@ -109,13 +109,11 @@ def html(table: Contents) -> str:
 
 
 def value_text(measure: Measure, value: float) -> str:
-    """A value as it is shown: shares in percent, steps as they are, nats by three digits, others by two decimals."""
+    """A value as it is shown: shares in percent, steps and nats by three digits, others by two decimals."""
     match measure.unit:
         case "%":
             return f"{100 * value:.1f}"
-        case "steps":
-            return f"{value:.3g}"
-        case "nats":
+        case "steps" | "nats":
             return f"{value:.3g}"
         case _:
             return f"{value:.2f}"
