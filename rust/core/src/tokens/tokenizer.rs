@@ -192,15 +192,58 @@ fn load_reference(json: &str) -> Result<tokenizers::Tokenizer> {
         .map_err(Error::Tokenizer)
 }
 
+/// No vocabulary is so large. `fastokens` keeps lists as long as the largest id, eleven bytes for each.
+const MOST_IDS: u64 = 1 << 24;
+
 fn load_fast(json: Value) -> Result<fastokens::Tokenizer, String> {
+    if let Some(id) = largest_id(&json).filter(|&id| id >= MOST_IDS) {
+        return Err(format!("a token has the id {id}, far beyond any vocabulary"));
+    }
     let mut fast = caught(|| fastokens::Tokenizer::from_json(json))?.map_err(|error| error.to_string())?;
     fast.set_padding(None);
     fast.set_truncation(None);
     Ok(fast)
 }
 
+/// The largest id that a `tokenizer.json` gives a token, of the vocabulary or of those added to it.
+fn largest_id(json: &Value) -> Option<u64> {
+    let added = json["added_tokens"].as_array().into_iter().flatten().filter_map(|token| token["id"].as_u64());
+    let vocabulary = json["model"]["vocab"].as_object().into_iter().flat_map(|vocab| vocab.values());
+    added.chain(vocabulary.filter_map(Value::as_u64)).max()
+}
+
 /// The beginning of a text, for an error message.
 fn excerpt(text: &str) -> String {
     let end = text.char_indices().nth(60).map_or(text.len(), |(at, _)| at);
     format!("{:?}", &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn loaded(added: u64, in_vocabulary: u64) -> Tokenizer {
+        let described = json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null, "decoder": null,
+            "pre_tokenizer": {"type": "Whitespace"},
+            "added_tokens": [{
+                "id": added, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+                "special": true,
+            }],
+            "model": {"type": "WordLevel", "vocab": {"a": 0, "b": in_vocabulary}, "unk_token": "a"},
+        });
+        Tokenizer::from_json(&described.to_string(), false, 0, "").unwrap()
+    }
+
+    #[test]
+    fn an_id_far_beyond_any_vocabulary_is_left_to_tokenizers() {
+        for (added, in_vocabulary) in [(u64::from(u32::MAX >> 1), 1), (2, MOST_IDS)] {
+            let tokenizer = loaded(added, in_vocabulary);
+            assert!(tokenizer.why_not_fast().unwrap().contains("far beyond any vocabulary"));
+            assert_eq!(tokenizer.encode("b a").unwrap(), [u32::try_from(in_vocabulary).unwrap(), 0]);
+        }
+        assert!(!loaded(2, MOST_IDS - 1).why_not_fast().unwrap_or_default().contains("far beyond"));
+    }
 }
