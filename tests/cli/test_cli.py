@@ -407,7 +407,7 @@ def test_eval_has_an_option_for_every_parameter_of_evaluate():
     # What describes a server is a `Server` in Python, several models are for `evaluate_many`, and `progress` is the
     # opposite of `--quiet`.
     server = {*cli_eval._OF_SERVER, "api_key_env"}
-    own = {"help", "json", "quiet", "show_prompts", "timings", "models", *cli_eval._SEVERAL}
+    own = {"help", "json", "quiet", "show_prompts", "timings", "models", "devices", *cli_eval._SEVERAL}
     assert options - own - server == parameters - {"progress", "model"}
     described = {field.name for field in dataclasses.fields(wmdp_fast.Server)}
     assert set(cli_eval._OF_SERVER.values()) == described - {"model", "protocol", "api_key"}
