@@ -21,6 +21,7 @@ from wmdp_fast.models.load import evaluation_mode
 from wmdp_fast.models.logits import forward_without_cache
 from wmdp_fast.models.threads import computing
 from wmdp_fast.robustness.insertion import answers_of
+from wmdp_fast.robustness.questions import scored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -214,17 +215,7 @@ def tried(
 
 def _scored(subject: Subject, requests: Requests) -> NDArray[np.float64]:
     """The log-likelihoods of all choices, `[num_choices]`."""
-    from wmdp_fast.scoring.trie import score
-
-    model, options = subject.model, subject.model.options
     with warnings.catch_warnings():
         # Which way a model is scored has been said when it was asked, and would be said at every step.
         warnings.simplefilter("ignore", WmdpFastWarning)
-        scores = score(
-            model.loaded,
-            requests,
-            engine=options.engine,
-            token_budget=options.token_budget,
-            score_mode=options.score_mode,
-        )
-    return scores.loglikelihood
+        return scored(subject.model, requests).loglikelihood

@@ -168,21 +168,11 @@ class Questions:
         Raises:
             ModelError: Its numbers are none any more.
         """
-        from wmdp_fast.scoring.trie import score
-
         if prompts is None:
             asked, requests = self.own(model)
         else:
             asked, requests = list(prompts), self.requests(model, prompts)
-        options = model.options
-        scores = score(
-            model.loaded,
-            requests,
-            engine=options.engine,
-            token_budget=options.token_budget,
-            score_mode=options.score_mode,
-        )
-        return self._outcomes(model, asked, scores)
+        return self._outcomes(model, asked, scored(model, requests))
 
     def _outcomes(self, model: LocalModel, asked: Sequence[Prompts], scores: Scores) -> list[Outcome]:
         results = task_results(self.read, asked, scores, near_tie=near_tie_of(model.dtype))
@@ -195,3 +185,21 @@ class Questions:
     def answers_by(self, model: LocalModel, scores: Scores) -> Answers:
         """The answers that scores of the choices of `own` come to, however those were read off the model."""
         return Answers.from_outcomes(self._outcomes(model, self.own(model)[0], scores), letters=self.by_letters)
+
+
+def scored(model: LocalModel, requests: Requests) -> Scores:
+    """The scores of requests, by the options that the model was opened with.
+
+    Raises:
+        ModelError: Its numbers are none any more.
+    """
+    from wmdp_fast.scoring.trie import score
+
+    options = model.options
+    return score(
+        model.loaded,
+        requests,
+        engine=options.engine,
+        token_budget=options.token_budget,
+        score_mode=options.score_mode,
+    )

@@ -18,6 +18,7 @@ from wmdp_fast.robustness.attacks.relearn import marks
 from wmdp_fast.robustness.coordinate_gradient import embeddings_of
 from wmdp_fast.robustness.insertion import answers_of
 from wmdp_fast.robustness.protocol import Access, Attack, Budget, Reading, Setting
+from wmdp_fast.robustness.questions import scored
 from wmdp_fast.robustness.residual_stream import decoder_in
 
 if TYPE_CHECKING:
@@ -182,21 +183,12 @@ class _Soft:
 
     def ask(self, subject: Subject) -> Answers:
         """Asks all questions behind the vectors."""
-        from wmdp_fast.scoring.trie import score
-
         model, own = subject.model, self.requests
         every = range(own.num_questions)
         choices = [answers_of(own, one) for one in every]
         asked = Requests.from_tokens([self.context(subject, one) for one in every], choices, model.max_length)
-        options = model.options
         with torch.no_grad(), self.in_model(subject):
-            scores = score(
-                model.loaded,
-                asked,
-                engine=options.engine,
-                token_budget=options.token_budget,
-                score_mode=options.score_mode,
-            )
+            scores = scored(model, asked)
         return subject.questions.answers_by(model, scores)
 
 
