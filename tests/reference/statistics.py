@@ -106,3 +106,21 @@ def permuted_ranks(scores: list[list[float]], gold: list[int]) -> tuple[float, f
 
     permuted = [mean(answers) for answers in itertools.permutations(gold)]
     return mean(gold), float(np.mean(permuted)), float(np.std(permuted))
+
+
+def two_level_differences(first: list[list[bool]], second: list[list[bool]], seed: int, resamples: int) -> list[float]:
+    """Differences of mean accuracy in samples of questions and, of each method, of one result fewer than it has."""
+    rng = np.random.default_rng(seed)
+    n = len(first[0])
+    counts = [rng.multinomial(n, np.full(n, 1 / n)) for _ in range(resamples)]
+    means = []
+    for results in (second, first):
+        size = max(1, len(results) - 1)
+        drawn = [rng.multinomial(size, np.full(len(results), 1 / len(results))) for _ in range(resamples)]
+        of_method = []
+        for sample in range(resamples):
+            questions = [question for question in range(n) for _ in range(counts[sample][question])]
+            chosen = [result for place, result in enumerate(results) for _ in range(drawn[sample][place])]
+            of_method.append(sum(result[question] for result in chosen for question in questions) / (size * n))
+        means.append(of_method)
+    return [theirs - ours for theirs, ours in zip(*means, strict=True)]

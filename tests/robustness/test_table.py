@@ -88,6 +88,12 @@ def test_seeds_of_a_method_are_one_row_with_their_range() -> None:
     cell = row.cells["worst:wmdp_bio"]
     assert (cell.value, cell.low, cell.high, cell.several) == (pytest.approx(0.6), 0.5, 0.7, (0.5, 0.7))
     assert "runs/rmu: mean of up to 2 results (runs/rmu-seed1, runs/rmu-seed2)" in str(found)
+    test = next(test for test in found.tests if test.measure == "worst:wmdp_bio")
+    assert (test.test, test.results, test.n, test.only_first) == ("bootstrap", (2, 1), 200, None)
+    assert test.difference == pytest.approx(0.4 - 0.6)
+    assert test.low < test.difference < test.high < 0
+    assert "bootstrap, 2 and 1 results" in found.markdown()
+    assert "npo is one result beside several: it is compared as if another seed could not change it" in str(found)
     assert [row.name for row in wf.table(*seeds, group="").rows] == ["base", "runs/rmu-seed1", "runs/rmu-seed2"]
     with pytest.raises(ValueError, match="is no regular expression"):
         wf.table(*seeds, group="(")

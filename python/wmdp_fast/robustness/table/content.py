@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from wmdp_fast.robustness.result import AttackResult
@@ -48,11 +49,16 @@ class Answered:
 
     Attributes:
         asked: A hash of the questions and of how they were asked; None if that is not known.
-        correct: Whether each was right, `[n]`.
+        correct: Whether each was right, `[n]`; of several results `[results, n]`.
     """
 
     asked: str | None
     correct: NDArray[np.bool_]
+
+    @property
+    def results(self) -> NDArray[np.bool_]:
+        """A line for each result, `[results, n]`."""
+        return np.atleast_2d(self.correct)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +73,7 @@ class Cell:
         label: What belongs to the value: the attack that is the worst.
         second_hand: Whether it was read elsewhere than in what it was published in.
         several: The values of several results, if the cell is of more than one.
-        answered: The answers behind it, if they are known.
+        answered: The answers behind it, if they are known and of the same questions in all results.
     """
 
     value: float
@@ -134,28 +140,32 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class PairTest:
-    """Two models compared on the same questions.
+    """Two models, or two methods with several seeds, compared on the same questions.
 
     Attributes:
         measure: The measure's key.
-        first: Name of one model.
+        first: Name of one.
         second: Name of the other.
+        test: The exact McNemar test of two results, or a bootstrap over seeds and questions where a row is of several.
         n: Number of questions.
-        only_first: How many only the first answered right.
-        only_second: How many only the second did.
-        difference: Share of right answers of the second less that of the first.
-        low: Lower end of Tango's interval of that.
+        results: How many results each row is of.
+        only_first: How many only the first answered right; None of several results.
+        only_second: How many only the second did; None of several results.
+        difference: Share of right answers of the second less that of the first, of several results their mean.
+        low: Lower end of the 95 % interval of that: Tango's, or the bootstrap's percentiles.
         high: Its upper end.
-        p: Of the exact McNemar test.
-        p_holm: The same corrected by Holm for all pairs of models in this measure.
+        p: Of the test, two-sided.
+        p_holm: The same corrected by Holm for all pairs in this measure.
     """
 
     measure: str
     first: str
     second: str
+    test: Literal["McNemar", "bootstrap"]
     n: int
-    only_first: int
-    only_second: int
+    results: tuple[int, int] = (1, 1)
+    only_first: int | None = None
+    only_second: int | None = None
     difference: float
     low: float
     high: float
@@ -170,7 +180,7 @@ class Contents:
     Attributes:
         measures: The columns.
         rows: The models.
-        tests: Every two methods compared on the same questions.
+        tests: Every two models compared on the same questions.
         notes: How it was measured and what in it may not be compared, one sentence each.
         attacked: The attacks that rows are of, by what the model is called; several of a row are numbered.
     """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Characters of a line beyond which text has a column for each model instead.
 _WIDE = 120
 
-_TEST_COLUMNS = ("measure", "first", "second", "n", "difference", "95 % interval", "p", "p (Holm)")
+_TEST_COLUMNS = ("measure", "first", "second", "test", "n", "difference", "95 % interval", "p", "p (Holm)")
 
 
 def text(table: Contents, *, transpose: bool | None = None) -> str:
@@ -29,7 +29,7 @@ def text(table: Contents, *, transpose: bool | None = None) -> str:
     if transpose is None and len(lines[1]) > _WIDE and len(table.measures) > len(table.rows):
         return text(table, transpose=True)
     if table.tests:
-        lines += ["", *in_columns(test_rows(table), "lllrrrrr")]
+        lines += ["", *in_columns(test_rows(table), "llllrrrrr")]
     return "\n".join([*lines, "", *(f"- {note}" for note in table.notes)])
 
 
@@ -155,6 +155,7 @@ def _test(table: Contents, test: PairTest) -> tuple[str, ...]:
         titles[test.measure],
         test.first,
         test.second,
+        test.test if test.test == "McNemar" else f"{test.test}, {test.results[0]} and {test.results[1]} results",
         str(test.n),
         f"{100 * test.difference:+.1f}",
         f"[{100 * test.low:+.1f}, {100 * test.high:+.1f}]",

@@ -71,8 +71,10 @@ def _of_several(rows: Sequence[Row], records: Mapping[str, Sequence[Record]]) ->
             models = ", ".join(dict.fromkeys(record.model for record in records[row.name]))
             yield (
                 f"{row.name}: mean of up to {row.results} results ({models}), with the lowest and the highest in round"
-                " brackets; means are not tested in pairs"
+                " brackets; in pairs, results and questions are both drawn anew (bootstrap)"
             )
+        elif row.kind == "unlearned" and any(one.kind == "unlearned" and one.results > 1 for one in rows):
+            yield f"{row.name} is one result beside several: it is compared as if another seed could not change it"
         for record in records[row.name]:
             for key, absent in record.absent.items():
                 if key in row.cells:
@@ -101,7 +103,7 @@ def _other_questions(rows: Sequence[Row], measure: Measure) -> Iterator[str]:
     asked: dict[str | None, list[str]] = {}
     for row in rows:
         cell = row.cells.get(measure.key)
-        if cell is not None and row.kind != "published" and not cell.several:
+        if cell is not None and row.kind != "published":
             asked.setdefault(cell.answered.asked if cell.answered is not None else None, []).append(row.name)
     if len(asked) > 1 or (None in asked and len(asked[None]) > 1):
         told = "; ".join(", ".join(names) for names in asked.values())

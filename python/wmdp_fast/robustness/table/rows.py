@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wmdp_fast.robustness.table.content import Cell, Row
+from wmdp_fast.robustness.table.content import Answered, Cell, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -85,7 +85,16 @@ def together(cells: Sequence[Cell]) -> Cell:
         label="/".join(labels),
         second_hand=any(cell.second_hand for cell in unlike),
         several=tuple(values),
+        answered=_answered_together(unlike),
     )
+
+
+def _answered_together(cells: Sequence[Cell]) -> Answered | None:
+    """The answers of several results, where all were asked the same."""
+    answers = [cell.answered for cell in cells if cell.answered is not None]
+    if len(answers) < len(cells) or len({one.asked for one in answers}) > 1 or answers[0].asked is None:
+        return None
+    return Answered(answers[0].asked, np.vstack([one.results for one in answers]))
 
 
 def measures_of(records: Iterable[Record]) -> list[Measure]:
