@@ -47,6 +47,23 @@ def test_vectors_stand_in_front_of_the_prompt(subject: Subject) -> None:
     assert soft.ask(subject).predicted[0] == int(expected[letters].argmax())
 
 
+def test_a_model_that_is_being_trained_is_asked_without_dropout(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soft = _Soft.drawn(subject, 3, np.random.default_rng(0))
+    expected = soft.loss(subject, [0], [0])
+    for layer in subject.network.model.layers:
+        monkeypatch.setattr(layer.self_attn, "attention_dropout", 0.5)
+    subject.network.train()
+    try:
+        found = soft.loss(subject, [0], [0])
+        assert subject.network.training
+    finally:
+        subject.network.eval()
+    assert found.requires_grad
+    assert found.item() == expected.item()
+
+
 def test_questions_for_choosing_alone_are_learned_from(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[int] = set()
     loss = _Soft.loss

@@ -61,12 +61,12 @@ class Careless(Noise):
 
 
 class Failing(Noise):
-    """Fails with its second setting, and lacks something for its third."""
+    """Fails with its second setting, and lacks something for the others."""
 
     name: ClassVar[str] = "failing"
 
     def why_not(self, _subject: Subject, setting: Setting) -> str | None:
-        return "it needs a corpus: pass --forget" if setting.values["scale"] == 5.0 else None
+        return "it needs a corpus: pass --forget" if setting.values["scale"] != 0.1 else None
 
     def run(self, subject: Subject, setting: Setting) -> Iterator[Reading]:
         if setting.values["scale"] == 0.1:
@@ -169,9 +169,12 @@ def test_what_fails_is_missing_and_never_a_number(folder: Path, tmp_path: Path) 
     said: list[str] = []
     result = attacked(folder, "failing", base=None, output=tmp_path / "out", note=said.append)
     assert "failing" not in result.findings["unlearned"]
-    assert result.missing("unlearned") == {"failing": ("no numbers any more", "it needs a corpus: pass --forget")}
-    assert "not run on unlearned: failing: no numbers any more" in str(result)
-    assert any("it needs a corpus" in line for line in said)
+    assert result.missing("unlearned") == {"failing": ("it needs a corpus: pass --forget", "no numbers any more")}
+    assert "not run on unlearned: failing: it needs a corpus: pass --forget; no numbers any more" in str(result)
+    assert [line for line in said if "failing" in line] == [
+        "unlearned, failing, scale=0.1 seed=0: failed: no numbers any more",
+        "unlearned, failing, 2 settings: not run: it needs a corpus: pass --forget",
+    ]
     # What failed is tried again, and what did not is not.
     Noise.ran.clear()
     attacked(folder, "failing", base=None, output=tmp_path / "out")

@@ -135,6 +135,7 @@ class Suite:
     def _attack(self, subject: Subject, missing: Sequence[Run]) -> Iterator[Run]:
         """Runs what is missing on one model."""
         attacks = {attack.name: attack for attack in self.attacks}
+        skipped: dict[tuple[str, str], list[str]] = {}
         costs = [attacks[run.attack].cost(subject, run.setting) for run in missing]
         self.note(
             f"{subject.role}: {len(missing)} runs, about {sum(costs):.0f} times all {len(subject.questions)} questions"
@@ -146,11 +147,17 @@ class Suite:
                 bar.set_postfix(attack=run.attack, refresh=False)
                 ended = _ended(attacks[run.attack], subject, run)
                 if ended.failed is not None:
-                    self.note(f"{subject.role}, {run.attack}, {_shown(run.setting)}: not run: {ended.failed}")
+                    if ended.skipped:
+                        skipped.setdefault((run.attack, ended.failed), []).append(_shown(run.setting))
+                    else:
+                        self.note(f"{subject.role}, {run.attack}, {_shown(run.setting)}: failed: {ended.failed}")
                     if run.attack == Ask.name:
                         raise ModelError(f"{subject.model.name} cannot be asked: {ended.failed}")
                 bar.update(cost)
                 yield ended
+        for (attack, reason), settings in skipped.items():
+            which = settings[0] if len(settings) == 1 else f"{len(settings)} settings"
+            self.note(f"{subject.role}, {attack}, {which}: not run: {reason}")
 
 
 def _ended(attack: Attack, subject: Subject, planned: Run) -> Run:

@@ -12,6 +12,7 @@ import torch
 
 from wmdp_fast._rust import Requests
 from wmdp_fast.exceptions import DivergedError, ModelError
+from wmdp_fast.models.load import evaluation_mode
 from wmdp_fast.models.logits import forward_without_cache
 from wmdp_fast.models.threads import computing
 from wmdp_fast.robustness.attacks.relearn import marks
@@ -162,7 +163,7 @@ class _Soft:
         return [*first, *self.tokens, *own[len(first) :][-room:]]
 
     def loss(self, subject: Subject, questions: Sequence[int], gold: Sequence[int]) -> Tensor:
-        """The mean negative log-likelihood of the tokens of some answers."""
+        """The mean negative log-likelihood of the tokens of some answers, without dropout: as they are asked."""
         contexts = [self.context(subject, question) for question in questions]
         answers = [
             answers_of(self.requests, question)[choice] for question, choice in zip(questions, gold, strict=True)
@@ -172,7 +173,7 @@ class _Soft:
         padded = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
         for place, row in enumerate(rows):
             padded[place, : len(row)] = torch.tensor(row)
-        with computing(), self.in_model(subject):
+        with evaluation_mode(subject.network), torch.enable_grad(), computing(), self.in_model(subject):
             logits = forward_without_cache(subject.network, padded.to(subject.model.loaded.device)).logits
         predicting = [
             logits[place, len(context) - 1 : len(context) - 1 + len(answer)]
