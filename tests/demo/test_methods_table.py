@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from functools import partial
 
 import pytest
 
@@ -33,13 +35,8 @@ def fail(_run):
 @WIDER_TYPE
 @pytest.mark.slow
 def test_runs_are_kept_and_the_page_gets_the_table(arguments, tmp_path, monkeypatch):
-    fresh = methods_table._in_a_fresh_process
-
-    def trials_in_a_fresh_process(run):
-        """And the run that is reported here, where torch is imported already."""
-        return fresh(run) if "tuning" in run.args else run()
-
-    monkeypatch.setattr(methods_table, "_in_a_fresh_process", trials_in_a_fresh_process)
+    # Here, where torch is imported already; the next test is of processes.
+    monkeypatch.setattr(methods_table, "_in_a_fresh_process", lambda run: run())
     methods_table.main(arguments)
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert page.startswith("above\n")
@@ -59,6 +56,12 @@ def test_runs_are_kept_and_the_page_gets_the_table(arguments, tmp_path, monkeypa
     methods_table.main(arguments)
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == page
     assert (tmp_path / "all.json").read_text(encoding="utf-8") == written
+
+
+def test_a_run_is_in_a_process_of_its_own_whose_failure_is_that_of_the_run():
+    assert methods_table._in_a_fresh_process(os.getpid) not in (os.getpid(), os.getppid())
+    with pytest.raises(ValueError, match="invalid literal"):
+        methods_table._in_a_fresh_process(partial(int, "none"))
 
 
 def test_a_method_that_fails_has_no_numbers(tmp_path, monkeypatch):
