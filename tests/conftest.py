@@ -112,3 +112,16 @@ def smollm2_dir() -> Path:
         if not folder.is_dir():
             made.rename(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def lower_layers_dir(smollm2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The lower 4 of SmolLM2's 30 layers as a model."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("lower layers")
+    lower = AutoModelForCausalLM.from_pretrained(smollm2_dir, num_hidden_layers=4, dtype=torch.bfloat16)
+    lower.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(smollm2_dir).save_pretrained(folder)
+    return folder

@@ -12,6 +12,7 @@ import torch
 import wmdp_fast as wf
 from tests.support.demo_bounds import LEFT_IN_LETTERS, LEFT_IN_TEXTS, LOST_OTHERWISE
 from tests.support.expected_warnings import ONE_LETTER, VERDICTS
+from tests.support.thorough import THOROUGH
 from wmdp_fast import demo
 from wmdp_fast.demo.templates import TEMPLATES
 from wmdp_fast.demo.unlearning import demo_config, retain_texts
@@ -47,6 +48,7 @@ def forget_texts():
 @ONE_LETTER
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.skipif(not THOROUGH, reason="the demo's own seed is in test_demo; another one: make test-thorough")
 def test_another_seed_is_as_far_from_never_having_learned_as_the_limits_say(tokenizer, record_property):
     """The demo's own seed is for `test_demo`."""
     ways = [one for one in TEMPLATES if one.name in ("plain", "mmlu", "continuation", "statement")]

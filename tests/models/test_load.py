@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -309,24 +307,21 @@ class Response:
     request = None
 
 
-@pytest.mark.slow
-def test_a_cached_model_is_loaded_offline_at_its_commit(folder: Path, tmp_path: Path) -> None:
+def test_a_cached_model_is_loaded_offline_at_its_commit(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     commit = "0123456789" * 4
     storage = tmp_path / "hub" / "models--owner--model"
     (storage / "snapshots").mkdir(parents=True)
     (storage / "refs").mkdir()
     (storage / "refs" / "main").write_text(commit)
     folder.rename(storage / "snapshots" / commit)
-    program = (
-        "from wmdp_fast.models.load import load_model\n"
-        "loaded = load_model('owner/model', device='cpu')\n"
-        "print(loaded.name, loaded.sha, loaded.path, loaded.tokenizer.decode([1]), sep='\\n')"
-    )
-    # The libraries read these variables when they are imported.
-    settings = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
-    done = subprocess.run([sys.executable, "-c", program], env=settings, capture_output=True, text=True, check=False)
-    expected = ["owner/model", commit, str(storage / "snapshots" / commit), "<s>"]
-    assert done.stdout.splitlines() == expected, done.stderr
+    # The variables of these names were read when huggingface_hub was imported.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    loaded = load_model("owner/model", device="cpu")
+    assert (loaded.name, loaded.sha, loaded.path) == ("owner/model", commit, storage / "snapshots" / commit)
+    assert loaded.tokenizer.decode([1]) == "<s>"
 
 
 # Adapters

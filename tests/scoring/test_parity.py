@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'wmdp-fast[lm-eval]'")
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import wmdp_fast as wf
 from tests.support import tokenizers_zoo
@@ -47,16 +47,6 @@ def check_same(ours: wf.EvalResult, theirs: LmEvalRun, tolerance: float = TOLERA
         for metric in result.task.metrics:
             assert result[metric] == pytest.approx(theirs.results[name][f"{metric},none"], abs=1e-12)
             assert result[f"{metric}_stderr"] == pytest.approx(theirs.results[name][f"{metric}_stderr,none"], abs=1e-12)
-
-
-@pytest.fixture(scope="module")
-def lower_layers_dir(smollm2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The lower 4 of SmolLM2's 30 layers as a model."""
-    folder = tmp_path_factory.mktemp("lower layers")
-    lower = AutoModelForCausalLM.from_pretrained(smollm2_dir, num_hidden_layers=4, dtype=torch.bfloat16)
-    lower.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(smollm2_dir).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.slow
