@@ -105,10 +105,12 @@ docs: setup ## write the documentation and the API reference of both languages i
 	rm -rf site/rust && cp -r $(CARGO_TARGET_DIR)/doc site/rust
 
 .PHONY: wheel
-wheel: setup ## build the wheel and the source distribution into dist/
+# The wheel is built from the source distribution, so that one compilation shows that both are whole. Not from pip's
+# cache, which would know that file by its name alone.
+wheel: setup ## build the source distribution, and from it the wheel, into dist/
 	rm -rf dist
-	$(BIN)/pip wheel --no-deps --wheel-dir dist .
 	$(BIN)/maturin sdist --out dist
+	$(BIN)/pip wheel --no-cache-dir --no-deps --wheel-dir dist dist/*.tar.gz
 
 .PHONY: clean
 clean: ## remove everything that was built, .venv included
