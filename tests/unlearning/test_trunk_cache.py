@@ -6,6 +6,10 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -270,7 +274,7 @@ def test_a_full_disk_ends_the_cache_and_not_the_run(tmp_path, monkeypatch):
         limited = run(runs.model("llama"), cache_trunk=tmp_path / "cache")
     assert len(of_the_cache(caught)) == 1
     assert_equal(without, limited)
-    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name != "lock"] == []
 
 
 def test_a_model_that_passes_more_than_its_residual_stream_is_refused(tmp_path):
@@ -363,3 +367,21 @@ def test_the_command_keeps_activations(tmp_path, capsys):
     assert "trunk cache: 8 activations read, 0 computed and written (0.0 MB)" in said
     deltas = [(tmp_path / output / "model.safetensors").read_bytes() for output in ("first", "second")]
     assert deltas[0] == deltas[1]
+
+
+def test_a_batch_that_another_process_computes_is_waited_for_until_that_ends(tmp_path):
+    inputs = {"input_ids": torch.tensor([[1, 2, 3]]), "attention_mask": torch.ones(1, 3, dtype=torch.int64)}
+    entries = TrunkCache(tmp_path, decoder_of(runs.model("llama"))).entries("trunk", 1)
+    with entries.claimed(inputs):
+        pass
+    # All places in the file, as another process would lock one of them.
+    hold = (
+        "import fcntl, sys, time; file = open(sys.argv[1], 'ab'); fcntl.lockf(file, fcntl.LOCK_EX);"
+        " print(flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold, entries.folder / "lock"], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        begun = time.monotonic()
+        threading.Timer(0.3, other.kill).start()
+        with entries.claimed(inputs):
+            assert time.monotonic() - begun > 0.25

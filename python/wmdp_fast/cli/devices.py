@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 import sys
 import uuid
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.runtime import cpus
+from wmdp_fast.runtime.devices import devices_of
 from wmdp_fast.runtime.ranks import place_of_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-# The most processes that are started: there is no machine with so many devices.
-_MOST = 1024
 
 
 def run(devices: str, argv: Sequence[str]) -> int:
@@ -33,41 +30,19 @@ def run(devices: str, argv: Sequence[str]) -> int:
     """
     if place_of_process().size > 1:
         raise ValueError("--devices starts the processes itself: leave it out where torchrun has started them")
-    kind, number = _started_on(devices)
-    if "OMP_NUM_THREADS" not in os.environ or cpus.core_quota() is not None:
-        os.environ["OMP_NUM_THREADS"] = str(max(1, cpus.available_cores() // number))
+    named = devices_of(devices)
+    number = len(named.numbers)
+    if named.numbers != tuple(range(number)):
+        # They see no others.
+        import torch
+
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[one].strip() for one in named.numbers)
+    os.environ["OMP_NUM_THREADS"] = cpus.openmp_threads(number)
     # When one ends, torch's C++ in the others would say so with its own stack.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     command, *rest = _without(argv)
-    return _launch(number, ["-m", "wmdp_fast", command, "--device", kind, *rest])
-
-
-def _started_on(devices: str) -> tuple[str, int]:
-    """The kind of devices, and how many processes to start; of GPUs that are named, they will see no others."""
-    if found := re.fullmatch(r"cpu:([1-9]\d{0,3})", devices):
-        return "cpu", _checked(int(found[1]), _MOST, devices)
-    import torch
-
-    there = torch.cuda.device_count()
-    if devices == "all":
-        return "cuda", _checked(there, there, devices)
-    if re.fullmatch(r"[1-9]\d{0,3}", devices):
-        return "cuda", _checked(int(devices), there, devices)
-    if not re.fullmatch(r"cuda:\d{1,4}(,cuda:\d{1,4})*", devices):
-        raise ValueError(f"--devices must be all, a number of GPUs, cuda:0,cuda:1 or cpu:2, not {devices}")
-    named = [int(one.removeprefix("cuda:")) for one in devices.split(",")]
-    if len(set(named)) < len(named):
-        raise ValueError(f"--devices {devices} names a device twice")
-    _checked(max(named) + 1, there, devices)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(there)))
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[one].strip() for one in named)
-    return "cuda", len(named)
-
-
-def _checked(number: int, there: int, devices: str) -> int:
-    if not 1 <= number <= there:
-        raise ValueError(f"--devices {devices}: there are {there} devices; cpu:2 is two processes on the CPU")
-    return number
+    return _launch(number, ["-m", "wmdp_fast", command, "--device", named.kind, *rest])
 
 
 def _without(argv: Iterable[str]) -> list[str]:

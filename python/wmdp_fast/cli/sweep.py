@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 SUMMARY = "Unlearn with many settings of a method, measure each, and show the Pareto front of forgetting and keeping."
 
 _PASSED = (
-    "trials", "resume", "revision", "device", "trust_remote_code", "data", "cache_trunk", "cache_limit", "keep_best",
-    "log_samples", "max_loss", "eval_text", "max_kl", "kl_text", "kl_every",
+    "trials", "resume", "revision", "device", "devices", "trust_remote_code", "data", "cache_trunk", "cache_limit",
+    "keep_best", "log_samples", "max_loss", "eval_text", "max_kl", "kl_text", "kl_every",
 )  # fmt: skip
 
 
@@ -44,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole_number(least=1),
         metavar="N",
         help="let Optuna draw N points in place of trying every combination",
+    )
+    space.add_argument(
+        "--devices",
+        metavar="DS",
+        help="try points on several, a process on each: all (GPUs), a number of GPUs, cuda:0,cuda:1 or cpu:2",
     )
     measures = parser.add_argument_group("how to measure it")
     measures.add_argument(

@@ -79,6 +79,14 @@ def set_openmp() -> None:
         os.environ["OMP_NUM_THREADS"] = str(available_cores())
 
 
+def openmp_threads(processes: int) -> str:
+    """`OMP_NUM_THREADS` of each of several processes: what the user has said, or an even share of the cores."""
+    # Under a quota it may be `set_openmp` that has said it, for one process.
+    if "OMP_NUM_THREADS" in os.environ and core_quota() is None:
+        return os.environ["OMP_NUM_THREADS"]
+    return str(max(1, available_cores() // processes))
+
+
 def about_threads(threads: int) -> str | None:
     """What is wrong with so many threads of torch, or with how they wait, and what to do; None if nothing is.
 

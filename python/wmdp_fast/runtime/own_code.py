@@ -13,7 +13,10 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # How a class of one's own is named.
 FORM = "FILE.py:CLASS or package.module:CLASS"
@@ -70,6 +73,21 @@ def own_name(found: type) -> str | None:
         return None
     where = _short(Path(file)) if found.__module__.startswith(_PREFIX) else found.__module__
     return f"{where}:{found.__qualname__}"
+
+
+def loaded_files() -> list[str]:
+    """The files that classes of one's own were loaded from, for `load_files` in another process."""
+    return [str(sys.modules[name].__file__) for name in _LOADED if name in sys.modules]
+
+
+def load_files(files: Iterable[str]) -> None:
+    """Loads files that another process has loaded, so that what it has pickled is known here too.
+
+    Raises:
+        ValueError: One is gone or does not run.
+    """
+    for file in files:
+        _module_of_file(file)
 
 
 def own_code(*parts: object) -> list[dict[str, str]]:

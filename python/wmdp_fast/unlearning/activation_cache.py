@@ -16,6 +16,9 @@ computed again and replaced.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -32,7 +35,7 @@ from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.runtime import environment
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -46,6 +49,8 @@ _FORMAT = "3"
 
 _EXTENSION = ".safetensors"
 _UNFINISHED = ".unfinished"
+# Holds nothing: each batch is a place in it that a process can lock.
+_LOCK = "lock"
 _TENSOR = "activations"
 # Seconds after which an unfinished file belongs to a process that was killed.
 _OLD = 3600.0
@@ -71,6 +76,35 @@ class CacheUse:
     not_written: int = 0
 
 
+def total(uses: Iterable[CacheUse]) -> CacheUse:
+    """What several users of a cache did."""
+    found = CacheUse()
+    for use in uses:
+        for name, count in dataclasses.asdict(use).items():
+            setattr(found, name, getattr(found, name) + count)
+    return found
+
+
+def summary_of(use: CacheUse, folder: Path, size: int) -> str:
+    """What a cache did, in a line.
+
+    Args:
+        use: What it did.
+        folder: Where it is.
+        size: How many bytes it holds.
+    """
+    missing = f", {use.not_written} without room" if use.not_written else ""
+    return (
+        f"trunk cache: {use.read} activations read, {use.written} computed and written"
+        f" ({use.bytes_written / 1e6:.1f} MB){missing}; {folder} holds {size / 1e6:.1f} MB"
+    )
+
+
+def size_of(folder: Path) -> int:
+    """How many bytes a cache in a folder holds."""
+    return sum(path.stat().st_size for path in folder.glob(f"*/*{_EXTENSION}"))
+
+
 class TrunkCache:
     """A folder of activations. Several processes may use it at once.
 
@@ -78,6 +112,7 @@ class TrunkCache:
         folder: Made if it is not there.
         decoder: The model. Its weights must be the original ones whenever `entries` is called.
         limit: Most bytes that the folder may hold; what comes later is computed each time. None for no limit.
+        processes: How many fill it at once: each has an even share of what the limit leaves.
 
     Attributes:
         folder: As given.
@@ -87,15 +122,21 @@ class TrunkCache:
         OSError: The folder cannot be made or read.
     """
 
-    def __init__(self, folder: Path, decoder: Decoder, *, limit: int | None = None) -> None:
+    def __init__(self, folder: Path, decoder: Decoder, *, limit: int | None = None, processes: int = 1) -> None:
         self.folder, self.use = folder, CacheUse()
         self._decoder, self._limit = decoder, limit
         self._digests: dict[int | None, str] = {}
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"*/*{_UNFINISHED}"):
             _remove_if_old(left)
-        self.size = sum(path.stat().st_size for path in folder.glob(f"*/*{_EXTENSION}"))
+        self.size = size_of(folder)
+        self._most = self.size + max((limit or 0) - self.size, 0) // processes
         self._full = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more files are written."""
+        return self._full
 
     def entries(self, kind: Kind, below: int) -> Entries:
         """The files of one kind of activations, those that layer `below` - 1 gives out.
@@ -112,7 +153,7 @@ class TrunkCache:
 
     def has_room(self, count: int) -> bool:
         """Whether a file of so many bytes may be written; warns the first time it may not."""
-        if not self._full and self._limit is not None and self.size + count > self._limit:
+        if not self._full and self._limit is not None and self.size + count > self._most:
             self.stop(
                 f"the trunk cache {self.folder} has reached its limit of {self._limit / 1e9:g} GB; further batches are"
                 " computed each time"
@@ -126,12 +167,7 @@ class TrunkCache:
 
     def summary(self) -> str:
         """What it did, in a line."""
-        use = self.use
-        missing = f", {use.not_written} without room" if use.not_written else ""
-        return (
-            f"trunk cache: {use.read} activations read, {use.written} computed and written"
-            f" ({use.bytes_written / 1e6:.1f} MB){missing}; {self.folder} holds {self.size / 1e6:.1f} MB"
-        )
+        return summary_of(self.use, self.folder, self.size)
 
     def _what_decides(self, kind: Kind, below: int) -> dict[str, Any]:
         model = self._decoder.model
@@ -188,10 +224,12 @@ class Entries:
         self._cache, self._kind, self._model = cache, kind, model
         self.folder = cache.folder / f"{kind}-{model[:16]}"
 
-    def get(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+    def get(self, inputs: Mapping[str, Tensor], *, again: bool = False) -> Tensor | None:
         """The activations [B, S, d] of a batch, on its device; None if they are not there.
 
-        `inputs` is what the model is called with, each int64 [B, S].
+        Args:
+            inputs: What the model is called with, each int64 [B, S].
+            again: Whether they were looked for a moment ago, and what is wrong has been said.
         """
         batch = _batch_hash(inputs)
         path = self._path(batch)
@@ -200,11 +238,12 @@ class Entries:
         except FileNotFoundError:
             return None
         except (ModelError, OSError) as error:
-            warnings.warn(
-                f"a file of the trunk cache cannot be used ({error}); its batch is computed again",
-                WmdpFastWarning,
-                stacklevel=2,
-            )
+            if not again:
+                warnings.warn(
+                    f"a file of the trunk cache cannot be used ({error}); its batch is computed again",
+                    WmdpFastWarning,
+                    stacklevel=2,
+                )
             return None
         self._cache.use.read += 1
         return found.to(inputs["input_ids"].device)
@@ -234,6 +273,23 @@ class Entries:
         self._cache.use.written += 1
         self._cache.use.bytes_written += written
         self._cache.size += written - replaced
+
+    @contextlib.contextmanager
+    def claimed(self, inputs: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, no other process is in here for the same batch: who has waited will find it there.
+
+        The kernel lets go of what a process that is killed has claimed. A folder whose file system knows no such locks
+        is none to wait for: then a batch may be computed twice, and is the same.
+        """
+        if self._cache.is_full:
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context((self.folder / _LOCK).open("ab"))
+                fcntl.lockf(file, fcntl.LOCK_EX, 1, int(_batch_hash(inputs)[:15], 16))
+            yield
 
     def _read(self, path: Path, batch: str) -> Tensor:
         tensors, metadata = tensor_file.read_tensors(path)

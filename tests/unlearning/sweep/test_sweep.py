@@ -29,11 +29,13 @@ from wmdp_fast.exceptions import JournalError, ModelError, WmdpFastError
 from wmdp_fast.report import sources
 from wmdp_fast.report import sweep as sweep_page
 from wmdp_fast.results.runs_file import RunsFile
+from wmdp_fast.runtime import cpus, workers
 from wmdp_fast.unlearning.rmu.config import RMUConfig
-from wmdp_fast.unlearning.sweep import pareto
+from wmdp_fast.unlearning.sweep import pareto, schedule
 from wmdp_fast.unlearning.sweep import sweep as module
 from wmdp_fast.unlearning.sweep.result import Accuracy, SweepRun
-from wmdp_fast.unlearning.sweep.search_space import Range, bounds, check_space, grid
+from wmdp_fast.unlearning.sweep.search_space import OptunaSampler, Range, bounds, check_space, grid
+from wmdp_fast.unlearning.sweep.trials import Train
 
 CONFIG = RMUConfig(layer_id=2, steering_coeff=2.0, alpha=50.0, learning_rate=0.02, batch_size=2, max_length=30)
 OVER = {"alpha": [1.0, 50.0], "max_steps": [2, 4]}
@@ -386,6 +388,83 @@ def test_drawn_points_are_the_same_after_a_kill(folder, tmp_path):
     assert len({json.dumps(point) for point in points}) == len(points) > 6
     assert all(0 <= point["layer_id"] <= 3 and 1 <= point["max_steps"] <= 3 for point in points)
     assert all(1 <= float(point["steering_coeff"].removeprefix("auto:")) <= 9 for point in points)
+
+
+# On several devices
+
+
+@pytest.mark.slow
+def test_points_on_two_devices_are_those_of_one_also_if_a_process_is_killed(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(int(cpus.openmp_threads(2)))
+    try:
+        alone = swept(folder, tmp_path / "alone", {"alpha": [1.0, 50.0], "max_steps": [2, 3]})
+    finally:
+        torch.set_num_threads(threads)
+    start, began, notes = workers._start, [], []
+    monkeypatch.setattr(workers, "_start", lambda *given: began.append(start(*given)) or began[-1])
+
+    def note(line):
+        busy = [worker for worker in began if isinstance(worker.job, Train)]
+        if line.startswith("run ") and not any(one.startswith("run ") for one in notes):
+            os.kill(busy[0].process.pid, signal.SIGKILL)
+        notes.append(line)
+
+    with pytest.warns(wf.WmdpFastWarning, match="the process on cpu was killed by SIGKILL"):
+        result = swept(
+            folder, tmp_path / "two", {"alpha": [1.0, 50.0], "max_steps": [2, 3]}, devices="cpu:2", note=note
+        )
+    assert told(result) == told(alone)
+    assert str(result) == str(alone)
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["evaluations", "runs.jsonl", "sweep.json"]
+
+
+def test_what_cannot_be_shared_among_devices_is_refused(folder, tmp_path, monkeypatch):
+    def refused(says, **options):
+        with pytest.raises(ValueError, match=says):
+            swept(folder, tmp_path / "out", **options)
+
+    refused("device and devices exclude each other", device="cpu", devices="cpu:2")
+    refused("a model in memory cannot be shared", model=runs.model("llama"), devices="cpu:2")
+    refused("must be all, a number of GPUs", devices="tpu")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    refused("where torchrun has started them", devices="cpu:2")
+
+
+@needs_optuna
+def test_points_drawn_at_once_know_of_each_other_and_follow_from_their_number_alone():
+    sampler = OptunaSampler(check_space({"alpha": Range(1, 1000)}, drawn=True), seed=1)
+
+    def drawn(at_once):
+        results, jobs = FakeResults(), []
+
+        def do(given):
+            jobs.append([job for job in given if isinstance(job, Train)])
+            # Whoever is done first tells first.
+            for job in reversed(jobs[-1]):
+                results.known[job.points[0]["alpha"]] = run_of(*[1 / job.points[0]["alpha"]] * 2)
+
+        points = schedule.drawn(sampler, 14, at_once, results=results, do=do)
+        assert [len(one) for one in jobs] == [at_once] * (14 // at_once) + [14 % at_once] * (14 % at_once > 0)
+        return [point["alpha"] for point in points]
+
+    class FakeResults:
+        def __init__(self):
+            self.known = {}
+
+        def left(self, job):
+            return job
+
+        def of(self, point):
+            return self.known[point["alpha"]]
+
+    assert drawn(4) == drawn(4)
+    assert len(set(drawn(4))) == 14
+    assert drawn(1)[0] == drawn(4)[0]
+    # Twelve points without a model of what is good come first, with seeds of their own.
+    assert drawn(1)[:4] == drawn(4)[:4]
 
 
 # What is shown

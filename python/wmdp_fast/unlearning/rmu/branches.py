@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from wmdp_fast.models.decoder import Decoder, LayerArguments
-    from wmdp_fast.unlearning.activation_cache import TrunkCache
+    from wmdp_fast.unlearning.activation_cache import Entries, TrunkCache
     from wmdp_fast.unlearning.batches import Batch
 
 
@@ -153,8 +153,14 @@ class Branches:
         """
         if self._trunks is None:
             return Trunk(batch, *self._up_to_first(batch))
-        if (kept := self._trunks.get(batch.inputs)) is not None:
-            return Trunk(batch, kept, self._up_to_first(batch, skip=True)[1])
+        if (kept := self._trunks.get(batch.inputs)) is None:
+            with self._trunks.claimed(batch.inputs):
+                if (kept := self._trunks.get(batch.inputs, again=True)) is None:
+                    return self._computed(batch, self._trunks)
+        return Trunk(batch, kept, self._up_to_first(batch, skip=True)[1])
+
+    def _computed(self, batch: Batch, trunks: Entries) -> Trunk:
+        """A trunk that is not in the cache, and from now on is."""
         hidden, arguments = self._up_to_first(batch)
         if not self._can_skip:
             if not _are_same(arguments, self._up_to_first(batch, skip=True)[1]):
@@ -163,7 +169,7 @@ class Branches:
                     " trunk cannot be kept: leave the trunk cache out"
                 )
             self._can_skip = True
-        self._trunks.put(batch.inputs, hidden)
+        trunks.put(batch.inputs, hidden)
         return Trunk(batch, hidden, arguments)
 
     def _up_to_first(self, batch: Batch, *, skip: bool = False) -> tuple[Tensor, dict[int, LayerArguments]]:
@@ -182,13 +188,19 @@ class Branches:
 
     def frozen(self, trunk: Trunk, *, share: bool = False) -> Tensor:
         """The same with the original parameters, without gradients."""
-        if self._frozen is not None and (kept := self._frozen.get(trunk.batch.inputs)) is not None:
-            return kept
+        if self._frozen is None:
+            return self._original(trunk, share=share)
+        inputs = trunk.batch.inputs
+        if (kept := self._frozen.get(inputs)) is None:
+            with self._frozen.claimed(inputs):
+                if (kept := self._frozen.get(inputs, again=True)) is None:
+                    kept = self._original(trunk, share=share)
+                    self._frozen.put(inputs, kept)
+        return kept
+
+    def _original(self, trunk: Trunk, *, share: bool) -> Tensor:
         with torch.no_grad(), self.original_parameters():
-            output = self._run(trunk, share=share)
-        if self._frozen is not None:
-            self._frozen.put(trunk.batch.inputs, output)
-        return output
+            return self._run(trunk, share=share)
 
     @torch.no_grad()
     def now_and_before(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -121,20 +122,36 @@ class OptunaSampler:
         self._optuna, self._space, self._seed = optuna, space, seed
         self._distributions = {name: self._distribution(values) for name, values in space.items()}
 
-    def draw(self, before: Sequence[tuple[Mapping[str, Any], tuple[float, float] | None]]) -> dict[str, Any]:
+    def draw(
+        self,
+        before: Sequence[tuple[Mapping[str, Any], tuple[float, float] | None]],
+        running: Sequence[Mapping[str, Any]] = (),
+    ) -> dict[str, Any]:
         """What Optuna draws next, by its own names and numbers; `settings` makes settings of it.
 
         Args:
             before: What was drawn before, each with its forget and retain accuracy; None where the run failed.
+            running: What was drawn after that, and has no result yet.
         """
         optuna = self._optuna
-        sampler = optuna.samplers.TPESampler(seed=self._seed + len(before))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # Near points that are still running it then draws no others.
+            sampler = optuna.samplers.TPESampler(
+                seed=self._seed + len(before) + len(running), constant_liar=bool(running)
+            )
         study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
         for params, values in before:
             state = optuna.trial.TrialState.FAIL if values is None else optuna.trial.TrialState.COMPLETE
             study.add_trial(
                 optuna.trial.create_trial(
                     state=state, params=dict(params), distributions=self._distributions, values=values
+                )
+            )
+        for params in running:
+            study.add_trial(
+                optuna.trial.create_trial(
+                    state=optuna.trial.TrialState.RUNNING, params=dict(params), distributions=self._distributions
                 )
             )
         return dict(study.ask(self._distributions).params)

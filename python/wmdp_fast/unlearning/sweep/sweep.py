@@ -11,40 +11,32 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import os
 import shutil
-import time
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from wmdp_fast import _rust
 from wmdp_fast.checkpoints import checkpoint
-from wmdp_fast.exceptions import DivergedError, ModelError, TaskError, WmdpFastWarning
+from wmdp_fast.exceptions import ModelError, TaskError, WmdpFastWarning
 from wmdp_fast.prompts.documents import CorpusTokens
 from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.results.runs_file import RunsFile
-from wmdp_fast.runtime.clock import PhaseClock
+from wmdp_fast.runtime.devices import devices_of
 from wmdp_fast.runtime.files import check_folder
-from wmdp_fast.unlearning import evaluations, preflight
-from wmdp_fast.unlearning.activation_cache import TrunkCache
-from wmdp_fast.unlearning.api import cache_bytes, listed_corpora, listed_names, refuse_leftovers, work_folder
+from wmdp_fast.runtime.ranks import place_of_process
+from wmdp_fast.unlearning import activation_cache, evaluations, preflight
+from wmdp_fast.unlearning.api import cache_bytes, listed_corpora, listed_names, refuse_leftovers
 from wmdp_fast.unlearning.budget import budget_request
-from wmdp_fast.unlearning.parameters import trained_parameters
 from wmdp_fast.unlearning.request import Request
 from wmdp_fast.unlearning.rmu.config import RMUConfig
-from wmdp_fast.unlearning.source import open_source
 from wmdp_fast.unlearning.sweep import identity as sweep_identity
-from wmdp_fast.unlearning.sweep import pareto
+from wmdp_fast.unlearning.sweep import pareto, schedule
 from wmdp_fast.unlearning.sweep.identity import Extent
-from wmdp_fast.unlearning.sweep.result import MAX_LOSS, Accuracy, SweepResult, SweepRun, cell, check_max_loss
+from wmdp_fast.unlearning.sweep.result import MAX_LOSS, SweepResult, SweepRun, check_max_loss
+from wmdp_fast.unlearning.sweep.schedule import Results
 from wmdp_fast.unlearning.sweep.search_space import OptunaSampler, Range, bounds, check_space, grid
-from wmdp_fast.unlearning.trainer import Run
+from wmdp_fast.unlearning.sweep.trials import Check, Keep, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,9 +46,8 @@ if TYPE_CHECKING:
 
     from wmdp_fast.prompts.documents import Corpus
     from wmdp_fast.prompts.texts import Text
-    from wmdp_fast.results.result import TaskResult
-    from wmdp_fast.unlearning.result import UnlearnResult
-    from wmdp_fast.unlearning.source import Corpora, Source
+    from wmdp_fast.runtime.devices import Devices
+    from wmdp_fast.unlearning.sweep.search_space import Space
     from wmdp_fast.unlearning.training_config import TrainingConfig
 
 RUNS = "runs.jsonl"
@@ -79,6 +70,7 @@ def sweep(
     tokenizer: PreTrainedTokenizerBase | None = None,
     revision: str | None = None,
     device: str = "auto",
+    devices: str | None = None,
     trust_remote_code: bool = False,
     eval_options: Mapping[str, Any] | None = None,
     log_samples: bool = True,
@@ -114,6 +106,8 @@ def sweep(
         tokenizer: The tokenizer, if it is not the model folder's own.
         revision: Commit, branch or tag of the model on the hub.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        devices: Several, with a process on each that takes the next point when it is free: `all` GPUs, a number of
+            GPUs, `cuda:0,cuda:1` or `cpu:2`.
         trust_remote_code: Whether to run code that comes with the model.
         eval_options: Further options of `wmdp_fast.evaluate`, such as `limit`.
         log_samples: Whether the evaluations in `output`, which `wmdp_fast.compare` reads, have each question's scores.
@@ -135,7 +129,8 @@ def sweep(
 
     Raises:
         FileExistsError: There is a sweep in `output` and `resume` was not set, or something at `keep_best`.
-        ModelError: The model cannot be loaded, lacks a layer or parameters; or `output` has a sweep of another model.
+        ModelError: The model cannot be loaded, lacks a layer or parameters; or `output` has a sweep of another model;
+            or the processes on all devices were killed.
         TaskError: A task is unknown, or has no accuracy.
         ValueError: A setting is impossible.
         WmdpFastError: Optuna is wanted and not installed; and what `unlearn` and `evaluate` raise.
@@ -153,6 +148,8 @@ def sweep(
     if trials is not None and trials < 1:
         raise ValueError(f"trials must be at least 1, not {trials}")
     check_max_loss(max_loss)
+    several = _devices(model, device, devices)
+    kind = device if several is None else several.device
     base = dataclasses.replace(config or RMUConfig(), save_every=0)
     space = check_space(over, drawn=trials is not None, axes=base.search_axes)
     sampler = None if trials is None else OptunaSampler(space, base.seed)
@@ -184,30 +181,44 @@ def sweep(
         tokenizer,
         configs=configs,
         revision=revision,
-        device=device,
+        device=kind,
         trust_remote_code=trust_remote_code,
     )
     for sentence in corpora.not_held_out:
         warnings.warn(sentence, WmdpFastWarning, stacklevel=2)
-    source = open_source(model, request.config, tokenizer, revision, device, trust_remote_code, whole=True)
-    if source.tokenizer is None:
-        raise ValueError("a sweep needs the model's tokenizer; pass tokenizer=...")
     say = note or (lambda _line: None)
+    trunk = folder / TRUNK if cache_trunk is None else Path(cache_trunk)
+    plan = Plan(
+        base=base,
+        request=request,
+        model=model,
+        tokenizer=tokenizer,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        corpora=corpora,
+        extent=extent,
+        tasks=tasks,
+        leaves=leaves,
+        folder=folder,
+        trunk=trunk,
+        limit=limit,
+        processes=1,
+    )
     with _results_folder(folder), RunsFile(folder / RUNS) as file:
-        cache = TrunkCache(folder / TRUNK if cache_trunk is None else Path(cache_trunk), source.decoder, limit=limit)
-        sweep_identity.check(folder, base, extent, source, corpora, cache, tasks, leaves, request)
-        work = _Sweep(base, request, source, corpora, cache, tasks, leaves, file, folder, say)
-        before = work.before()
-        runs = work.grid(list(grid(space))) if sampler is None else work.drawn(sampler, trials or 0)
-        front, best = _worth_having(before, runs, max_loss)
-        kept = None
-        if keep_best is not None and best is not None:
-            kept = work.keep(dataclasses.replace(base, **runs[best].settings), Path(keep_best), resume=resume)
-        say(cache.summary())
+        results = Results(base, tuple(space), file, say, several=several is not None)
+        with schedule.doing(plan, device, several, results) as do:
+            do([Check()])
+            runs = _run(space, sampler, trials or 0, plan, several, results, do)
+            front, best = _worth_having(results.before, runs, max_loss)
+            kept = None
+            if keep_best is not None and best is not None:
+                kept = Path(keep_best)
+                do([Keep(dataclasses.replace(base, **runs[best].settings), kept, resume)])
+        say(activation_cache.summary_of(results.use, trunk, activation_cache.size_of(trunk)))
         if cache_trunk is None:
-            shutil.rmtree(cache.folder)
+            shutil.rmtree(trunk)
     return SweepResult(
-        base=before,
+        base=results.before,
         runs=runs,
         front=front,
         best=best,
@@ -225,13 +236,52 @@ def sweep(
             "retain_tasks": tasks["retain"],
             "data": None if data is None else os.fspath(data),
             "revision": revision,
-            "device": None if device == "auto" else device,
+            "device": None if kind == "auto" else kind,
             "trust_remote_code": trust_remote_code,
             "max_kl": max_kl,
             "kl_text": None if kl_text is None else os.fspath(kl_text),
             "kl_every": kl_every,
         },
     )
+
+
+def _run(
+    space: Space,
+    sampler: OptunaSampler | None,
+    trials: int,
+    plan: Plan,
+    devices: Devices | None,
+    results: Results,
+    do: schedule.Do,
+) -> list[SweepRun]:
+    """Runs what is to be run, and returns the results in the order of the grid or of their drawing."""
+    points = list(grid(space)) if sampler is None else []
+    shown = plan.request.progress and devices is not None
+    with schedule.bar_of(results, len(points) or trials, shown=shown):
+        if sampler is None:
+            apart = plan.base.depends_on_total or plan.request.budget is not None
+            schedule.grid(points, apart=apart, results=results, base=plan.base, do=do)
+        else:
+            at_once = 1 if devices is None else len(devices.names)
+            points = schedule.drawn(sampler, trials, at_once, results=results, do=do)
+    return [results.of(point) for point in points]
+
+
+def _devices(model: object, device: str, devices: str | None) -> Devices | None:
+    """The devices to share a sweep among, or None for one process.
+
+    Raises:
+        ValueError: They are none, or it cannot be shared.
+    """
+    if devices is None:
+        return None
+    if device != "auto":
+        raise ValueError("device and devices exclude each other")
+    if not isinstance(model, (str, os.PathLike)):
+        raise ValueError("a model in memory cannot be shared by several processes: name its folder")  # noqa: TRY004
+    if place_of_process().size > 1:
+        raise ValueError("devices starts the processes itself: leave it out where torchrun has started them")
+    return devices_of(devices)
 
 
 def _check_folders(
@@ -294,187 +344,6 @@ def _extent(configs: Sequence[TrainingConfig], before: Extent | None) -> Extent:
     return Extent(max(known) if len(known) == len(depths) else None, max(steps))
 
 
-class _Sweep:
-    """The sweep itself, once everything is read."""
-
-    def __init__(
-        self,
-        base: TrainingConfig,
-        request: Request,
-        source: Source,
-        corpora: Corpora,
-        cache: TrunkCache,
-        tasks: Mapping[str, list[str]],
-        leaves: Mapping[str, list[str]],
-        file: RunsFile,
-        folder: Path,
-        say: Callable[[str], None],
-    ) -> None:
-        self._base, self._request, self._source, self._corpora = base, request, source, corpora
-        self._cache, self._tasks, self._leaves, self._file, self._say = cache, tasks, leaves, file, say
-        self._folder = folder
-        self._done = {_key(run.settings): run for run in map(SweepRun.from_json, file.lines)}
-
-    def before(self) -> SweepRun:
-        """Measures the model as it is."""
-        if (known := self._done.get(_key({}))) is None:
-            known = self._measured(SweepRun(settings={}, steps=0, forget=None, retain=None))
-            self._add(known)
-        return known
-
-    def grid(self, points: Sequence[dict[str, Any]]) -> list[SweepRun]:
-        """Runs every point that has no result yet; those that differ in the number of steps only together."""
-        groups: dict[str, list[dict[str, Any]]] = {}
-        for point in points:
-            alone = self._base.depends_on_total or self._request.budget is not None
-            shared = {} if alone else {"max_steps": None}
-            groups.setdefault(_key({**self._full(point), **shared}), []).append(point)
-        for number, group in enumerate(groups.values(), 1):
-            missing = [point for point in group if _key(self._full(point)) not in self._done]
-            if missing:
-                self._say(f"run {number} of {len(groups)}: {_told(missing[0], but='max_steps')}")
-                self._train(missing, params=None)
-        return [self._of(point) for point in points]
-
-    def drawn(self, sampler: OptunaSampler, trials: int) -> list[SweepRun]:
-        """Draws points and runs them; what was drawn before is drawn again and not run again."""
-        history: list[tuple[Mapping[str, Any], tuple[float, float] | None]] = []
-        runs = []
-        for number in range(1, trials + 1):
-            params = sampler.draw(history)
-            point = sampler.settings(params)
-            if _key(self._full(point)) not in self._done:
-                self._say(f"run {number} of {trials}: {_told(point)}")
-                self._train([point], params)
-            run = self._of(point)
-            history.append((params, run.objectives))
-            runs.append(run)
-        return list({_key(run.settings): run for run in runs}.values())
-
-    def keep(self, config: TrainingConfig, target: Path, *, resume: bool) -> Path:
-        """Writes the checkpoint of a run, unless it is there already."""
-        if resume and (target / checkpoint.RECORD).is_file():
-            record = json.loads((target / checkpoint.RECORD).read_text(encoding="utf-8"))
-            if record.get("settings") == json.loads(json.dumps(config.to_json())):
-                return target
-        checkpoint.refuse_existing(target)
-        self._say(f"writing the best run to {target}")
-        tasks = [*self._tasks["forget"], *self._tasks["retain"]]
-        request = dataclasses.replace(self._request, config=config, eval_tasks=tasks)
-        with self._restored(config), work_folder(target) as work:
-            Run(request, self._source, self._corpora, PhaseClock(), target, work, self._cache).result(resume=resume)
-        return target
-
-    def _train(self, points: Sequence[dict[str, Any]], params: dict[str, Any] | None) -> None:
-        """One run, measured after the steps of each point."""
-        by_steps = {self._config(point).max_steps: point for point in points}
-        config = self._config({**points[0], "max_steps": max(by_steps)})
-        request = dataclasses.replace(self._request, config=config)
-        clock = PhaseClock()
-        left = dict(by_steps)
-        run: Run
-
-        def measure(wanted: int, steps: int, kl: float | None = None) -> None:
-            point = left[wanted]
-            result = SweepRun(
-                settings=self._full(point),
-                steps=steps,
-                forget=None,
-                retain=None,
-                measures=run.last_measures,
-                seconds={"steps": round(clock.seconds.get("steps", 0.0), 3)},
-                params=params,
-                kl=kl,
-            )
-            with run.as_saved():
-                found = run.findings(steps).record
-                result = dataclasses.replace(
-                    result,
-                    steering_coeffs=tuple(found.get("steering_coeffs", ())),
-                    effects=found.get("effects", []),
-                )
-                self._add(self._measured(result))
-
-            del left[wanted]
-
-        def after_step(steps: int) -> None:
-            # At the end also what the corpora are too short for. Within a budget, what counts is known at the end only.
-            for wanted in sorted(left) if request.budget is None else ():
-                if steps == min(wanted, run.total_steps):
-                    measure(wanted, steps)
-
-        def at_end(result: UnlearnResult) -> None:
-            for wanted in sorted(left):
-                measure(wanted, result.best_step, (result.budget or {}).get("kl"))
-
-        with self._restored(config):
-            run = Run(request, self._source, self._corpora, clock, None, None, self._cache, after_step, at_end)
-            try:
-                run.result(resume=False)
-            except DivergedError as error:
-                for wanted in sorted(left):
-                    self._add(_failed(self._full(left[wanted]), error, params))
-
-    @contextlib.contextmanager
-    def _restored(self, config: TrainingConfig) -> Iterator[None]:
-        """Afterwards the tensors that a run trains are as they were before."""
-        before = [(one.parameter, one.parameter.detach().clone()) for one in self._picked(config)]
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for parameter, values in before:
-                    parameter.copy_(values)
-
-    def _picked(self, config: TrainingConfig) -> Any:
-        source = self._source
-        return trained_parameters(config, source.decoder, source.whole, source.num_layers)
-
-    def _measured(self, run: SweepRun) -> SweepRun:
-        """The run with what the model gets right now."""
-        begun = time.perf_counter()
-        place = f"{checkpoint.EVALUATIONS}/{_folder_name(run.settings)}"
-        result = evaluations.measure(
-            self._source,
-            [name for names in self._tasks.values() for name in names],
-            self._request.eval_options,
-            steps=run.steps,
-            folder=self._folder / place,
-            samples=self._request.log_samples,
-            texts=self._request.eval_text,
-        )
-        accuracies = {kind: _pooled([result.tasks[name] for name in names]) for kind, names in self._leaves.items()}
-        return dataclasses.replace(
-            run,
-            forget=accuracies["forget"],
-            retain=accuracies["retain"],
-            scores={name: dict(result[name].metrics) for name in result},
-            results=place,
-            seconds={**run.seconds, "evaluate": round(time.perf_counter() - begun, 3)},
-        )
-
-    def _add(self, run: SweepRun) -> None:
-        self._file.add(asdict(run))
-        self._done[_key(run.settings)] = run
-        if run.forget is None or run.retain is None:
-            outcome = f"failed: {run.failed}"
-        else:
-            outcome = f"forget {run.forget.value:.4f}, retain {run.retain.value:.4f}"
-        name = f"  after step {run.steps}" if run.settings else "before unlearning"
-        self._say(f"{name}: {outcome}")
-
-    def _of(self, point: Mapping[str, Any]) -> SweepRun:
-        return self._done[_key(self._full(point))]
-
-    def _config(self, point: Mapping[str, Any]) -> TrainingConfig:
-        return dataclasses.replace(self._base, **point)
-
-    def _full(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """A point with the values of what is not swept, so that it is known again if that is swept later."""
-        names = [axis.name for axis in self._base.search_axes]
-        return {name: point.get(name, getattr(self._base, name)) for name in names}
-
-
 def _worth_having(
     before: SweepRun, runs: Sequence[SweepRun], max_loss: float | None = None
 ) -> tuple[list[int], int | None]:
@@ -507,43 +376,5 @@ def _worth_having(
     return front, best if best is not None and gain(best) > 1e-9 else None
 
 
-def _pooled(tasks: Sequence[TaskResult]) -> Accuracy:
-    """The accuracy over all questions of some tasks."""
-    right = sum(int(task.outcome.correct.sum()) for task in tasks)
-    choices = [
-        int(count) for task in tasks for count in task.outcome.choice_offsets[1:] - task.outcome.choice_offsets[:-1]
-    ]
-    low, high = _rust.wilson(right, len(choices))
-    chance = sum(1 / count for count in choices) / len(choices)
-    return Accuracy(value=right / len(choices), low=low, high=high, n=len(choices), chance=chance)
-
-
 def _name_of(corpus: Corpus) -> str | None:
     return None if isinstance(corpus, CorpusTokens) else os.fspath(corpus)
-
-
-def _key(settings: Mapping[str, Any]) -> str:
-    """Equal for equal settings: 100 and 100.0 are, a tuple and what JSON makes of it."""
-    return json.dumps({name: _as_number(value) for name, value in settings.items()}, sort_keys=True)
-
-
-def _as_number(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_as_number(one) for one in value]
-    return float(value) if isinstance(value, int) else value
-
-
-def _failed(settings: dict[str, Any], error: DivergedError, params: dict[str, Any] | None) -> SweepRun:
-    return SweepRun(settings=settings, steps=error.step, forget=None, retain=None, failed=str(error), params=params)
-
-
-def _folder_name(settings: Mapping[str, Any]) -> str:
-    """Where the evaluation of a point lies: the same for the same settings, and readable."""
-    named = (f"{name}={cell(value)}" for name, value in settings.items())
-    name = ",".join(named).replace("/", "+") or "before"
-    # Of many topics it may be longer than a file system takes.
-    return name if len(name) <= 200 else f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-
-
-def _told(point: Mapping[str, Any], but: str = "") -> str:
-    return ", ".join(f"{name} {cell(value)}" for name, value in point.items() if name != but) or "one run"
