@@ -2,5 +2,6 @@
 
 pub mod ahead;
 pub mod memory;
+mod page_cache;
 pub mod parallel;
 pub mod read_ahead;

@@ -6,9 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
-use std::io::IoSliceMut;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -16,22 +14,18 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{Advice, fadvise};
-use rustix::io::{ReadWriteFlags, preadv2};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
 use crate::error::{Error, Result};
-use crate::runtime::memory;
 use crate::runtime::parallel::Cancel;
+use crate::runtime::{memory, page_cache};
 
 /// What a thread takes at a time, and asks the disk for at once.
 const BLOCK: u64 = 8 << 20;
 
 /// What is read at a time: after each the thread looks whether it should stop.
 const STEP: u64 = 1 << 20;
-
-const PAGE: u64 = 4096;
 
 /// Gaps between wanted tensors up to this size are read too.
 const GAP: u64 = 1 << 20;
@@ -195,30 +189,20 @@ fn num_readers() -> usize {
 
 fn read_block(file: &File, block: &Range<u64>, buffer: &mut [u8], shared: &Shared, cancel: &Cancel) {
     let steps = || block.clone().step_by(STEP as usize).map(|start| start..block.end.min(start + STEP));
-    let missing: Vec<Range<u64>> = steps().filter(|step| !is_cached(file, step)).collect();
+    let missing: Vec<Range<u64>> = steps().filter(|step| !page_cache::holds(file, step)).collect();
     let num_missing = missing.iter().map(|step| step.end - step.start).sum::<u64>();
     shared.cached.fetch_add(block.end - block.start - num_missing, Ordering::Relaxed);
     if let Some(first) = missing.first() {
-        // Where a file system takes no hints, reading does it.
-        let _ = fadvise(file, first.start, std::num::NonZero::new(block.end - first.start), Advice::WillNeed);
+        page_cache::will_need(file, &(first.start..block.end));
     }
     for step in missing {
         let part = &mut buffer[..(step.end - step.start) as usize];
         // What cannot be read is for those to report who need it.
-        if cancel.check().is_err() || file.read_exact_at(part, step.start).is_err() {
+        if cancel.check().is_err() || page_cache::read_exact_at(file, part, step.start).is_err() {
             return;
         }
         shared.read.fetch_add(step.end - step.start, Ordering::Relaxed);
     }
-}
-
-/// Whether the first and last bytes of a range are in the page cache; no where the file system cannot tell.
-fn is_cached(file: &File, range: &Range<u64>) -> bool {
-    let mut byte = [0];
-    [range.start, (range.end - 1).max(range.start) / PAGE * PAGE].into_iter().all(|place| {
-        let place = place.max(range.start);
-        matches!(preadv2(file, &mut [IoSliceMut::new(&mut byte)], place, ReadWriteFlags::NOWAIT), Ok(1))
-    })
 }
 
 /// The parts of a safetensors file that are wanted: all, unless layers above `last_layer` are not.
@@ -234,13 +218,13 @@ fn wanted(file: &File, length: u64, last_layer: Option<u64>) -> Vec<Range<u64>> 
 /// The header and all tensors but those of higher layers; None for a file that is not understood.
 fn up_to_layer(file: &File, length: u64, last: u64) -> Option<Vec<Range<u64>>> {
     let mut size = [0; 8];
-    file.read_exact_at(&mut size, 0).ok()?;
+    page_cache::read_exact_at(file, &mut size, 0).ok()?;
     let size = u64::from_le_bytes(size);
     if size > MAX_HEADER || size + 8 > length {
         return None;
     }
     let mut header = vec![0; size as usize];
-    file.read_exact_at(&mut header, 8).ok()?;
+    page_cache::read_exact_at(file, &mut header, 8).ok()?;
     let Header(offsets) = serde_json::from_slice(&header).ok()?;
     let data = size + 8;
     let mut ranges: Vec<Range<u64>> = offsets
