@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DOCS = CHECKOUT / "docs"
-PAGES = [CHECKOUT / "README.md", *sorted(page for page in DOCS.glob("*.md") if page.name != "options.md")]
+PAGES = [CHECKOUT / "README.md", *sorted(page for page in DOCS.rglob("*.md") if page.name != "options.md")]
 
 # Run once for all tests.
 DEMO = "wmdp-fast demo --output demo --quiet"
