@@ -112,6 +112,25 @@ wheel: setup ## build the source distribution, and from it the wheel, into dist/
 	$(BIN)/maturin sdist --out dist
 	$(BIN)/pip wheel --no-cache-dir --no-deps --wheel-dir dist dist/*.tar.gz
 
+# maturin refuses an extension that asks for more than the tag's glibc has. Without the development packages.
+.PHONY: wheels
+wheels: | $(BIN)/python ## build the wheels of a release into dist/wheels: manylinux_2_28, x86_64 and aarch64, linked by zig
+	rm -rf dist/wheels
+	rustup target add x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu
+	$(BIN)/pip install --quiet 'maturin[zig]>=1.9.4,<2'
+	for machine in x86_64 aarch64; do \
+		$(BIN)/maturin build --release --locked --zig --target $$machine-unknown-linux-gnu \
+			--compatibility manylinux_2_28 --interpreter $(BIN)/python --out dist/wheels; \
+	done
+
+# On Debian and Ubuntu: apt-get install qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+.PHONY: test-aarch64
+test-aarch64: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER = aarch64-linux-gnu-gcc
+test-aarch64: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER = qemu-aarch64 -L /usr/aarch64-linux-gnu
+test-aarch64: ## run the Rust tests as an aarch64 machine would, under qemu
+	rustup target add aarch64-unknown-linux-gnu
+	cargo test --release --package wmdp-core --target aarch64-unknown-linux-gnu
+
 .PHONY: clean
 clean: ## remove everything that was built, .venv included
 	rm -rf $(VENV) .nox $(CARGO_TARGET_DIR) dist site python/wmdp_fast/_rust*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
