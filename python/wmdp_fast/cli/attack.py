@@ -25,7 +25,7 @@ _PASSED = (
     "utility_keyword", "general_text", "near_text", "write", "write_tokens", "lm_eval_tasks",
     "mt_bench_questions",
     "mt_bench_references", "judge_prompts", "forget", "related", "unrelated", "output", "card", "controls", "seed",
-    "tokenizer", "revision", "peft", "dtype", "device", "trust_remote_code", "engine", "data",
+    "tokenizer", "revision", "peft", "dtype", "device", "devices", "trust_remote_code", "engine", "data",
 )  # fmt: skip
 
 
@@ -147,6 +147,11 @@ def _add_models(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--peft", metavar="ADAPTER", help="PEFT adapter to put on the model")
     group.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="default: the checkpoint's")
     group.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
+    group.add_argument(
+        "--devices",
+        metavar="DS",
+        help="attack on several, a process on each: all (GPUs), a number of GPUs, cuda:0,cuda:1 or cpu:2",
+    )
     group.add_argument("--engine", choices=("auto", "trie", "padded"), help="how to score (default auto)")
     group.add_argument("--trust-remote-code", action="store_true", help="let code that comes with a model run")
 

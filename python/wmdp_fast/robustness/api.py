@@ -26,6 +26,7 @@ from wmdp_fast.robustness.retained.measuring import Measuring
 from wmdp_fast.robustness.subject import Subject
 from wmdp_fast.robustness.suite import Suite
 from wmdp_fast.robustness.utility import Utility
+from wmdp_fast.runtime.devices import shared_devices
 from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
 from wmdp_fast.unlearning.budget import GENERAL_TEXT
@@ -78,6 +79,7 @@ def attack(
     peft: str | PathLike[str] | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    devices: str | None = None,
     trust_remote_code: bool = False,
     engine: Engine = "auto",
     data: str | PathLike[str] | None = None,
@@ -132,6 +134,8 @@ def attack(
         peft: A PEFT adapter to put on `model`.
         dtype: `auto` (the checkpoint's), `float32`, `bfloat16` or `float16`, of all models.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        devices: Several, with a process on each that takes the next setting when it is free: `all` GPUs, a number of
+            GPUs, `cuda:0,cuda:1` or `cpu:2`.
         trust_remote_code: Whether code that comes with a model may run.
         engine: How to score, as `evaluate`.
         data: Folder with datasets and corpora by name, in place of the hub.
@@ -146,7 +150,8 @@ def attack(
         DataUnavailableError: A model, questions or a corpus are missing or out of reach.
         DatasetError: A question file or corpus is faulty.
         JournalError: The results in `output` are damaged, or another process writes them.
-        ModelError: A model cannot be loaded or asked, or `output` has attacks on other models, questions or settings.
+        ModelError: A model cannot be loaded or asked, or `output` has attacks on other models, questions or settings;
+            or the processes on all devices were killed.
         TaskError: A task is unknown, or leaves too few questions on one side.
         ValueError: An attack is unknown or cannot be loaded, or an option has an impossible value.
 
@@ -159,6 +164,7 @@ def attack(
     """
     chosen = attacks_of(attacks, budget)
     _check(budget, slack, output)
+    several = shared_devices([model, base, never_learned], device, devices)
     tell = note or (lambda _line: None)
     model_card = card_of(model) if card else None
     options = {**({} if data is None else {"data": data}), **(eval_options or {})}
@@ -167,7 +173,7 @@ def attack(
         revision=revision,
         peft=peft,
         dtype=dtype,
-        device=device,
+        device=device if several is None else several.device,
         trust_remote_code=trust_remote_code,
     )
     test = _utility(utility, utility_text, utility_limit, data)
@@ -196,6 +202,7 @@ def attack(
         measuring=Measuring(measures=measures, note=tell),
         progress=progress,
         note=tell,
+        devices=several,
     )
     result = asked.result(suite, suite.run(), slack)
     if model_card is not None:
@@ -219,15 +226,16 @@ class _Asked:
     corpora: Mapping[CorpusName, Corpus]
     models: Mapping[Role, AttackedModel]
 
-    def subject(self, role: Role) -> Subject:
-        """A model, loaded, with all that attacks may use."""
+    def subject(self, role: Role, *, device: str | None = None) -> Subject:
+        """A model, loaded, with all that attacks may use; on a device of its own if there is one."""
+        models = {name: one if device is None else one.on(device) for name, one in self.models.items()}
         return Subject(
             role=role,
-            model=self.models[role].open(),
+            model=models[role].open(),
             questions=self.questions,
             test=self.test,
             sources=self.corpora,
-            original=self.models["base"].open if role == "unlearned" and "base" in self.models else None,
+            original=models["base"].open if role == "unlearned" and "base" in models else None,
         )
 
     def identity(self, options: Mapping[str, Any], seed: int) -> dict[str, Any]:

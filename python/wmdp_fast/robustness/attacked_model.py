@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.checkpoints.model_name import parts_of
@@ -43,6 +43,10 @@ class AttackedModel:
         if isinstance(self.model, (str, os.PathLike)):
             return os.fspath(self.model)
         return getattr(self.model, "name_or_path", "") or type(self.model).__name__
+
+    def on(self, device: str) -> AttackedModel:
+        """The same on a device."""
+        return replace(self, load=replace(self.load, device=device))
 
     def identity(self) -> list[Any]:
         """The commit on the hub; names, sizes and times of a folder's files; or a hash of the weights in memory.

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import gc
 import json
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wmdp_fast.exceptions import DivergedError, InternalError, ModelError
+from wmdp_fast.exceptions import ModelError
 from wmdp_fast.results.runs_file import RunsFile
-from wmdp_fast.robustness.attacks.ask import Ask
+from wmdp_fast.robustness.one_run import attacked, not_run
 from wmdp_fast.robustness.runs import Run
-from wmdp_fast.robustness.subject import fingerprint
+from wmdp_fast.robustness.shared import Measure, Plan, Take, do_shared
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.files import write_whole
 from wmdp_fast.runtime.progress import progress_bar
-from wmdp_fast.scoring.padded import is_out_of_memory
-from wmdp_fast.scoring.scores import NAN_ADVICE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +23,9 @@ if TYPE_CHECKING:
     from wmdp_fast.robustness.protocol import Attack, Budget, Setting
     from wmdp_fast.robustness.retained.measure import Measured
     from wmdp_fast.robustness.retained.measuring import Measuring
+    from wmdp_fast.robustness.shared import Job, Opens
     from wmdp_fast.robustness.subject import Role, Subject
+    from wmdp_fast.runtime.devices import Devices
 
 IDENTITY = "attack.json"
 RUNS = "runs.jsonl"
@@ -41,6 +40,7 @@ class Suite:
         budget: How many of their settings.
         seed: Of all that is drawn.
         open: Opens a model with all that attacks may use, by what it is; in the order in which they are attacked.
+            For another process it is pickled.
         identity: What tells this suite from another in the same folder, as JSON has it.
         code: Hashes of the files of attacks that are not of this package, by name.
         folder: Where what is done is kept, or None.
@@ -48,12 +48,13 @@ class Suite:
         measuring: What is measured beside the attacks.
         progress: Whether to show a bar on stderr.
         note: Takes lines meant for the user.
+        devices: Those that share the runs, a process on each; None for this process alone.
     """
 
     attacks: Sequence[Attack]
     budget: Budget
     seed: int
-    open: Mapping[Role, Callable[[], Subject]]
+    open: Mapping[Role, Opens]
     identity: Mapping[str, Any]
     code: Mapping[str, str]
     folder: Path | None
@@ -61,6 +62,7 @@ class Suite:
     measuring: Measuring
     progress: bool
     note: Callable[[str], None]
+    devices: Devices | None = None
 
     def run(self) -> list[Run]:
         """Runs what has not been run, and measures what has not been measured.
@@ -108,9 +110,11 @@ class Suite:
     def _run_all(
         self, done: Mapping[str, Run], keep: Callable[[Run], None], keep_measured: Callable[[Measured], None]
     ) -> list[Run]:
+        if self.devices is not None:
+            return self._run_shared(self.devices, done, keep, keep_measured)
         found: list[Run] = []
         for role, open_subject in self.open.items():
-            planned = [self._planned(role, attack, setting) for attack, setting in self._pairs()]
+            planned = self._planned_on(role)
             missing = [run for run in planned if run.key not in done]
             finished = {run.key: done[run.key] for run in planned if run.key in done}
             if missing or self.measuring.missing(role):
@@ -124,6 +128,43 @@ class Suite:
             found += [finished[run.key] for run in planned]
         return found
 
+    def _run_shared(
+        self,
+        devices: Devices,
+        done: Mapping[str, Run],
+        keep: Callable[[Run], None],
+        keep_measured: Callable[[Measured], None],
+    ) -> list[Run]:
+        """The same by a process on each of several devices, which does none of it here."""
+        planned = [run for role in self.open for run in self._planned_on(role)]
+        finished = {run.key: done[run.key] for run in planned if run.key in done}
+
+        def keep_run(run: Run) -> None:
+            keep(run)
+            finished[run.key] = run
+
+        def left(job: Job) -> Job | None:
+            if isinstance(job, Run):
+                return None if job.key in finished else job
+            return Measure(job.role, dict(self.measuring.done)) if self.measuring.missing(job.role) else None
+
+        def keep_one(measured: Measured) -> None:
+            keep_measured(measured)
+            self.measuring.done[measured.key] = measured
+
+        every: list[Job] = []
+        for role in self.open:
+            every += [*(run for run in planned if run.role == role), Measure(role, {})]
+        jobs = [job for one in every if (job := left(one)) is not None]
+        if jobs:
+            plan = Plan(attacks=self.attacks, measures=self.measuring.measures, open=self.open)
+            take = Take(run=keep_run, measured=keep_one, note=self.note)
+            do_shared(plan, jobs, devices, left, take, progress=self.progress)
+        return [finished[run.key] for run in planned]
+
+    def _planned_on(self, role: Role) -> list[Run]:
+        return [self._planned(role, attack, setting) for attack, setting in self._pairs()]
+
     def _pairs(self) -> Iterator[tuple[Attack, Setting]]:
         for attack in self.attacks:
             for setting in attack.settings(self.budget, self.seed):
@@ -135,7 +176,7 @@ class Suite:
     def _attack(self, subject: Subject, missing: Sequence[Run]) -> Iterator[Run]:
         """Runs what is missing on one model."""
         attacks = {attack.name: attack for attack in self.attacks}
-        skipped: dict[tuple[str, str], list[str]] = {}
+        ended: list[Run] = []
         costs = [attacks[run.attack].cost(subject, run.setting) for run in missing]
         self.note(
             f"{subject.role}: {len(missing)} runs, about {sum(costs):.0f} times all {len(subject.questions)} questions"
@@ -145,47 +186,11 @@ class Suite:
         ) as bar:
             for run, cost in zip(missing, costs, strict=True):
                 bar.set_postfix(attack=run.attack, refresh=False)
-                ended = _ended(attacks[run.attack], subject, run)
-                if ended.failed is not None:
-                    if ended.skipped:
-                        skipped.setdefault((run.attack, ended.failed), []).append(_shown(run.setting))
-                    else:
-                        self.note(f"{subject.role}, {run.attack}, {_shown(run.setting)}: failed: {ended.failed}")
-                    if run.attack == Ask.name:
-                        raise ModelError(f"{subject.model.name} cannot be asked: {ended.failed}")
+                ended.append(attacked(attacks[run.attack], subject, run, self.note))
                 bar.update(cost)
-                yield ended
-        for (attack, reason), settings in skipped.items():
-            which = settings[0] if len(settings) == 1 else f"{len(settings)} settings"
-            self.note(f"{subject.role}, {attack}, {which}: not run: {reason}")
-
-
-def _ended(attack: Attack, subject: Subject, planned: Run) -> Run:
-    """A run with what came of it."""
-    if (reason := attack.why_not(subject, planned.setting)) is not None:
-        return replace(planned, failed=reason, skipped=True)
-    before, begin = fingerprint(subject.network), time.perf_counter()
-    try:
-        readings = tuple(attack.run(subject, planned.setting))
-        failed = None if readings else "it gave no reading"
-    except (ModelError, DivergedError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-            raise
-        readings, failed = (), _why(error, attack)
-    if fingerprint(subject.network) != before:
-        raise InternalError(f"the attack {attack.name} left the model changed, so that nothing after it would be true")
-    return replace(planned, readings=readings, failed=failed, seconds=time.perf_counter() - begin)
-
-
-def _why(error: Exception, attack: Attack) -> str:
-    """Why an attack failed, in a line. Without it the model has answered, so its type or weights are not to blame."""
-    if str(error) == NAN_ADVICE and attack.name != Ask.name:
-        return "under this attack the model's output is not a number (NaN): it changes too much of it"
-    return str(error).splitlines()[0]
-
-
-def _shown(setting: Setting) -> str:
-    return " ".join(f"{name}={value}" for name, value in setting.values.items()) or "as it is"
+                yield ended[-1]
+        for line in not_run(ended):
+            self.note(line)
 
 
 def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:

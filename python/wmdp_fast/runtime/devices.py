@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wmdp_fast.runtime.ranks import place_of_process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # The most processes that are started: there is no machine with so many devices.
 _MOST = 1024
@@ -56,6 +63,28 @@ def devices_of(text: str) -> Devices:
         raise ValueError(f"--devices {text} names a device twice")
     _checked(max(named) + 1, there, text)
     return Devices("cuda", named)
+
+
+def shared_devices(models: Iterable[object], device: str, devices: str | None) -> Devices | None:
+    """The devices whose processes share the settings of a command, or None for this process alone.
+
+    Args:
+        models: The models; None is none.
+        device: The one device that was asked for, or `auto`.
+        devices: What `--devices` was given, or None.
+
+    Raises:
+        ValueError: As `devices_of`; or it cannot be shared.
+    """
+    if devices is None:
+        return None
+    if device != "auto":
+        raise ValueError("device and devices exclude each other")
+    if not all(isinstance(model, (str, os.PathLike)) for model in models if model is not None):
+        raise ValueError("a model in memory cannot be shared by several processes: name its folder")
+    if place_of_process().size > 1:
+        raise ValueError("devices starts the processes itself: leave it out where torchrun has started them")
+    return devices_of(devices)
 
 
 def _checked(number: int, there: int, text: str) -> int:

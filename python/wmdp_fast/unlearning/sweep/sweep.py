@@ -22,9 +22,8 @@ from wmdp_fast.exceptions import ModelError, TaskError, WmdpFastWarning
 from wmdp_fast.prompts.documents import CorpusTokens
 from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.results.runs_file import RunsFile
-from wmdp_fast.runtime.devices import devices_of
+from wmdp_fast.runtime.devices import shared_devices
 from wmdp_fast.runtime.files import check_folder
-from wmdp_fast.runtime.ranks import place_of_process
 from wmdp_fast.unlearning import activation_cache, evaluations, preflight
 from wmdp_fast.unlearning.api import cache_bytes, listed_corpora, listed_names, refuse_leftovers
 from wmdp_fast.unlearning.budget import budget_request
@@ -148,7 +147,7 @@ def sweep(
     if trials is not None and trials < 1:
         raise ValueError(f"trials must be at least 1, not {trials}")
     check_max_loss(max_loss)
-    several = _devices(model, device, devices)
+    several = shared_devices([model], device, devices)
     kind = device if several is None else several.device
     base = dataclasses.replace(config or RMUConfig(), save_every=0)
     space = check_space(over, drawn=trials is not None, axes=base.search_axes)
@@ -265,23 +264,6 @@ def _run(
             at_once = 1 if devices is None else len(devices.names)
             points = schedule.drawn(sampler, trials, at_once, results=results, do=do)
     return [results.of(point) for point in points]
-
-
-def _devices(model: object, device: str, devices: str | None) -> Devices | None:
-    """The devices to share a sweep among, or None for one process.
-
-    Raises:
-        ValueError: They are none, or it cannot be shared.
-    """
-    if devices is None:
-        return None
-    if device != "auto":
-        raise ValueError("device and devices exclude each other")
-    if not isinstance(model, (str, os.PathLike)):
-        raise ValueError("a model in memory cannot be shared by several processes: name its folder")  # noqa: TRY004
-    if place_of_process().size > 1:
-        raise ValueError("devices starts the processes itself: leave it out where torchrun has started them")
-    return devices_of(devices)
 
 
 def _check_folders(
