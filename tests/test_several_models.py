@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from dataclasses import replace
@@ -9,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 import wmdp_fast as wf
 from tests.support import tiny_models
 from tests.support.expected_warnings import VERDICTS
 from wmdp_fast import cli, demo
 from wmdp_fast.checkpoints.checkpoint import apply_delta
+from wmdp_fast.models import load
 from wmdp_fast.prompts import tokenizer as prompt_tokenizer
 from wmdp_fast.several_models import ModelSpec, checkpoints_of
 
@@ -138,3 +142,102 @@ def test_a_delta_is_named_with_its_base_and_scored_as_the_checkpoint_of_both(
         wf.unlearn(
             f"{base}+{deltas[0]}", forget={"f": ["a text"]}, retain={"r": ["a text"]}, config=config, progress=False
         )
+
+
+@pytest.fixture(scope="module")
+def adapters(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Of several kinds, for the model `llama`, whose vocabulary is larger than the tokenizer."""
+    peft = pytest.importorskip("peft", reason="needs peft: pip install 'wmdp-fast[peft]'")
+    folder = tmp_path_factory.mktemp("adapters")
+    kinds = {
+        "lora": (peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False), True),
+        "ia3": (peft.IA3Config(target_modules=["v_proj"], feedforward_modules=[], init_ia3_weights=False), True),
+        "dora": (peft.LoraConfig(r=2, target_modules=["k_proj"], init_lora_weights=False, use_dora=True), True),
+        "head": (
+            peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, modules_to_save=["lm_head"]),
+            False,
+        ),
+        "prompt": (peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), False),
+        # Takes a part of the base's own weights into the adapter, and changes the base by that.
+        "pissa": (peft.LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights="pissa"), True),
+    }
+    for name, (config, as_the_tokenizer) in kinds.items():
+        base = AutoModelForCausalLM.from_pretrained(models[1])
+        if as_the_tokenizer:
+            base.resize_token_embeddings(len(tiny_models.tokenizer()))
+        torch.manual_seed(len(name))
+        peft.get_peft_model(base, config).save_pretrained(folder / name)
+    return {name: folder / name for name in kinds}
+
+
+@pytest.fixture
+def loadings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The models that are read from files."""
+    read, every = load.read_pretrained, []
+
+    def counted(auto_class: object, where: str, **options: object) -> object:
+        every.append(where)
+        return read(auto_class, where, **options)
+
+    monkeypatch.setattr(load, "read_pretrained", counted)
+    return every
+
+
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_a_base_of_several_adapters_is_loaded_once_and_each_has_the_numbers_it_has_alone(
+    models: list[Path], adapters: dict[str, Path], loadings: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    base, names = models[1], ("lora", "ia3", "missing", "dora", "lora")
+    folders = [adapters.get(name, Path(f"no-adapter-of-the-name-{name}")) for name in names]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    alone = {name: wf.evaluate(base, peft=folder, **TASKS) for name, folder in adapters.items() if name in names}
+    assert len(loadings) == 3
+    loadings.clear()
+    read = []
+    monkeypatch.setattr("wmdp_fast.several_models.read_ahead", lambda model, **options: read.append((model, options)))
+    found, most = [], []
+    for scored in wf.evaluate_many([ModelSpec(base, peft=folder) for folder in folders], **TASKS):
+        found.append(scored)
+        gc.collect()
+        most.append(sum(type(one).__name__ == "PeftModelForCausalLM" for one in gc.get_objects()))
+    assert [one.error is None for one in found] == [True, True, False, True, True]
+    assert loadings == [str(base)]
+    assert max(most) <= 1
+    assert most[-1] == 0
+    # Of adapters their own files alone; when one cannot be loaded, the next one's turn is at once.
+    ahead = [(folders[place], {}) for place in (1, 2, 4)]
+    assert read == [(base, {"revision": None, "peft": folders[0]}), *ahead]
+    for name, scored in zip(names, found, strict=True):
+        if scored.result is not None:
+            [ours], [theirs] = scored.result.tasks.values(), alone[name].tasks.values()
+            assert np.array_equal(ours.outcome.loglikelihood, theirs.outcome.loglikelihood)
+            assert scored.result.config == alone[name].config
+    sums = {name: next(iter(one.tasks.values())).outcome.loglikelihood.sum() for name, one in alone.items()}
+    assert len(set(sums.values())) == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+@pytest.mark.filterwarnings("ignore:.*as logits_to_keep:wmdp_fast.exceptions.WmdpFastWarning")
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (("lora", "head"), "its vocabulary was cut or grown for .*lora, and not to what this one needs"),
+        (("prompt", "prompt"), "PEFT has no way to take .*prompt off it"),
+        (("pissa", "lora"), "PEFT cannot take .*pissa off it without a trace"),
+    ],
+)
+def test_a_base_that_is_not_as_it_was_is_loaded_again_and_that_is_said(
+    names: tuple[str, str], reason: str, models: list[Path], adapters: dict[str, Path], loadings: list[str]
+):
+    alone = [wf.evaluate(models[1], peft=adapters[name], **TASKS, engine="padded") for name in names]
+    loadings.clear()
+    specs = [ModelSpec(models[1], peft=adapters[name]) for name in names]
+    with pytest.warns(wf.WmdpFastWarning, match=f"the base is loaded again for {adapters[names[1]]}: {reason}"):
+        together = list(wf.evaluate_many(specs, **TASKS, engine="padded"))
+    assert loadings == [str(models[1])] * 2
+    for scored, one in zip(together, alone, strict=True):
+        assert scored.result is not None
+        [ours], [theirs] = scored.result.tasks.values(), one.tasks.values()
+        assert np.array_equal(ours.outcome.loglikelihood, theirs.outcome.loglikelihood)

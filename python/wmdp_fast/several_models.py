@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from wmdp_fast.checkpoints.read_ahead import read_ahead
 from wmdp_fast.checkpoints.weight_files import ADAPTER_CONFIG, CONFIG
 from wmdp_fast.evaluation import Evaluation, Keeping
+from wmdp_fast.models.adapter_base import AdapterBase
 from wmdp_fast.prompts.options import PromptOptions
 from wmdp_fast.results.paths import names_a_file, sanitize_model_name
 from wmdp_fast.runtime.clock import PhaseClock
@@ -91,7 +92,8 @@ def evaluate_many(
     """Scores models one after the other, each with the numbers that `evaluate` gives it alone.
 
     Questions are read once, prompts are made and tokenized once for all models with the same tokenizer, and the next
-    model's files are read into the page cache while the present one is scored. One that fails does not stop the others.
+    model's files are read into the page cache while the present one is scored. Where adapters that follow each other
+    are of one model, it is loaded once, and each is put on it and taken off. One that fails does not stop the others.
 
     Args:
         models: Folders or names on the hub, `BASE+DELTA`s, or `ModelSpec`s.
@@ -134,6 +136,7 @@ def evaluate_many(
     texts = {name: options.pop(name) for name in ("text", "text_field") if name in options}
     if options:
         raise TypeError(f"evaluate_many() got an unexpected keyword argument {next(iter(options))!r}")
+    bases = _bases(specs)
     sources = [
         model_source(
             one.model,
@@ -141,15 +144,16 @@ def evaluate_many(
             scoring,
             resume=keeping.resume,
             has_text=bool(texts.get("text")),
+            shared=base,
         )
-        for one in specs
+        for one, base in zip(specs, bases, strict=True)
     ]
     if output is not None:
         check_folder(output)
     clock = PhaseClock()
     evaluation = Evaluation(prompting, scoring, clock, **texts)
     keepings = [replace(keeping, output=place) for place in _outputs(output, specs)]
-    return _scored(evaluation, specs, sources, keepings, clock, ahead)
+    return _scored(evaluation, specs, sources, bases, keepings, clock, ahead)
 
 
 def checkpoints_of(run: str | PathLike[str], base: str | PathLike[str] | None = None) -> list[ModelSpec]:
@@ -218,39 +222,67 @@ def _outputs(output: str | PathLike[str] | None, specs: Sequence[ModelSpec]) -> 
     return list(places)
 
 
-def _reading(spec: ModelSpec | None) -> ReadAhead | None:
-    return None if spec is None else read_ahead(spec.model, revision=spec.revision, peft=spec.peft)
+def _bases(specs: Sequence[ModelSpec]) -> list[AdapterBase | None]:
+    """For each model what keeps its base in memory; neighbors that differ in their adapters alone have the same."""
+    every: list[AdapterBase | None] = []
+    for spec, last in zip(specs, [None, *specs[:-1]], strict=True):
+        if spec.peft is None:
+            every.append(None)
+        elif last is None or last.peft is None or _base_of(last) != _base_of(spec):
+            every.append(AdapterBase())
+        else:
+            every.append(every[-1])
+    return every
+
+
+def _base_of(spec: ModelSpec) -> tuple[str, str | None]:
+    return os.fspath(spec.model), spec.revision
+
+
+def _reading(spec: ModelSpec | None, *, base_is_there: bool = False) -> ReadAhead | None:
+    if spec is None:
+        return None
+    if base_is_there and spec.peft is not None:
+        return read_ahead(spec.peft)
+    return read_ahead(spec.model, revision=spec.revision, peft=spec.peft)
 
 
 def _scored(
     evaluation: Evaluation,
     specs: Sequence[ModelSpec],
     sources: Sequence[ModelSource],
+    bases: Sequence[AdapterBase | None],
     keepings: Sequence[Keeping],
     clock: PhaseClock,
     ahead: list[ReadAhead | None],
 ) -> Iterator[ScoredModel]:
     """Scores models in their turn; `ahead` is what reads the files of the one whose turn is next."""
-    for spec, source, keeping, following in zip(specs, sources, keepings, [*specs[1:], None], strict=True):
+    for place, (spec, source, keeping) in enumerate(zip(specs, sources, keepings, strict=True)):
+        following, base = (specs[place + 1], bases[place + 1]) if place + 1 < len(specs) else (None, None)
+        keeps_base = base is not None and base is bases[place]
         try:
-            result = evaluation.of(_then_reading(source, following, ahead), keeping, clock)
+            result = evaluation.of(_then_reading(source, following, keeps_base, ahead), keeping, clock)
             scored = ScoredModel(spec, result, None)
         except Exception as error:
             # The variables in its traceback would hold the model.
             traceback.clear_frames(error.__traceback__)
             scored = ScoredModel(spec, None, error)
+        if not keeps_base and (last := bases[place]) is not None:
+            last.forget()
         yield scored
         clock = PhaseClock()
         # Two models in memory may be one too many, and what holds the last one may be a circle.
         gc.collect()
 
 
-def _then_reading(source: ModelSource, following: ModelSpec | None, ahead: list[ReadAhead | None]) -> ModelSource:
-    """A source after whose loading the files of the next model are read."""
+def _then_reading(
+    source: ModelSource, following: ModelSpec | None, keeps_base: bool, ahead: list[ReadAhead | None]
+) -> ModelSource:
+    """A source after whose loading the files of the next model are read, or of its adapter alone if its base stays."""
 
     def opened(on_tokenizer: OnTokenizer, clock: PhaseClock) -> Backend:
         backend = source.open(on_tokenizer, clock)
-        ahead[0] = _reading(following)
+        ahead[0] = _reading(following, base_is_there=keeps_base)
         return backend
 
     return ModelSource(source.name, opened)

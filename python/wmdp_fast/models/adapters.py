@@ -57,9 +57,8 @@ def with_adapter(
         raise ModelError(problem)
     folder = locate.locate_adapter(adapter).folder
     notes: list[str] = []
-    why = f"the adapter {adapter} cannot be put on this model"
-    with loading(), failures_as(ModelError, why), warnings_as_ours(notes):
-        notes += _resize(model, folder / locate.ADAPTER_WEIGHTS, len(tokenizer))
+    notes += fit_vocabulary(model, adapter, tokenizer, vocabulary_size(model))
+    with loading(), failures_as(ModelError, _does_not_fit(adapter)), warnings_as_ours(notes):
         base: Any = model
         wrapped: torch.nn.Module = PeftModel.from_pretrained(base, str(folder))
         # Once more, since that does not tell what it loaded.
@@ -72,26 +71,66 @@ def with_adapter(
             " download it again, or correct its adapter_config.json"
         )
     notes = [note for note in notes if "missing adapter keys" not in note]
-    return wrapped, notes + [f"adapter {adapter}: {note}" for note in about_unexpected(sorted(report.unexpected_keys))]
+    # Prompts are loaded by a name that is none of the model's.
+    unexpected = sorted({*report.unexpected_keys} - {"prompt_embeddings"})
+    return wrapped, notes + [f"adapter {adapter}: {note}" for note in about_unexpected(unexpected)]
 
 
-def _resize(model: Any, weights: Path, num_tokens: int) -> list[str]:
-    """Gives the embedding the rows that the adapter was made for, or else the tokenizer's, and says if some are new."""
-    config = getattr(model.config, "text_config", None) or model.config
-    own = _rows_of_adapter(model, weights)
-    rows = own or num_tokens
-    if rows == config.vocab_size:
-        return []
-    grown = rows > config.vocab_size and own is None
-    note = (
-        f"the tokenizer has {rows} tokens and the model {config.vocab_size}; as in lm-eval, the others got the mean of"
-        " all embeddings, since the adapter has none for them"
-    )
-    # New rows are drawn around the mean with a tiny spread: the same ones in every run.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model.resize_token_embeddings(rows)
-    return [note] if grown else []
+def fit_vocabulary(model: Any, adapter: str, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[str]:
+    """Gives the embedding the rows that an adapter needs.
+
+    Args:
+        model: The model it is to be put on.
+        adapter: Folder, or name on the hub.
+        tokenizer: The model's.
+        vocabulary: Rows of the embedding in the model's files; the model may have those for the adapter already.
+
+    Returns:
+        What is to be said: that some rows are new.
+
+    Raises:
+        DataUnavailableError: The adapter is missing or out of reach.
+        ModelError: It cannot be read, or not be put on this model.
+    """
+    notes: list[str] = []
+    with loading(), failures_as(ModelError, _does_not_fit(adapter)), warnings_as_ours(notes):
+        own = _own_rows(model, adapter)
+        rows = own or len(tokenizer)
+        if rows != vocabulary_size(model):
+            # New rows are drawn around the mean with a tiny spread: the same ones in every run.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                model.resize_token_embeddings(rows)
+    if rows > vocabulary and own is None:
+        notes.append(
+            f"the tokenizer has {rows} tokens and the model {vocabulary}; as in lm-eval, the others got the mean of"
+            " all embeddings, since the adapter has none for them"
+        )
+    return notes
+
+
+def rows_for(model: Any, adapter: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The rows that a model's embedding must have for an adapter: its own, or else the tokenizer's.
+
+    Raises:
+        DataUnavailableError: The adapter is missing or out of reach.
+        ModelError: It cannot be read.
+    """
+    with failures_as(ModelError, _does_not_fit(adapter)):
+        return _own_rows(model, adapter) or len(tokenizer)
+
+
+def vocabulary_size(model: Any) -> int:
+    """The rows of a model's embedding, by its configuration."""
+    return int((getattr(model.config, "text_config", None) or model.config).vocab_size)
+
+
+def _own_rows(model: Any, adapter: str) -> int | None:
+    return _rows_of_adapter(model, locate.locate_adapter(adapter).folder / locate.ADAPTER_WEIGHTS)
+
+
+def _does_not_fit(adapter: str) -> str:
+    return f"the adapter {adapter} cannot be put on this model"
 
 
 def _rows_of_adapter(model: Any, weights: Path) -> int | None:

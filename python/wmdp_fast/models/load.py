@@ -31,11 +31,12 @@ from wmdp_fast.models.tokenizer_only import TokenizerOnly, load_tokenizer_only, 
 from wmdp_fast.prompts.tokenizer import prefix_token_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from wmdp_fast.models.adapter_base import AdapterBase
     from wmdp_fast.models.streamed import StreamedModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -93,6 +94,7 @@ def load_model(
     tokenizer: str | PreTrainedTokenizerBase | None = None,
     allow_missing: bool = False,
     opened: TokenizerOnly | None = None,
+    shared: AdapterBase | None = None,
 ) -> LoadedModel:
     """Loads a causal language model from a folder or the hub, ready for scoring.
 
@@ -111,9 +113,11 @@ def load_model(
         tokenizer: Another tokenizer than the model's: one in memory, a folder, or a name on the hub.
         allow_missing: Whether to go on if the checkpoint lacks weights, with random ones in their place.
         opened: What `load_tokenizer_only` has read of the same model, weights located; then `tokenizer` is in it.
+        shared: Keeps the model without the adapter for the next call, which differs from this one in `peft` alone.
 
     Warns:
-        WmdpFastWarning: Weights are not used, or random, or of a type that this CPU is slow at.
+        WmdpFastWarning: Weights are not used, or random, or of a type that this CPU is slow at; or a shared model is
+            loaded again.
 
     Raises:
         DataUnavailableError: The model is gated, missing or out of reach; the message says what to do.
@@ -135,7 +139,13 @@ def load_model(
         )
     files = opened.files
     where, source = files.address(base), opened.source
-    model, notes = _read(where, source, torch_dtype, torch_device, peft, opened.tokenizer, allow_missing=allow_missing)
+
+    def read() -> tuple[torch.nn.Module, list[str]]:
+        return _read(where, source, torch_dtype, torch_device, allow_missing=allow_missing)
+
+    model, notes = read() if peft is None else _adapted(read, peft, opened.tokenizer, shared)
+    notes = notes + take_eager_where_needed(model)
+    model.requires_grad_(requires_grad=False).eval()
     if delta is not None:
         if peft is not None:
             raise ModelError(f"{name_or_path}: a delta is for the checkpoint that it was made from, without an adapter")
@@ -204,22 +214,28 @@ def _read(
     source: Mapping[str, Any],
     dtype: torch.dtype | None,
     device: torch.device,
-    peft: str | None,
-    tokenizer: PreTrainedTokenizerBase,
     *,
     allow_missing: bool,
 ) -> tuple[torch.nn.Module, list[str]]:
-    """A model with its weights and its adapter, as it is scored, and what is to be said of them."""
+    """A model with its weights, and what is to be said of them."""
     notes: list[str] = []
-    model: torch.nn.Module
     with warnings_as_ours(notes):
         model, missing, unexpected = _from_pretrained(where, source, dtype, device, allow_missing)
-    notes += [*about_missing(missing), *about_unexpected(unexpected)]
-    if peft is not None:
-        model, of_adapter = with_adapter(model, peft, tokenizer)
-        notes += of_adapter
-    notes += take_eager_where_needed(model)
-    return model.requires_grad_(requires_grad=False).eval(), notes
+    return model, [*notes, *about_missing(missing), *about_unexpected(unexpected)]
+
+
+def _adapted(
+    read: Callable[[], tuple[torch.nn.Module, list[str]]],
+    peft: str,
+    tokenizer: PreTrainedTokenizerBase,
+    shared: AdapterBase | None,
+) -> tuple[torch.nn.Module, list[str]]:
+    """A model with an adapter on it, and what is to be said of both."""
+    if shared is not None:
+        return shared.with_adapter(read, peft, tokenizer)
+    base, notes = read()
+    model, of_adapter = with_adapter(base, peft, tokenizer)
+    return model, [*notes, *of_adapter]
 
 
 def wrap_model(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from wmdp_fast.models.adapter_base import AdapterBase
     from wmdp_fast.models.load import LoadedModel
     from wmdp_fast.models.tokenizer_only import TokenizerOnly
     from wmdp_fast.prompts.tokenizer import ReadsTokens
@@ -53,6 +54,7 @@ def model_source(
     *,
     resume: bool = False,
     has_text: bool = False,  # noqa: ARG001 (a model in memory reads texts too)
+    shared: AdapterBase | None = None,  # noqa: ARG001 (it is there already)
 ) -> ModelSource:
     """Checks that options fit the model, which is loaded or connected to later.
 
@@ -63,6 +65,7 @@ def model_source(
         score: How to score it.
         resume: Whether an earlier run of the model is to be recognized.
         has_text: Whether texts are to be read.
+        shared: Keeps a model of files for the next source, which differs from this one in its adapter alone.
 
     Raises:
         ValueError: An option does not apply to such a model.
@@ -78,14 +81,16 @@ def model_source(
 
 @model_source.register(str)
 @model_source.register(os.PathLike)
-def _of_files(model: str | PathLike[str], load: LoadOptions, score: ScoreOptions, **_: bool) -> ModelSource:
+def _of_files(
+    model: str | PathLike[str], load: LoadOptions, score: ScoreOptions, *, shared: AdapterBase | None = None, **_: bool
+) -> ModelSource:
     where = os.fspath(model)
-    return ModelSource(where, lambda on_tokenizer, clock: _loaded(where, load, score, on_tokenizer, clock))
+    return ModelSource(where, lambda on_tokenizer, clock: _loaded(where, load, score, on_tokenizer, clock, shared))
 
 
 @model_source.register(Server)
 def _of_server(
-    model: Server, load: LoadOptions, score: ScoreOptions, *, has_text: bool = False, **_: bool
+    model: Server, load: LoadOptions, score: ScoreOptions, *, has_text: bool = False, **_: object
 ) -> ModelSource:
     _refuse_for_server(load, score, has_text=has_text)
     return ModelSource(model.model, lambda _, __: _connected(model, load))
@@ -147,7 +152,12 @@ def _connected(server: Server, load: LoadOptions) -> Backend:
 
 
 def _loaded(
-    where: str, load: LoadOptions, score: ScoreOptions, on_tokenizer: OnTokenizer, clock: PhaseClock
+    where: str,
+    load: LoadOptions,
+    score: ScoreOptions,
+    on_tokenizer: OnTokenizer,
+    clock: PhaseClock,
+    shared: AdapterBase | None,
 ) -> LocalModel:
     """Files first, then the tokenizer, then what is slow: transformers' code for models, and the weights."""
     from wmdp_fast.models import locate
@@ -171,7 +181,8 @@ def _loaded(
         from wmdp_fast.models.load import load_model
         from wmdp_fast.scoring.local import LocalModel
 
-    if load.stream or load.memory is not None:
+    in_memory = shared is not None and shared.loaded
+    if not in_memory and (load.stream or load.memory is not None):
         memory = load.memory or "auto"
         limit = memory_to_stream_in(files, memory=memory, stream=load.stream, dtype=load.dtype, device=load.device)
         if limit is not None and (streamed := _streamed(where, load, limit, opened)) is not None:
@@ -185,6 +196,7 @@ def _loaded(
         trust_remote_code=load.trust_remote_code,
         allow_missing=load.allow_missing,
         opened=opened,
+        shared=shared,
     )
     return LocalModel(loaded, load, score)
 
