@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import wmdp_fast as wf
 from tests.support import tiny_models, tokenizers_zoo, unlearning_runs
+from tests.support.thorough import every_other
 from wmdp_fast import Requests
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models.load import wrap_model
@@ -135,8 +136,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("template", ["mmlu", "mmlu_continuation"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "template"), every_other(tuple(MODELS), ("mmlu", "mmlu_continuation")))
 def test_numbers_are_those_of_lm_eval_in_batches_of_any_size(name: str, template: str, questions: Path) -> None:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'wmdp-fast[lm-eval]'")
     from tests.support.lm_eval_runs import run_lm_eval

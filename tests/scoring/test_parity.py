@@ -6,7 +6,6 @@ They come from the engine that a user gets without asking, the token trie; padde
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ import wmdp_fast as wf
 from tests.support import tokenizers_zoo
 from tests.support.expected_warnings import CUT_PROMPTS, ONE_LETTER, REPEATED_EXAMPLES
 from tests.support.lm_eval_runs import LmEvalRun, run_lm_eval
-from tests.support.thorough import THOROUGH, cases
+from tests.support.thorough import cases, every_other
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -181,13 +180,6 @@ def bird_questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 TEMPLATES = ("mmlu", "mmlu_continuation")
-
-
-def every_other(*options: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    """Half of all combinations, such that any values of all options but one occur together; all in a thorough run."""
-    places = itertools.product(*(range(len(values)) for values in options))
-    chosen = [place for place in places if THOROUGH or sum(place) % 2 == 0]
-    return [tuple(values[index] for values, index in zip(options, place, strict=True)) for place in chosen]
 
 
 @CUT_PROMPTS

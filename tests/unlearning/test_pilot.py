@@ -33,11 +33,11 @@ def test_without_pilots_it_says_that_nothing_was_tried(capsys):
 
 
 def test_the_command_of_a_pilot_does_what_the_pilot_did(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(pilot, "LEARNING_RATES", (5e-5, 1e-3))
+    monkeypatch.setattr(pilot, "LEARNING_RATES", (1e-3,))
     assert cli.main(layers("--pilot", "--json")) == 0
     captured = capsys.readouterr()
     found = json.loads(captured.out)
-    assert captured.err.count("pilot: learning rate") == len(found["trials"]) == 4
+    assert captured.err.count("pilot: learning rate") == len(found["trials"]) == 2
     last = found["trials"][-1]
     assert (last["learning_rate"], last["alpha"], last["steps"]) == (1e-3, 100.0, 40)
     assert found["command"].endswith("--alpha 100 --learning-rate 0.001 --max-steps 40 --output OUTPUT")
@@ -72,5 +72,6 @@ def test_pilots_leave_the_model_as_it_was_and_stop_at_divergence(tmp_path):
 
 def test_where_no_pilot_works_the_command_does_not_pretend(capsys, monkeypatch):
     monkeypatch.setattr(pilot, "LEARNING_RATES", (1e-7,))
+    monkeypatch.setattr(pilot, "STEPS", 4)
     assert cli.main(layers("--pilot")) == 0
     assert "No pilot steered forget data" in capsys.readouterr().out.splitlines()[-1]

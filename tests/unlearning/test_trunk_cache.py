@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from tests.support import plain_rmu
 from tests.support import unlearning_runs as runs
 from tests.support.expected_warnings import SHORT_CORPORA
+from tests.support.thorough import cases, every_other
 from wmdp_fast import cli, demo
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models.decoder import decoder_of
@@ -67,8 +68,9 @@ class Counting:
 # The same bits
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral"])
+@pytest.mark.parametrize(
+    ("family", "dtype"), every_other(("llama", "gemma2", "mixtral"), (torch.float32, torch.bfloat16))
+)
 def test_filled_and_read_it_gives_the_plain_algorithms_bits(tmp_path, family, dtype):
     folder = runs.saved_model(tmp_path, family, dtype)
     options = {"topics": 2, "layer_id": 3, "update": (2, 3), "steps": 6}
@@ -91,7 +93,7 @@ def test_every_architecture_gives_the_same_bits(tmp_path, family):
 
 @pytest.mark.slow
 @SHORT_CORPORA
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=cases(5, 12), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.fixed_dictionaries(
         {},
