@@ -9,6 +9,7 @@ import argparse
 import ast
 import importlib.util
 import inspect
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,7 @@ UNDERSCORED: dict[str, tuple[Callable[[], Any], str]] = {
     "_loglikelihood_tokens": (harness, "what `FastHFLM` does in another way"),
     "_model_call": (harness, "whether a subclass has a way of its own"),
     "_select_cont_toks": (harness, "whether a subclass has a way of its own"),
+    "_exit": (lambda: os, "documented; a process of a worker ends when its parent is gone"),
     "_ArgumentGroup": (lambda: argparse, "a type"),
     "_actions": (argparse.ArgumentParser, "what is missing of a command line"),
     "_get_formatter": (argparse.ArgumentParser, "what is missing of a command line"),
@@ -78,7 +80,7 @@ PUT_ON = {
 }
 
 # In quotes, and no names of attributes: ends of names of our own, and fields of files.
-NO_ATTRIBUTES = {"_bias", "_continuation", "_hash", "_sha", "_stderr", "_token", "_token_id"}
+NO_ATTRIBUTES = {"_bias", "_continuation", "_hash", "_sha", "_stderr", "_tasks", "_token", "_token_id"}
 
 
 def foreign_names() -> Iterator[str]:
