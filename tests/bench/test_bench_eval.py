@@ -78,6 +78,25 @@ def test_real_questions_are_read_rendered_and_tokenized_by_both(smollm2_dir, mml
     )
 
 
+@pytest.mark.slow
+def test_lm_eval_is_run_with_each_batch_size_and_its_best_is_named(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "run_worker", worker_in_process)
+    argv = ["bench", "eval", "--shape", "tiny", "--workload", "mmlu-0shot", "--limit", "1"]
+    argv += ["--against", "lm-eval,padded"]
+    assert cli.main([*argv, "--peer-batch-size", "1, 32,auto", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["peers"]) == ["lm-eval, 1", "lm-eval, 32", "lm-eval, auto", "padded"] == list(report["ratio"])
+    theirs = {name: peer for name, peer in report["peers"].items() if name != "padded"}
+    assert [peer["notes"]["batch_size"] for peer in theirs.values()] == [1, 32, "auto"]
+    # Padding is run too, and so is what `auto` tries first.
+    run = [peer["units"]["tokens_run"] for peer in theirs.values()]
+    assert report["ours"]["units"]["useful_tokens"] <= run[0] < run[1] < run[2]
+    best = min(theirs.values(), key=lambda peer: peer["seconds"]["total"])
+    assert report["work"]["lm-eval's best batch size"].startswith(f"{best['notes']['batch_size']}, ")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*argv, "--peer-batch-size", "16,some"])
+
+
 def test_other_numbers_than_a_baselines_are_a_failure(monkeypatch, capsys):
     notes = {
         "engine": "trie", "dtype": "float32", "device": "cpu", "threads": 1, "token_budget": 8, "warnings": [],

@@ -10,7 +10,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,19 +21,23 @@ from wmdp_fast.bench.shapes import WORKLOADS, check_model
 from wmdp_fast.bench.worker import Job, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
 BASELINES = ("lm-eval", "padded")
 
 
-def bench_eval(job: Job, against: Sequence[str] = ()) -> BenchReport:
+def bench_eval(
+    job: Job, against: Sequence[str] = (), *, batch_sizes: Sequence[int | Literal["auto"]] = ()
+) -> BenchReport:
     """Scores questions with this package, then with each baseline, and compares times, memory and numbers.
 
     Args:
         job: What to score, and by which of this package's engines.
         against: Baselines, of `BASELINES`.
+        batch_sizes: Rows in a batch of lm-eval's. With several it is run with each, under names like `lm-eval, 64`, and
+            the report says which was the fastest. Without any, that of the job.
 
     Raises:
         ValueError: Options exclude each other, or one is unknown.
@@ -44,8 +48,8 @@ def bench_eval(job: Job, against: Sequence[str] = ()) -> BenchReport:
 
     ours, scores = _run(replace(job, matrix_rate=True))
     report = BenchReport(_work(job, ours), _measurement(ours, ours.notes))
-    for baseline in against:
-        theirs, their_scores = _run(replace(job, worker=baseline))
+    for baseline, peer in _peers(job, against, batch_sizes):
+        theirs, their_scores = _run(peer)
         report.baselines[baseline] = _measurement(theirs, ours.notes)
         report.ratio[baseline] = {
             phase: theirs.seconds[phase] / seconds
@@ -53,7 +57,32 @@ def bench_eval(job: Job, against: Sequence[str] = ()) -> BenchReport:
             if phase in theirs.seconds and seconds > 0 and phase not in ("read", "make up", "aggregate")
         }
         _compare(report, baseline, scores, their_scores)
+    _name_best(report)
     return report
+
+
+def _peers(job: Job, against: Sequence[str], batch_sizes: Sequence[int | Literal["auto"]]) -> Iterator[tuple[str, Job]]:
+    """Each baseline's name in the report and its job."""
+    for baseline in against:
+        if baseline != "lm-eval" or not batch_sizes:
+            yield baseline, replace(job, worker=baseline)
+            continue
+        for size in batch_sizes:
+            name = baseline if len(batch_sizes) == 1 else f"{baseline}, {size}"
+            yield name, replace(job, worker=baseline, batch_size=size)
+
+
+def _name_best(report: BenchReport) -> None:
+    """Enters which of several batch sizes lm-eval was fastest with: that is what to be compared with."""
+    totals = {
+        name: measured.seconds["total"] for name, measured in report.baselines.items() if name.startswith("lm-eval, ")
+    }
+    if totals:
+        best = min(totals, key=totals.__getitem__)
+        ratio = report.ratio[best]["total"]
+        report.work["lm-eval's best batch size"] = (
+            f"{report.baselines[best].notes['batch_size']}, {totals[best]:.2f} s in all; ratio {ratio:.1f}x"
+        )
 
 
 def _check(job: Job, against: Sequence[str]) -> None:

@@ -43,7 +43,7 @@ class Job:
         worker: `auto`, `trie` or `padded`, which are this package's engines; or `lm-eval`.
         token_budget: Maximum tokens per batch of this package's, or `auto`.
         compiled: Whether this package's engine compiles parts of the model first.
-        batch_size: Rows in a batch of lm-eval's.
+        batch_size: Rows in a batch of lm-eval's, or `auto`: as many as it finds to fit, up to 64.
         matrix_rate: Whether to measure the machine's matrix products too.
         started: Time at which the process was started.
     """
@@ -61,7 +61,7 @@ class Job:
     worker: str = "auto"
     token_budget: int | Literal["auto"] = "auto"
     compiled: bool = False
-    batch_size: int = 16
+    batch_size: int | Literal["auto"] = 16
     matrix_rate: bool = False
     started: float = 0.0
 

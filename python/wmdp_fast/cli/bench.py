@@ -134,11 +134,11 @@ def _add_eval(benchmarks: Any) -> None:
     )
     parser.add_argument(
         "--peer-batch-size",
-        dest="batch_size",
-        type=whole_number(least=1),
-        default=16,
-        metavar="N",
-        help="lm-eval's rows (default 16)",
+        dest="batch_sizes",
+        type=_batch_sizes,
+        default=(16,),
+        metavar="N,...",
+        help="lm-eval's rows, or auto (default 16); with several, separated by commas, it is run with each",
     )
     _add_output(parser)
     parser.set_defaults(benchmark=_eval)
@@ -209,8 +209,8 @@ def _eval(arguments: argparse.Namespace) -> BenchReport:
     from wmdp_fast.bench.worker import Job
 
     options = _options(arguments)
-    against = options.pop("against")
-    return bench_eval(Job(**options), against)
+    against, batch_sizes = options.pop("against"), options.pop("batch_sizes")
+    return bench_eval(Job(**options), against, batch_sizes=batch_sizes)
 
 
 def _unlearn(arguments: argparse.Namespace) -> list[BenchReport]:
@@ -255,6 +255,10 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _baselines(text: str) -> tuple[str, ...]:
     return _known_baselines(text, ("lm-eval", "padded"))
+
+
+def _batch_sizes(text: str) -> tuple[int | str, ...]:
+    return tuple(dict.fromkeys(whole_number_or_auto(part.strip()) for part in text.split(",")))
 
 
 def _benched_methods(text: str) -> tuple[str, ...]:
