@@ -11,12 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.support import unlearning_runs as runs
 from tests.support.expected_warnings import SHORT_CORPORA
 from tests.support.plain_rmu import assert_same, both
-from tests.support.thorough import cases
+from tests.support.thorough import cases, every_other
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("topics", [1, 2])
-@pytest.mark.parametrize("family", ["llama", "mixtral"])
+@pytest.mark.parametrize(
+    ("family", "topics", "dtype"), every_other(("llama", "mixtral"), (1, 2), (torch.float32, torch.bfloat16))
+)
 def test_losses_and_weights_are_bit_identical(tmp_path, family, topics, dtype):
     folder = runs.saved_model(tmp_path, family, dtype)
     record, ours = both(folder, topics=topics)
@@ -30,8 +30,10 @@ def test_every_architecture_is_bit_identical(tmp_path, family):
     assert_same(*both(folder, topics=2, steps=6), folder)
 
 
-@pytest.mark.parametrize("parameters", ["self_attn.o_proj", "mlp", "self_attn", "layernorm", r"q_proj|up_proj"])
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize(
+    ("family", "parameters"),
+    every_other(("llama", "gemma2"), ("self_attn.o_proj", "mlp", "self_attn", "layernorm", r"q_proj|up_proj")),
+)
 def test_every_choice_of_parameters_is_bit_identical(tmp_path, family, parameters):
     folder = runs.saved_model(tmp_path, family)
     assert_same(*both(folder, topics=1, steps=5, parameters=parameters), folder)
