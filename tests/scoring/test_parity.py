@@ -52,7 +52,7 @@ def check_same(ours: wf.EvalResult, theirs: LmEvalRun, tolerance: float = TOLERA
 @pytest.mark.parametrize(
     ("tasks", "shots", "limit", "engines", "layers"),
     [
-        ("mmlu_world_religions,mmlu_virology", 0, cases(8, 24), ("auto", "padded"), 30),
+        ("mmlu_world_religions,mmlu_virology", 0, cases(4, 24), ("auto", "padded"), 30),
         ("mmlu_world_religions,mmlu_virology", 5, cases(2, 6), ("auto",), cases(4, 30)),
         ("mmlu_world_religions_continuation", 0, cases(4, 12), ("auto", "padded"), cases(4, 30)),
         ("mmlu_world_religions_continuation", 5, cases(2, 4), ("auto",), cases(4, 30)),
