@@ -18,7 +18,8 @@ nox.options.download_python = "never"
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 
 # What another version could change without a word, in minutes: loading, attention, fused parts, both ways of scoring
-# against lm-eval's numbers, RMU's bits, adapters, chat templates, checkpoints, the command line.
+# against lm-eval's numbers, several processes, RMU's bits, adapters, attacks that need gradients, chat templates,
+# checkpoints, plots, the command line.
 TESTS = [
     "tests/test_private_apis.py",
     "tests/test_import.py",
@@ -31,8 +32,12 @@ TESTS = [
     "tests/models/fused",
     "tests/models/test_load.py",
     "tests/prompts/test_chat.py",
+    "tests/results/test_plot.py",
+    "tests/robustness/test_gcg.py",
+    "tests/robustness/test_softprompt.py",
     "tests/scoring/test_padded.py",
     "tests/scoring/test_parity.py",
+    "tests/scoring/test_sharded.py",
     "tests/scoring/test_trie_scoring.py",
     "tests/unlearning/test_lora.py",
     "tests/unlearning/test_unlearning_parity.py",
@@ -53,7 +58,7 @@ def newest(session: nox.Session) -> None:
 
 def run(session: nox.Session, resolution: str) -> None:
     """Installs the dependencies, the wheel, and runs the demo and the tests (or those that follow `--`)."""
-    extras = [f"--extra={extra}" for extra in ("dev", "lm-eval", "peft")]
+    extras = [f"--extra={extra}" for extra in ("dev", "lm-eval", "peft", "plots")]
     session.install("--resolution", resolution, *extras, "--requirements", "pyproject.toml")
     (wheel,) = Path("dist").glob("*.whl")
     session.install("--no-deps", "--reinstall-package", "wmdp-fast", str(wheel))
