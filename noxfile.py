@@ -63,5 +63,5 @@ def run(session: nox.Session, resolution: str) -> None:
     (wheel,) = Path("dist").glob("*.whl")
     session.install("--no-deps", "--reinstall-package", "wmdp-fast", str(wheel))
     session.run("wmdp-fast", "doctor", success_codes=[0, 1])
-    session.run("wmdp-fast", "demo", "--limit", "20")
+    session.run("wmdp-fast", "demo", "--quiet")
     session.run("python", "-m", "pytest", "-m", "not slow", "-p", "no:cacheprovider", *(session.posargs or TESTS))
