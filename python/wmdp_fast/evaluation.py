@@ -88,6 +88,7 @@ def evaluate(
     memory: str | int = "auto",
     stream: bool = False,
     shards: int | None = None,
+    parallel: Literal["fsdp", "tp"] | None = None,
     output: str | PathLike[str] | None = None,
     log_samples: bool = False,
     resume: bool = False,
@@ -141,6 +142,9 @@ def evaluate(
         stream: Whether to stream the model even if it fits.
         shards: In how many parts to score, at least as many as `torchrun` has started processes: with the same number
             of parts, scores are the same to the bit on any number of processes. None is one for each process.
+        parallel: How the processes that `torchrun` has started hold one model together that is too large for a device,
+            by transformers: `fsdp`, with the products of one device, or `tp`, whose sums round in another way. Nothing
+            is kept on the way.
         output: Folder or `.json` name to save results under, by lm-eval's rules. Scores of a model that is loaded from
             files or served are kept there as the run goes on, so that one that was stopped loses nothing.
         log_samples: Whether to save every question with its prompt and scores too; needs `output`.
@@ -199,7 +203,10 @@ def evaluate(
         allow_missing=allow_missing,
         memory=memory,
         stream=stream,
+        parallel=parallel,
     )
+    if parallel is not None and resume:
+        raise ValueError("with parallel nothing is kept on the way, so that there is nothing to resume")
     scoring = ScoreOptions(score_mode=score_mode, engine=engine, token_budget=token_budget)
     sharing = sharing_of(model, loading, shards)
     if sharing.place.size > 1:
@@ -209,7 +216,7 @@ def evaluate(
     clock = PhaseClock()
     if output is not None:
         check_folder(output_folder(output, source.name))
-    with sharing.warnings_once():
+    with sharing.warnings_once(), sharing.one_model(loading.device):
         evaluation = Evaluation(prompting, scoring, clock, text=text, text_field=text_field)
         return evaluation.of(source, keeping, clock, sharing)
 
@@ -391,6 +398,9 @@ class Evaluation:
             scoring = _Scoring(backend, keeping, sharing or Sharing(), kept)
             scored = _score(asked, scoring, self._prompting, clock)
             result = _result(asked, scored, backend, self._prompting, cautions, self._scoring.score_mode, clock)
+            if sharing is not None and sharing.parallel is not None:
+                held = {"kind": sharing.parallel, "processes": sharing.place.size}
+                result = replace(result, details={**result.details, "parallel": held})
             for note in result.letter_notes():
                 warnings.warn(note, WmdpFastWarning, stacklevel=3)
             if keeping.output is not None and (sharing is None or sharing.place.rank == 0):
@@ -448,7 +458,9 @@ class _Scoring:
     def __init__(self, backend: Backend, keeping: Keeping, sharing: Sharing, kept: contextlib.ExitStack) -> None:
         self.backend = backend
         self._keeping, self._sharing, self._kept = keeping, sharing, kept
-        self._folder = None if keeping.output is None else output_folder(keeping.output, backend.name)
+        # Processes that hold a model together would each have to know what is finished.
+        keeps = keeping.output is not None and sharing.parallel is None
+        self._folder = output_folder(keeping.output, backend.name) if keeps and keeping.output is not None else None
         self._ranks = kept.enter_context(sharing.joined())
 
     def of_tasks(self, asked: _Asked, clock: PhaseClock) -> tuple[Scores, int]:

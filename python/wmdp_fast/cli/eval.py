@@ -99,6 +99,11 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         metavar="DS",
         help="score on several, a process on each: all (GPUs), a number of GPUs, cuda:0,cuda:1 or cpu:2",
     )
+    group.add_argument(
+        "--parallel",
+        choices=("fsdp", "tp"),
+        help="with --devices or torchrun: hold one model together that is too large for a device",
+    )
     group.add_argument("--peft", metavar="ADAPTER", help="PEFT adapter to put on the model")
     group.add_argument("--revisions", metavar="A,B", help="several revisions of one model, one after the other")
     group.add_argument("--adapters", metavar="A,B", help="several PEFT adapters on one model, one after the other")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import time
 import warnings
 from contextlib import contextmanager
@@ -63,6 +64,7 @@ class LoadedModel:
         seconds: Time that loading took.
         warnings: What results should say of how it was loaded: weights that were not used, for instance.
         streamed: How its weights are read if they are not in memory; None if they are.
+        parallel: How several processes hold it together, `fsdp` or `tp`; None if this one has all of it.
     """
 
     model: torch.nn.Module
@@ -81,6 +83,7 @@ class LoadedModel:
     seconds: float
     warnings: tuple[str, ...] = ()
     streamed: StreamedModel | None = None
+    parallel: str | None = None
 
 
 def load_model(
@@ -95,6 +98,7 @@ def load_model(
     allow_missing: bool = False,
     opened: TokenizerOnly | None = None,
     shared: AdapterBase | None = None,
+    parallel: str | None = None,
 ) -> LoadedModel:
     """Loads a causal language model from a folder or the hub, ready for scoring.
 
@@ -114,6 +118,8 @@ def load_model(
         allow_missing: Whether to go on if the checkpoint lacks weights, with random ones in their place.
         opened: What `load_tokenizer_only` has read of the same model, weights located; then `tokenizer` is in it.
         shared: Keeps the model without the adapter for the next call, which differs from this one in `peft` alone.
+        parallel: How all processes of torch's process group hold it together: `fsdp`, each with a part of every weight,
+            which are gathered for a layer as it runs; `tp`, each with a part of every product. By transformers.
 
     Warns:
         WmdpFastWarning: Weights are not used, or random, or of a type that this CPU is slow at; or a shared model is
@@ -141,7 +147,7 @@ def load_model(
     where, source = files.address(base), opened.source
 
     def read() -> tuple[torch.nn.Module, list[str]]:
-        return _read(where, source, torch_dtype, torch_device, allow_missing=allow_missing)
+        return _read(where, source, torch_dtype, torch_device, parallel, allow_missing=allow_missing)
 
     model, notes = read() if peft is None else _adapted(read, peft, opened.tokenizer, shared)
     notes = notes + take_eager_where_needed(model)
@@ -155,7 +161,8 @@ def load_model(
     if torch_dtype is None:
         _warn_of_slow_dtype(model, torch_device)
     found = _describe(model, opened.tokenizer, name=name_or_path, revision=revision, peft=peft, notes=notes)
-    return replace(found, path=files.folder, delta=delta, sha=files.commit, seconds=time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    return replace(found, path=files.folder, delta=delta, sha=files.commit, seconds=seconds, parallel=parallel)
 
 
 def load_streamed(
@@ -214,13 +221,17 @@ def _read(
     source: Mapping[str, Any],
     dtype: torch.dtype | None,
     device: torch.device,
+    parallel: str | None,
     *,
     allow_missing: bool,
 ) -> tuple[torch.nn.Module, list[str]]:
     """A model with its weights, and what is to be said of them."""
     notes: list[str] = []
     with warnings_as_ours(notes):
-        model, missing, unexpected = _from_pretrained(where, source, dtype, device, allow_missing)
+        if parallel is None:
+            model, missing, unexpected = _from_pretrained(where, source, dtype, device, allow_missing)
+        else:
+            model, missing, unexpected = _on_several(where, source, dtype, parallel, allow_missing)
     return model, [*notes, *about_missing(missing), *about_unexpected(unexpected)]
 
 
@@ -430,3 +441,50 @@ def _warn_of_slow_dtype(model: torch.nn.Module, device: torch.device) -> None:
             WmdpFastWarning,
             stacklevel=3,
         )
+
+
+def _on_several(
+    where: str, source: Mapping[str, Any], dtype: torch.dtype | None, parallel: str, allow_missing: bool
+) -> tuple[PreTrainedModel, list[str], list[str]]:
+    """This process's part of a model that those of its group hold together."""
+    from torch.distributed.tensor import DTensor
+    from transformers import AutoModelForCausalLM
+
+    group: Any = torch.distributed
+    try:
+        module: Any = importlib.import_module("transformers.distributed")
+        options = {"fsdp_size": group.get_world_size()} if parallel == "fsdp" else {"tp_plan": "auto"}
+        config = module.DistributedConfig(**options)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ModelError(f"this version of transformers cannot load with parallel {parallel}: {error}") from error
+    if parallel == "tp":
+        _refuse_cut_heads(where, source, group.get_world_size())
+    found = read_pretrained(
+        AutoModelForCausalLM,
+        where,
+        allow_missing=allow_missing,
+        dtype=dtype or "auto",
+        distributed_config=config,
+        **source,
+    )
+    if not any(isinstance(parameter, DTensor) for parameter in found[0].parameters()):
+        raise ModelError(
+            f"{where}: transformers has no plan for parts of a {type(found[0]).__name__} ({parallel}), so that every"
+            " process would have all of it; take parallel fsdp, or stream it"
+        )
+    return found
+
+
+def _refuse_cut_heads(where: str, source: Mapping[str, Any], processes: int) -> None:
+    """Raises ModelError if a head would be in two processes: what comes of that, no proof of ours would see."""
+    from transformers import AutoConfig
+
+    whole: Any = AutoConfig.from_pretrained(where, **source)
+    config = whole.get_text_config()
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        heads = getattr(config, name, None) or config.num_attention_heads
+        if heads % processes:
+            raise ModelError(
+                f"{where} has {name} {heads}, which do not divide by {processes} processes (tp): take another number"
+                " of them, or parallel fsdp"
+            )

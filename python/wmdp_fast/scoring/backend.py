@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from wmdp_fast._rust import Prompts, Requests
+    from wmdp_fast.scoring.ranks import Parallel
     from wmdp_fast.scoring.scores import PartialScores, ScoreMode, Scores
     from wmdp_fast.scoring.trie import Engine
 
@@ -39,6 +40,7 @@ class LoadOptions:
     allow_missing: bool = False
     memory: str | int | None = None
     stream: bool = False
+    parallel: Parallel | None = None
 
     def __post_init__(self) -> None:
         if self.memory is not None and self.memory != "auto":

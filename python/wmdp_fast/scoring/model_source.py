@@ -197,6 +197,7 @@ def _loaded(
         allow_missing=load.allow_missing,
         opened=opened,
         shared=shared,
+        parallel=load.parallel,
     )
     return LocalModel(loaded, load, score)
 

@@ -26,6 +26,7 @@ from wmdp_fast.models.row_length import cuts_for, length_rules
 from wmdp_fast.models.threads import computing
 from wmdp_fast.scoring.excerpts import excerpts_of
 from wmdp_fast.scoring.journal import Plan
+from wmdp_fast.scoring.ranks import smallest
 from wmdp_fast.scoring.scores import NAN_ADVICE, PartialScores, score_targets
 from wmdp_fast.scoring.streamed import Batch, Needs, for_trials, refuse_unproven, scored_in_chunks
 
@@ -123,6 +124,7 @@ def score_padded(
             else:
                 failed = None if _score_batch(batch, device, read, partial) else batch
             if failed is not None:
+                refuse_smaller(loaded, budget)
                 budget = _smaller_budget(failed, device, warn=token_budget != "auto")
                 partial.begin(Plan("padded", token_budget, budget, partial.next_row))
             elif progress is not None and loaded.streamed is None:
@@ -350,7 +352,18 @@ def auto_token_budget(loaded: LoadedModel, requests: Requests, *, every_logit: b
     per_token += int(min(readouts, 1.0) * config.vocab_size * (size + 8))
     free, _ = torch.cuda.mem_get_info(loaded.device)
     free += torch.cuda.memory_reserved(loaded.device) - torch.cuda.memory_allocated(loaded.device)
-    return min(MAX_CUDA_TOKEN_BUDGET, max(1, int(_CUDA_MEMORY_SHARE * free / per_token)))
+    budget = min(MAX_CUDA_TOKEN_BUDGET, max(1, int(_CUDA_MEMORY_SHARE * free / per_token)))
+    # Processes that hold a model together run the same batches.
+    return budget if loaded.parallel is None else smallest(budget, loaded.device)
+
+
+def refuse_smaller(loaded: LoadedModel, budget: int) -> None:
+    """Raises ModelError for a model that is on several devices: one process alone cannot go on with smaller batches."""
+    if loaded.parallel is not None:
+        raise ModelError(
+            f"out of memory on {loaded.device} with batches of {budget} tokens, and processes that hold a model"
+            " together cannot make theirs smaller one by one: set a smaller token_budget"
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

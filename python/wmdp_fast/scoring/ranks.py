@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 # Type checkers do not see all of its names.
 distributed: Any = torch.distributed
+
+Parallel = Literal["fsdp", "tp"]
+"""How one model is on several devices: its weights are gathered layer by layer (FSDP2), or multiplied in parts."""
 
 # Ranks may be hours apart, and who is gone is noticed without a deadline: its connections are closed.
 _TIMEOUT = timedelta(days=365)
@@ -114,16 +117,46 @@ def joined(place: Place) -> Iterator[Ranks]:
     Raises:
         ModelError: The first one cannot be reached.
     """
+    store = _group(place, "gloo")
+    try:
+        yield Ranks(place, store)
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def one_model(place: Place, device: str) -> Iterator[None]:
+    """Inside, the processes of a run hold one model together: they run the same batches, each its part.
+
+    Raises:
+        ModelError: The first one cannot be reached, or this torch has no NCCL for GPUs.
+    """
+    on_gpu = device.startswith("cuda")
+    if on_gpu and not distributed.is_nccl_available():
+        raise ModelError("a model is on several GPUs by NCCL, without which this PyTorch was built")
+    _group(place, "nccl" if on_gpu else "gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def smallest(number: int, device: torch.device) -> int:
+    """The smallest of the numbers that the processes of `one_model` have."""
+    found = torch.tensor(number, dtype=torch.int64, device=device)
+    distributed.all_reduce(found, op=distributed.ReduceOp.MIN)
+    return int(found)
+
+
+def _group(place: Place, backend: str) -> Any:
+    """Makes the process group when all are there, and returns the store that they met at."""
     try:
         store, _, _ = next(distributed.rendezvous("env://", timeout=_TIMEOUT))
         store = distributed.PrefixStore(f"wmdp_fast/{next(_runs)}", store)
         store.add("here", 1)
         while store.add("here", 0) < place.size:
             time.sleep(_POLL)
-        distributed.init_process_group("gloo", store=store, rank=place.rank, world_size=place.size, timeout=_TIMEOUT)
+        distributed.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=_TIMEOUT)
     except RuntimeError as error:
         raise ModelError(f"the other ranks cannot be reached: {error}") from error
-    try:
-        yield Ranks(place, store)
-    finally:
-        distributed.destroy_process_group()
+    return store

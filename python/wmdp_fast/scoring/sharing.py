@@ -8,6 +8,7 @@ import warnings
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from wmdp_fast.checkpoints.model_name import parts_of
 from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.runtime.ranks import Place, place_of_process
 from wmdp_fast.scoring.server import Server
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from wmdp_fast.scoring.backend import LoadOptions
-    from wmdp_fast.scoring.ranks import Ranks
+    from wmdp_fast.scoring.ranks import Parallel, Ranks
 
 # Each has a journal of its own.
 _MOST_SHARDS = 10_000
@@ -29,15 +30,18 @@ class Sharing:
     Attributes:
         place: The place of this process among those that score.
         shards: In how many parts; None for one each.
+        parallel: How the processes hold one model together, all of which is scored by all of them; None if each has its
+            own.
     """
 
     place: Place = field(default_factory=Place)
     shards: int | None = None
+    parallel: Parallel | None = None
 
     @property
     def count(self) -> int:
         """In how many parts the run is scored."""
-        return self.shards or self.place.size
+        return 1 if self.parallel else self.shards or self.place.size
 
     @property
     def is_cut(self) -> bool:
@@ -48,12 +52,25 @@ class Sharing:
         """What to load this rank's model with; raises as `device_of_rank`."""
         from wmdp_fast.scoring.ranks import device_of_rank
 
-        return replace(load, device=device_of_rank(load.device, self.place))
+        device = device_of_rank(load.device, self.place)
+        # What is on several devices is not streamed.
+        return replace(load, device=device, memory=None if self.parallel else load.memory)
+
+    @contextlib.contextmanager
+    def one_model(self, device: str) -> Iterator[None]:
+        """Inside, processes that hold one model can load it. Raises as `ranks.one_model`."""
+        if self.parallel is None:
+            yield
+            return
+        from wmdp_fast.scoring import ranks
+
+        with ranks.one_model(self.place, device):
+            yield
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[Ranks | None]:
         """The processes of the run once all are there; None for one alone. Raises as `ranks.joined`."""
-        if self.place.size == 1:
+        if self.place.size == 1 or self.parallel is not None:
             yield None
             return
         from wmdp_fast.scoring import ranks
@@ -80,8 +97,11 @@ def sharing_of(model: Any, load: LoadOptions, shards: int | None) -> Sharing:
     """
     if shards is not None and not 1 <= shards <= _MOST_SHARDS:
         raise ValueError(f"shards must be a number from 1 to {_MOST_SHARDS}, not {shards}")
-    sharing = Sharing(place_of_process(), shards)
+    sharing = Sharing(place_of_process(), shards, load.parallel)
     size = sharing.place.size
+    if load.parallel is not None:
+        _check_parallel(model, load, shards, size)
+        return sharing
     if shards is not None and shards < size:
         raise ValueError(f"shards must be at least the number of processes, {size}, not {shards}")
     if not sharing.is_cut:
@@ -95,3 +115,20 @@ def sharing_of(model: Any, load: LoadOptions, shards: int | None) -> Sharing:
     if load.stream or load.memory not in ("auto", None):
         raise ValueError("a model that is streamed (memory, stream) is scored by one process and without shards")
     return sharing
+
+
+def _check_parallel(model: Any, load: LoadOptions, shards: int | None, size: int) -> None:
+    """Raises ValueError if processes cannot hold a model together as they are asked to."""
+    if load.parallel not in ("fsdp", "tp"):
+        raise ValueError(f"parallel must be fsdp or tp, not {load.parallel!r}")
+    if isinstance(model, Server) or not isinstance(model, str | os.PathLike):
+        refused = "parallel is for a model that is loaded here from its folder or the hub"
+        raise ValueError(refused)  # noqa: TRY004 (the model is right, the combination is not)
+    if shards is not None:
+        raise ValueError("parallel has all processes score all questions together: leave shards out")
+    if load.stream or load.memory not in ("auto", None):
+        raise ValueError("a model is streamed (memory, stream) or on several devices (parallel), not both")
+    if load.peft is not None or parts_of(model)[1] is not None:
+        raise ValueError("parallel takes a checkpoint as it is, without an adapter (peft) and without a delta")
+    if size == 1:
+        raise ValueError("parallel needs a process for each device: start with torchrun, or with --devices")

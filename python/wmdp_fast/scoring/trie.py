@@ -38,6 +38,7 @@ from wmdp_fast.scoring.padded import (
     auto_token_budget,
     is_out_of_memory,
     longest_row,
+    refuse_smaller,
     score_padded,
 )
 from wmdp_fast.scoring.scores import NAN_ADVICE, PartialScores, Scores, TargetScores, look_up
@@ -320,6 +321,7 @@ def _score(
             done = failed is None
             if failed is not None:
                 # The budget of the batches to come; the paths that this one was in are begun again.
+                refuse_smaller(loaded, budget)
                 budget = _smaller_budget(failed, loaded.device)
     return partial.scores(tokens_useful=trie.num_tokens, token_budget=budget, engine="trie")
 
