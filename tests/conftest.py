@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.support.thorough import cases
+from tests.support.thorough import THOROUGH, cases
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # Before torch is imported, and for the processes that tests start: as many threads as there are cores, in all.
@@ -124,4 +124,11 @@ def lower_layers_dir(smollm2_dir: Path, tmp_path_factory: pytest.TempPathFactory
     lower = AutoModelForCausalLM.from_pretrained(smollm2_dir, num_hidden_layers=4, dtype=torch.bfloat16)
     lower.save_pretrained(folder)
     AutoTokenizer.from_pretrained(smollm2_dir).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_weights(request: pytest.FixtureRequest) -> Path:
+    """SmolLM2 with all layers in a thorough run, else with its lower 4; all are scored in `scoring/test_parity.py`."""
+    folder: Path = request.getfixturevalue("smollm2_dir" if THOROUGH else "lower_layers_dir")
     return folder

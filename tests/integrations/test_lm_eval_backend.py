@@ -26,7 +26,7 @@ from lm_eval.tasks import manager
 
 import wmdp_fast
 from tests.support import lm_eval_tasks, tiny_models, tokenizers_zoo
-from tests.support.thorough import THOROUGH, cases
+from tests.support.thorough import cases
 from wmdp_fast import cli, demo
 from wmdp_fast.bench.lm_eval_baseline import quiet_lm_eval, task_configs
 from wmdp_fast.exceptions import WmdpFastWarning
@@ -381,13 +381,6 @@ def test_its_command_line_reads_the_datasets_of_a_folder(command_line: dict[str,
     assert len(found) == 32
     assert found == pytest.approx(ours["mmlu_virology"].outcome.loglikelihood.tolist(), abs=1e-5)
     assert "Which owl is number 1 of dev?" in rows[0]["arguments"]["gen_args_0"]["arg_0"]
-
-
-@pytest.fixture(scope="module")
-def real_weights(request: pytest.FixtureRequest) -> Path:
-    """Of all of SmolLM2's layers in a thorough run, else of its lower 4; all are scored in `scoring/test_parity.py`."""
-    folder: Path = request.getfixturevalue("smollm2_dir" if THOROUGH else "lower_layers_dir")
-    return folder
 
 
 @pytest.mark.slow

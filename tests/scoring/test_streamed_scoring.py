@@ -182,8 +182,8 @@ def test_evaluate_streams_what_does_not_fit(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_real_model(smollm2_dir: Path, dtype: str) -> None:
-    whole, streamed = both(smollm2_dir, dtype, str(smollm2_dir))
+def test_a_real_model(real_weights: Path, dtype: str) -> None:
+    whole, streamed = both(real_weights, dtype, str(real_weights))
     texts = [
         f"The following are questions about gulls.\n\nHow many gulls are {number}?\nAnswer:" for number in range(6)
     ]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.support import tiny_models
+from tests.support.thorough import cases
 from tests.support.tries import STEM, some_requests
 from wmdp_fast import Requests
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
@@ -313,7 +314,7 @@ def test_a_real_model_on_real_questions(smollm2_dir, mmlu_dir) -> None:
     import pyarrow.parquet as pq
 
     loaded = load_model(str(smollm2_dir), dtype="float32", device="cpu")
-    table = pq.read_table(mmlu_dir / "astronomy" / "test-00000-of-00001.parquet").slice(0, 6).to_pylist()
+    table = pq.read_table(mmlu_dir / "astronomy" / "test-00000-of-00001.parquet").slice(0, cases(3, 6)).to_pylist()
     prefix = "The following are multiple choice questions (with answers) about astronomy.\n\n"
     contexts, letters, texts = [], [], []
     for question in table:
