@@ -20,21 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory, llama_dir: Path) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("questions")
-    names = ["wren", "oak", "ox", "ant"]
-    rows = [
-        {"question": f"Which is bird {i}?" * (1 + i % 3), "choices": names[i % 4 :] + names[: i % 4], "answer": i % 4}
-        for i in range(12)
-    ]
-    (folder / "birds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    (folder / "letters.txt").write_text("\n".join(f"The wren has {i} eggs." for i in range(4)), encoding="utf-8")
-    return {
-        "model": llama_dir,
-        "tasks": folder / "birds.jsonl",
-        "text": folder / "letters.txt",
-        "choices": "texts",
-        "token_budget": 48,
-    }
+    return {"model": llama_dir, **ranks.questions_and_text(tmp_path_factory.mktemp("questions"), 12, 4)}
 
 
 @pytest.mark.parametrize(("parallel", "dtype"), [("fsdp", "bfloat16"), ("fsdp", "float32"), ("tp", "float32")])

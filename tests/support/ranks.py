@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -78,3 +79,15 @@ def _kill_after(batches: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     PartialScores.enter = entering  # type: ignore[method-assign]
+
+
+def questions_and_text(folder: Path, questions: int, texts: int) -> dict[str, Any]:
+    """Writes questions and texts, and returns what `evaluate` is asked about them but for the model."""
+    names = ["wren", "oak", "ox", "ant"]
+    rows = [
+        {"question": f"Which is bird {i}?" * (1 + i % 3), "choices": names[i % 4 :] + names[: i % 4], "answer": i % 4}
+        for i in range(questions)
+    ]
+    (folder / "birds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "letters.txt").write_text("\n".join(f"The wren has {i} eggs." for i in range(texts)), encoding="utf-8")
+    return {"tasks": folder / "birds.jsonl", "text": folder / "letters.txt", "choices": "texts", "token_budget": 48}
