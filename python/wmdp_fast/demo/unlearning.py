@@ -21,8 +21,9 @@ def demo_config(seed: int = 0) -> RMUConfig:
     and rate were chosen on tuning questions about 25 facts, with another seed than the default one.
 
     Forgetting holds where a letter is to be named. Where texts are compared, it depends on the control vector: the
-    default seed is the best of the three that were tried, the others leave up to 14 points more than a model gets right
-    that never learned the domain, and lose up to 5 points of the rest. More steps with a falling learning rate, a
+    default seed is the best of the three that were tried on the test's questions, the others leave up to 14 points more
+    than a model gets right that never learned the domain, and lose up to 5 points of the rest. On questions about other
+    facts the default seed leaves up to 18. More steps with a falling learning rate, a
     smaller alpha and deeper layers, each tried once, were no better. The figures are in docs/limits.md.
 
     Args:
