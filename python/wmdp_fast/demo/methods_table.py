@@ -15,8 +15,6 @@ import json
 import logging
 import multiprocessing
 import os
-import resource
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from statistics import fmean as mean
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from wmdp_fast import demo
+from wmdp_fast.bench.report import peak_gb
 from wmdp_fast.demo.method_settings import GRIDS
 from wmdp_fast.demo.templates import Shares, accuracies
 from wmdp_fast.demo.unlearning import held_out_texts, retain_texts
@@ -112,9 +111,9 @@ def one_run(
     from wmdp_fast.unlearning.api import unlearn
 
     model, tokenizer = _load("both")
-    before, begun = _peak(), time.process_time()
+    before, begun = peak_gb(), time.process_time()
     result = unlearn(model, tokenizer=tokenizer, **run_options(folder, method, settings, seed))
-    added, seconds = _peak() - before, time.process_time() - begun
+    added, seconds = peak_gb() - before, time.process_time() - begun
     budget = cast("dict[str, Any]", result.budget)  # there is one, as max_kl is given
     return {
         "kl": budget["kl"],
@@ -122,7 +121,7 @@ def one_run(
         "steps": result.best_step,
         "steps_done": result.steps,
         "cpu_seconds": seconds,  # of one thread: what else the machine does changes it little
-        "peak_megabytes": added / 1e6,
+        "peak_megabytes": added * 1e3,
         "shares": accuracies(model, tokenizer, questions=questions, limit=limit),
     }
 
@@ -298,12 +297,6 @@ def _weights() -> str:
     """What tells the models of the package from those of another version."""
     paths = [demo.model_path(learned=learned) / "model.safetensors" for learned in get_args(demo.Learned)]
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
-
-
-def _peak() -> int:
-    """Most memory of this process up to now, in bytes."""
-    kibibytes_or_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kibibytes_or_bytes if sys.platform == "darwin" else kibibytes_or_bytes * 1024
 
 
 if __name__ == "__main__":
