@@ -112,14 +112,19 @@ def two_level_differences(first: list[list[bool]], second: list[list[bool]], see
     """Differences of mean accuracy in samples of questions and, of each method, of one result fewer than it has."""
     rng = np.random.default_rng(seed)
     n = len(first[0])
-    counts = [rng.multinomial(n, np.full(n, 1 / n)) for _ in range(resamples)]
+    # One question stands for all that have the same answers.
+    alike: dict[tuple[bool, ...], list[int]] = {}
+    for question in range(n):
+        alike.setdefault(tuple(result[question] for result in [*first, *second]), []).append(question)
+    kinds = [alike[answers] for answers in sorted(alike)]
+    counts = [rng.multinomial(n, [len(kind) / n for kind in kinds]) for _ in range(resamples)]
     means = []
     for results in (second, first):
         size = max(1, len(results) - 1)
         drawn = [rng.multinomial(size, np.full(len(results), 1 / len(results))) for _ in range(resamples)]
         of_method = []
         for sample in range(resamples):
-            questions = [question for question in range(n) for _ in range(counts[sample][question])]
+            questions = [kind[0] for kind, count in zip(kinds, counts[sample], strict=True) for _ in range(count)]
             chosen = [result for place, result in enumerate(results) for _ in range(drawn[sample][place])]
             of_method.append(sum(result[question] for result in chosen for question in questions) / (size * n))
         means.append(of_method)

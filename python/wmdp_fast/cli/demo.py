@@ -120,7 +120,7 @@ def _meaning(done: DemoRun) -> str:
         )
     said.append(
         "This is one control vector, the best of three on these questions. The others, and this one on questions about"
-        " other facts,\nleft 14 to 18 points more than a model that never learned it gets right, where texts are"
+        " other facts,\nleft up to 18 points more than a model that never learned it gets right, where texts are"
         " compared, and lost up to 5\npoints of what should be kept (docs/limits.md)."
     )
     return "\n".join(said)

@@ -31,14 +31,15 @@ def resampled_differences(
     Returns:
         `[resamples]`.
     """
-    n = first.shape[1]
-    questions = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
-    return _means(second, questions, rng) - _means(first, questions, rng)
+    # Questions that all results answer alike are interchangeable: what is drawn is how often each kind of them comes.
+    kinds, counts = np.unique(np.vstack([first, second]), axis=1, return_counts=True)
+    drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=resamples)
+    return _means(kinds[len(first) :], drawn, rng) - _means(kinds[: len(first)], drawn, rng)
 
 
 def _means(correct: NDArray[np.bool_], questions: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
     """Accuracy in each sample of questions, mean over a sample of the results."""
-    results, n = correct.shape
+    results, n = len(correct), questions[0].sum()
     size = max(1, results - 1)
     drawn = rng.multinomial(size, np.full(results, 1 / results), size=len(questions))
     # Counts below 2^53: exact in any order.
