@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wmdp_fast as wf
-from tests.support import ranks, tiny_models
+from tests.support import killed_ranks, ranks, tiny_models
 from tests.support.thorough import THOROUGH
 from wmdp_fast import Requests, cli
 from wmdp_fast._rust import Trie
@@ -22,6 +24,9 @@ from wmdp_fast.scoring.shards import shards_of
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+# What `options` asks for: the choices of all questions, and a text of one window.
+ALL = 30 * 4 + 1
 
 TOKENS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
 
@@ -106,23 +111,37 @@ def test_ranks_have_the_scores_of_one_process(
         assert journals(folder) == []
 
 
+def test_a_rank_that_is_gone_ends_the_others(options: dict[str, Any], tmp_path: Path) -> None:
+    killed = killed_ranks.Moment(1, "batch", 2)
+    codes = ranks.evaluate(2, tmp_path, **options, output=tmp_path, killed=killed, stop_others=False)
+    assert codes == [1, -signal.SIGKILL]
+
+
+MOMENTS = killed_ranks.drawn(random.Random(19))
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(MOMENTS)) if THOROUGH else (4, 6, 9))
 def test_a_killed_rank_loses_nothing_whoever_goes_on(
-    options: dict[str, Any], alone: dict[int | None, np.ndarray], tmp_path: Path
+    number: int, options: dict[str, Any], alone: dict[int | None, np.ndarray], tmp_path: Path
 ) -> None:
-    ways = [(1, 3), (2, 3), (3, 3), (1, None), (3, None)]
-    for number in range(5) if THOROUGH else (0, 1, 4):
-        size, shards = ways[number]
-        folder = tmp_path / str(number)
-        killed = (number % 2, 3 + number)
-        codes = ranks.evaluate(2, folder, **options, shards=shards, output=folder, killed=killed)
-        assert codes[killed[0]] == -signal.SIGKILL
-        assert codes[1 - killed[0]] == 1
-        assert journals(folder)
+    moment, shards = MOMENTS[number], 3 if number % 2 else None
+    first = tmp_path / "killed"
+    codes = ranks.evaluate(2, first, **options, shards=shards, output=first, killed=moment)
+    assert codes[moment.rank] == -signal.SIGKILL
+    assert codes[1 - moment.rank] in (1, -signal.SIGTERM)
+    kept = killed_ranks.scores_in_journals(first)
+    assert len(kept) == len(set(kept))  # none was scored by both
+    saved = list(first.rglob("results_*.json"))
+    if moment.kind != "deleting":
+        assert len(kept) >= killed_ranks.scored_until(first)
+        assert bool(saved) == (moment.kind == "saved")
+    for size in (1, 2, 3) if THOROUGH else (1 + number % 3,):
+        folder = tmp_path / str(size)
+        shutil.copytree(first, folder)
         assert ranks.evaluate(size, folder, **options, shards=shards, output=folder, resume=True) == [0] * size
-        found, resumed = ranks.scores_in(folder)
-        (np.testing.assert_array_equal if shards else assert_close)(found, alone[shards])
-        assert resumed > 0
+        (np.testing.assert_array_equal if shards else assert_close)(ranks.scores_in(folder)[0], alone[shards])
+        assert ranks.scored_by(folder, size) == ALL - len(kept)  # what was finished is not scored again
         assert journals(folder) == []
 
 

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
+from multiprocessing import connection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from tests.support.killed_ranks import count_scored, kill_at
 from tests.support.killed_runs import CHILDREN
-from wmdp_fast.scoring.scores import PartialScores
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from multiprocessing.process import BaseProcess
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from tests.support.killed_ranks import Moment
 
-def evaluate(size: int, folder: Path, *, killed: tuple[int, int] | None = None, **options: Any) -> list[int | None]:
+
+def evaluate(
+    size: int, folder: Path, *, killed: Moment | None = None, stop_others: bool = True, **options: Any
+) -> list[int | None]:
     """Evaluates with so many ranks, and says how each has ended.
 
     Args:
         size: How many.
-        folder: Where rank N saves its scores as `N.npz`: all log-likelihoods of tasks (`scores`), how many were there
-            before (`resumed`) and where the results are (`saved_to`).
-        killed: A rank, and the number of its batches after which it is killed.
+        folder: Where rank N saves as `N.npz` all log-likelihoods of tasks and the perplexities of texts (`scores`), how
+            many choices of tasks were there before (`resumed`), and how many choices and windows it scored (`scored`).
+        killed: When a rank is killed.
+        stop_others: Whether the others are stopped when one fails, as `torchrun` does.
         options: Of `wf.evaluate`.
     """
     with socket.create_server(("localhost", 0)) as server:
@@ -38,9 +45,21 @@ def evaluate(size: int, folder: Path, *, killed: tuple[int, int] | None = None, 
     children = [CHILDREN.Process(target=_run, args=(place | address, folder, killed, options)) for place in places]
     for child in children:
         child.start()
-    for child in children:
-        child.join(120)
+    _wait(children, stop_others=stop_others)
     return [child.exitcode for child in children]
+
+
+def _wait(children: Sequence[BaseProcess], *, stop_others: bool) -> None:
+    """Waits for all to end; stops them when one has failed, if that is wanted, or when they take too long."""
+    running = {child.sentinel: child for child in children}
+    while running:
+        ended = connection.wait(list(running), timeout=120)
+        failed = any(child.exitcode for child in children)
+        if (failed and stop_others) or not ended:
+            for child in running.values():
+                child.terminate()
+        for sentinel in ended:
+            running.pop(sentinel).join()
 
 
 def scores_in(folder: Path, rank: int = 0) -> tuple[NDArray[np.float64], int]:
@@ -49,36 +68,32 @@ def scores_in(folder: Path, rank: int = 0) -> tuple[NDArray[np.float64], int]:
         return found["scores"], int(found["resumed"])
 
 
-def _run(environment: dict[str, str], folder: Path, killed: tuple[int, int] | None, options: dict[str, Any]) -> None:
+def scored_by(folder: Path, size: int) -> int:
+    """How many choices of tasks and windows of texts so many ranks have scored themselves."""
+    found = 0
+    for rank in range(size):
+        with np.load(folder / f"{rank}.npz") as saved:
+            found += int(saved["scored"])
+    return found
+
+
+def _run(environment: dict[str, str], folder: Path, killed: Moment | None, options: dict[str, Any]) -> None:
     os.environ |= environment
     torch.set_num_threads(1)
-    rank = int(environment["RANK"])
-    if killed is not None and killed[0] == rank:
-        _kill_after(killed[1])
+    if killed is not None and killed.rank == int(environment["RANK"]):
+        kill_at(killed, folder)
+    scored = count_scored()
     import wmdp_fast as wf
 
     result = wf.evaluate(**options, device="cpu", progress=False)
     outcomes = [task.outcome.loglikelihood for task in result.tasks.values()]
     perplexities = [np.array([text["word_perplexity"]]) for text in result.texts.values()]
     np.savez(
-        folder / f"{rank}.npz",
+        folder / f"{environment['RANK']}.npz",
         scores=np.concatenate([*outcomes, *perplexities]),
         resumed=result.details["choices_resumed"],
+        scored=scored[0],
     )
-
-
-def _kill_after(batches: int) -> None:
-    """Has this process kill itself when so many batches of a run with a journal are scored and written down."""
-    enter, left = PartialScores.enter, batches
-
-    def entering(self: PartialScores, *arguments: Any, **options: Any) -> None:
-        nonlocal left
-        enter(self, *arguments, **options)
-        left -= self.journal is not None
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    PartialScores.enter = entering  # type: ignore[method-assign]
 
 
 def questions_and_text(folder: Path, questions: int, texts: int) -> dict[str, Any]:
