@@ -18,12 +18,13 @@ nox.options.download_python = "never"
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 
 # What another version could change without a word, in minutes: loading, attention, fused parts, both ways of scoring
-# against lm-eval's numbers, several processes, RMU's bits, adapters, attacks that need gradients, chat templates,
-# checkpoints, plots, the command line.
+# against lm-eval's numbers, several processes and devices, models split over devices, adapters on one base, RMU's bits, attacks that
+# need gradients, chat templates, checkpoints, plots, the command line.
 TESTS = [
     "tests/test_private_apis.py",
     "tests/test_import.py",
-    "tests/runtime/test_requirements.py",
+    "tests/test_several_models.py",
+    "tests/runtime",
     "tests/checkpoints/test_saving.py",
     "tests/cli/test_cli.py",
     "tests/integrations/test_lm_eval_backend.py",
@@ -31,11 +32,13 @@ TESTS = [
     "tests/models/attention/test_packed_attention.py",
     "tests/models/fused",
     "tests/models/test_load.py",
+    "tests/models/test_parts.py",
     "tests/prompts/test_chat.py",
     "tests/results/test_plot.py",
     "tests/robustness/test_gcg.py",
     "tests/robustness/test_softprompt.py",
     "tests/scoring/test_padded.py",
+    "tests/scoring/test_parallel.py",
     "tests/scoring/test_parity.py",
     "tests/scoring/test_sharded.py",
     "tests/scoring/test_trie_scoring.py",

@@ -90,6 +90,9 @@ def test_threads_may_share_all_of_them() -> None:
         assert all(found == described(requests) for found in pool.map(work, range(32)))
 
 
+METHODS = ["fork", "spawn", "forkserver"]
+
+
 class Batches:
     """A dataset as a DataLoader's workers want it: each worker plans the batches of its own share of the questions."""
 
@@ -109,13 +112,39 @@ def work(batches: Batches, worker: int) -> list[list[list[int]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_of_either_kind_may_use_them(method: str) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_workers_of_any_kind_may_use_them(method: str) -> None:
     template, _, tokenizer, _ = parts()
     batches = Batches(template, tokenizer)
     expected = [work(batches, worker) for worker in range(2)]  # and so the thread pool is there before the fork
     with multiprocessing.get_context(method).Pool(2) as pool:
         assert pool.starmap(work, [(batches, worker) for worker in range(2)]) == expected
+
+
+class Shares:
+    """The shares of two workers as a dataset with an index; unlike an iterable one it is no class of torch's, so that it can be
+    defined here, where spawned workers find it.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, worker: int) -> list[list[list[int]]]:
+        return work(self.batches, worker)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_a_data_loader_starts_workers_of_any_kind(method: str) -> None:
+    torch = pytest.importorskip("torch")
+    template, _, tokenizer, _ = parts()
+    shares = Shares(Batches(template, tokenizer))
+    expected = [shares[0], shares[1]]
+    loader = torch.utils.data.DataLoader(shares, batch_size=None, num_workers=2, multiprocessing_context=method)
+    assert list(loader) == expected
 
 
 @pytest.mark.slow
