@@ -18,8 +18,8 @@ nox.options.download_python = "never"
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 
 # What another version could change without a word, in minutes: loading, attention, fused parts, both ways of scoring
-# against lm-eval's numbers, several processes and devices, models split over devices, adapters on one base, RMU's bits, attacks that
-# need gradients, chat templates, checkpoints, plots, the command line.
+# against lm-eval's numbers, several processes and devices, models over several devices, adapters on one base, RMU's
+# bits, attacks that need gradients, chat templates, checkpoints, plots, the command line.
 TESTS = [
     "tests/test_private_apis.py",
     "tests/test_import.py",

@@ -122,8 +122,9 @@ def test_workers_of_any_kind_may_use_them(method: str) -> None:
 
 
 class Shares:
-    """The shares of two workers as a dataset with an index; unlike an iterable one it is no class of torch's, so that it can be
-    defined here, where spawned workers find it.
+    """The shares of two workers as a dataset with an index.
+
+    Unlike an iterable one it is no class of torch's, so that it can be defined here, where spawned workers find it.
     """
 
     def __init__(self, batches: Batches) -> None:

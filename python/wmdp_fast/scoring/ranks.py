@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import sys
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -148,6 +150,22 @@ def smallest(number: int, device: torch.device) -> int:
     return int(found)
 
 
+@contextlib.contextmanager
+def _stdout_kept() -> Iterator[None]:
+    """Has whatever this process writes to stdout go to stderr.
+
+    Gloo of torch 2.10 says there, past Python, that its ranks are connected: in front of the results of `--json`.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def _group(place: Place, backend: str) -> Any:
     """Makes the process group when all are there, and returns the store that they met at."""
     try:
@@ -156,7 +174,10 @@ def _group(place: Place, backend: str) -> Any:
         store.add("here", 1)
         while store.add("here", 0) < place.size:
             time.sleep(_POLL)
-        distributed.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=_TIMEOUT)
+        with _stdout_kept():
+            distributed.init_process_group(
+                backend, store=store, rank=place.rank, world_size=place.size, timeout=_TIMEOUT
+            )
     except RuntimeError as error:
         raise ModelError(f"the other ranks cannot be reached: {error}") from error
     return store

@@ -25,6 +25,7 @@ from wmdp_fast.models.attention.packed import (
     packed_attention,
     packed_batch,
 )
+from wmdp_fast.models.attention.requirements import take_eager_where_needed
 
 budgets = st.sampled_from([3, 7, 16, 1000])
 
@@ -206,6 +207,7 @@ def tiny(family: str) -> torch.nn.Module:
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **{**SMALL, **FAMILIES.get(family, {})})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    take_eager_where_needed(model)  # as `load_model` does: before transformers 5.21 Gemma 2 has no soft cap by default
     with torch.no_grad():
         for parameter in model.parameters():
             # Larger than a fresh model's weights: attention must matter for its faults to show.
