@@ -83,6 +83,8 @@ def test_checkpoints_come_in_the_order_of_their_steps(tmp_path: Path):
     (tmp_path / "checkpoint-best").mkdir()
     found = checkpoints_of(tmp_path)
     assert [Path(one.model).name for one in found] == ["checkpoint-20", "checkpoint-300", "checkpoint-1000"]
+    with pytest.raises(ValueError, match="models of their own, not adapters: leave base out"):
+        checkpoints_of(tmp_path, "base")
     adapter = tmp_path / "checkpoint-20"
     (adapter / "config.json").rename(adapter / "adapter_config.json")
     with pytest.raises(ValueError, match="is a PEFT adapter"):

@@ -164,7 +164,7 @@ def checkpoints_of(run: str | PathLike[str], base: str | PathLike[str] | None = 
         base: The model that its checkpoints are adapters of, if they are.
 
     Raises:
-        ValueError: There are none, or they are adapters and `base` is missing.
+        ValueError: There are none, or they are adapters and `base` is missing, or no adapters and `base` is given.
     """
     folder = Path(run).expanduser()
     found = [(int(name[1]), path) for path in folder.glob("checkpoint-*") if (name := _CHECKPOINT.fullmatch(path.name))]
@@ -178,6 +178,8 @@ def checkpoints_of(run: str | PathLike[str], base: str | PathLike[str] | None = 
             raise ValueError(f"{path} is a PEFT adapter: name the model that it belongs to as MODEL")
         else:
             specs.append(ModelSpec(base, peft=str(path)))
+    if base is not None and not any(spec.peft for spec in specs):
+        raise ValueError(f"the checkpoints in {folder} are models of their own, not adapters: leave {base} out")
     return specs
 
 

@@ -101,6 +101,14 @@ def test_the_same_run_twice_differs_in_nothing(runs: dict[tuple[str, str], Path]
         assert row.right_to_wrong == row.wrong_to_right == 0
 
 
+def test_a_run_beside_itself_is_noted(runs: dict[tuple[str, str], Path]) -> None:
+    same = runs["wmdp-fast", "base"]
+    [contrast] = compare(same, same).contrasts
+    assert [note for note in contrast.notes if note.startswith("before and after are the same file")]
+    [contrast] = compare(same, runs["lm-eval", "base"]).contrasts
+    assert not [note for note in contrast.notes if "same file" in note]
+
+
 def test_other_prompts_are_not_compared_in_pairs(runs: dict[tuple[str, str], Path], tmp_path: Path) -> None:
     zero_shot = saved_runs.our_run(tmp_path, "org/unlearned")
     comparison = compare(runs["lm-eval", "base"], zero_shot)

@@ -212,6 +212,7 @@ def test_an_unknown_option_prints_the_usage_of_its_own_command(command, capsys):
         ("ascii", False, "0.5 +- 0.1 caf\\u00e9 \\ud83e\\udd89 \\udcff\n"),
         ("latin-1", False, "0.5 \u00b1 0.1 caf\u00e9 \\ud83e\\udd89 \\udcff\n"),
         ("utf-8", False, "0.5 \u00b1 0.1 caf\u00e9 \U0001f989 \\udcff\n"),
+        ("ascii:surrogateescape", False, "0.5 +- 0.1 caf\\u00e9 \\ud83e\\udd89 \\udcff\n"),
         ("ascii", True, "0.5 \\u00b1 0.1 caf\\u00e9 \\ud83e\\udd89 \\udcff\n"),
     ],
 )
@@ -223,9 +224,9 @@ def test_what_stdout_cannot_show_is_written_in_ascii(encoding, json_, expected):
     )
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60, env=environment)
-    assert done.stdout.decode(encoding) == expected
+    assert done.stdout.decode(encoding.partition(":")[0]) == expected
     if json_:
-        text = json.loads(f'"{done.stdout.decode(encoding).strip()}"')
+        text = json.loads(f'"{done.stdout.decode(encoding.partition(":")[0]).strip()}"')
         assert text == "0.5 \u00b1 0.1 caf\u00e9 \U0001f989 \udcff"
 
 
@@ -333,6 +334,30 @@ def test_python_m_is_the_same_command():
         [sys.executable, "-m", "wmdp_fast", "--version"], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout == f"wmdp-fast {wmdp_fast.__version__}\n"
+
+
+@pytest.mark.parametrize(("name", "meant"), [("evaluate", "eval"), ("unlaern", "unlearn"), ("xyzzy", None)])
+def test_a_command_that_does_not_exist_is_named_with_those_like_it(name, meant, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([name, "model"])
+    error = capsys.readouterr().err
+    assert f"there is no command {name!r}" in error
+    assert ("did you mean" in error) == (meant is not None)
+    assert meant is None or f"did you mean {meant}" in error
+
+
+def test_closed_streams_lead_nowhere(tmp_path):
+    """As `>&- 2>&-` closes them; a file that is opened afterwards does not get what is printed."""
+    code = (
+        "import sys; from wmdp_fast import cli; from wmdp_fast.cli import doctor\n"
+        f"doctor.run = lambda _: open({str(tmp_path / 'opened')!r}, 'w') and (print('text') or 0)\n"
+        "sys.exit(cli.main(['doctor']))"
+    )
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$0" -c "$1" >&- 2>&-', sys.executable, code], check=False, timeout=60
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "opened").read_text(encoding="utf-8") == ""
 
 
 @pytest.mark.parametrize("argv", [["tasks"], ["tasks", "--json"]])
@@ -553,6 +578,13 @@ def test_eval_of_a_faulty_file_names_it_and_loads_no_model(tmp_path, capsys):
     faulty.write_text('{"question": "?", "choices": ["a", "b"], "answer": 2}\n', encoding="utf-8")
     assert cli.main(["eval", "/no/such/model", "--tasks", str(faulty)]) == 1
     assert capsys.readouterr().err.startswith(f"error: {faulty}, row 1, field `answer`: ")
+
+
+def test_a_question_file_without_its_extension_is_pointed_at(birds, monkeypatch, capsys):
+    file = Path(birds)
+    monkeypatch.chdir(file.parent)
+    assert cli.main(["eval", "M", "--tasks", file.stem]) == 1
+    assert f"unknown task {file.stem!r}; did you mean the file {file.name}?" in capsys.readouterr().err
 
 
 def test_a_task_that_only_lm_eval_knows_is_pointed_at(capsys):

@@ -55,6 +55,16 @@ def test_what_was_tested_is_said():
     assert requirements.tested_with("tokenizers", "0.1") is None
 
 
+def test_python_without_docstrings_is_refused_in_one_line():
+    command = ["eval", str(demo.model_path()), "--tasks", str(demo.questions_path("forget")), "--limit", "1"]
+    done = subprocess.run(
+        [sys.executable, "-OO", "-m", "wmdp_fast", *command], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Python leaves docstrings out (-OO or PYTHONOPTIMIZE=2)")
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(("command", "lines"), [(("eval",), 1), (("doctor",), 0)])
 def test_an_old_version_is_refused_in_one_line(command: tuple[str, ...], lines: int, tmp_path: Path):
     install(tmp_path, "transformers", "4.57.6")

@@ -261,6 +261,11 @@ def test_what_cannot_be_resumed_is_refused_or_said(llama_dir: Path, birds: Path,
     with pytest.raises(ValueError, match="resume is for models on disk"):
         wf.evaluate(tiny_models.build("llama"), tasks=birds, output=tmp_path, resume=True)
     with pytest.warns(WmdpFastWarning, match="there is nothing to resume"):
+        first = evaluate(llama_dir, birds, tmp_path, limit=2, resume=True)
+    assert first.saved_to is not None
+    with pytest.warns(
+        WmdpFastWarning, match=f"nothing to resume .*; {first.saved_to.name} there is of a run that ended"
+    ):
         evaluate(llama_dir, birds, tmp_path, limit=2, resume=True)
 
 

@@ -388,7 +388,9 @@ def _notes(before: SavedResults, after: SavedResults, pairings: Mapping[str, Pai
         yield f"{doubt}; the order is BEFORE AFTER: are they the wrong way round?"
     if before.made_by.split()[0] != after.made_by.split()[0]:
         yield f"the runs were made by {before.made_by} and {after.made_by}"
-    for one in (before, after):
+    if before.path is not None and before.path == after.path:
+        yield f"before and after are the same file, {before.path}: name one of the two files or folders that differ"
+    for one in (before, after) if before.path != after.path else (before,):
         if one.newest_of > 1:
             yield f"{one.path} is the newest of {one.newest_of} results of its folder"
     for which, run in (("before", before), ("after", after)):

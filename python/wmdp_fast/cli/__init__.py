@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from wmdp_fast._rust import __version__
 from wmdp_fast.cli import failures, terminal
-from wmdp_fast.cli.habits import Parser, with_dashes
+from wmdp_fast.cli.habits import Parser, close_command, with_dashes
 from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.runtime import cpus
 from wmdp_fast.runtime.ranks import place_of_process
@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wrong leaves through `SystemExit(2)`, as it has it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    terminal.open_closed()
     cpus.set_openmp()
     with warnings.catch_warnings(), _termination_as_exception():
         warnings.showwarning = _show_warning
@@ -73,6 +74,10 @@ def _run(argv: list[str]) -> int:
     try:
         # Only the module of the command at hand is imported, unless help may have to list all.
         parser = _parser(argv[:1] if argv and argv[0] in COMMANDS else COMMANDS)
+        if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+            parser.error(
+                f"there is no command {argv[0]!r}{close_command(argv[0], COMMANDS)}; `wmdp-fast --help` lists all"
+            )
         arguments = parser.parse_args(with_dashes(argv))
         terminal.print_anything(json=bool(getattr(arguments, "json", False)))
         if hasattr(arguments, "devices"):

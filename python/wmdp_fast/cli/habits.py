@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import shlex
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -45,6 +46,12 @@ _MODEL_ARGS = ("dtype", "peft", "revision", "tokenizer", "max_length")
 
 # Stands for the command that is at hand.
 _PROGRAM = "{program}"
+
+
+def close_command(name: str, commands: Sequence[str]) -> str:
+    """Which commands may be meant by one that does not exist: one that it begins like, or is nearly spelled like."""
+    close = [one for one in commands if name.startswith(one)] or difflib.get_close_matches(name, commands, n=2)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def with_dashes(argv: Sequence[str]) -> list[str]:

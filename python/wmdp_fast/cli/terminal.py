@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import sys
 
 # In place of characters that this package prints itself.
@@ -19,6 +20,20 @@ _PLAIN = {
 }
 
 
+def open_closed() -> None:
+    """Has stdout and stderr lead nowhere where they are closed (`>&-`, some job schedulers): Python has None there.
+
+    Their numbers are taken as well: the next file that is opened would have one, and libraries would print into it.
+    """
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
+
+
 def print_anything(*, json: bool) -> None:
     r"""Has stdout print in ASCII what its encoding does not have, instead of raising an error.
 
@@ -27,8 +42,9 @@ def print_anything(*, json: bool) -> None:
     """
     name = "wmdp-fast-json" if json else "wmdp-fast-plain"
     codecs.register_error(name, _escape if json else _plain)
-    # What stands in for stdout in a test or a notebook need not have an encoding.
-    if getattr(sys.stdout, "errors", None) == "strict" and hasattr(sys.stdout, "reconfigure"):
+    # What stands in for stdout in a test or a notebook need not have an encoding. In the locales C and POSIX Python has
+    # `surrogateescape` there, which raises at other characters.
+    if getattr(sys.stdout, "errors", None) in ("strict", "surrogateescape") and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors=name)
 
 

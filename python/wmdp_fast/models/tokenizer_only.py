@@ -7,6 +7,7 @@ tokenized meanwhile.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.checkpoints.weight_files import CONFIG, read_json, shown
@@ -135,7 +136,14 @@ def load_tokenizer(
 
     if not isinstance(tokenizer, str):
         return tokenizer
-    with failures_as(TokenizerError, f"the tokenizer of {tokenizer} cannot be loaded"):
+    problem = f"the tokenizer of {tokenizer} cannot be loaded"
+    # Some tokenizers have no such file, so that transformers tries first.
+    if Path(tokenizer).is_dir() and not (Path(tokenizer) / "tokenizer_config.json").exists():
+        problem += (
+            "; the folder has no tokenizer_config.json: copy the tokenizer's files of the model that this one was made"
+            " of into it, or name that model as the tokenizer (tokenizer=..., `eval --tokenizer`)"
+        )
+    with failures_as(TokenizerError, problem):
         # Asked for code that it may not run, transformers would wait for an answer on stdin.
         loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             tokenizer, **{"trust_remote_code": False, **(source or {})}

@@ -7,6 +7,7 @@ them later, is found out here. Nothing is imported for it.
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -47,8 +48,13 @@ def check() -> None:
     """Whether what is installed is new enough for anything that runs a model.
 
     Raises:
-        WmdpFastError: A package is too old; the message says what to install.
+        WmdpFastError: A package is too old, or Python leaves docstrings out; the message says what to do.
     """
+    if sys.flags.optimize > 1:
+        raise WmdpFastError(
+            "Python leaves docstrings out (-OO or PYTHONOPTIMIZE=2), and transformers cannot load models without them:"
+            " run it without that"
+        )
     for package in PACKAGES:
         if problem := too_old(package):
             raise WmdpFastError(problem)

@@ -69,5 +69,9 @@ def take_in(partial: PartialScores, journals: Sequence[Path]) -> None:
 
 
 def warn_of_nothing(folder: Path) -> None:
-    """Says that a run begins which was to be resumed."""
-    warnings.warn(f"there is nothing to resume in {folder}: starting from the beginning", WmdpFastWarning, stacklevel=5)
+    """Says that a run begins which was to be resumed, and which results are there already of runs that ended."""
+    ended = sorted(path.name for path in folder.glob("results_*.json"))
+    there = f"; {ended[-1]} there is of a run that ended, and is kept" if ended else ""
+    warnings.warn(
+        f"there is nothing to resume in {folder}: starting from the beginning{there}", WmdpFastWarning, stacklevel=5
+    )

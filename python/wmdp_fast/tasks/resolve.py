@@ -203,7 +203,8 @@ def _expand(
         yield from found
     else:
         raise TaskError(
-            f"unknown task {name!r}{_close(name, [*TASKS, *GROUPS, *TAGS])}; `wmdp-fast tasks` lists all of them;"
+            f"unknown task {name!r}{_file_of(name) or _close(name, [*TASKS, *GROUPS, *TAGS])};"
+            " `wmdp-fast tasks` lists all of them;"
             f" {_about_lm_eval(name)}"
         )
 
@@ -366,6 +367,14 @@ def _keep_subjects(
 
 def _sanitize(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)
+
+
+def _file_of(name: str) -> str:
+    """Names the question file here that is called so but for its extension, if there is one."""
+    files = [
+        f"{name}.{extension}" for extension in ("csv", "json", "jsonl", "parquet") if _exists(f"{name}.{extension}")
+    ]
+    return f"; did you mean the file {' or '.join(files)}?" if files else ""
 
 
 def _close(name: str, known: Iterable[str]) -> str:

@@ -268,7 +268,8 @@ class TrainingConfig(ABC):
             )
         if self.depth is not None and self.depth > num_layers:
             raise ModelError(
-                f"{name} has {num_layers} layers, 0 to {num_layers - 1}; layer {self.depth - 1} does not exist"
+                f"{name} has {num_layers} layers, 0 to {num_layers - 1}; layer {self.depth - 1} does not exist;"
+                " set the layers for this model, e.g. by layer_id (--layer-id); `wmdp-fast layers` suggests one"
             )
 
     def _check_numbers(self) -> None:
