@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from transformers import XLMConfig, XLMWithLMHeadModel
 
 from tests.reference import scoring
 from tests.reference.batching import Question, Requests
@@ -285,6 +286,23 @@ def test_without_a_mask_hidden_states_are_selected(family: str, monkeypatch: pyt
 def test_models_in_which_padding_matters_are_refused() -> None:
     with pytest.raises(ModelError, match="must be causal"):
         score_padded(wrapped(LooksAhead(tiny_models.loaded("llama").model)), Requests(MIXED, MAX_LENGTH))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_models_that_see_what_follows_but_hide_padding_are_refused(causal: bool) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": tiny_models.VOCABULARY, "emb_dim": 32, "n_layers": 2, "n_heads": 4}
+    model = XLMWithLMHeadModel(XLMConfig(**sizes, causal=causal, pad_index=0, pad_token_id=0)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() >= 2:
+                parameter.normal_(std=0.3)
+    loaded, requests = wrapped(model), Requests(MIXED, MAX_LENGTH)
+    if causal:
+        check_equals_reference(score_padded(loaded, requests), loaded, MIXED)
+    else:
+        with pytest.raises(ModelError, match="must be causal"):
+            score_padded(loaded, requests)
 
 
 def test_not_a_number_is_refused() -> None:
