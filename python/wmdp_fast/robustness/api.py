@@ -18,6 +18,7 @@ from wmdp_fast.robustness.attacked_model import AttackedModel
 from wmdp_fast.robustness.attacks.catalog import attacks_of, own_hashes
 from wmdp_fast.robustness.card import card_of, put_into_card
 from wmdp_fast.robustness.findings import SLACK
+from wmdp_fast.robustness.given_away import given_away
 from wmdp_fast.robustness.protocol import Budget
 from wmdp_fast.robustness.questions import Questions
 from wmdp_fast.robustness.result import AttackResult
@@ -120,7 +121,8 @@ def attack(
         judge: A served model that scores these answers.
         judge_prompts: FastChat's `judge_prompts.jsonl`, which a judge is asked with.
         slack: The share of its utility that a model may lose under an attack that counts.
-        forget: Text on what was unlearned, for attacks that train. It must not hold the answers that are reported.
+        forget: Text on what was unlearned, for attacks that train. It must not hold the answers that are reported;
+            what of it gives questions away in their own words is told.
         related: Text on its neighborhood.
         unrelated: Any other text, for controls; None is general text that comes with this package.
         output: Folder for the results. What is in it of the same models and questions is not run again.
@@ -190,6 +192,9 @@ def attack(
         corpora=_corpora(forget, related, unrelated),
         models=_models(model, base, never_learned, load, ScoreOptions(engine=engine)),
     )
+    cautions = given_away(asked.questions, asked.corpora, data)
+    for sentence in cautions:
+        tell(sentence)
     suite = Suite(
         attacks=chosen,
         budget=budget,
@@ -204,7 +209,7 @@ def attack(
         note=tell,
         devices=several,
     )
-    result = asked.result(suite, suite.run(), slack)
+    result = asked.result(suite, suite.run(), slack, cautions)
     if model_card is not None:
         put_into_card(result, model_card)
     return result
@@ -254,7 +259,7 @@ class _Asked:
             "version of wmdp_fast": _rust.__version__,
         }
 
-    def result(self, suite: Suite, runs: Sequence[Run], slack: float) -> AttackResult:
+    def result(self, suite: Suite, runs: Sequence[Run], slack: float, cautions: Sequence[str]) -> AttackResult:
         """What the runs come to; it is written into the suite's folder, if there is one."""
         kept = self.test.questions
         result = AttackResult(
@@ -269,6 +274,7 @@ class _Asked:
             seed=suite.seed,
             identity=suite.identity,
             measured=suite.measuring.of(list(self.models)),
+            cautions=cautions,
         )
         if suite.folder is not None:
             result.save(suite.folder)

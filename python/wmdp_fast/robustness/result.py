@@ -52,6 +52,7 @@ class AttackResult:
         seed: Of all that was drawn.
         identity: What the numbers depend on: files, questions, device, versions.
         measured: What was measured of what was to be kept, beside the accuracy on `utility_tasks`.
+        cautions: What speaks against these numbers: texts that give away what is reported.
 
     Example:
         >>> from wmdp_fast import attack, demo
@@ -72,6 +73,7 @@ class AttackResult:
     seed: int
     identity: Mapping[str, Any]
     measured: Sequence[Measured] = ()
+    cautions: Sequence[str] = ()
 
     @cached_property
     def findings(self) -> dict[Role, dict[str, Finding]]:
@@ -172,6 +174,7 @@ class AttackResult:
             "kept": {role: [one.to_json() for one in self.kept(role)] for role in self.models},
             "not_asked": self.not_asked,
             "measured": [one.to_json() for one in self.measured],
+            "cautions": list(self.cautions),
             "runs": [run.to_json() for run in self.runs],
         }
 
@@ -198,6 +201,7 @@ class AttackResult:
             identity=dict(found["identity"]),
             # Records of earlier versions have none.
             measured=[Measured.from_json(one) for one in found.get("measured", ())],
+            cautions=[str(one) for one in found.get("cautions", ())],
         )
         lengths = {len(reading.answers.correct) for run in result.runs for reading in run.readings}
         if lengths - {len(bits)} or sum(result.tasks.values()) != len(bits):
@@ -231,7 +235,8 @@ class AttackResult:
                     "" if chosen is None else _setting(chosen),
                 )
             )
-        return "\n".join(aligned(rows, "l" + "r" * len(self.models) + "rrl"))
+        lines = aligned(rows, "l" + "r" * len(self.models) + "rrl")
+        return "\n".join([*lines, *(f"caution: {sentence}" for sentence in self.cautions)])
 
     def curve_table(self) -> str:
         """A line for each kind of data of an attack with steps, an empty text if no attack has any.
