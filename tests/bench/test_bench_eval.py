@@ -125,7 +125,7 @@ def test_other_numbers_than_a_baselines_are_a_failure(monkeypatch, capsys):
         ({"shape": "tiny", "workload": "gpqa"}, "no workload 'gpqa'; known: wmdp"),
         ({"shape": "tiny", "tasks": "wmdp"}, "a shape has no tokenizer"),
         ({"shape": "tiny", "workload": "wmdp", "dtype": "auto"}, "a shape has no dtype"),
-        ({"shape": "tiny", "workload": "wmdp", "against": ["vllm"]}, "unknown baseline vllm"),
+        ({"shape": "tiny", "workload": "wmdp", "against": ["sglang"]}, "unknown baseline sglang"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options, problem):

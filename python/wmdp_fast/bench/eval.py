@@ -1,4 +1,4 @@
-"""`wmdp-fast bench eval`: how fast a model is scored, beside lm-eval on the same questions in the same run.
+"""`wmdp-fast bench eval`: how fast a model is scored, beside other engines on the same questions in the same run.
 
 Each worker runs in a process of its own, one after the other, so that the time of a whole process and its peak
 memory are its own. All score the same; if their numbers differ, the report says so and counts as failed.
@@ -6,6 +6,7 @@ memory are its own. All score the same; if their numbers differ, the report says
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from dataclasses import replace
@@ -15,21 +16,26 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from wmdp_fast.bench.agreement import tolerance
-from wmdp_fast.bench.process import run_worker
+from wmdp_fast.bench.peers import PEERS, check_peers
+from wmdp_fast.bench.process import run_peer, run_worker
 from wmdp_fast.bench.report import BenchReport, Measurement, machine
 from wmdp_fast.bench.shapes import WORKLOADS, check_model
 from wmdp_fast.bench.worker import Job, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-BASELINES = ("lm-eval", "padded")
+BASELINES = ("lm-eval", "padded", *PEERS)
 
 
 def bench_eval(
-    job: Job, against: Sequence[str] = (), *, batch_sizes: Sequence[int | Literal["auto"]] = ()
+    job: Job,
+    against: Sequence[str] = (),
+    *,
+    batch_sizes: Sequence[int | Literal["auto"]] = (),
+    pythons: Sequence[tuple[str, str]] = (),
 ) -> BenchReport:
     """Scores questions with this package, then with each baseline, and compares times, memory and numbers.
 
@@ -38,17 +44,31 @@ def bench_eval(
         against: Baselines, of `BASELINES`.
         batch_sizes: Rows in a batch of lm-eval's. With several it is run with each, under names like `lm-eval, 64`, and
             the report says which was the fastest. Without any, that of the job.
+        pythons: Pairs of one of `peers.PEERS` and the Python of the environment it is in; else it is in this one.
 
     Raises:
-        ValueError: Options exclude each other, or one is unknown.
+        ValueError: Options exclude each other, or one is unknown; or an interpreter is not there.
         WmdpFastError: A worker failed; says what it said.
     """
     _check(job, against)
+    check_peers(job, against, pythons)
     import torch  # noqa: F401 (so that `machine` sees GPUs: workers alone have needed it so far)
 
+    with tempfile.TemporaryDirectory() as folder:
+        if set(against) & set(PEERS):
+            job = replace(job, requests=os.path.join(folder, "requests.npz"))  # noqa: PTH118 (a text, for JSON)
+        return _contest(job, _baselines(job, against, batch_sizes, dict(pythons)))
+
+
+def _contest(job: Job, baselines: Iterable[tuple[str, Job]]) -> BenchReport:
     ours, scores = _run(replace(job, matrix_rate=True))
     report = BenchReport(_work(job, ours), _measurement(ours, ours.notes))
-    for baseline, peer in _peers(job, against, batch_sizes):
+    for baseline, peer in baselines:
+        if peer.worker in PEERS:
+            # Where this package ran, whatever was asked for.
+            device = "cpu" if ours.notes["device"] == "cpu" else peer.device.replace("auto", "cuda")
+            peer = replace(peer, device=device)
+            report.work[f"prompts of {baseline}"] = "given as tokens: reading and tokenizing are not in its time"
         theirs, their_scores = _run(peer)
         report.baselines[baseline] = _measurement(theirs, ours.notes)
         report.ratio[baseline] = {
@@ -61,9 +81,15 @@ def bench_eval(
     return report
 
 
-def _peers(job: Job, against: Sequence[str], batch_sizes: Sequence[int | Literal["auto"]]) -> Iterator[tuple[str, Job]]:
+def _baselines(
+    job: Job, against: Sequence[str], batch_sizes: Sequence[int | Literal["auto"]], pythons: Mapping[str, str]
+) -> Iterator[tuple[str, Job]]:
     """Each baseline's name in the report and its job."""
+    job, requests = replace(job, requests=None), job.requests
     for baseline in against:
+        if baseline in PEERS:
+            yield baseline, replace(job, worker=baseline, requests=requests, python=pythons.get(baseline))
+            continue
         if baseline != "lm-eval" or not batch_sizes:
             yield baseline, replace(job, worker=baseline)
             continue
@@ -98,10 +124,17 @@ def _check(job: Job, against: Sequence[str]) -> None:
 
 
 def _run(job: Job) -> tuple[Outcome, NDArray[np.float64]]:
-    """Runs a worker: what it measured, and the log-likelihoods."""
+    """Runs a worker: what it measured, its process's end included, and the log-likelihoods."""
     with tempfile.TemporaryDirectory() as name:
-        outcome = run_worker("wmdp_fast.bench.worker", replace(job, started=time.time()), Path(name))
-        return Outcome(**outcome), np.load(Path(name) / "scores.npy")
+        folder, job = Path(name), replace(job, started=time.time())
+        outcome = Outcome(
+            **(run_peer(job, folder) if job.worker in PEERS else run_worker("wmdp_fast.bench.worker", job, folder))
+        )
+        # What it did last was to write this.
+        ended = max(0.0, time.time() - (folder / "outcome.json").stat().st_mtime)
+        total = outcome.seconds.pop("total")
+        outcome.seconds |= {"exit": ended, "total": total + ended}
+        return outcome, np.load(folder / "scores.npy")
 
 
 def _work(job: Job, ours: Outcome) -> dict[str, Any]:

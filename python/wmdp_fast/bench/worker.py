@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from wmdp_fast.bench.peers import save_tokens
 from wmdp_fast.bench.report import peak_gb
 
 if TYPE_CHECKING:
@@ -40,11 +41,14 @@ class Job:
         limit: Only so many questions of each task or subject.
         dtype: `float32`, `bfloat16` or `float16`; for a folder also `auto`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        worker: `auto`, `trie` or `padded`, which are this package's engines; or `lm-eval`.
+        worker: `auto`, `trie` or `padded`, which are this package's engines; or `lm-eval`; or one of
+            `peers.PEERS`, which another script runs.
         token_budget: Maximum tokens per batch of this package's, or `auto`.
         compiled: Whether this package's engine compiles parts of the model first.
         batch_size: Rows in a batch of lm-eval's, or `auto`: as many as it finds to fit, up to 64.
         matrix_rate: Whether to measure the machine's matrix products too.
+        requests: File for all prompts as tokens: this package's worker writes it, peers read it.
+        python: Interpreter of the environment that a peer is in; the running one by default.
         started: Time at which the process was started.
     """
 
@@ -63,6 +67,8 @@ class Job:
     compiled: bool = False
     batch_size: int | Literal["auto"] = 16
     matrix_rate: bool = False
+    requests: str | None = None
+    python: str | None = None
     started: float = 0.0
 
 
@@ -141,6 +147,8 @@ def _run_ours(job: Job) -> tuple[Outcome, NDArray[np.float64]]:
         "warnings": [str(warning.message) for warning in caught],
     }
     outcome = _outcome(phases, requests.num_questions, scores.tokens_run, notes)
+    if job.requests is not None:
+        save_tokens(requests, Path(job.requests))
     if job.matrix_rate:
         outcome.notes |= _arithmetic(loaded, requests, scores.token_budget, scores.batches)
     return outcome, scores.loglikelihood

@@ -130,7 +130,7 @@ def _add_eval(benchmarks: Any) -> None:
         type=_baselines,
         default=(),
         metavar="BASELINES",
-        help="lm-eval, padded, or both separated by a comma",
+        help="lm-eval, padded, vllm, evalution, or several separated by commas",
     )
     parser.add_argument(
         "--peer-batch-size",
@@ -139,6 +139,15 @@ def _add_eval(benchmarks: Any) -> None:
         default=(16,),
         metavar="N,...",
         help="lm-eval's rows, or auto (default 16); with several, separated by commas, it is run with each",
+    )
+    parser.add_argument(
+        "--peer-python",
+        dest="pythons",
+        type=_peer_python,
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="the Python of the environment that vllm or evalution is in (default this one); may be repeated",
     )
     _add_output(parser)
     parser.set_defaults(benchmark=_eval)
@@ -209,8 +218,8 @@ def _eval(arguments: argparse.Namespace) -> BenchReport:
     from wmdp_fast.bench.worker import Job
 
     options = _options(arguments)
-    against, batch_sizes = options.pop("against"), options.pop("batch_sizes")
-    return bench_eval(Job(**options), against, batch_sizes=batch_sizes)
+    contest = {name: options.pop(name) for name in ("against", "batch_sizes", "pythons")}
+    return bench_eval(Job(**options), **contest)
 
 
 def _unlearn(arguments: argparse.Namespace) -> list[BenchReport]:
@@ -254,7 +263,14 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _baselines(text: str) -> tuple[str, ...]:
-    return _known_baselines(text, ("lm-eval", "padded"))
+    return _known_baselines(text, ("lm-eval", "padded", "vllm", "evalution"))
+
+
+def _peer_python(text: str) -> tuple[str, str]:
+    name, given, python = text.partition("=")
+    if not (name and given and python):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH, as in vllm=/opt/vllm/bin/python")
+    return name, python
 
 
 def _batch_sizes(text: str) -> tuple[int | str, ...]:
