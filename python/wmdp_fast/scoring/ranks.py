@@ -156,8 +156,13 @@ def _stdout_kept() -> Iterator[None]:
 
     Gloo of torch 2.10 says there, past Python, that its ranks are connected: in front of the results of `--json`.
     """
-    sys.stdout.flush()
-    kept = os.dup(1)
+    try:
+        kept = os.dup(1)
+    except OSError:  # closed: then nothing can be said there
+        yield
+        return
+    if sys.stdout is not None:
+        sys.stdout.flush()
     try:
         os.dup2(2, 1)
         yield
