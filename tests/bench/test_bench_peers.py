@@ -25,7 +25,9 @@ CONTEXTS = [[1, 2, 3], [1, 2, 3, 4, 5], [6, 7]]
 CHOICES = [[[10], [11]], [[10], [11]], [[12, 13], [14]]]
 
 # What an engine says of a token: log-likelihood -(token + length of what is before it) / 100.
+# Its engine is a process of its own, which holds 200 MB, and ends with it.
 _VLLM = """
+import subprocess, sys
 from types import SimpleNamespace as Record
 __version__ = "0.made-up"
 class SamplingParams:
@@ -37,6 +39,12 @@ def said(token, before):
 class LLM:
     def __init__(self, model, dtype, enable_prefix_caching, enforce_eager):
         assert (model, dtype, enable_prefix_caching) == ("folder", "float32", True) and enforce_eager
+        held = "held = b'x' * 200_000_000; print(flush=True); input()"
+        self.process = subprocess.Popen([sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process.stdout.readline()
+    def __del__(self):
+        self.process.kill()
+        self.process.wait()
     def generate(self, prompts, parameters, use_tqdm):
         return [self.answer(one["prompt_token_ids"], how.wanted) for one, how in zip(prompts, parameters, strict=True)]
     def answer(self, prompt, wanted):
@@ -135,6 +143,7 @@ def test_engines_get_the_same_tokens_and_their_numbers_are_compared(ours, capsys
         assert peer["peak_gb"] > 0
         assert "given as tokens" in report["work"][f"prompts of {name}"]
         assert report["ratio"][name]["total"] == pytest.approx(peer["seconds"]["total"] / 4.0)
+    assert report["peers"]["vllm"]["peak_gb"] > report["peers"]["evalution"]["peak_gb"] + 0.2
     # Two requests for letters, one token of each from the cache, and two for words.
     assert report["peers"]["vllm"]["notes"]["requests"] == 4
     assert report["peers"]["vllm"]["units"]["tokens_run"] == (3 - 1) + (5 - 1) + 4 + 3

@@ -13,7 +13,7 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -53,6 +53,24 @@ class _Questions:
         return range(*self._offsets[question : question + 2])
 
 
+class _Answered(NamedTuple):
+    """What an engine gave.
+
+    Attributes:
+        scores: Log-likelihoods of all choices, float64.
+        tokens_run: Tokens that went through the model.
+        gpu_peak_gb: Peak memory of tensors on the GPU in 10^9 bytes; None on a CPU or where it is not known.
+        notes: More, for the report.
+        engine: The engine, alive until its processes' memory has been read; that it ends is part of the exit.
+    """
+
+    scores: NDArray[np.float64]
+    tokens_run: int
+    gpu_peak_gb: float | None
+    notes: dict[str, Any]
+    engine: Any
+
+
 def main(folder: Path) -> None:
     """Runs the job in a folder."""
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
@@ -63,7 +81,7 @@ def main(folder: Path) -> None:
     engine = {"evalution": _evalution, "vllm": _vllm}[job["worker"]]
     phases = _Phases(job["started"])
     try:
-        scores, tokens_run, gpu_peak, notes = engine(job, phases)
+        answered = engine(job, phases)
     except ModuleNotFoundError as error:
         if error.name != (name := job["worker"]):
             raise
@@ -74,17 +92,17 @@ def main(folder: Path) -> None:
     phases.end("aggregate")
     outcome = {
         "seconds": phases.seconds | {"total": sum(phases.seconds.values())},
-        "questions": notes.pop("questions"),
-        "tokens_run": tokens_run,
+        "questions": answered.notes.pop("questions"),
+        "tokens_run": answered.tokens_run,
         "peak_gb": sum(map(_peak_gb, _family(os.getpid()))),
-        "gpu_peak_gb": gpu_peak,
-        "notes": {"python": sys.executable, **notes},
+        "gpu_peak_gb": answered.gpu_peak_gb,
+        "notes": {"python": sys.executable, **answered.notes},
     }
-    np.save(folder / "scores.npy", scores)
+    np.save(folder / "scores.npy", answered.scores)
     (folder / "outcome.json").write_text(json.dumps(outcome), encoding="utf-8")
 
 
-def _vllm(job: dict[str, Any], phases: _Phases) -> tuple[NDArray[np.float64], int, float | None, dict[str, Any]]:
+def _vllm(job: dict[str, Any], phases: _Phases) -> _Answered:
     """The offline engine of vLLM with its prefix caching.
 
     A question whose choices are single tokens is one request; else each choice is one.
@@ -142,10 +160,10 @@ def _vllm(job: dict[str, Any], phases: _Phases) -> tuple[NDArray[np.float64], in
         "prefix_caching": True,
         "requests": len(prompts),
     }
-    return np.array(scores, dtype=np.float64), tokens_run, None, notes
+    return _Answered(np.array(scores, dtype=np.float64), tokens_run, None, notes, model)
 
 
-def _evalution(job: dict[str, Any], phases: _Phases) -> tuple[NDArray[np.float64], int, float | None, dict[str, Any]]:
+def _evalution(job: dict[str, Any], phases: _Phases) -> _Answered:
     """Evalution's engine on transformers, with its own batch size and its own cache of prefixes."""
     import evalution
     from evalution.engines.base import LoglikelihoodRequest
@@ -177,7 +195,7 @@ def _evalution(job: dict[str, Any], phases: _Phases) -> tuple[NDArray[np.float64
         "batch_size": str(engine.batch_size),
         "prefix_cache_min_tokens": engine.loglikelihood_prefix_cache_min_tokens,
     }
-    return scores, tokens_run, _gpu_peak_gb(job["device"]), notes
+    return _Answered(scores, tokens_run, _gpu_peak_gb(job["device"]), notes, session)
 
 
 def _gpu_peak_gb(device: str) -> float | None:
