@@ -16,7 +16,7 @@ import pytest
 from wmdp_fast import Requests, cli
 from wmdp_fast.bench import eval as bench
 from wmdp_fast.bench.eval import bench_eval
-from wmdp_fast.bench.peers import save_tokens
+from wmdp_fast.bench.peer_tokens import save_tokens
 from wmdp_fast.bench.worker import Job, Outcome
 from wmdp_fast.exceptions import WmdpFastError
 

@@ -336,6 +336,9 @@ class Small(Wrapped):
         return super().forward(input_ids, **arguments)
 
 
+# Passes at the beginning that try the model out.
+TRIED = 5
+
 CPU_OUT_OF_MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory")
 
 
@@ -349,11 +352,10 @@ def test_out_of_memory_halves_the_budget_and_scores_each_row_once(
     scores = score_padded(wrapped(model), requests)
     check_equals_reference(scores, tiny_models.loaded("llama"), MIXED)
     assert 1 <= scores.token_budget <= Small.limit
-    # The first three passes try the model out.
-    rows = [row for batch in model.passes[3:] for row in batch]
-    assert [len(batch) for batch in model.passes[3:]] != [1] * len(requests.rows)
+    rows = [row for batch in model.passes[TRIED:] for row in batch]
+    assert [len(batch) for batch in model.passes[TRIED:]] != [1] * len(requests.rows)
     assert len(rows) == requests.num_rows
-    assert len(model.passes) - 3 == scores.batches
+    assert len(model.passes) - TRIED == scores.batches
     assert sum(len(row) for row in rows) == scores.tokens_run
     assert not [warning for warning in recwarn if "memory" in str(warning.message)]
 
@@ -370,7 +372,7 @@ def test_out_of_memory_in_a_later_batch_keeps_the_finished_rows() -> None:
     with pytest.warns(UserWarning, match=r"out of memory on cpu with \d+ rows of \d+ tokens: token_budget is now \d+"):
         scores = score_padded(wrapped(model), requests, token_budget=40, progress=progress)
     check_equals_reference(scores, tiny_models.loaded("llama"), MIXED)
-    assert sum(len(batch) for batch in model.passes[3:]) == requests.num_rows
+    assert sum(len(batch) for batch in model.passes[TRIED:]) == requests.num_rows
     assert finished[-1] == (requests.num_rows, requests.num_rows)
     assert [done for done, _ in finished] == sorted({done for done, _ in finished})
 
@@ -408,8 +410,10 @@ def test_an_interrupted_run_keeps_what_is_finished_and_goes_on_from_there() -> N
     before = len(model.passes)
     scores = score_padded(wrapped(model), requests, token_budget=20, partial=partial)
     check_equals_reference(scores, tiny_models.loaded("llama"), MIXED)
-    assert sum(len(batch) for batch in [*model.passes[3:before], *model.passes[before + 3 :]]) == requests.num_rows
-    assert scores.batches == len(model.passes) - 6
+    assert (
+        sum(len(batch) for batch in [*model.passes[TRIED:before], *model.passes[before + TRIED :]]) == requests.num_rows
+    )
+    assert scores.batches == len(model.passes) - 2 * TRIED
 
 
 def test_a_budget_below_one_is_refused() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from wmdp_fast.bench.peers import save_tokens
+from wmdp_fast.bench.peer_tokens import save_tokens
 from wmdp_fast.bench.report import peak_gb
 
 if TYPE_CHECKING:

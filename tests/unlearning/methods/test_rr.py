@@ -38,7 +38,7 @@ CONFIG = RRConfig(
 # Learning rates at which these models, whose weights are large, do not make much of a rounding error.
 @pytest.mark.parametrize(
     ("family", "parameters", "rate"),
-    [("llama", "mlp.down_proj", 3e-4), ("mixtral", "self_attn", 3e-4), ("gemma3_text", "mlp", 1e-3)],
+    [("llama", "mlp.down_proj", 1e-4), ("mixtral", "self_attn", 3e-4), ("gemma3_text", "mlp", 1e-3)],
 )
 def test_losses_and_weights_are_those_of_the_plain_algorithm(family: str, parameters: str, rate: float) -> None:
     config = dataclasses.replace(CONFIG, parameters=parameters, learning_rate=rate)
