@@ -4,9 +4,10 @@
 
 Each run is a process of its own, beside none, one and two processes that do nothing but count. *Active* is this package
 with threads that spin while they wait (OMP_WAIT_POLICY=ACTIVE), as OpenMP's do unless told otherwise; the command line
-tells them. Then on one core (taskset), and with twice as many threads as there are cores. To be run alone, on two cores
-about ten minutes. The last column is the time over what the share of the cores allows: with as many threads as cores, n
-busy ones beside them leave cores / (cores + n) of the time.
+tells them. Then on one core (taskset), with twice as many threads as there are cores, and, for root, in a control group
+with a quota of one core, as a container has it. To be run alone, on two cores about ten minutes. The last column is the
+time over what the share of the cores allows: with as many threads as cores, n busy ones beside them leave
+cores / (cores + n) of the time.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from wmdp_fast.runtime.tables import in_columns
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_GROUPS = Path("/sys/fs/cgroup")
 CORES = len(os.sched_getaffinity(0))
 WAYS = ("passive", "active", "lm-eval")
 
@@ -65,6 +67,28 @@ def on_cores(number: int) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def with_quota(cores: int) -> Iterator[None]:
+    """A control group for processes started meanwhile, with a quota as a container has; needs root.
+
+    Raises:
+        OSError: No group can be made here.
+    """
+    new_names = (_GROUPS / "cgroup.controllers").is_file()
+    group = _GROUPS / ("busy-cores" if new_names else "cpu/busy-cores")
+    group.mkdir()
+    try:
+        if new_names:
+            (group / "cpu.max").write_text(f"{cores * 100_000} 100000")
+        else:
+            (group / "cpu.cfs_quota_us").write_text(str(cores * 100_000))
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+        yield
+    finally:
+        (group.parent / "cgroup.procs").write_text(str(os.getpid()))
+        group.rmdir()
 
 
 def seconds(way: str, given: argparse.Namespace) -> float:
@@ -111,6 +135,17 @@ def main() -> None:
     for way in WAYS:
         with environment(OMP_NUM_THREADS=str(2 * CORES)):
             enter(f"OMP_NUM_THREADS={2 * CORES}", way, 1.0)
+    try:
+        with with_quota(1):
+            pass
+    except OSError as error:
+        print(f"a quota was not tried: {error}", file=sys.stderr)
+    else:
+        for way in WAYS:
+            with with_quota(1):
+                enter("a quota of one core", way, 1 / CORES)
+        with with_quota(1), environment(OMP_NUM_THREADS=str(CORES)):
+            enter(f"a quota of one core, OMP_NUM_THREADS={CORES}", "passive", 1 / CORES)
     print("\n".join(in_columns(rows, "llrrr")))
 
 

@@ -1,7 +1,5 @@
 """`python -m wmdp_fast` is `wmdp-fast`."""
 
-import sys
+from wmdp_fast.cli import console
 
-from wmdp_fast.cli import main
-
-sys.exit(main())
+console()

@@ -7,13 +7,14 @@ stderr, whatever was raised; with WMDP_FAST_DEBUG=1 in the environment it is a t
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import signal
 import sys
 import threading
 import warnings
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from wmdp_fast._rust import __version__
 from wmdp_fast.cli import failures, terminal
@@ -68,6 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings(), _termination_as_exception():
         warnings.showwarning = _show_warning
         return _run(argv)
+
+
+def console() -> NoReturn:
+    """Runs the command line as a process of its own, and ends it."""
+    code = main()
+    # The interpreter's last collections would look at all that the libraries have made, for the better part of a second.
+    gc.freeze()
+    sys.exit(code)
 
 
 def _run(argv: list[str]) -> int:
