@@ -7,7 +7,6 @@ stderr, whatever was raised; with WMDP_FAST_DEBUG=1 in the environment it is a t
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import os
 import signal
@@ -17,7 +16,7 @@ import warnings
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from wmdp_fast._rust import __version__
-from wmdp_fast.cli import failures, terminal
+from wmdp_fast.cli import failures, leaving, terminal
 from wmdp_fast.cli.habits import Parser, close_command, with_dashes
 from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.runtime import cpus
@@ -74,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def console() -> NoReturn:
     """Runs the command line as a process of its own, and ends it."""
     code = main()
-    # The interpreter's last collections would look at all that the libraries have made, for the better part of a second.
-    gc.freeze()
+    leaving.leave(code)
     sys.exit(code)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from wmdp_fast.checkpoints.model_name import parts_of
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
+from wmdp_fast.runtime.garbage import not_collecting
 from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
 from wmdp_fast.scoring.server import Server
 
@@ -165,7 +166,7 @@ def _loaded(
 
     base, _ = parts_of(where)
     files = locate.locate_model(base, revision=load.revision)
-    with clock("import"):
+    with clock("import"), not_collecting():
         from transformers import AutoConfig, AutoTokenizer  # noqa: F401 (takes seconds, so it is timed)
     with clock("tokenizer"):
         opened = load_tokenizer_only(
@@ -176,7 +177,7 @@ def _loaded(
             files=files,
         )
     on_tokenizer(opened)
-    with clock("import"):
+    with clock("import"), not_collecting():
         from wmdp_fast.models.fits import memory_to_stream_in
         from wmdp_fast.models.load import load_model
         from wmdp_fast.scoring.local import LocalModel
