@@ -219,7 +219,7 @@ def _of_excerpts(
 
 def _remembered(loaded: LoadedModel, rules: Sequence[LengthRule], longest: int) -> int:
     """Longer rows leave something behind for those after them, so they are run even if they are finished."""
-    length = min((rule.trained for rule in rules if rule.kind == "dynamic"), default=longest)
+    length = min((rule.limit for rule in rules if rule.kind == "dynamic"), default=longest)
     if length < longest:
         warnings.warn(
             f"{loaded.name}: rotary angles (dynamic) of rows beyond {length} tokens depend on the longest rows of the"

@@ -27,7 +27,7 @@ from wmdp_fast.models.attention.requirements import left_out
 from wmdp_fast.models.fused import fused_parts
 from wmdp_fast.models.fused.compiled import compiled_parts
 from wmdp_fast.models.load import evaluation_mode
-from wmdp_fast.models.row_length import length_rules
+from wmdp_fast.models.row_length import keys_kept, length_rules
 from wmdp_fast.models.threads import computing, only_user
 from wmdp_fast.models.vocabulary import refuse_unknown_in_requests
 from wmdp_fast.scoring.excerpts import excerpts_of
@@ -213,7 +213,7 @@ def why_not(
     for layer in base.modules():
         if isinstance(layer, torch.nn.Conv1d | torch.nn.RNNBase):
             return f"{name} mixes tokens by {type(layer).__name__}, not by attention alone"
-    return _why_not_rotary(base, longest) or _why_not_as_it_is_set(base)
+    return _why_not_as_long(base, longest) or _why_not_as_it_is_set(base)
 
 
 def _why_not_as_it_is_set(model: torch.nn.Module) -> str | None:
@@ -223,12 +223,12 @@ def _why_not_as_it_is_set(model: torch.nn.Module) -> str | None:
     return None
 
 
-def _why_not_rotary(model: torch.nn.Module, longest: int) -> str | None:
-    """Rotary angles that depend on the longest row of a batch differ from those of a row by itself."""
+def _why_not_as_long(model: torch.nn.Module, longest: int) -> str | None:
+    """What depends on the longest row of a batch differs from what a row has by itself."""
+    if keys_kept(model) is not None:
+        return "its attention picks the best keys of a row (top-k), and a trie has those of many rows in one"
     for rule in length_rules(model, longest):
-        return (
-            f"its rotary angles ({rule.kind}) depend on a row's length beyond {rule.trained} tokens; one has {longest}"
-        )
+        return f"its {rule.what} depend on a row's length beyond {rule.limit} tokens; one has {longest}"
     return None
 
 

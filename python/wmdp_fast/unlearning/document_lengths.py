@@ -1,4 +1,4 @@
-"""How long the documents of a run are, and whether the model's rotary angles allow that."""
+"""How long the documents of a run are, and whether the model lets each be itself at that length."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def longest_document(config: TrainingConfig, topics: Sequence[Topic], corpora: C
         model: What they are for.
 
     Raises:
-        ModelError: Rotary angles of documents would depend on which others are in their batch, or came before.
+        ModelError: What the model makes of documents would depend on which others are in their batch, or came before.
     """
     limits = [
         *((corpus, topic.max_length, "max_length") for corpus, topic in zip(corpora.forget, topics, strict=True)),
@@ -38,17 +38,18 @@ def longest_document(config: TrainingConfig, topics: Sequence[Topic], corpora: C
         batches = [one for one in lengths_by_batch(corpus, batch_size=config.batch_size, max_length=max_length) if one]
         longest = max(longest, *map(max, batches))
         for rule in length_rules(model, longest):
-            beyond = [lengths for lengths in batches if max(lengths) > rule.trained]
-            advice = f"lower {option} to {rule.trained}"
+            beyond = [lengths for lengths in batches if max(lengths) > rule.limit]
+            advice = f"lower {option} to {rule.limit}"
             if beyond and rule.kind == "dynamic":
                 raise ModelError(
-                    f"{corpus.name}: rotary angles ({rule.kind}) of documents of more than {rule.trained} tokens"
+                    f"{corpus.name}: {rule.what} of documents of more than {rule.limit} tokens"
                     f" depend on those of earlier batches; {advice}"
                 )
-            if not config.reference and any(min(lengths) <= rule.trained for lengths in beyond):
+            cuts = rule.cuts(longest)
+            mixed = any(min(lengths) < cut <= max(lengths) for lengths in beyond for cut in cuts)
+            if not config.reference and mixed:
                 raise ModelError(
-                    f"{corpus.name}: one document of more than {rule.trained} tokens changes the rotary angles"
-                    f" ({rule.kind}) of all in its batch; {advice}, or take mode reference, which does so as the"
-                    " original RMU does"
+                    f"{corpus.name}: one document of more than {rule.limit} tokens changes the {rule.what} of all in"
+                    f" its batch; {advice}, or take mode reference, which does so as the original RMU does"
                 )
     return longest

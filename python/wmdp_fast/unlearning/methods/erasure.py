@@ -325,7 +325,7 @@ class Erasure:
         if "fluency" in self._weights:
             wanted = max(wanted, longest + len(self._ids(writing.topic_change)) + writing.tokens)
         limit = getattr(self._setup.decoder.model.config.get_text_config(), "max_position_embeddings", None)
-        limits = [rule.trained for rule in length_rules(self._setup.model, wanted)]
+        limits = [rule.limit for rule in length_rules(self._setup.model, wanted)]
         least = min([limit, *limits] if isinstance(limit, int) else limits, default=wanted)
         if wanted > least:
             raise ModelError(
