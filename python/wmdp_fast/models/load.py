@@ -18,9 +18,10 @@ from wmdp_fast.checkpoints.model_name import parts_of
 from wmdp_fast.checkpoints.weight_files import weight_files
 from wmdp_fast.exceptions import ModelError, TokenizerError, WmdpFastWarning
 from wmdp_fast.models import locate
-from wmdp_fast.models.adapters import with_adapter
+from wmdp_fast.models.adapters import with_adapter, without_adapter
 from wmdp_fast.models.attention.requirements import about_left_out, take_eager_where_needed
 from wmdp_fast.models.reading import (
+    about_architecture,
     about_missing,
     about_unexpected,
     read_pretrained,
@@ -150,6 +151,7 @@ def load_model(
         return _read(where, source, torch_dtype, torch_device, parallel, allow_missing=allow_missing)
 
     model, notes = read() if peft is None else _adapted(read, peft, opened.tokenizer, shared)
+    notes = [*notes, *about_architecture(files.folder, type(without_adapter(model)).__name__)]
     notes = notes + take_eager_where_needed(model)
     model.requires_grad_(requires_grad=False).eval()
     if delta is not None:
@@ -204,7 +206,7 @@ def load_streamed(
     with warnings_as_ours(notes):
         skeleton = build_skeleton(files.address(name_or_path), opened.source, weights, torch_dtype, torch_device)
         streamed = stream(skeleton, memory)
-    notes += skeleton.notes
+    notes += [*skeleton.notes, *about_architecture(files.folder, type(skeleton.model).__name__)]
     with streamed.one_of_each().on_demand():
         notes += take_eager_where_needed(skeleton.model)
     for note in notes:

@@ -31,6 +31,11 @@ _MOST_NAMED = 4
 # No model has as many of anything that takes time to build; a configuration that says so would never be done.
 _MOST_PARTS = 20_000
 _PARTS = re.compile(r"layer|block|expert|depth")
+# How transformers calls models that give scores, labels or vectors in place of the next token.
+_OTHER_HEADS = re.compile(
+    r"(For(Sequence|Token)Classification|ForQuestionAnswering|ForMultipleChoice|ForMaskedLM|Reward\w*|ValueHead"
+    r"|(?<!LMHead)(?<!Heads)Model)$"
+)
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
@@ -125,6 +130,25 @@ def about_unexpected(unexpected: Sequence[str]) -> list[str]:
     return [f"{what}: {named(unexpected)}"] if unexpected else []
 
 
+def about_architecture(folder: Path, model: str) -> list[str]:
+    """What a run says of a checkpoint that was saved as something else than a language model.
+
+    Where the head is tied to the embedding it loads all the same: nothing is missing.
+
+    Args:
+        folder: Where its configuration is.
+        model: The class that it was loaded as.
+    """
+    listed = read_json(folder / CONFIG).get("architectures")
+    names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+    if not names or model in names or not all(_OTHER_HEADS.search(name) for name in names):
+        return []
+    return [
+        f"{CONFIG} says that the checkpoint is a {shown(', '.join(names))}, which has no head of a language model; it is"
+        f" scored as {model}"
+    ]
+
+
 def check_config(folder: Path, where: str, source: Mapping[str, Any]) -> PretrainedConfig:
     """The configuration of a model, read before its tokenizer, which would be blamed for what is wrong with it.
 
@@ -134,7 +158,8 @@ def check_config(folder: Path, where: str, source: Mapping[str, Any]) -> Pretrai
         source: More for transformers, such as the `revision`.
 
     Raises:
-        ModelError: It cannot be read, or asks for no layers, or for so many that building them would not end.
+        ModelError: It cannot be read, is that of an encoder with a decoder, or asks for no layers, or for so many that
+            building them would not end.
     """
     from transformers import AutoConfig
 
@@ -149,6 +174,12 @@ def check_config(folder: Path, where: str, source: Mapping[str, Any]) -> Pretrai
                 raise ModelError(f"{folder / CONFIG}: {name} is {shown(value)}, which no model has")
     with failures_as(ModelError, f"{folder / CONFIG} cannot be used"):
         config: PretrainedConfig = AutoConfig.from_pretrained(where, **source)
+    # Of some, such as BART, transformers would take the decoder alone for a language model, without a word.
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"{where} is an encoder-decoder model ({config.model_type}), and only decoders by themselves are"
+            " scored here; lm-eval takes it"
+        )
     return config
 
 

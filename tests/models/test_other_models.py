@@ -1,0 +1,95 @@
+"""Checkpoints of other models than language models: refused, or scored with a word about it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from transformers import (
+    AutoModelForCausalLM,
+    BartConfig,
+    BartForConditionalGeneration,
+    LlamaForSequenceClassification,
+    LlamaModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from tests.support import tiny_models
+from wmdp_fast.exceptions import ModelError, WmdpFastWarning
+from wmdp_fast.models.load import load_model
+from wmdp_fast.models.reading import about_architecture
+from wmdp_fast.models.tokenizer_only import load_tokenizer_only
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def saved(folder: Path, model: Any) -> str:
+    model.save_pretrained(folder)
+    tiny_models.tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_an_encoder_with_a_decoder_is_refused(tmp_path: Path, family: str) -> None:
+    sizes = {"vocab_size": tiny_models.VOCABULARY, "d_model": 32}
+    made: Any = {
+        "bart": lambda: BartForConditionalGeneration(BartConfig(**sizes, encoder_layers=1, decoder_layers=1)),
+        "t5": lambda: T5ForConditionalGeneration(T5Config(**sizes, d_kv=8, d_ff=48, num_layers=1, num_heads=4)),
+    }
+    folder = saved(tmp_path / "model", made[family]())
+    for load in (load_model, load_tokenizer_only):
+        with pytest.raises(ModelError, match=rf"is an encoder-decoder model \({family}\), and only decoders"):
+            load(folder)
+
+
+@pytest.mark.parametrize(("kind", "surplus"), [(LlamaForSequenceClassification, True), (LlamaModel, False)])
+def test_a_model_without_a_head_of_its_own_is_told(tmp_path: Path, kind: Any, surplus: bool) -> None:
+    config: Any = copy.deepcopy(tiny_models.config("llama"))
+    config.tie_word_embeddings, config.pad_token_id = True, 0
+    folder = saved(tmp_path / "model", kind(config))
+    with pytest.warns(WmdpFastWarning) as told:
+        loaded = load_model(folder, dtype="float32", device="cpu")
+    said = [str(one.message).removeprefix(f"{folder}: ") for one in told]
+    [about] = [one for one in said if "no head of a language model" in one]
+    assert about == (
+        f"config.json says that the checkpoint is a '{kind.__name__}', which has no head of a language model; it is"
+        " scored as LlamaForCausalLM"
+    )
+    assert any("score.weight" in one for one in said) == surplus
+    assert sorted(loaded.warnings) == sorted(said)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "told"),
+    [
+        (["Qwen3Model"], True),
+        (["XForReward"], True),
+        (["XForRewardModel"], True),
+        (["BertForMaskedLM", "BertModel"], True),
+        (["GPT2LMHeadModel"], False),
+        (["GPT2DoubleHeadsModel"], False),
+        (["LlavaForConditionalGeneration"], False),
+        (["Mine"], False),
+        (["MyLM", "MyModel"], False),
+        ([], False),
+        (None, False),
+        ("LlamaModel", False),
+        ([5], False),
+    ],
+)
+def test_names_of_architectures(tmp_path: Path, architectures: Any, told: bool) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": architectures}))
+    assert bool(about_architecture(tmp_path, "AnyForCausalLM")) == told
+    assert about_architecture(tmp_path, str(architectures and architectures[0])) == []
+
+
+def test_a_language_model_is_not_told_of(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    for family in ("llama", "gpt2", "mamba"):
+        folder = saved(tmp_path / family, tiny_models.build(family))
+        assert load_model(folder, dtype="float32", device="cpu").warnings == ()
+    assert not [one for one in recwarn if issubclass(one.category, WmdpFastWarning)]
+    assert AutoModelForCausalLM.from_pretrained(folder).config.architectures == ["MambaForCausalLM"]
