@@ -86,7 +86,7 @@ def fit_vocabulary(model: Any, adapter: str, tokenizer: PreTrainedTokenizerBase,
         vocabulary: Rows of the embedding in the model's files; the model may have those for the adapter already.
 
     Returns:
-        What is to be said: that some rows are new.
+        What is to be said: that some rows are new, or cut off.
 
     Raises:
         DataUnavailableError: The adapter is missing or out of reach.
@@ -105,6 +105,12 @@ def fit_vocabulary(model: Any, adapter: str, tokenizer: PreTrainedTokenizerBase,
         notes.append(
             f"the tokenizer has {rows} tokens and the model {vocabulary}; as in lm-eval, the others got the mean of"
             " all embeddings, since the adapter has none for them"
+        )
+    if rows < vocabulary and own is None:
+        notes.append(
+            f"the tokenizer has {rows} tokens and the model {vocabulary}; as in lm-eval, the others are cut off where an"
+            " adapter is put on, so that log-likelihoods are higher than PEFT's own and than those of the model without"
+            " the adapter, whose probability is shared with them"
         )
     return notes
 
