@@ -78,6 +78,7 @@ def run_record(
         ],
         "budget": result.budget,
         "not_held_out": list(corpora.not_held_out),
+        "at_odds": list(corpora.at_odds),
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
         "trunk_cache": None if cache is None else asdict(cache.use),
         "peak_memory_mb": round(reporting.peak_memory(weights.device), 1),

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from wmdp_fast.checkpoints import checkpoint
+from wmdp_fast.checkpoints import checkpoint, tensor_file
 from wmdp_fast.models.decoder import Decoder, decoder_of
 from wmdp_fast.models.partial import load_first_layers
 from wmdp_fast.prompts.documents import Corpus, CorpusTokens
@@ -17,7 +17,7 @@ from wmdp_fast.unlearning.budget import budget_tokens
 from wmdp_fast.unlearning.held_out import trained_on
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from os import PathLike
     from pathlib import Path
 
@@ -54,12 +54,14 @@ class Corpora:
 
     Attributes:
         not_held_out: A sentence for each text of the evaluations that shares a file or documents with them.
+        at_odds: A sentence for each two that share documents, which a run is to forget and to keep.
         general: What the run's distance from the original model is measured on, if that is limited.
     """
 
     forget: list[CorpusTokens]
     retain: list[CorpusTokens]
     not_held_out: tuple[str, ...] = ()
+    at_odds: tuple[str, ...] = ()
     general: CorpusTokens | None = None
 
 
@@ -207,7 +209,24 @@ def read_corpora(request: Request, tokenizer: PreTrainedTokenizerBase | None, na
             _check_kind(config, corpus, kind, kinds)
     shared = tuple(trained_on(request, request.eval_text))
     general = _general_text(request, tokenizer, name)
-    return Corpora(forget, retain * len(topics) if len(retain) == 1 else retain, shared, general)
+    both = tuple(_at_odds(forget, retain))
+    return Corpora(forget, retain * len(topics) if len(retain) == 1 else retain, shared, both, general)
+
+
+def _at_odds(forget: Sequence[CorpusTokens], retain: Sequence[CorpusTokens]) -> Iterator[str]:
+    for kept in {id(corpus): corpus for corpus in retain}.values():
+        known = set(_documents(kept))
+        for corpus in {id(corpus): corpus for corpus in forget}.values():
+            if both := sum(document in known for document in _documents(corpus)):
+                yield (
+                    f"{both} of the {len(corpus)} documents of the forget corpus {corpus.name} are in the retain corpus"
+                    f" {kept.name} too: the run is to forget and to keep them"
+                )
+
+
+def _documents(corpus: CorpusTokens) -> Iterator[bytes]:
+    """The tokens of each document, as a set has them."""
+    return (corpus.document(number).tobytes() for number in range(len(corpus)))
 
 
 def _general_text(request: Request, tokenizer: PreTrainedTokenizerBase | None, name: str) -> CorpusTokens | None:
@@ -260,6 +279,20 @@ def base_id(source: Source) -> str | None:
         if isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not os.path.exists(name):  # noqa: PTH110
             return name
     return None
+
+
+def tokens_digest(corpus: CorpusTokens, documents: int | None = None) -> str:
+    """A hash of a corpus's tokens, which another tokenizer makes of the same texts: of its first documents, or of all."""
+    offsets = corpus.offsets if documents is None else corpus.offsets[: documents + 1]
+    parts = {"offsets": offsets.tobytes(), "tokens": corpus.tokens[: offsets[-1]].tobytes()}
+    if corpus.prompt_lengths is not None:
+        parts["prompt_lengths"] = corpus.prompt_lengths[: len(offsets) - 1].tobytes()
+    return tensor_file.digest(parts)
+
+
+def asked_how(request: Request) -> dict[str, str]:
+    """How the questions of a run's evaluations are asked, by option: what a continued run must agree in."""
+    return {name: str(value) for name, value in request.eval_options.items()}
 
 
 def steps_available(config: TrainingConfig, corpora: Corpora) -> int:

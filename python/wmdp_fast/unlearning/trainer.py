@@ -29,7 +29,7 @@ from wmdp_fast.unlearning.optim import optimizer_of, update
 from wmdp_fast.unlearning.padding import why_padded
 from wmdp_fast.unlearning.parameters import told, trained_parameters
 from wmdp_fast.unlearning.result import UnlearnResult
-from wmdp_fast.unlearning.source import steps_available
+from wmdp_fast.unlearning.source import asked_how, steps_available, tokens_digest
 from wmdp_fast.unlearning.state import State, load_state, save_state
 
 if TYPE_CHECKING:
@@ -341,10 +341,10 @@ class Run:
             "method": config.method_name,
             "settings": settings,
             "weights": self._weights.digest(),
-            "forget corpora": [corpus.content_hash for corpus in self._corpora.forget],
-            "retain corpora": [corpus.content_hash for corpus in self._corpora.retain],
+            "forget corpora": [tokens_digest(corpus) for corpus in self._corpora.forget],
+            "retain corpora": [tokens_digest(corpus) for corpus in self._corpora.retain],
             "number of steps": self.total_steps,
-            "evaluations": [self._request.eval_tasks, self._request.eval_every],
+            "evaluations": [self._request.eval_tasks, self._request.eval_every, asked_how(self._request)],
             # A state of a run without texts, or with a method of this package, does not name them.
             **({"code of the method": code} if (code := [one["sha256"] for one in own_code(config, method)]) else {}),
             **({} if budget is None else {"max_kl": budget.identity}),

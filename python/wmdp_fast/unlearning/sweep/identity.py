@@ -6,17 +6,16 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from wmdp_fast.checkpoints import tensor_file
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.files import write_whole
 from wmdp_fast.runtime.own_code import own_code
+from wmdp_fast.unlearning.source import asked_how, tokens_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from wmdp_fast.prompts.documents import CorpusTokens
     from wmdp_fast.unlearning.activation_cache import TrunkCache
     from wmdp_fast.unlearning.request import Request
     from wmdp_fast.unlearning.source import Corpora, Source
@@ -97,10 +96,10 @@ def check(
             "method": base.method_name,
             "settings": {name: value for name, value in base.to_json().items() if name not in free},
             "weights": [cache.weights(layers), source.num_layers],
-            "forget corpora": list(map(_digest, corpora.forget, extent.forget)),
-            "retain corpora": list(map(_digest, corpora.retain, extent.retain)),
+            "forget corpora": list(map(tokens_digest, corpora.forget, extent.forget)),
+            "retain corpora": list(map(tokens_digest, corpora.retain, extent.retain)),
             "tasks": dict(tasks),
-            "evaluation options": {name: str(value) for name, value in request.eval_options.items()},
+            "evaluation options": asked_how(request),
             **({"code of the method": code} if (code := [one["sha256"] for one in own_code(base)]) else {}),
             **({} if budget is None else {"max_kl": budget.identity}),
             **({"texts": [[text.name, text.content_hash] for text in texts]} if texts else {}),
@@ -130,13 +129,3 @@ def _read(folder: Path) -> tuple[dict[str, Any], Extent]:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} is damaged ({error!r}); remove {folder} to start over") from None
-
-
-def _digest(corpus: CorpusTokens, documents: int) -> str:
-    """A hash of the first documents; fewer, if it has no more."""
-    offsets = corpus.offsets[: documents + 1]
-    tokens = corpus.tokens[: offsets[-1]]
-    parts = {"offsets": offsets.tobytes(), "tokens": tokens.tobytes()}
-    if corpus.prompt_lengths is not None:
-        parts["prompt_lengths"] = corpus.prompt_lengths[: len(offsets) - 1].tobytes()
-    return tensor_file.digest(parts)

@@ -1,0 +1,66 @@
+"""What a run says of its corpora: documents that it is to forget and to keep, and tokens that changed meanwhile."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support import unlearning_runs as runs
+from wmdp_fast.exceptions import ModelError, WmdpFastWarning
+from wmdp_fast.prompts.documents import CorpusTokens
+from wmdp_fast.unlearning.api import unlearn
+from wmdp_fast.unlearning.rmu.config import RMUConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONFIG = RMUConfig(
+    layer_id=2, steering_coeff=2.0, alpha=50.0, learning_rate=1e-3, batch_size=2, max_steps=4, save_every=1
+)
+
+
+@pytest.mark.filterwarnings("ignore:this run unlearned:wmdp_fast.exceptions.WmdpFastWarning")
+def test_documents_to_forget_and_to_keep_are_told(tmp_path: Path) -> None:
+    base = runs.saved_model(tmp_path / "base", "llama")
+    forget, kept = runs.documents(1), runs.documents(2)
+    retain = runs.corpus([*kept[:-3], *forget[:3]], "mixed")
+    told = r"3 of the 30 documents of the forget corpus birds are in the retain corpus mixed too: the run is to forget"
+    given: dict[str, Any] = {"forget": runs.corpus(forget, "birds"), "config": CONFIG, "progress": False}
+    with pytest.warns(WmdpFastWarning, match=told):
+        unlearn(base, retain=retain, output=tmp_path / "out", **given)
+    [sentence] = json.loads((tmp_path / "out" / "unlearn.json").read_text())["at_odds"]
+    assert sentence.startswith("3 of the 30 documents")
+    assert "> **3 of the 30 documents" in (tmp_path / "out" / "README.md").read_text()
+    unlearn(base, retain=runs.corpus(kept, "other"), output=tmp_path / "none", **given)
+    assert json.loads((tmp_path / "none" / "unlearn.json").read_text())["at_odds"] == []
+
+
+class StoppedError(Exception):
+    """The run is interrupted."""
+
+
+@pytest.mark.filterwarnings("ignore:this run unlearned:wmdp_fast.exceptions.WmdpFastWarning")
+def test_a_run_does_not_go_on_with_other_tokens_of_the_same_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wmdp_fast.unlearning import trainer
+
+    base = runs.saved_model(tmp_path / "base", "llama")
+    forget, retain = runs.corpus(runs.documents(1), "forget"), runs.corpus(runs.documents(2), "retain")
+    given: dict[str, Any] = {"retain": retain, "config": CONFIG, "output": tmp_path / "out", "progress": False}
+    save = trainer.save_state
+
+    def stop(folder: Path, state: Any, identity: dict[str, Any]) -> None:
+        save(folder, state, identity)
+        raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "save_state", stop)
+        with pytest.raises(StoppedError):
+            unlearn(base, forget=forget, **given)
+    other = CorpusTokens(forget.name, forget.tokens[::-1].copy(), forget.offsets, forget.content_hash)
+    with pytest.raises(ModelError, match="belongs to a run with other forget corpora; resume with the same"):
+        unlearn(base, forget=other, resume=True, **given)
+    assert unlearn(base, forget=forget, resume=True, **given).steps == 4
