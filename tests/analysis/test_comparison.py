@@ -444,3 +444,19 @@ def test_json_has_null_where_a_metric_is_no_number(
     document = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     [row] = [row for row in document["contrasts"][0]["rows"] if row["metric"] == "f1"]
     assert row["before"] is None
+
+
+def test_a_file_whose_numbers_are_not_those_of_its_samples_is_noted(
+    runs: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    results = runs["wmdp-fast", "base"]
+    folder = changed(results, tmp_path / "edited", "birds", lambda _line: None)
+    raw = json.loads((folder / results.name).read_text(encoding="utf-8"))
+    raw["results"]["birds"]["acc,none"] = 0.125
+    (folder / results.name).write_text(json.dumps(raw), encoding="utf-8")
+    [contrast] = compare(runs["lm-eval", "base"], folder).contrasts
+    [note] = [note for note in contrast.notes if "its samples give" in note]
+    assert note.startswith(f"{folder / results.name}, birds: the results file says acc = 0.125, its samples give")
+    for before, after in (("lm-eval", "wmdp-fast"), ("wmdp-fast", "lm-eval")):
+        [contrast] = compare(runs[before, "base"], runs[after, "unlearned"]).contrasts
+        assert not [note for note in contrast.notes if "its samples give" in note]

@@ -15,6 +15,7 @@ from wmdp_fast import _rust
 from wmdp_fast.analysis.contrast import SECTIONS, Contrast, Difference, Section, section_of
 from wmdp_fast.analysis.contrast_table import as_html, markdown_lines, text_lines
 from wmdp_fast.analysis.pairing import Pairing, answer_pairs, document_note, pair
+from wmdp_fast.analysis.rescoring import contradictions
 from wmdp_fast.analysis.run_order import order_doubt
 from wmdp_fast.analysis.statistics import correct_answers, letters_of, paired_statistics, share
 from wmdp_fast.results.letters import letter_notes
@@ -393,6 +394,8 @@ def _notes(before: SavedResults, after: SavedResults, pairings: Mapping[str, Pai
     for one in (before, after) if before.path != after.path else (before,):
         if one.newest_of > 1:
             yield f"{one.path} is the newest of {one.newest_of} results of its folder"
+        if one.path is not None:
+            yield from (f"{one.path}, {told}" for told in contradictions(one))
     for which, run in (("before", before), ("after", after)):
         found = {name: letters_of([run.tasks[name]]).collapse for name in pairings}
         for told in letter_notes({name: collapse for name, collapse in found.items() if collapse is not None}):

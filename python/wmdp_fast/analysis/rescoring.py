@@ -187,6 +187,19 @@ def _mismatches(
             yield from _mismatched_lines(results.tasks[name])
 
 
+def contradictions(results: SavedResults) -> Iterator[str]:
+    """Where a results file or its samples say another accuracy than the log-likelihoods give, without all statistics.
+
+    What is compared or reported takes its values from the one and its intervals from the other.
+    """
+    for name, task in results.tasks.items():
+        for metric, said in task.metrics.items():
+            correct = correct_answers(task, metric)
+            if correct is not None and not math.isclose(said, correct.mean(), rel_tol=_TOLERANCE, abs_tol=1e-12):
+                yield f"{name}: the results file says {metric} = {said!r}, its samples give {float(correct.mean())!r}"
+        yield from _mismatched_lines(task)
+
+
 def _mismatched_lines(task: SavedTask) -> Iterator[str]:
     """Metrics that single lines of a samples file record otherwise than their log-likelihoods give."""
     samples = task.samples

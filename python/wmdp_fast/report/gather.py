@@ -16,6 +16,7 @@ import numpy as np
 from wmdp_fast import _rust
 from wmdp_fast.analysis.comparison import compare
 from wmdp_fast.analysis.contrast import section_of
+from wmdp_fast.analysis.rescoring import contradictions
 from wmdp_fast.analysis.statistics import SIGNIFICANT, Letters, correct_answers, letters_of, share
 from wmdp_fast.exceptions import DatasetError
 from wmdp_fast.report.content import (
@@ -164,6 +165,8 @@ def _samples(task: SavedTask) -> _rust.Samples:
 def _warnings(runs: Sequence[SavedResults], names: Sequence[str], contrasts: Sequence[Contrast]) -> Iterator[str]:
     for saved, name in zip(runs, names, strict=True):
         yield from _warnings_of_one(saved, f"{name}: " if contrasts else "")
+    if not contrasts:
+        yield from (told for saved in runs for told in contradictions(saved))
     for name, contrast in zip(names[1:], contrasts, strict=True):
         whose = f" of {name}" if len(contrasts) > 1 else ""
         for reason, tasks in contrast.unpaired.items():
@@ -217,7 +220,7 @@ def _rows(runs: Sequence[SavedResults], contrasts: Sequence[Contrast], forget: s
             chance=chance,
             accuracies=accuracies,
             standings=[
-                _standing(accuracy, chance, letters_of(_leaves(pair[1], pair[0])) if pair else Letters())
+                _standing(accuracy, accuracies[0], chance, letters_of(_leaves(pair[1], pair[0])) if pair else Letters())
                 for accuracy, pair in zip(accuracies, same, strict=True)
             ],
             changes=[
@@ -241,8 +244,14 @@ def _aims(results: SavedResults, forget: set[str]) -> dict[str, Aim]:
     return aims if "forget" in aims.values() else {}
 
 
-def _standing(accuracy: Estimate | None, chance: float | None, letters: Letters) -> Standing | None:
-    """Where an accuracy is beside guessing; at it only if the right choices' ranks say so too, where they are known."""
+def _standing(
+    accuracy: Estimate | None, before: Estimate | None, chance: float | None, letters: Letters
+) -> Standing | None:
+    """Where an accuracy is beside guessing.
+
+    At it only if the right choices' ranks say so too, where they are known, and if its interval ends below halfway
+    between guessing and a baseline that is above it: of few questions the interval holds guessing and much else.
+    """
     if accuracy is None or chance is None:
         return None
     if (one := letters.collapse) is not None:
@@ -255,6 +264,8 @@ def _standing(accuracy: Estimate | None, chance: float | None, letters: Letters)
         higher = "higher" if rank.z > 0 else "lower"
         why = f"but the right choices rank {higher} than guessing would have them (z {rank.z:+.1f})"
         return Standing(place="unclear", why=why)
+    if before is not None and before.low > chance and accuracy.high > (chance + before.value) / 2:
+        return Standing(place="unclear", why="too few questions: guessing fits, and so does half of what was known")
     return Standing(place="at")
 
 

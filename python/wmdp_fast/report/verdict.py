@@ -57,6 +57,10 @@ def sweep_verdicts(result: SweepResult) -> list[Verdict]:
     place = "below" if best.forget.high < best.forget.chance else place
     in_part = "In part" if best.forget.high < base.forget.low else "Not shown"
     named = {"at": "Down to guessing here", "below": "Below guessing"}
+    # As for two evaluations (`gather`): of few questions the interval holds guessing and much else.
+    if place == "at" and base.forget.low > base.forget.chance:
+        halfway = (base.forget.chance + base.forget.value) / 2
+        named["at"] = "Too few questions to tell" if best.forget.high > halfway else named["at"]
     forgotten = f"The best run: {_from_to(base.forget, best.forget)}, guessing {percent(best.forget.chance)}{_PERCENT}."
     return [
         Verdict(question="Forgotten?", answers=[("", named.get(place, in_part))], reasons=[forgotten]),
