@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast._rust import Requests
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 _PROOF_QUESTIONS = 3
 _PROOF_HEAD, _PROOF_TAIL = 16, 16
 _PROOF_CHOICES = 2
+
+# Windows, chunks, and the lengths at which queries are scaled; not how many layers have one.
+_WINDOWS = re.compile(r"(window|chunk)(_size|_len)?$|^local_attention$|^floor_scale$")
 
 
 def excerpts_of(model: torch.nn.Module, requests: Requests) -> Requests:
@@ -38,5 +42,8 @@ def _excerpts(requests: Requests, *, whole: bool) -> Requests:
 
 
 def _smallest_window(model: torch.nn.Module) -> float:
+    """The least number of tokens beyond which a model attends otherwise, by whatever its configuration calls it."""
     config: Any = model.config
-    return getattr(config.get_text_config(), "sliding_window", None) or float("inf")
+    settings = vars(config.get_text_config()).items()
+    sizes = (value for name, value in settings if _WINDOWS.search(name) and type(value) is int and value > 0)
+    return min(sizes, default=float("inf"))
