@@ -7,6 +7,7 @@ import json
 import pytest
 
 from wmdp_fast.exceptions import TemplateError
+from wmdp_fast.prompts.cautions import about_chat
 from wmdp_fast.prompts.chat import chat_contexts, chat_template_source, system_text
 
 CHATML = (
@@ -270,3 +271,23 @@ def test_what_a_template_leaves_out_beside_the_question_is_told(with_template):
 def test_whatever_a_template_raises_is_a_template_error(with_template, template, kind):
     with pytest.raises(TemplateError, match=f"chat template fails: {kind}: "):
         chat_contexts(with_template(template), ["Well?"])
+
+
+@pytest.mark.parametrize(
+    ("end", "tag"),
+    [
+        ("<think>\n", "<think>"),
+        ("<|START_THINKING|>", "<|START_THINKING|>"),
+        ("[THINK]", "[THINK]"),
+        ("<reasoning>", "<reasoning>"),
+        ("<think>\n\n</think>\n\n", None),
+        ("<|END_THINKING|>", None),
+        ("think", None),
+        ("", None),
+    ],
+)
+def test_answers_asked_for_where_a_model_begins_to_think_are_told(with_template, end, tag):
+    template = CHATML + "{% if add_generation_prompt %}" + end + "{% endif %}"
+    asked = chat_contexts(with_template(template), ["Does one <think> of it?"])
+    told = [sentence for sentence in about_chat(asked) if "begin to think" in sentence]
+    assert [sentence.split(" ends prompts in ")[1].split(",")[0] for sentence in told] == ([tag] if tag else [])

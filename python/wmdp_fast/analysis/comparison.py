@@ -392,10 +392,7 @@ def _notes(before: SavedResults, after: SavedResults, pairings: Mapping[str, Pai
     if before.path is not None and before.path == after.path:
         yield f"before and after are the same file, {before.path}: name one of the two files or folders that differ"
     for one in (before, after) if before.path != after.path else (before,):
-        if one.newest_of > 1:
-            yield f"{one.path} is the newest of {one.newest_of} results of its folder"
-        if one.path is not None:
-            yield from (f"{one.path}, {told}" for told in contradictions(one))
+        yield from _about_file(one)
     for which, run in (("before", before), ("after", after)):
         found = {name: letters_of([run.tasks[name]]).collapse for name in pairings}
         for told in letter_notes({name: collapse for name, collapse in found.items() if collapse is not None}):
@@ -405,6 +402,13 @@ def _notes(before: SavedResults, after: SavedResults, pairings: Mapping[str, Pai
         if note := document_note(before.tasks[name], after.tasks[name], pairing):
             yield note
     yield from _about_common(before, after, paired)
+
+
+def _about_file(run: SavedResults) -> Iterator[str]:
+    if run.newest_of > 1:
+        yield f"{run.path} is the newest of {run.newest_of} results of its folder"
+    if run.path is not None:
+        yield from (f"{run.path}, {told}" for told in contradictions(run))
 
 
 def _about_common(before: SavedResults, after: SavedResults, paired: Mapping[str, Pairing]) -> Iterator[str]:

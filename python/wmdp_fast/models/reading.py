@@ -144,8 +144,8 @@ def about_architecture(folder: Path, model: str) -> list[str]:
     if not names or model in names or not all(_OTHER_HEADS.search(name) for name in names):
         return []
     return [
-        f"{CONFIG} says that the checkpoint is a {shown(', '.join(names))}, which has no head of a language model; it is"
-        f" scored as {model}"
+        f"{CONFIG} says that the checkpoint is a {shown(', '.join(names))}, which has no head of a language model; it"
+        f" is scored as {model}"
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from bisect import bisect_right
 from itertools import accumulate
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from wmdp_fast._rust import QuestionSet, Requests
     from wmdp_fast.prompts.chat import ChatPrompts
     from wmdp_fast.prompts.prepare import TaskQuestions
+
+
+# A tag at the end of a prompt behind which a model thinks; one that ends thinking has a slash or the word in it.
+_THINKS = re.compile(r"[<\[](?!\S*(?:/|end))[^\s<>\[\]]*(?:think|reason)[^\s<>\[\]]*[>\]]\s*\Z", re.IGNORECASE)
 
 
 class Cautions:
@@ -95,6 +100,12 @@ def about_chat(chat: ChatPrompts) -> list[str]:
             " parts, which lm-eval does not do: its numbers are those of prompts without a question"
         )
     sentences += [f"the chat template leaves out the {what}, or changes the text" for what in chat.left_out]
+    if chat.contexts and (opened := _THINKS.search(chat.contexts[0])) is not None:
+        sentences.append(
+            f"the chat template ends prompts in {opened[0].strip()}, so that answers are scored where the model would"
+            " begin to think, as in lm-eval: a low accuracy does not say that it does not know; ask without the"
+            " template, or with one that ends its thinking"
+        )
     return sentences
 
 

@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wmdp_fast._rust import __version__
 from wmdp_fast.models.load import files_identity
 from wmdp_fast.models.vocabulary import refuse_unknown_in_requests
+from wmdp_fast.runtime.environment import versions
 from wmdp_fast.scoring.backend import LoadOptions, ModelRecord, ScoreOptions
 from wmdp_fast.scoring.rolling import score_windows
 from wmdp_fast.scoring.trie import estimate, score
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from wmdp_fast._rust import Prompts, Requests
     from wmdp_fast.models.load import LoadedModel
     from wmdp_fast.scoring.scores import PartialScores, Scores
+
+
+_CODE = ("wmdp_fast", "torch", "transformers", "peft")
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class LocalModel:
         return ("input", "scoring") if self.loaded.streamed is None else ("layer", "streaming")
 
     def identity(self, requests: Requests | None, prompts: Sequence[Prompts]) -> dict[str, Any] | None:  # noqa: ARG002
-        """The model's files, dtype and device, and the tokens; None for a model that was in memory."""
+        """Files, dtype and device, the tokens, and versions of the code; None for a model that was in memory."""
         if self.loaded.path is None:
             return None
         return {
@@ -95,7 +98,8 @@ class LocalModel:
             "device": self.loaded.device.type,
             "score mode": self.options.score_mode,
             "questions and their tokens": _needed(requests).content_hash,
-            "wmdp_fast": __version__,
+            # Of two versions the halves of a run need not fit together.
+            **{name: found for name, found in versions().items() if name in _CODE},
         }
 
     def record(self) -> ModelRecord:

@@ -282,7 +282,7 @@ def base_id(source: Source) -> str | None:
 
 
 def tokens_digest(corpus: CorpusTokens, documents: int | None = None) -> str:
-    """A hash of a corpus's tokens, which another tokenizer makes of the same texts: of its first documents, or of all."""
+    """A hash of the tokens of a corpus's first documents, or of all; of the same texts another tokenizer has others."""
     offsets = corpus.offsets if documents is None else corpus.offsets[: documents + 1]
     parts = {"offsets": offsets.tobytes(), "tokens": corpus.tokens[: offsets[-1]].tobytes()}
     if corpus.prompt_lengths is not None:
