@@ -109,8 +109,8 @@ def fit_vocabulary(model: Any, adapter: str, tokenizer: PreTrainedTokenizerBase,
     if rows < vocabulary and own is None:
         notes.append(
             f"the tokenizer has {rows} tokens and the model {vocabulary}; as in lm-eval, the others are cut off where"
-            " an adapter is put on, so that log-likelihoods are higher than PEFT's own and than those of the model without"
-            " the adapter, whose probability is shared with them"
+            " an adapter is put on, so that log-likelihoods are higher than PEFT's own, and than the bare model's,"
+            " where probability is shared with them"
         )
     return notes
 

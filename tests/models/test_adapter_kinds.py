@@ -1,0 +1,97 @@
+"""Adapters of many kinds, read from disk: the numbers are those of plain PEFT, whichever way they are scored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.support import tiny_models
+from wmdp_fast import Requests
+from wmdp_fast.models.load import load_model
+from wmdp_fast.scoring.trie import score
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+peft = pytest.importorskip("peft", reason="needs peft: pip install 'wmdp-fast[peft]'")
+
+_QUERIES = {"target_modules": ["q_proj"]}
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ia3": ("IA3Config", {"target_modules": ["v_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
+    "vera": ("VeraConfig", {"r": 4, **_QUERIES}),
+    "vera without projection": ("VeraConfig", {"r": 4, "save_projection": False, "projection_prng_key": 7, **_QUERIES}),
+    "loha": ("LoHaConfig", {"r": 2, **_QUERIES}),
+    "lokr": ("LoKrConfig", {"r": 2, **_QUERIES}),
+    "oft": ("OFTConfig", {"oft_block_size": 8, **_QUERIES}),
+    "boft": ("BOFTConfig", {"boft_block_size": 4, **_QUERIES}),
+    "hra": ("HRAConfig", {"r": 2, **_QUERIES}),
+    "norms": ("LNTuningConfig", {"target_modules": ["input_layernorm"]}),
+    "fourier": ("FourierFTConfig", {"n_frequency": 10, **_QUERIES}),
+    "vblora": ("VBLoRAConfig", {"r": 2, "num_vectors": 4, "vector_length": 8, "topk": 2, **_QUERIES}),
+    "adalora": ("AdaLoraConfig", {"init_r": 4, "target_r": 2, "total_step": 10, **_QUERIES}),
+    "tokens": ("TrainableTokensConfig", {"token_indices": [5, 6, 7]}),
+    "lora of one layer": ("LoraConfig", {"r": 2, "layers_to_transform": [1], **_QUERIES}),
+    "lora with biases": ("LoraConfig", {"r": 2, "bias": "all", "lora_dropout": 0.5, "use_rslora": True, **_QUERIES}),
+    "lora and tokens": ("LoraConfig", {"r": 2, "trainable_token_indices": [5, 6], **_QUERIES}),
+    "prefix": ("PrefixTuningConfig", {"num_virtual_tokens": 3}),
+    "prompt": ("PromptTuningConfig", {"num_virtual_tokens": 3}),
+    "p-tuning": ("PromptEncoderConfig", {"num_virtual_tokens": 3, "encoder_hidden_size": 16}),
+}
+
+
+def some_requests() -> Requests:
+    contexts = [[1 + (number * place) % 97 for place in range(length)] for number, length in enumerate(range(4, 10))]
+    return Requests.from_tokens(contexts, [[[1], [2], [3, 4, 5], [7, 8, 9, 11]]] * len(contexts), max_length=64)
+
+
+def plain(model: Any, requests: Requests) -> list[float]:
+    """Log-likelihoods by plain forward passes, a row in each; virtual tokens stand first."""
+    found = []
+    for question in range(requests.num_questions):
+        context = requests.context(question).tolist()
+        first, last = requests.choice_offsets[question : question + 2].tolist()
+        for choice in range(first, last):
+            ids = context + requests.continuation(choice).tolist()
+            with torch.no_grad():
+                logprobs = model(input_ids=torch.tensor([ids[:-1]])).logits[0, 1 - len(ids) :].log_softmax(-1)
+            found.append(sum(float(logprobs[at - 1, ids[at]]) for at in range(len(context), len(ids))))
+    return found
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    model = tiny_models.build("llama")
+    # As many rows as tokens: what is done about others is another test's.
+    model.resize_token_embeddings(len(tiny_models.tokenizer()))
+    model.save_pretrained(folder)
+    tiny_models.tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*on padded rows, which is slower:wmdp_fast.exceptions.WmdpFastWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_are_those_of_plain_peft(base: Path, tmp_path: Path, kind: str) -> None:
+    name, settings = KINDS[kind]
+    torch.manual_seed(1)
+    config = getattr(peft, name)(task_type="CAUSAL_LM", **settings)
+    made = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    made.save_pretrained(tmp_path)
+    requests = some_requests()
+    without = plain(AutoModelForCausalLM.from_pretrained(base).eval(), requests)
+    expected = plain(peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path), requests)
+    assert np.abs(np.subtract(expected, without)).max() > 0.05
+    np.testing.assert_allclose(plain(made, requests), expected, rtol=0, atol=1e-4)
+    loaded = load_model(str(base), device="cpu", peft=str(tmp_path))
+    for engine in ("auto", "padded"):
+        np.testing.assert_allclose(score(loaded, requests, engine=engine).loglikelihood, expected, rtol=0, atol=1e-4)
