@@ -473,6 +473,7 @@ def test_importing_the_settings_loads_no_torch():
 
 
 @WIDER_TYPE
+@printed(r"\d+ of the \d+ documents of the forget corpus .* are in the retain corpus")
 def test_the_command_unlearns_and_the_delta_gives_the_same(tmp_path, capsys):
     arguments = ["--layer-id", "1", "--update-layer-ids", "0,1", "--parameters", "mlp", "--steering-coeff", "auto:5"]
     arguments += ["--max-steps", "2", "--batch-size", "2", "--alpha", "10,20", "--dtype", "float32", "--quiet"]
