@@ -17,7 +17,7 @@ import wmdp_fast as wf
 from tests.reference import rmu as plain
 from tests.support import tokenizers_zoo
 from tests.support import unlearning_runs as runs
-from tests.support.expected_warnings import ONE_LETTER, WIDER_TYPE
+from tests.support.expected_warnings import ONE_LETTER, WIDER_TYPE, printed
 from wmdp_fast import cli, demo
 from wmdp_fast.exceptions import ModelError, TaskError, WmdpFastWarning
 from wmdp_fast.models.decoder import decoder_of
