@@ -25,6 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a folder, or a name on the Hugging Face hub")
     add_settings(parser)
 
+    lower = parser.add_argument_group("a model whose lower layers do not fit (RMU)")
+    lower.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="memory to take, such as 16GB: if the layers that RMU runs need more, those below the trained ones stay"
+        " on the disk and are read when they are run",
+    )
+    lower.add_argument("--stream", action="store_true", help="do so even if they fit, in what memory is free")
+
     watch = parser.add_argument_group("watching it")
     watch.add_argument("--eval-tasks", action="append", metavar="NAMES", help="tasks to score before, during and after")
     watch.add_argument(
@@ -87,6 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
         "data",
         "cache_trunk",
         "cache_limit",
+        "memory",
+        "stream",
     )
     options: dict[str, Any] = {name: given[name] for name in (*passed, "report_to") if name in given}
     last_layer = None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from wmdp_fast.exceptions import InternalError, ModelError
@@ -129,6 +130,19 @@ def decoder_of(model: PreTrainedModel) -> Decoder:
         f"{type(base).__name__} has no list of {config.num_hidden_layers} decoder layers, so single layers cannot be"
         " run"
     )
+
+
+@contextmanager
+def zero_embedding(decoder: Decoder) -> Iterator[None]:
+    """Inside, the embedding gives zeros and needs no numbers, for calls of which only layers' arguments count."""
+    embedding: Any = decoder.model.get_input_embeddings()
+    weight: Tensor = embedding.weight
+
+    def zeros(tokens: Tensor) -> Tensor:
+        return torch.zeros(*tokens.shape, weight.shape[-1], dtype=weight.dtype, device=tokens.device)
+
+    with replaced_forwards({embedding: zeros}):
+        yield
 
 
 @contextmanager

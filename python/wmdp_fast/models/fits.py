@@ -22,7 +22,9 @@ _SHARE = 0.9
 _LIBRARIES = 800e6
 
 
-def memory_to_stream_in(files: Files, *, memory: str | int, stream: bool, dtype: str, device: str) -> int | None:
+def memory_to_stream_in(
+    files: Files, *, memory: str | int, stream: bool, dtype: str, device: str, needs: int | None = None
+) -> int | None:
     """Bytes that a process may take which streams a model; None if the model is to be loaded as a whole.
 
     Args:
@@ -32,6 +34,7 @@ def memory_to_stream_in(files: Files, *, memory: str | int, stream: bool, dtype:
         stream: Whether to stream whether or not it fits.
         dtype: The type to compute in, or `auto`.
         device: Where to.
+        needs: Bytes that it would take otherwise; None for those of all weights.
 
     Raises:
         ModelError: The device is not there, or the files are damaged.
@@ -44,10 +47,10 @@ def memory_to_stream_in(files: Files, *, memory: str | int, stream: bool, dtype:
         limit = has + int(_SHARE * free)
     if limit is None:
         # Nobody knows how much is free, so only who asks for it gets it: with as much as the model would take.
-        return has + (_bytes_of_weights(files, dtype) or 0) if stream else None
+        return has + (needs or _bytes_of_weights(files, dtype) or 0) if stream else None
     if stream:
         return limit
-    needs = _bytes_of_weights(files, dtype)
+    needs = needs or _bytes_of_weights(files, dtype)
     before = has if where.type == "cuda" else max(has, _LIBRARIES)
     return limit if needs is not None and before + needs > limit else None
 

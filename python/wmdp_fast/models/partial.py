@@ -1,4 +1,7 @@
-"""The first layers of a language model: for work whose loss is taken at a layer, and that needs nothing above it."""
+"""The first layers of a language model: for work whose loss is taken at a layer, and that needs nothing above it.
+
+Those of them that such work does not change may stay on the disk, to be read when they are run.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wmdp_fast.checkpoints.weight_files import CONFIG, shown
+from wmdp_fast.checkpoints.weight_files import CONFIG, shown, weight_files
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models import locate
 from wmdp_fast.models.attention.requirements import take_eager_where_needed
 from wmdp_fast.models.decoder import Decoder, decoder_of
+from wmdp_fast.models.fits import download
 from wmdp_fast.models.load import parse_device, parse_dtype
 from wmdp_fast.models.reading import check_config, failures_as, read_pretrained, without_progress
+from wmdp_fast.models.skeleton import build_skeleton
+from wmdp_fast.models.streamed import SLACK, StreamedModel, memory_in_use, stream
 from wmdp_fast.models.threads import loading
+from wmdp_fast.runtime.memory import in_gigabytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +40,8 @@ class FirstLayers:
         folder: Where its files are.
         commit: The hub's commit, or None for a folder of the user's.
         num_layers: How many layers the whole model has.
+        notes: What is to be known of how they were loaded.
+        below: Those of them that are read from the disk when they are run; None if all are in memory.
     """
 
     decoder: Decoder
@@ -40,6 +49,7 @@ class FirstLayers:
     commit: str | None
     num_layers: int
     notes: tuple[str, ...] = ()
+    below: StreamedModel | None = None
 
 
 def load_first_layers(
@@ -83,6 +93,63 @@ def load_first_layers(
     for note in notes:
         warnings.warn(f"{name_or_path}: {note}", WmdpFastWarning, stacklevel=2)
     return FirstLayers(decoder_of(model), files.folder, files.commit, available, tuple(notes))
+
+
+def load_layers_from(
+    name_or_path: str,
+    first: int,
+    count: int,
+    memory: int,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> FirstLayers:
+    """Reads some layers of a checkpoint; those below them are read when they are run, those above never.
+
+    Args:
+        name_or_path: A folder, or a name on the hub.
+        first: The lowest layer that is read, at least 1.
+        count: One more than the highest.
+        memory: Bytes that the process may take; on a GPU, that its tensors may.
+        revision: Branch, tag or commit on the hub.
+        dtype: `auto` is the checkpoint's.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Returns:
+        The decoder has all layers of the model; only those that are read have numbers.
+
+    Raises:
+        DataUnavailableError: The model is missing or out of reach.
+        ModelError: As `load_first_layers`; or its layers cannot be read one by one, or need more memory, as is said.
+    """
+    torch_dtype, torch_device = parse_dtype(dtype), parse_device(device)
+    files, where, source, _, available = _configuration(name_or_path, count, revision, trust_remote_code=False)
+    download(files, name_or_path)
+    weights = weight_files(files.folder)
+    if weights is None:
+        raise ModelError(f"{files.folder} has no safetensors weights")
+    skeleton = build_skeleton(where, source, weights, torch_dtype, torch_device)
+    kept, lower = skeleton.layers[first:count], skeleton.layers[:first]
+    needs = sum(part.nbytes for part in kept) + max(
+        max(part.arriving_bytes for part in kept),
+        skeleton.embedding.arriving_bytes + max(part.arriving_bytes for part in lower),
+    )
+    in_use = memory_in_use(torch_device)
+    if (in_use + needs) / (1 - SLACK) > memory:
+        raise ModelError(
+            f"memory {in_gigabytes(memory)} is too little to stream {where}: {in_gigabytes(in_use)} are taken already,"
+            f" and layers {first} to {count - 1}, which stay in memory, with the embedding and one layer below them"
+            f" need {in_gigabytes(needs)} more, before anything is computed"
+        )
+    below = stream(skeleton, memory).below(first)
+    with below.one_of_each().decoder_on_demand():
+        notes = take_eager_where_needed(skeleton.decoder.model)
+    for note in notes:
+        warnings.warn(f"{name_or_path}: {note}", WmdpFastWarning, stacklevel=2)
+    for part in kept:
+        skeleton.fill(part)
+    return FirstLayers(skeleton.decoder, files.folder, files.commit, available, tuple(notes), below)
 
 
 def first_layers_without_weights(

@@ -17,6 +17,7 @@ import torch
 from wmdp_fast.models.fused import fused_parts
 from wmdp_fast.models.fused.trials import Trials
 from wmdp_fast.models.sweep import capture, layers_on_demand
+from wmdp_fast.runtime.memory import resident_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from wmdp_fast.models.skeleton import Part, Skeleton
+
+
+# What allocators and libraries take besides, as a share of the memory that a process may take.
+SLACK = 0.03
 
 
 @dataclass
@@ -108,7 +113,13 @@ class StreamedModel:
 
         Those that are not in `order` hand on what they are given.
         """
-        with self.embedding(), self.head(), self.dropping():
+        with self.head(), self.decoder_on_demand():
+            yield
+
+    @contextmanager
+    def decoder_on_demand(self) -> Iterator[None]:
+        """The same for the model without its head, whose numbers are not read."""
+        with self.embedding(), self.dropping():
             decoder = self.skeleton.decoder
             with layers_on_demand(decoder, self.order, self.layer, self.form):
                 yield
@@ -127,6 +138,32 @@ class StreamedModel:
     def one_of_each(self) -> StreamedModel:
         """The same with only one layer of each kind, for trials."""
         return replace(self, order=self.kinds)
+
+    def below(self, count: int) -> StreamedModel:
+        """The same with only the first layers."""
+        kinds = tuple(index for index in self.kinds if index < count)
+        return replace(self, order=range(count), kinds=kinds)
+
+    @contextmanager
+    def weights_of(self, index: int | None) -> Iterator[None]:
+        """Inside, a layer has its numbers, whether or not it is one of `order`; for None, the embedding has."""
+        if index is None:
+            with self.embedding():
+                yield
+        elif index in self.order:
+            with self.layer(index):
+                yield
+        else:
+            yield
+
+    def working_bytes(self, tokens: int) -> int:
+        """Bytes that a layer makes of a batch of so many tokens, by the rule of `auto_token_budget`."""
+        config: Any = self.skeleton.model.config.get_text_config()
+        hidden: int = config.hidden_size
+        width: Any = getattr(config, "intermediate_size", None) or 4 * hidden
+        # Of some models each layer has a width of its own.
+        widest = max(width) if isinstance(width, list) else width
+        return tokens * self.skeleton.dtype.itemsize * (8 * hidden + 3 * int(widest))
 
     def _begin(self, index: int) -> None:
         if index not in self._arriving:
@@ -148,6 +185,11 @@ class StreamedModel:
             self.skeleton.empty(part)
 
 
+def memory_in_use(device: torch.device) -> int:
+    """Bytes of memory that are taken now: by the process, or of a GPU by its tensors."""
+    return int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else resident_bytes()
+
+
 def stream(skeleton: Skeleton, memory: int) -> StreamedModel:
     """A skeleton as a model that can be run.
 
@@ -165,7 +207,7 @@ def stream(skeleton: Skeleton, memory: int) -> StreamedModel:
         first.setdefault(_kind(layer), index)
     model = replace(model, form=found.form, kinds=tuple(first.values()))
     try:
-        with model.one_of_each().on_demand(), torch.no_grad():
+        with model.one_of_each().decoder_on_demand(), torch.no_grad():
             call(tokens, use_cache=False)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
         # Some layers need what others have computed.

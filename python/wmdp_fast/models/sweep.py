@@ -12,7 +12,7 @@ refused: of what a stub returned, the next one must be given the very same tenso
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -56,6 +56,7 @@ class Captured(Generic[_T]):
         arguments: What each layer is called with besides; that of layers which are done is gone.
         embedded: Shape and dtype of what the embedding returned.
         form: How many things a layer returns: None for a tensor.
+        within: The context in which a layer, given by its number, runs it; None if it needs none.
     """
 
     run: Callable[[], _T] | None
@@ -64,6 +65,7 @@ class Captured(Generic[_T]):
     arguments: dict[int, LayerArguments] | None = None
     embedded: tuple[torch.Size, torch.dtype] | None = None
     form: int | None = None
+    within: Callable[[int], AbstractContextManager[None]] | None = None
 
     def nbytes(self, seen: set[int]) -> int:
         """Bytes of what is kept for the layers, without storages that were seen before; adds to these."""
@@ -180,7 +182,7 @@ def _run_layer(index: int, layer: nn.Module, batch: Captured[Any], cache: Prefix
     args, kwargs = batch.arguments.pop(index)
     if cache is not None:
         cache.begin()
-    with computing():
+    with computing(), nullcontext() if batch.within is None else batch.within(index):
         output = layer(batch.hidden, *args, **kwargs)
     if cache is not None:
         cache.commit()

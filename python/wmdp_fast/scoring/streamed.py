@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
-import torch
 
 from wmdp_fast.exceptions import ModelError
+from wmdp_fast.models.streamed import SLACK, memory_in_use
 from wmdp_fast.models.sweep import Captured, capture, finish, run_layers
-from wmdp_fast.runtime.memory import in_gigabytes, resident_bytes
+from wmdp_fast.runtime.memory import in_gigabytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -33,9 +33,6 @@ _T = TypeVar("_T")
 # reading would take longer than computing.
 _LEAST_CHUNKS = 4
 _LEAST_BATCHES = 16
-
-# What allocators and libraries take besides, as a share of the limit.
-_SLACK = 0.03
 
 
 @dataclass(frozen=True)
@@ -193,12 +190,9 @@ def _next_chunk(streamed: StreamedModel, waiting: Iterator[Batch[_T]], needs: Ne
 
 def _room(streamed: StreamedModel, needs: Needs) -> int:
     """Bytes that hidden states may take."""
-    return int(streamed.memory * (1 - _SLACK)) - _in_use(streamed) - _besides_states(streamed, needs)
-
-
-def _in_use(streamed: StreamedModel) -> int:
-    device = streamed.skeleton.device
-    return int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else resident_bytes()
+    return (
+        int(streamed.memory * (1 - SLACK)) - memory_in_use(streamed.skeleton.device) - _besides_states(streamed, needs)
+    )
 
 
 def _besides_states(streamed: StreamedModel, needs: Needs) -> int:
@@ -208,25 +202,16 @@ def _besides_states(streamed: StreamedModel, needs: Needs) -> int:
     layer = max(part.nbytes for part in skeleton.layers)
     return needs.carried + max(
         skeleton.embedding.arriving_bytes + arriving,
-        layer + arriving + _working_bytes(streamed, needs.token_budget),
+        layer + arriving + streamed.working_bytes(needs.token_budget),
         skeleton.head.arriving_bytes + needs.logits,
     )
 
 
-def _working_bytes(streamed: StreamedModel, tokens: int) -> int:
-    """Bytes that a layer makes of a batch, by the rule of `auto_token_budget`."""
-    config: Any = streamed.skeleton.model.config.get_text_config()
-    hidden: int = config.hidden_size
-    width: Any = getattr(config, "intermediate_size", None) or 4 * hidden
-    # Of some models each layer has a width of its own.
-    widest = max(width) if isinstance(width, list) else width
-    return tokens * streamed.skeleton.dtype.itemsize * (8 * hidden + 3 * int(widest))
-
-
 def _refuse_memory(streamed: StreamedModel, needs: Needs, size: int) -> None:
-    least = (_in_use(streamed) + _besides_states(streamed, needs) + size) / (1 - _SLACK)
+    in_use = memory_in_use(streamed.skeleton.device)
+    least = (in_use + _besides_states(streamed, needs) + size) / (1 - SLACK)
     raise ModelError(
-        f"memory {in_gigabytes(streamed.memory)} is too little: {in_gigabytes(_in_use(streamed))} are taken before the"
+        f"memory {in_gigabytes(streamed.memory)} is too little: {in_gigabytes(in_use)} are taken before the"
         f" run, and two layers, a batch of {needs.token_budget} tokens and what is made of it need"
-        f" {in_gigabytes(least - _in_use(streamed))} more. Give {in_gigabytes(least * 1.05)}, or a smaller token_budget"
+        f" {in_gigabytes(least - in_use)} more. Give {in_gigabytes(least * 1.05)}, or a smaller token_budget"
     )

@@ -35,7 +35,8 @@ from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.runtime import environment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -113,6 +114,8 @@ class TrunkCache:
         decoder: The model. Its weights must be the original ones whenever `entries` is called.
         limit: Most bytes that the folder may hold; what comes later is computed each time. None for no limit.
         processes: How many fill it at once: each has an even share of what the limit leaves.
+        weights_of: A context in which a layer, given by its number, has its weights, or for None what belongs to no
+            layer; for a model of which not all is in memory.
 
     Attributes:
         folder: As given.
@@ -122,9 +125,18 @@ class TrunkCache:
         OSError: The folder cannot be made or read.
     """
 
-    def __init__(self, folder: Path, decoder: Decoder, *, limit: int | None = None, processes: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        decoder: Decoder,
+        *,
+        limit: int | None = None,
+        processes: int = 1,
+        weights_of: Callable[[int | None], AbstractContextManager[Any]] | None = None,
+    ) -> None:
         self.folder, self.use = folder, CacheUse()
         self._decoder, self._limit = decoder, limit
+        self._weights_of = weights_of or contextlib.nullcontext
         self._digests: dict[int | None, str] = {}
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"*/*{_UNFINISHED}"):
@@ -171,7 +183,7 @@ class TrunkCache:
 
     def _what_decides(self, kind: Kind, below: int) -> dict[str, Any]:
         model = self._decoder.model
-        device = next(model.parameters()).device
+        device = next(parameter.device for parameter in model.parameters() if not parameter.is_meta)
         config = model.config.get_text_config()
         depth = config.num_hidden_layers
         settings = {
@@ -197,18 +209,20 @@ class TrunkCache:
     def _digest(self, layer: int | None) -> str:
         """SHA-256 over a layer's weights, or over what belongs to no layer."""
         if layer not in self._digests:
-            if layer is None:
-                inside = {id(tensor) for tensor in _tensors(self._decoder.layers).values()}
-                tensors = {name: t for name, t in _tensors(self._decoder.model).items() if id(t) not in inside}
-            else:
-                tensors = _tensors(self._decoder.layers[layer])
-            self._digests[layer] = tensor_file.digest(
-                {
-                    f"{name} {tensor.dtype} {list(tensor.shape)}": tensor_file.as_bytes(tensor)
-                    for name, tensor in tensors.items()
-                }
-            )
+            with self._weights_of(layer):
+                self._digests[layer] = tensor_file.digest(
+                    {
+                        f"{name} {tensor.dtype} {list(tensor.shape)}": tensor_file.as_bytes(tensor)
+                        for name, tensor in self._tensors_of(layer).items()
+                    }
+                )
         return self._digests[layer]
+
+    def _tensors_of(self, layer: int | None) -> dict[str, Tensor]:
+        if layer is not None:
+            return _tensors(self._decoder.layers[layer])
+        inside = {id(tensor) for tensor in _tensors(self._decoder.layers).values()}
+        return {name: tensor for name, tensor in _tensors(self._decoder.model).items() if id(tensor) not in inside}
 
 
 class Entries:
@@ -247,6 +261,10 @@ class Entries:
             return None
         self._cache.use.read += 1
         return found.to(inputs["input_ids"].device)
+
+    def has(self, inputs: Mapping[str, Tensor]) -> bool:
+        """Whether there is a file for a batch; nothing is read."""
+        return self._path(_batch_hash(inputs)).exists()
 
     def put(self, inputs: Mapping[str, Tensor], activations: Tensor) -> None:
         """Keeps the activations [B, S, d] of a batch. If there is no room for them, it warns and keeps no more."""

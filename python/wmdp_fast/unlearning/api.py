@@ -18,6 +18,7 @@ from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.unlearning import evaluations, preflight, stopping
 from wmdp_fast.unlearning.activation_cache import TrunkCache
 from wmdp_fast.unlearning.budget import budget_request
+from wmdp_fast.unlearning.memory_plan import memory_to_take
 from wmdp_fast.unlearning.request import Request
 from wmdp_fast.unlearning.rmu.config import RMUConfig
 from wmdp_fast.unlearning.source import open_source
@@ -61,6 +62,8 @@ def unlearn(
     report_to: str | Sequence[str] = (),
     cache_trunk: str | PathLike[str] | None = None,
     cache_limit: float | None = None,
+    memory: str | int | None = None,
+    stream: bool = False,
     progress: bool = True,
     note: Callable[[str], None] | None = None,
 ) -> UnlearnResult:
@@ -105,6 +108,10 @@ def unlearn(
         cache_trunk: Folder to keep activations in that training does not change, for later epochs and runs. Results are
             the same to the last bit, with or without it.
         cache_limit: Most gigabytes that it may hold; None for no limit.
+        memory: Memory that the process may take, in bytes or as `16GB` (on a GPU, that its tensors may): if the layers
+            that RMU runs do not fit into it, those below the trained ones are read from the disk when they are run.
+            Results are the same to the last bit. None keeps them in memory. For RMU without evaluations.
+        stream: Whether to do so even if they fit; without `memory`, in what is free.
         progress: Whether to show a progress bar on stderr.
         note: Takes lines meant for the user: what is trained, what was found.
 
@@ -156,6 +163,7 @@ def unlearn(
     limit = cache_bytes(cache_limit, cache_trunk)
     if cache_trunk is not None:
         check_folder(cache_trunk)
+    taken = memory_to_take(model, request, memory=memory, stream=stream, revision=revision, device=device)
     target = None if output is None else Path(output)
     if target is not None:
         refuse_leftovers(target, resume=resume)
@@ -177,9 +185,19 @@ def unlearn(
             warnings.warn(sentence, WmdpFastWarning, stacklevel=2)
     with clock("load"):
         source = open_source(
-            model, config, tokenizer, revision, device, trust_remote_code, whole=request.needs_whole_model
+            model,
+            config,
+            tokenizer,
+            revision,
+            device,
+            trust_remote_code,
+            whole=request.needs_whole_model,
+            memory=taken,
         )
-    cache = None if cache_trunk is None else TrunkCache(Path(cache_trunk), source.decoder, limit=limit)
+    cache = None
+    if cache_trunk is not None:
+        weights_of = None if source.below is None else source.below.weights_of
+        cache = TrunkCache(Path(cache_trunk), source.decoder, limit=limit, weights_of=weights_of)
     with work_folder(target) as work:
         result = Run(request, source, corpora, clock, target, work, cache).result(resume=resume)
     if result.saving.is_to_be_known:

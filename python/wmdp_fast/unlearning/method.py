@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from wmdp_fast.unlearning.activation_cache import TrunkCache
     from wmdp_fast.unlearning.batch_reader import BatchReader
     from wmdp_fast.unlearning.batches import Batch
+    from wmdp_fast.unlearning.layers_below import LayersBelow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ class Setup:
         total_steps: Steps of the run, for schedules.
         cache: Where activations are kept that training does not change, or None.
         tokenizer: The model's, or None if it has none: tokens may be given ready-made.
+        below: The layers below the first trained one, if they are not in memory but read when they are run, which only
+            RMU does; else None.
 
     Example:
         >>> import torch
@@ -87,6 +90,7 @@ class Setup:
     total_steps: int
     cache: TrunkCache | None
     tokenizer: PreTrainedTokenizerBase | None = None
+    below: LayersBelow | None = None
 
 
 @dataclass(frozen=True)

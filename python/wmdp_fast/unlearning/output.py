@@ -81,6 +81,7 @@ def run_record(
         "at_odds": list(corpora.at_odds),
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
         "trunk_cache": None if cache is None else asdict(cache.use),
+        "streamed": None if source.below is None else asdict(source.below.cost),
         "peak_memory_mb": round(reporting.peak_memory(weights.device), 1),
         "versions": environment.versions(),
         "hardware": environment.hardware(),

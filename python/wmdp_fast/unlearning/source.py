@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.checkpoints import checkpoint, tensor_file
 from wmdp_fast.models.decoder import Decoder, decoder_of
-from wmdp_fast.models.partial import load_first_layers
+from wmdp_fast.models.partial import load_first_layers, load_layers_from
 from wmdp_fast.prompts.documents import Corpus, CorpusTokens
 from wmdp_fast.unlearning.batches import num_batches
 from wmdp_fast.unlearning.budget import budget_tokens
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from wmdp_fast.models.streamed import StreamedModel
     from wmdp_fast.unlearning.request import Request
     from wmdp_fast.unlearning.training_config import TrainingConfig
 
@@ -34,6 +35,7 @@ class Source:
     Attributes:
         notes: What is to be known of how the model was loaded, as `LoadedModel.warnings`.
         said: What evaluations of it have warned of, which the next one need not say again.
+        below: The layers below the first trained one, if they are read when they are run; else None.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Source:
     num_layers: int
     notes: tuple[str, ...] = ()
     said: set[str] = field(default_factory=set)
+    below: StreamedModel | None = None
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,21 @@ def open_source(
     trust_remote_code: bool,
     *,
     whole: bool,
+    memory: int | None = None,
 ) -> Source:
-    """Loads what is needed of the model, or takes the one in memory."""
+    """Loads what is needed of the model, or takes the one in memory.
+
+    Args:
+        model: A folder, a name on the hub, or a model in memory.
+        config: The settings, which say what is needed.
+        tokenizer: Its tokenizer, if it is not the folder's own.
+        revision: Of the model on the hub.
+        device: The device to run on.
+        trust_remote_code: Whether code that comes with the model may run.
+        whole: Whether all of it is needed.
+        memory: Bytes to take at most, the layers below the first trained one being read when they are run; None if they
+            are to be in memory.
+    """
     from wmdp_fast.models.load import load_model
 
     if not isinstance(model, (str, os.PathLike)):
@@ -98,14 +114,20 @@ def open_source(
         return _described(
             name, decoder_of(held), held, loaded.tokenizer, base=base, commit=loaded.sha, notes=loaded.warnings
         )
-    first = load_first_layers(
-        name,
-        config.depth,
-        revision=revision,
-        dtype=config.dtype,
-        device=device,
-        trust_remote_code=trust_remote_code,
-    )
+    if memory is None:
+        first = load_first_layers(
+            name,
+            config.depth,
+            revision=revision,
+            dtype=config.dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+    else:
+        lowest = min(config.trained_layers(config.depth))
+        first = load_layers_from(
+            name, lowest, config.depth, memory, revision=revision, dtype=config.dtype, device=device
+        )
     if tokenizer is None:
         tokenizer = tokenizer_of(name, first.folder, first.commit, trust_remote_code=trust_remote_code)
     return _described(
@@ -117,6 +139,7 @@ def open_source(
         commit=first.commit,
         num_layers=first.num_layers,
         notes=first.notes,
+        below=first.below,
     )
 
 
@@ -140,6 +163,7 @@ def _described(
     commit: str | None,
     num_layers: int | None = None,
     notes: tuple[str, ...] = (),
+    below: StreamedModel | None = None,
 ) -> Source:
     # The original pads with EOS.
     eos = getattr(tokenizer, "eos_token_id", None)
@@ -156,6 +180,7 @@ def _described(
         pad_id=0 if pad_id is None else int(pad_id),
         num_layers=num_layers or len(decoder.layers),
         notes=notes,
+        below=below,
     )
 
 

@@ -23,6 +23,7 @@ from wmdp_fast.unlearning.batch_reader import BatchReader
 from wmdp_fast.unlearning.budget import Budget
 from wmdp_fast.unlearning.document_lengths import longest_document
 from wmdp_fast.unlearning.evaluation_loop import EvaluationLoop
+from wmdp_fast.unlearning.memory_plan import layers_below
 from wmdp_fast.unlearning.method import MethodState, Setup, StepInput
 from wmdp_fast.unlearning.metrics import Metrics
 from wmdp_fast.unlearning.optim import optimizer_of, update
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from wmdp_fast.runtime.clock import PhaseClock
     from wmdp_fast.unlearning.activation_cache import TrunkCache
+    from wmdp_fast.unlearning.layers_below import LayersBelow
     from wmdp_fast.unlearning.method import Findings, Method
     from wmdp_fast.unlearning.optim import AdamW
     from wmdp_fast.unlearning.request import Request
@@ -123,6 +125,7 @@ class Run:
     def result(self, *, resume: bool) -> UnlearnResult:
         """Trains, evaluates, writes, and puts the model's flags back."""
         model = self._weights.model
+        below = self._layers_below()
         with only_user(model), fresh_rotary(model), self._weights.in_model():
             setup = Setup(
                 name=self._source.name,
@@ -135,6 +138,7 @@ class Run:
                 total_steps=self.total_steps,
                 cache=self._cache,
                 tokenizer=self._source.tokenizer,
+                below=below,
             )
             self._method = method = self._config.method(setup)
             if self._request.budget is not None and self._corpora.general is not None:
@@ -278,6 +282,16 @@ class Run:
             result, method, self._request, self._source, self._corpora, self._weights, self._cache, packed=packed
         )
         output.write(target, result, record, self._source, self._weights, method.card(record), self._work)
+
+    def _layers_below(self) -> LayersBelow | None:
+        """The layers that are not in memory, with the memory that they may take, which the run says."""
+        streamed = self._source.below
+        if streamed is None:
+            return None
+        pairs = (pair for step in range(self.total_steps) for pair in self._batches.pairs(step)[1])
+        found = layers_below(streamed, self._config, self._weights, (batch for pair in pairs for batch in pair))
+        self._request.note(found.about)
+        return found
 
     def _count_steps(self) -> int:
         config = self._config

@@ -33,14 +33,16 @@ from wmdp_fast.models.fused.linear import LINEAR_LAYERS
 from wmdp_fast.models.fused.trials import Trials, replaced_modules
 from wmdp_fast.scoring.padded import is_out_of_memory
 from wmdp_fast.scoring.trie import what_was_raised
+from wmdp_fast.unlearning.rmu.windows import Windows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from wmdp_fast.models.decoder import Decoder, LayerArguments
     from wmdp_fast.unlearning.activation_cache import Entries, TrunkCache
     from wmdp_fast.unlearning.batches import Batch
+    from wmdp_fast.unlearning.layers_below import LayersBelow
 
 
 # Of what is faster in one piece, this alone has gradients.
@@ -102,6 +104,8 @@ class Branches:
         trained: The parameters that are trained, by their names in the model. They must have their original values.
         cache: Where to keep what training does not change, and to look for it first.
         originals: Copies of the trained parameters as they are, if there are such already.
+        below: The layers below the first updated one, if they are not in memory.
+        upcoming: The batches that will be run next, in about that order, for such layers.
 
     Attributes:
         originals: Copies of the trained parameters as they were in the beginning.
@@ -114,6 +118,8 @@ class Branches:
         trained: Mapping[str, nn.Parameter],
         cache: TrunkCache | None = None,
         originals: Mapping[str, Tensor] | None = None,
+        below: LayersBelow | None = None,
+        upcoming: Callable[[], Iterable[Batch]] = tuple,
     ) -> None:
         self._decoder = decoder
         self._model = decoder.model
@@ -129,6 +135,11 @@ class Branches:
         self._trunks = None if cache is None or self.first == 0 else cache.entries("trunk", below=self.first)
         self._frozen = None if cache is None else cache.entries("frozen", below=self._stop)
         self._fused_parts = partial(fused_parts, trials=Trials())
+        self._upcoming = upcoming
+        self._windows: Windows | None = None
+        if below is not None:
+            within = partial(self._faster, parts=self._fused_parts)
+            self._windows = Windows(below, self._stop, within, self._not_kept, _are_same)
         self._can_skip = False  # that it can is proven on the first batch that is not in the cache
         layer: Any = decoder.layers[self.first]
         # Modules that own a trained parameter, and those around them.
@@ -157,13 +168,13 @@ class Branches:
             with self._trunks.claimed(batch.inputs):
                 if (kept := self._trunks.get(batch.inputs, again=True)) is None:
                     return self._computed(batch, self._trunks)
-        return Trunk(batch, kept, self._up_to_first(batch, skip=True)[1])
+        return Trunk(batch, kept, self._arguments(batch))
 
     def _computed(self, batch: Batch, trunks: Entries) -> Trunk:
         """A trunk that is not in the cache, and from now on is."""
         hidden, arguments = self._up_to_first(batch)
         if not self._can_skip:
-            if not _are_same(arguments, self._up_to_first(batch, skip=True)[1]):
+            if not _are_same(arguments, self._arguments(batch)):
                 raise ModelError(
                     f"{type(self._model).__name__} passes more between its layers than the residual stream, so its"
                     " trunk cannot be kept: leave the trunk cache out"
@@ -172,10 +183,27 @@ class Branches:
         trunks.put(batch.inputs, hidden)
         return Trunk(batch, hidden, arguments)
 
-    def _up_to_first(self, batch: Batch, *, skip: bool = False) -> tuple[Tensor, dict[int, LayerArguments]]:
+    def _up_to_first(self, batch: Batch) -> tuple[Tensor, dict[int, LayerArguments]]:
         """What enters the first updated layer, and what the layers from there on are called with; see `run_to`."""
+        if self._windows is not None:
+            return self._windows.hidden(batch), self._windows.arguments(batch)
+        return self._run_to_first(batch, skip=False)
+
+    def _arguments(self, batch: Batch) -> dict[int, LayerArguments]:
+        """What the layers from the first updated one on are called with, without running those below."""
+        if self._windows is not None:
+            return self._windows.arguments(batch)
+        return self._run_to_first(batch, skip=True)[1]
+
+    def _run_to_first(self, batch: Batch, *, skip: bool) -> tuple[Tensor, dict[int, LayerArguments]]:
         with torch.no_grad(), self._faster(batch, range(self.first), self._fused_parts):
             return self._decoder.run_to(self.first, self._stop, batch.inputs, skip=skip)
+
+    def _not_kept(self) -> Iterator[Batch]:
+        """The batches that will be run next, without those that the cache has."""
+        for batch in self._upcoming():
+            if self._trunks is None or not self._trunks.has(batch.inputs):
+                yield batch
 
     def updated(self, trunk: Trunk, *, share: bool = False) -> Tensor:
         """The output of the last layer with the parameters as they are: [B, S, d], with gradients for these alone.

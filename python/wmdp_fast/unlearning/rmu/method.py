@@ -21,7 +21,7 @@ from wmdp_fast.unlearning.rmu.step import MEASURES, Step, control_vectors, mean_
 from wmdp_fast.unlearning.seeds import normal_noise
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -65,7 +65,11 @@ class RMU:
         _warn_of_dropout(setup.decoder.model)
         self._setup, self._topics = setup, topics
         self._noise_scale, self._seed = noise, seed
-        self._branches = Branches(setup.decoder, layer_id, setup.trained, setup.cache, setup.originals)
+        # The step at hand; None before the run has begun.
+        self._at: int | None = None
+        self._branches = Branches(
+            setup.decoder, layer_id, setup.trained, setup.cache, setup.originals, setup.below, self._upcoming
+        )
         self._step = Step(self._branches, setup.trained, masked=masked)
         self._coefficients: list[float] = []
         self._controls: list[Tensor] = []
@@ -81,6 +85,7 @@ class RMU:
         Raises:
             ModelError: A coefficient that was measured is not finite or not above 0.
         """
+        self._at = 0
         dtype = next(iter(self._setup.trained.values())).dtype
         units = control_vectors(len(self._topics), self._setup.decoder.hidden_size, dtype=dtype, seed=self._seed)
         self._coefficients = [self._coefficient(index) for index in range(len(self._topics))]
@@ -109,6 +114,7 @@ class RMU:
 
     def step(self, given: StepInput) -> StepOutput:
         """Gradients of `mse(h, c * u) + alpha * mse(h', h'_frozen)`, and `MEASURES`."""
+        self._at = given.index
         gradients, measured = self._step.losses_and_gradients(
             given.pairs,
             self._controls[given.topic],
@@ -153,10 +159,7 @@ class RMU:
         return settings.auto_factor * mean_norm(activations, batch.attention_mask)
 
     def _effect(self, topic: int, steps: int) -> Effect:
-        batches = self._setup.batches
-        index, unseen = batches.after(topic, steps)
-        forget = batches.forget(topic, index, packed=False)
-        retain = batches.retain(topic, index, packed=False)
+        forget, retain, unseen = self._looked_at(topic, steps)
         activations = [self._branches.now_and_before(batch) for batch in (forget, retain)]
         return effect_of(
             topic,
@@ -167,6 +170,23 @@ class RMU:
             retain.attention_mask,
             unseen=unseen,
         )
+
+    def _looked_at(self, topic: int, steps: int) -> tuple[Batch, Batch, bool]:
+        """What `_effect` is measured on, and whether its forget documents were not trained on."""
+        batches = self._setup.batches
+        index, unseen = batches.after(topic, steps)
+        return batches.forget(topic, index, packed=False), batches.retain(topic, index, packed=False), unseen
+
+    def _upcoming(self) -> Iterator[Batch]:
+        """The batches that are yet to be run, in about that order."""
+        if self._at is None:
+            return
+        setup = self._setup
+        for step in range(self._at, setup.total_steps):
+            for pair in setup.batches.pairs(step)[1]:
+                yield from pair
+        for topic in range(len(self._topics)):
+            yield from self._looked_at(topic, setup.total_steps)[:2]
 
     def _noise(self, pairs: Sequence[tuple[Batch, Batch]], step: int) -> list[Tensor] | None:
         if self._noise_scale == 0.0:
