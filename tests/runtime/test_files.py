@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -155,6 +156,29 @@ def test_a_folder_that_cannot_be_is_found_before_it_is_needed(tmp_path: Path, wr
     assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "link"]
 
 
+def test_a_folder_in_which_nothing_can_be_made_is_found_whatever_permissions_say(tmp_path: Path) -> None:
+    # Of root's permissions none is missing here.
+    with pytest.raises(OSError, match=r"cannot be written to.*/proc'"):
+        check_folder("/proc/new")
+    with pytest.raises(OSError, match=r"has 300 bytes, more than the 255 that a file's name may have"):
+        check_folder(tmp_path / ("n" * 300))
+    with pytest.raises(OSError, match="has 300 bytes"):
+        check_folder(tmp_path / ("\u00e9" * 150) / "results")
+    check_folder(tmp_path / ("n" * 255))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_found_before_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "mkdir", full)
+    with pytest.raises(OSError, match=r"cannot be written to \(No space left on device\)") as error:
+        check_folder(tmp_path / "results")
+    assert error.value.errno == errno.ENOSPC
+    assert error.value.filename == str(tmp_path)
+
+
 def test_a_file_that_cannot_be_is_found_before_it_is_needed(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match="is a folder, not a file"):
         check_file(tmp_path)
@@ -170,6 +194,7 @@ def test_a_file_that_cannot_be_is_found_before_it_is_needed(tmp_path: Path) -> N
 # Commands that run for long or read much, each with a place to write to that cannot be, and what must not begin.
 BEGUN_TOO_EARLY = {
     "eval": ("wmdp_fast.prompts.prepare.read_tasks", "eval M --tasks wmdp_bio --output {link}"),
+    "eval of several": ("wmdp_fast.prompts.prepare.read_tasks", "eval M N --tasks wmdp_bio --output {held}"),
     "eval to a name": ("wmdp_fast.prompts.prepare.read_tasks", "eval M --tasks wmdp_bio --output {link}/r.json"),
     "export": ("wmdp_fast.integrations.inspect_log.read_results", "export {results} --inspect --output {link}"),
     "bench": ("wmdp_fast.bench.data.bench_data", "bench data --tasks t --tokenizer t --report {file}/r.md"),
@@ -196,7 +221,9 @@ def test_an_output_that_cannot_be_is_found_before_anything_is_read(
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "results_2026-11-24T15-00-00.json").write_text("{}", encoding="utf-8")
-    places = {name: tmp_path / name for name in ("link", "file", "results", "new")}
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "N").write_text("mine", encoding="utf-8")
+    places = {name: tmp_path / name for name in ("link", "file", "held", "results", "new")}
     assert cli.main([word.format(**places) for word in words.split()]) == 1
     says = "link is a link to" if "link" in words else "is a file, not a folder to write into"
     assert says in capsys.readouterr().err

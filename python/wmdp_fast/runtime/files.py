@@ -9,12 +9,16 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# What Linux's file systems allow.
+_LONGEST_NAME = 255
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -79,8 +83,14 @@ def check_folder(path: str | os.PathLike[str]) -> None:
         FileExistsError: It, or a folder that it should be in, is a symbolic link that leads nowhere.
         NotADirectoryError: It, or a folder that it should be in, is a file.
         PermissionError: It, or the folder that it should be in, cannot be written to.
+        OSError: Nothing can be made there for another reason: no space, a file system that holds no files, a name that
+            is too long.
     """
     folder = Path(path)
+    longest = max((len(os.fsencode(part)) for part in folder.parts), default=0)
+    if longest > _LONGEST_NAME:
+        why = f"a name in it has {longest} bytes, more than the {_LONGEST_NAME} that a file's name may have"
+        raise OSError(errno.ENAMETOOLONG, why, str(folder))
     for home in (folder, *folder.absolute().parents):
         if home.exists():
             break
@@ -92,6 +102,12 @@ def check_folder(path: str | os.PathLike[str]) -> None:
         raise NotADirectoryError(errno.ENOTDIR, "is a file, not a folder to write into", str(home))
     if not os.access(home, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, "cannot be written to", str(home))
+    try:
+        # Root may do everything, as far as permissions say, and a full disk has them too.
+        with tempfile.TemporaryDirectory(prefix=".wmdp-fast-", dir=home):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written to ({error.strerror})", str(home)) from error
 
 
 def check_file(path: str | os.PathLike[str]) -> None:
