@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,12 +13,15 @@ import numpy as np
 import pytest
 
 from tests.support.evaluations import SIZES, eval_result
+from wmdp_fast import cli
 from wmdp_fast.analysis.comparison import compare
 from wmdp_fast.exceptions import WmdpFastError
 from wmdp_fast.results.result import from_evaluation
-from wmdp_fast.runtime.tables import aligned, html_table
+from wmdp_fast.runtime.tables import aligned, fitted_to, html_table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from wmdp_fast.results.saved import SavedResults
 
 
@@ -81,6 +86,62 @@ def test_what_a_notebook_shows_is_escaped() -> None:
 def test_cells_are_moved_to_their_sides() -> None:
     assert aligned([("a", "b"), ("long", "1"), ("x", "22")], "lr") == ["a      b", "--------", "long   1", "x     22"]
     assert "text-align: right" in html_table([("a",), ("1",)], "r", ["<note>"])
+
+
+def test_a_table_that_is_wider_than_the_terminal_has_cells_below_each_other() -> None:
+    rows = [
+        ("task", "n", "metric", "value", "95 % interval", ""),
+        ("birds", "308", "acc", "0.9838", "0.9626 to 0.9931", "####|"),
+        ("", "", "acc_norm", "0.9", "", ""),
+        ("  sea birds", "20", "acc", "0.5", "0.2993 to 0.7007", "##|"),
+    ]
+    wide = aligned(rows, "lrlrrl")
+    with fitted_to(max(map(len, wide))):
+        assert aligned(rows, "lrlrrl") == wide
+    with fitted_to(40):
+        texts = aligned(rows, "lrlrrl")
+        assert len(texts) == len(rows) + 1
+        lines = "\n".join(texts).split("\n")
+    assert lines == [
+        "task",
+        "-" * 40,
+        "birds",
+        "  n: 308  metric: acc  value: 0.9838",
+        "  95 % interval: 0.9626 to 0.9931  ####|",
+        "  metric: acc_norm  value: 0.9",
+        "  sea birds",
+        "  n: 20  metric: acc  value: 0.5",
+        "  95 % interval: 0.2993 to 0.7007  ##|",
+    ]
+    assert max(map(len, lines)) <= 40
+    assert aligned(rows, "lrlrrl") == wide
+
+
+def test_what_a_command_prints_fits_the_terminal_and_what_it_writes_to_a_file_is_as_ever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    result = eval_result()
+    saved = result.save(tmp_path, log_samples=True)
+    shown = {}
+    for width, is_terminal in (("40", True), ("200", True), ("40", False)):
+        out = io.StringIO()
+        monkeypatch.setattr(out, "isatty", lambda is_terminal=is_terminal: is_terminal, raising=False)
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setenv("COLUMNS", width)
+        for command in (["show", str(saved)], ["compare", str(saved), str(saved)]):
+            assert cli.main(command) == 0
+            shown[command[0], width, is_terminal] = out.getvalue()
+            out.truncate(0)
+            out.seek(0)
+    monkeypatch.undo()
+    for command in ("show", "compare"):
+        wide = shown[command, "200", True]
+        assert shown[command, "40", False] == wide
+        narrow = shown[command, "40", True]
+        assert narrow != wide
+        assert "metric: acc" in narrow
+        # Every number is there.
+        assert sorted(re.findall(r"\d\.\d{4}", narrow)) == sorted(re.findall(r"\d\.\d{4}", wide))
 
 
 def test_frames_hold_every_number() -> None:

@@ -149,7 +149,7 @@ def _sections(contrast: Contrast) -> Iterator[tuple[str, list[Difference]]]:
 
 
 def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    return in_columns(rows, "l" + "r" * (len(rows[0]) - 1))
+    return in_columns(rows, "l" + "r" * (len(rows[0]) - 1), has_header=True)
 
 
 def _count(row: Difference) -> str:

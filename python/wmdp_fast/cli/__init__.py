@@ -21,6 +21,7 @@ from wmdp_fast.cli.habits import Parser, close_command, with_dashes
 from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.runtime import cpus
 from wmdp_fast.runtime.ranks import place_of_process
+from wmdp_fast.runtime.tables import fitted_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     terminal.open_closed()
     cpus.set_openmp()
-    with warnings.catch_warnings(), _termination_as_exception():
+    with warnings.catch_warnings(), _termination_as_exception(), fitted_to(terminal.width()):
         warnings.showwarning = _show_warning
         return _run(argv)
 

@@ -210,7 +210,7 @@ def _list() -> int:
 
     rows = [("attack", "needs", "what it does")]
     rows += [(attack.name, attack.access, attack.summary) for attack in ATTACKS.values()]
-    print("\n".join([*in_columns(rows, "lll"), "", f"{FORM} names one of your own."]))
+    print("\n".join([*in_columns(rows, "lll", has_header=True), "", f"{FORM} names one of your own."]))
     return 0
 
 

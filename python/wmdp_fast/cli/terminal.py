@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import shutil
 import sys
 
 # In place of characters that this package prints itself.
@@ -46,6 +47,13 @@ def print_anything(*, json: bool) -> None:
     # `surrogateescape` there, which raises at other characters.
     if getattr(sys.stdout, "errors", None) in ("strict", "surrogateescape") and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors=name)
+
+
+def width() -> int | None:
+    """Characters of a line of the terminal that stdout is; None if it is none."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return None
+    return shutil.get_terminal_size().columns
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:

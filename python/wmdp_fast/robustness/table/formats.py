@@ -29,7 +29,7 @@ def text(table: Contents, *, transpose: bool | None = None) -> str:
     if transpose is None and len(lines[1]) > _WIDE and len(table.measures) > len(table.rows):
         return text(table, transpose=True)
     if table.tests:
-        lines += ["", *in_columns(test_rows(table), "llllrrrrr")]
+        lines += ["", *in_columns(test_rows(table), "llllrrrrr", has_header=True)]
     return "\n".join([*lines, "", *(f"- {note}" for note in table.notes)])
 
 

@@ -178,7 +178,7 @@ class ModelProfile:
                 f"{self.model}: {self.forget_tokens:,} tokens of {self.forget},"
                 f" {self.retain_tokens:,} of {self.retain}",
                 "",
-                *in_columns([columns, *rows], "r" * len(columns)),
+                *in_columns([columns, *rows], "r" * len(columns), has_header=True),
                 "",
                 f"suggested: --layer-id {self.layer_id} --update-layer-ids {updated}"
                 f" --steering-coeff {self.steering_coeff:.3g}",
