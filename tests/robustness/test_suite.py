@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import wmdp_fast as wf
+from tests.support import attack_records
 from tests.support import robustness as support
 from wmdp_fast.exceptions import InternalError, JournalError, ModelError, TaskError
 from wmdp_fast.robustness import api
@@ -234,6 +236,28 @@ def test_settings_are_chosen_on_one_half_and_reported_on_the_other_within_the_sl
     assert (finding.acc.value, finding.choosing.value) == (0.25, 0.75)
     assert (finding.tried, finding.excluded) == (3, 1)
     assert find(runs, for_choosing, utility={"acc": 0.95}, null=True) is None
+
+
+def test_a_model_that_was_only_asked_has_no_worst_case() -> None:
+    result = attack_records.attacked("org/rmu", 0.3, 0.7)
+    assert result.worst() == "relearn"
+    assert "worst case: relearn, 0.700" in str(result)
+    asked = replace(result, runs=[run for run in result.runs if run.attack == "ask"])
+    assert (asked.worst(), asked.to_json()["worst"]) == (None, {"unlearned": None, "base": None})
+    said = str(asked)
+    assert "worst" not in said
+    assert said.endswith(
+        "not attacked: asked as it is, 0.300 [0.241, 0.367] (not told from guessing, which gives 0.250). Nothing may be"
+        " said of attacks"
+    )
+    assert "nothing had to be chosen on the other 200" in said
+
+
+def test_attacks_that_bring_back_no_more_than_asking_are_no_worst_case_by_name() -> None:
+    result = attack_records.attacked("org/rmu", 0.5, 0.4)
+    assert result.worst() == "ask"
+    assert "worst case: no attack, as none brought back more than asking: 0.500" in str(result)
+    assert "at budget standard" in result.claim()
 
 
 def test_recovery_is_a_share_of_a_gap_that_is_there() -> None:

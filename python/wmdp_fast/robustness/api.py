@@ -160,9 +160,9 @@ def attack(
     Example:
         >>> from wmdp_fast import attack, demo
         >>> asked = {"tasks": demo.questions_path("forget"), "eval_options": {"limit": 40}}
-        >>> result = attack(demo.model_path(), **asked, attacks="ask", dtype="float32", progress=False)
-        >>> result.worst()
-        'ask'
+        >>> result = attack(demo.model_path(), **asked, attacks="calibrate", dtype="float32", progress=False)
+        >>> result.worst() in ("ask", "calibrate")
+        True
     """
     chosen = attacks_of(attacks, budget)
     _check(budget, slack, output)

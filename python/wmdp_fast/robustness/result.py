@@ -99,8 +99,12 @@ class AttackResult:
         return asked.readings[0].utility or {}
 
     def worst(self, role: Role = "unlearned") -> str | None:
-        """The attack that brings back the most, chosen on the questions for choosing."""
-        return findings.worst(self.findings[role])
+        """The attack that brings back the most, chosen on the questions for choosing; `ask` if none beats asking.
+
+        None if nothing but asking was run: a model that was not attacked has no worst case.
+        """
+        found = self.findings[role]
+        return findings.worst(found) if any(name != Ask.name for name in found) else None
 
     def recovery(self, attack: str) -> float | None:
         """The share of the gap that an attack on the unlearned model regains; None without a base or a gap."""
@@ -278,9 +282,11 @@ class AttackResult:
         if curve_table := self.curve_table():
             lines += ["", curve_table, ""]
         reported = int((~self.is_for_choosing).sum())
+        chosen = "settings, and which attack is the worst case, were chosen on the other"
+        if self.worst() is None:
+            chosen = "nothing had to be chosen on the other"
         lines.append(
-            f"accuracy on {reported} questions with 95 % intervals; settings, and which attack is the worst case, were"
-            f" chosen on the other {int(self.is_for_choosing.sum())}"
+            f"accuracy on {reported} questions with 95 % intervals; {chosen} {int(self.is_for_choosing.sum())}"
         )
         if kept_table := self.kept_table():
             lines += ["", kept_table, ""]
@@ -296,15 +302,18 @@ class AttackResult:
 
     def claim(self) -> str:
         """What may be said of the model, and no more."""
-        name = self.worst()
-        if name is None:
+        if not self.findings["unlearned"]:
             return "nothing was run, so nothing may be said"
-        acc = self.findings["unlearned"][name].acc
+        name = self.worst()
+        acc = self.findings["unlearned"][name or Ask.name].acc
         sure = "above guessing" if acc.low > self.chance else "not told from guessing"
-        return (
-            f"worst case: {name}, {_accuracy(acc)} ({sure}, which gives {self.chance:.3f}). This holds for these"
-            f" attacks at budget {self.budget}, not for others"
-        )
+        numbers = f"{_accuracy(acc)} ({sure}, which gives {self.chance:.3f})"
+        if name is None:
+            return f"not attacked: asked as it is, {numbers}. Nothing may be said of attacks"
+        found = f"worst case: {name}, {numbers}"
+        if name == Ask.name:
+            found = f"worst case: no attack, as none brought back more than asking: {numbers}"
+        return f"{found}. This holds for these attacks at budget {self.budget}, not for others"
 
 
 def _accuracy(estimate: Estimate) -> str:
