@@ -275,6 +275,40 @@ def test_a_name_that_is_neither_folder_nor_repository_is_refused() -> None:
         load_model("./no/such/folder", device="cpu")
 
 
+def test_a_mistyped_folder_is_said_at_once_with_the_one_that_may_be_meant(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "modle.txt").touch()
+    # A path is no name on the hub, which is not asked.
+    monkeypatch.setattr("wmdp_fast.models.locate.why_unreachable", lambda _: pytest.fail("asked the hub"))
+    for name in ("./modle", f"{tmp_path}/modle", "~/no/modle", "modle/"):
+        with pytest.raises(ModelError, match="is neither a folder nor a name on the hub such as") as error:
+            load_model(name, device="cpu")
+        assert ("; did you mean " in str(error.value)) == ("~" not in name)
+    with pytest.raises(ModelError, match=r"\./modle is neither .*; did you mean model\?"):
+        load_model("./modle", device="cpu")
+
+
+def test_without_a_network_a_name_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.HfApi.hf_hub_download", lambda *_, **__: pytest.fail("asked again and again"))
+    with pytest.raises(DataUnavailableError) as error:
+        load_model("modle", device="cpu")
+    said = str(error.value)
+    assert "http://127.0.0.1:9 cannot be reached (Connection refused): check the connection" in said
+    assert said.endswith("; did you mean model?")
+    assert "\n" not in said
+    assert not caplog.records
+
+
 def test_offline_the_message_says_how_to_get_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -297,6 +331,7 @@ def test_what_the_hub_refuses_is_explained(
         raise error("refused", response=Response())  # type: ignore[call-arg]
 
     monkeypatch.setattr("huggingface_hub.HfApi.hf_hub_download", refuse)
+    monkeypatch.setattr("wmdp_fast.models.locate.why_unreachable", lambda _address: None)
     with pytest.raises(DataUnavailableError, match=f"owner/model {message}"):
         load_model("owner/model", revision="v1", device="cpu")
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from wmdp_fast.exceptions import DataUnavailableError
+from wmdp_fast.runtime.hub import why_unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -480,6 +481,8 @@ def _from_hub(dataset: str, revision: str, tasks: Sequence[Wanted], offline: boo
             f" hub is switched off; unset HF_HUB_OFFLINE to download it, or {instead}"
         )
 
+    if (reason := why_unreachable(constants.ENDPOINT)) is not None:
+        raise DataUnavailableError(f"{_unreachable(dataset, reason)}, or {instead}")
     api = HfApi()
     try:
         info = api.dataset_info(dataset, revision=revision)
@@ -533,7 +536,12 @@ def _explain(error: Exception, dataset: str, revision: str) -> str:
         case HfHubHTTPError():
             status = error.response.status_code
             return f"{constants.ENDPOINT} did not give {dataset}, with status {status}: try again later"
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return _unreachable(dataset, (str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def _unreachable(dataset: str, reason: str) -> str:
+    from huggingface_hub import constants
+
     return (
         f"{dataset}: {constants.ENDPOINT} cannot be reached ({reason}): check the connection, set HF_HUB_OFFLINE=1 if"
         " the files were downloaded before"

@@ -7,6 +7,8 @@ them. Which files are a model's weights, `weight_files` says.
 
 from __future__ import annotations
 
+import difflib
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,11 +26,15 @@ from wmdp_fast.checkpoints.weight_files import (
     weight_files,
 )
 from wmdp_fast.exceptions import DataUnavailableError, ModelError
+from wmdp_fast.runtime.hub import why_unreachable
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+# Folders among which one with a name close to that of a missing one is looked for.
+_MOST_LOOKED_AT = 10_000
 
 _TO_SAFETENSORS = (
     "pickled weights can run code when they are opened, so only safetensors are read. Convert them where you trust"
@@ -168,8 +174,11 @@ def _on_hub(name: str, revision: str | None, config: str, *, weights: bool = Tru
     # Base of the errors of its HTTP library, which is httpx, or from version 2 on httpx2.
     transport_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
 
+    if _is_path(name):
+        raise ModelError(_no_such_folder(name))
     api = HfApi()
     try:
+        _refuse_unreachable(name, revision, config)
         try:
             # A file of the cache lies in snapshots/<commit>/.
             folder = Path(api.hf_hub_download(name, config, revision=revision)).parent
@@ -183,12 +192,7 @@ def _on_hub(name: str, revision: str | None, config: str, *, weights: bool = Tru
             return Files(folder, commit=folder.name)
         pickled = [file for file in api.list_repo_files(name, revision=folder.name) if file.endswith(".bin")]
     except HFValidationError:
-        if parts_of(name)[1] is not None:
-            raise ModelError(
-                f"{name} can be scored and attacked, but not trained: make a checkpoint of the two first, by"
-                " wmdp-fast apply-delta BASE DELTA OUT"
-            ) from None
-        raise ModelError(f"{name} is neither a folder nor a name on the hub such as `owner/model`") from None
+        raise ModelError(_no_such_folder(name)) from None
     except LocalEntryNotFoundError as error:
         raise DataUnavailableError(_out_of_reach(name, revision, error)) from error
     except EntryNotFoundError as error:
@@ -197,6 +201,42 @@ def _on_hub(name: str, revision: str | None, config: str, *, weights: bool = Tru
         raise DataUnavailableError(_refused(name, revision, error)) from error
     names = candidates(folder) if config == CONFIG else (ADAPTER_WEIGHTS,)
     raise ModelError(_no_weights(name, names, pickled=pickled))
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only be that of a folder; `owner/model` may be one as well."""
+    return name.startswith(("/", "./", "../", "~", ".\\")) or name.count("/") > 1 or name.endswith("/")
+
+
+def _no_such_folder(name: str) -> str:
+    """What to say of a name that is no folder here and cannot be one on the hub."""
+    if parts_of(name)[1] is not None:
+        return (
+            f"{name} can be scored and attacked, but not trained: make a checkpoint of the two first, by"
+            " wmdp-fast apply-delta BASE DELTA OUT"
+        )
+    return f"{name} is neither a folder nor a name on the hub such as `owner/model`{_did_you_mean(name)}"
+
+
+def _did_you_mean(name: str) -> str:
+    """The folder whose name is closest to one that does not exist, as a question; nothing if none is close."""
+    path = Path(name).expanduser()
+    try:
+        beside = [one.name for one in itertools.islice(path.parent.iterdir(), _MOST_LOOKED_AT) if one.is_dir()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, beside, n=1)
+    return f"; did you mean {path.parent / close[0]}?" if close else ""
+
+
+def _refuse_unreachable(name: str, revision: str | None, file: str) -> None:
+    """Raises if a repository is not in the cache, and the hub cannot be asked for it."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(name, file, revision=revision), str):
+        return
+    if (reason := why_unreachable(constants.ENDPOINT)) is not None:
+        raise DataUnavailableError(_cannot_be_reached(name, revision, reason))
 
 
 def _weights_on_hub(api: HfApi, name: str, folder: Path, config: str) -> Path | None:
@@ -244,14 +284,27 @@ def _downloaded(api: HfApi, name: str, file: str, revision: str | None) -> Path 
 def _out_of_reach(name: str, revision: str | None, error: Exception) -> str:
     from huggingface_hub import constants
 
-    at = f" at revision {revision}" if revision else ""
-    missing = f"{name}{at} is neither a folder here nor in the cache {constants.HF_HUB_CACHE}"
     if constants.HF_HUB_OFFLINE:
-        return f"{missing}, and the hub is switched off: unset HF_HUB_OFFLINE to download it, or pass a local folder"
+        return (
+            f"{_not_here(name, revision)}, and the hub is switched off: unset HF_HUB_OFFLINE to download it, or pass a"
+            f" local folder{_did_you_mean(name)}"
+        )
     cause = error.__cause__ or error
-    reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    return _cannot_be_reached(name, revision, (str(cause).strip() or type(cause).__name__).splitlines()[0])
+
+
+def _not_here(name: str, revision: str | None) -> str:
+    from huggingface_hub import constants
+
+    at = f" at revision {revision}" if revision else ""
+    return f"{name}{at} is neither a folder here nor in the cache {constants.HF_HUB_CACHE}"
+
+
+def _cannot_be_reached(name: str, revision: str | None, reason: str) -> str:
+    from huggingface_hub import constants
+
     why = f"{constants.ENDPOINT} cannot be reached ({reason})"
-    return f"{missing}, and {why}: check the connection, or pass a local folder"
+    return f"{_not_here(name, revision)}, and {why}: check the connection, or pass a local folder{_did_you_mean(name)}"
 
 
 def _refused(name: str, revision: str | None, error: Exception) -> str:
@@ -268,7 +321,7 @@ def _refused(name: str, revision: str | None, error: Exception) -> str:
         case RepositoryNotFoundError():
             return (
                 f"{name} is no folder here, and not at {constants.ENDPOINT} or private: check the name, and {log_in}"
-                " if you have access"
+                f" if you have access{_did_you_mean(name)}"
             )
         case HfHubHTTPError():
             status = error.response.status_code
