@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from wmdp_fast import cli, demo
 from wmdp_fast.checkpoints.checkpoint import apply_delta
 from wmdp_fast.models import load
 from wmdp_fast.prompts import tokenizer as prompt_tokenizer
-from wmdp_fast.several_models import ModelSpec, checkpoints_of
+from wmdp_fast.several_models import ModelSpec, checkpoints_of, models_table
 
 TASKS = {"tasks": demo.questions_path("forget"), "limit": 6, "device": "cpu", "progress": False}
 
@@ -245,3 +246,131 @@ def test_a_base_that_is_not_as_it_was_is_loaded_again_and_that_is_said(
         assert scored.result is not None
         [ours], [theirs] = scored.result.tasks.values(), one.tasks.values()
         assert np.array_equal(ours.outcome.loglikelihood, theirs.outcome.loglikelihood)
+
+
+class Finished:
+    """Two models that were scored into a folder; counts what is loaded afterwards."""
+
+    def __init__(self, models: list[Path], folder: Path, loadings: list[str]) -> None:
+        self.models, self.folder, self.loadings = models, folder, loadings
+        self.options = {**TASKS, "output": folder / "out"}
+        self.first = list(wf.evaluate_many(models[:2], **self.options))
+        loadings.clear()
+
+    def again(self, *models: Path | ModelSpec, **options: object) -> list[wf.ScoredModel]:
+        self.loadings.clear()
+        return list(wf.evaluate_many(models, **{**self.options, "resume": True, **options}))
+
+
+@pytest.fixture
+def finished(models: list[Path], tmp_path: Path, loadings: list[str]) -> Finished:
+    copies = [shutil.copytree(model, tmp_path / model.name) for model in models]
+    return Finished(copies, tmp_path, loadings)
+
+
+def test_what_is_finished_is_read_back_and_only_the_rest_is_scored(
+    finished: Finished, recwarn: pytest.WarningsRecorder
+):
+    one, two, three = finished.models
+    found = finished.again(one, three, two)
+    assert finished.loadings == [str(three)]
+    assert not [warning for warning in recwarn if issubclass(warning.category, wf.WmdpFastWarning)]
+    assert [scored.spec.model for scored in found] == [one, three, two]
+    for scored, before in ((found[0], finished.first[0]), (found[2], finished.first[1])):
+        assert isinstance(scored.result, wf.SavedResults)
+        assert before.result is not None
+        assert scored.result.path == before.result.saved_to
+        for name in before.result:
+            for metric in ("acc", "acc_stderr", "acc,none"):
+                assert scored.result[name][metric] == before.result[name][metric]
+    assert isinstance(found[1].result, wf.EvalResult)
+    table = models_table(found).splitlines()
+    assert len(table) == 5
+    # What was scored by `evaluate` alone is as good, and a second time everything is there.
+    assert finished.again(*finished.models)
+    assert finished.loadings == []
+    with pytest.raises(KeyError, match="has no metric 'f1'; it has acc"):
+        next(iter(found[0].result.tasks.values()))["f1"]
+
+
+def test_without_resume_everything_is_scored_again(finished: Finished):
+    finished.again(*finished.models[:2], resume=False)
+    assert finished.loadings == [str(model) for model in finished.models[:2]]
+
+
+@pytest.mark.parametrize(
+    ("options", "differs"),
+    [
+        ({"limit": 5}, r"limit \(then 6, now 5\); questions and how they are asked"),
+        ({"dtype": "bfloat16"}, r'dtype \(then "auto", now "bfloat16"\)'),
+        ({"score_mode": "model"}, r'score mode \(then "float32", now "model"\)'),
+        ({"template": "{{statement}}", "choices": "texts"}, "questions and how they are asked"),
+        ({"num_fewshot": 1, "fewshot_file": demo.questions_path("retain")}, "questions and how they are asked"),
+        ({"text": {"gulls": ["A gull.", "Two gulls."]}}, "texts"),
+        ({"log_samples": True}, r"has no samples of glimmer_brewing"),
+    ],
+)
+def test_a_run_of_something_else_is_not_taken_for_finished_and_what_differs_is_said(
+    finished: Finished, options: dict[str, object], differs: str
+):
+    model = finished.models[0]
+    with pytest.warns(wf.WmdpFastWarning, match=f"{model} is scored again: results_.*{differs}"):
+        [scored] = finished.again(model, **options)
+    assert finished.loadings == [str(model)]
+    assert isinstance(scored.result, wf.EvalResult)
+    # Of what is there now, the newest that fits is taken.
+    [scored] = finished.again(model, **options)
+    assert isinstance(scored.result, wf.SavedResults)
+    [scored] = finished.again(model)
+    assert isinstance(scored.result, wf.SavedResults)
+
+
+def test_other_files_and_other_answers_are_another_run(finished: Finished, tmp_path: Path):
+    model = finished.models[1]
+    os.utime(model / "model.safetensors")
+    with pytest.warns(wf.WmdpFastWarning, match=r"is scored again: .*model files \(then"):
+        finished.again(model)
+    assert finished.loadings == [str(model)]
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.warns(wf.WmdpFastWarning, match=r"is scored again: .*tokenizer files \(then"):
+        finished.again(model)
+    rows = [json.loads(line) for line in Path(TASKS["tasks"]).read_text().splitlines()[:6]]
+    rows[3]["answer"] = (rows[3]["answer"] + 1) % 4
+    edited = tmp_path / "edited" / Path(TASKS["tasks"]).name
+    edited.parent.mkdir()
+    edited.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.warns(wf.WmdpFastWarning, match="questions and how they are asked"):
+        finished.again(model, tasks=edited)
+    # The same questions in another place are the same.
+    shutil.copytree(edited.parent, tmp_path / "moved")
+    finished.again(model, tasks=tmp_path / "moved" / edited.name)
+    assert finished.loadings == []
+
+
+def test_damaged_results_are_said_and_a_model_that_fails_is_not_finished(finished: Finished):
+    assert finished.first[0].result is not None
+    file = finished.first[0].result.saved_to
+    file.write_text(file.read_text()[:-40])
+    with pytest.warns(wf.WmdpFastWarning, match=r"is scored again: results_.* cannot be read \(.*JSON"):
+        finished.again(finished.models[0])
+    assert finished.loadings == [str(finished.models[0])]
+    (finished.models[1] / "config.json").unlink()
+    [scored] = finished.again(finished.models[1])
+    assert isinstance(scored.error, wf.ModelError)
+
+
+def test_the_command_line_says_what_was_finished(finished: Finished, capsys: pytest.CaptureFixture[str]):
+    given = [str(model) for model in finished.models[:2]]
+    told = f"--tasks {TASKS['tasks']} --limit 6 --device cpu --output {finished.options['output']} --resume"
+    assert cli.main(["eval", *given, *told.split()]) == 0
+    out, err = capsys.readouterr()
+    for model, before in zip(given, finished.first, strict=True):
+        assert before.result is not None
+        assert f"finished before, read from: {before.result.saved_to}" in err
+        assert before.result.table().splitlines()[0].split()[0] in out
+        assert out.splitlines()[-2:][given.index(model)].startswith(model)
+    assert cli.main(["eval", *given, *told.split(), "--json", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert [one["model_name"] for one in json.loads(out)] == given
+    assert err == ""
+    assert finished.loadings == []

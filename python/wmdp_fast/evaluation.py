@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass, replace
+from functools import cached_property
 from functools import partial as partial_function
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,9 +19,10 @@ from wmdp_fast.prompts.rendered import RenderedPrompt, render_requests
 from wmdp_fast.prompts.texts import read_texts, text_requests
 from wmdp_fast.prompts.tokenizer import BackgroundTokenizer
 from wmdp_fast.results.by_task import task_results
+from wmdp_fast.results.finished import KEY, asked_facts, finished_run
 from wmdp_fast.results.lm_eval_files import tokenizer_info
 from wmdp_fast.results.near_tie import near_tie_of
-from wmdp_fast.results.paths import output_folder
+from wmdp_fast.results.paths import output_folder, results_under
 from wmdp_fast.results.perplexity import text_results
 from wmdp_fast.results.provenance import run_config, run_details
 from wmdp_fast.results.result import EvalResult, GroupResult
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from wmdp_fast.prompts.tokenizer import ReadsTokens
     from wmdp_fast.results.perplexity import TextResult
     from wmdp_fast.results.result import TaskResult
+    from wmdp_fast.results.saved import SavedResults
     from wmdp_fast.scoring.backend import Backend
     from wmdp_fast.scoring.model_source import ModelSource
     from wmdp_fast.scoring.scores import PartialScores, ScoreMode, Scores
@@ -286,6 +289,13 @@ def rendered_prompts(
 class Keeping:
     """The parameters of `evaluate` that say what is kept and shown of a run.
 
+    Attributes:
+        output: Where results go.
+        log_samples: Whether every question is saved too.
+        resume: Whether to go on with an earlier run.
+        progress: Whether to show a bar.
+        may_begin: Whether it is no surprise if there is nothing to resume: of several models most had not begun.
+
     Raises:
         ValueError: Something is to be kept, and there is no folder for it.
     """
@@ -294,6 +304,7 @@ class Keeping:
     log_samples: bool
     resume: bool
     progress: bool
+    may_begin: bool = False
 
     def __post_init__(self) -> None:
         if self.output is None and (self.log_samples or self.resume):
@@ -373,6 +384,24 @@ class Evaluation:
         self._encoder = BackgroundTokenizer(selection)
         self._prompts: list[Prompts] | None = None
 
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        return asked_facts(self._prompting, self._scoring, self._read, self._selection.groups, self._texts)
+
+    def finished(self, source: ModelSource, keeping: Keeping) -> SavedResults | None:
+        """The results of an earlier run that asked the same of the same model, if there are any under its output.
+
+        Raises:
+            DataUnavailableError, ModelError, OSError: The model cannot be located.
+
+        Warns:
+            WmdpFastWarning: There are results of the model, but not of this run; says why.
+        """
+        if keeping.output is None or source.identity is None or not results_under(keeping.output, source.name):
+            return None
+        facts = source.identity() | self._facts
+        return finished_run(keeping.output, source.name, facts, log_samples=keeping.log_samples)
+
     def of(
         self, source: ModelSource, keeping: Keeping, clock: PhaseClock, sharing: Sharing | None = None
     ) -> EvalResult:
@@ -398,6 +427,8 @@ class Evaluation:
             scoring = _Scoring(backend, keeping, sharing or Sharing(), kept)
             scored = _score(asked, scoring, self._prompting, clock)
             result = _result(asked, scored, backend, self._prompting, cautions, self._scoring.score_mode, clock)
+            if source.identity is not None:
+                result = replace(result, details={**result.details, KEY: source.identity() | self._facts})
             if sharing is not None and sharing.parallel is not None:
                 held = {"kind": sharing.parallel, "processes": sharing.place.size}
                 result = replace(result, details={**result.details, "parallel": held})
@@ -462,6 +493,7 @@ class _Scoring:
         keeps = keeping.output is not None and sharing.parallel is None
         self._folder = output_folder(keeping.output, backend.name) if keeps and keeping.output is not None else None
         self._ranks = kept.enter_context(sharing.joined())
+        self._expects_journal = keeping.resume and not keeping.may_begin
 
     def of_tasks(self, asked: _Asked, clock: PhaseClock) -> tuple[Scores, int]:
         """The scores of all prompts, and how many of them were there before."""
@@ -474,7 +506,7 @@ class _Scoring:
             with clock("forward"):
                 return self._in_shards(requests, identity, "choices", what, partial_function(backend.score, prompts))
         number = sum(one.num_choices for one in prompts)
-        partial = self._journaled(identity, number, "choices", warn=self._keeping.resume)
+        partial = self._journaled(identity, number, "choices", warn=self._expects_journal)
         with clock("forward"), _progress_bar(unit, what, shown=self._keeping.progress) as advance:
             scores = backend.score(prompts, requests, progress=advance, partial=partial)
         return scores, partial.num_resumed
@@ -487,7 +519,7 @@ class _Scoring:
             with clock("texts"):
                 return self._in_shards(requests, identity, what, "reading texts", backend.score_windows)
         # A run that was stopped at its tasks has nothing of its texts, which is no surprise.
-        partial = self._journaled(identity, len(asked), what, warn=self._keeping.resume and not after_tasks)
+        partial = self._journaled(identity, len(asked), what, warn=self._expects_journal and not after_tasks)
         with clock("texts"), _progress_bar("window", "reading texts", shown=self._keeping.progress) as advance:
             scores = backend.score_windows(requests, progress=advance, partial=partial)
         return scores, partial.num_resumed

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 from wmdp_fast.checkpoints.read_ahead import read_ahead
 from wmdp_fast.checkpoints.weight_files import ADAPTER_CONFIG, CONFIG
 from wmdp_fast.evaluation import Evaluation, Keeping
+from wmdp_fast.exceptions import WmdpFastError
 from wmdp_fast.models.adapter_base import AdapterBase
 from wmdp_fast.prompts.options import PromptOptions
-from wmdp_fast.results.paths import names_a_file, sanitize_model_name
+from wmdp_fast.results.paths import names_a_file, output_folder, sanitize_model_name
 from wmdp_fast.runtime.clock import PhaseClock
 from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.runtime.ranks import place_of_process
 from wmdp_fast.runtime.tables import aligned, number_text
 from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
-from wmdp_fast.scoring.model_source import ModelSource, model_source
+from wmdp_fast.scoring.model_source import model_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 
     from wmdp_fast._rust import ReadAhead
     from wmdp_fast.results.result import EvalResult
+    from wmdp_fast.results.saved import SavedResults
     from wmdp_fast.scoring.backend import Backend
-    from wmdp_fast.scoring.model_source import OnTokenizer
+    from wmdp_fast.scoring.model_source import ModelSource, OnTokenizer
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -66,7 +68,8 @@ class ScoredModel:
 
     Attributes:
         spec: The model.
-        result: Its numbers, those of a call of `evaluate` by itself; None if it failed.
+        result: Its numbers, those of a call of `evaluate` by itself; `SavedResults`, indexed in the same way, if they
+            are of an earlier run that `resume` has found finished; None if it failed.
         error: Why it failed, or None.
 
     Example:
@@ -77,7 +80,7 @@ class ScoredModel:
     """
 
     spec: ModelSpec
-    result: EvalResult | None
+    result: EvalResult | SavedResults | None
     error: Exception | None
 
 
@@ -101,10 +104,16 @@ def evaluate_many(
         peft: An adapter for models that name none.
         output: Folder to save results under. Where several have the same model's name, each has a folder of its own in
             it, named after revision and adapter.
-        options: Further parameters of `evaluate`.
+        options: Further parameters of `evaluate`. With `resume` a model that was finished is not loaded: what an
+            earlier run of the same settings, questions, files and versions has saved is read back. One that was stopped
+            is gone on with.
 
     Returns:
         An iterator; a model is loaded and scored when its turn comes.
+
+    Warns:
+        WmdpFastWarning: As `evaluate`; or a model has results, but of another run, and is scored again. It is said
+            what differs.
 
     Raises:
         ValueError: An option has an impossible value, or `output` is the name of a file.
@@ -126,7 +135,8 @@ def evaluate_many(
     specs = [replace(one, revision=one.revision or revision, peft=one.peft or peft) for one in given]
     if output is not None and len(specs) > 1 and names_a_file(output):
         raise ValueError(f"output must be a folder for several models, not the file {output}")
-    ahead = [_reading(specs[0])]
+    # What is finished already need not be read.
+    ahead = [None if options.get("resume") else _reading(specs[0])]
     prompting = PromptOptions(**{"tasks": (), **_taken(options, PromptOptions)})
     loading = LoadOptions(**{"memory": "auto", **_taken(options, LoadOptions)})
     scoring = ScoreOptions(**_taken(options, ScoreOptions))
@@ -136,24 +146,52 @@ def evaluate_many(
     texts = {name: options.pop(name) for name in ("text", "text_field") if name in options}
     if options:
         raise TypeError(f"evaluate_many() got an unexpected keyword argument {next(iter(options))!r}")
-    bases = _bases(specs)
-    sources = [
-        model_source(
-            one.model,
-            replace(loading, revision=one.revision, peft=one.peft),
-            scoring,
-            resume=keeping.resume,
-            has_text=bool(texts.get("text")),
-            shared=base,
-        )
-        for one, base in zip(specs, bases, strict=True)
-    ]
-    if output is not None:
-        check_folder(output)
+    keepings = [replace(keeping, output=place, may_begin=True) for place in _outputs(output, specs)]
+    for spec, one in zip(specs, keepings, strict=True):
+        if one.output is not None:
+            check_folder(output_folder(one.output, os.fspath(spec.model)))
     clock = PhaseClock()
     evaluation = Evaluation(prompting, scoring, clock, **texts)
-    keepings = [replace(keeping, output=place) for place in _outputs(output, specs)]
-    return _scored(evaluation, specs, sources, bases, keepings, clock, ahead)
+
+    def source_of(spec: ModelSpec, shared: AdapterBase | None = None) -> ModelSource:
+        load = replace(loading, revision=spec.revision, peft=spec.peft)
+        has_text = bool(texts.get("text"))
+        return model_source(spec.model, load, scoring, resume=keeping.resume, has_text=has_text, shared=shared)
+
+    sources = [source_of(spec) for spec in specs]
+    found = [_finished(evaluation, *one) for one in zip(sources, keepings, strict=True)]
+    left = [place for place, results in enumerate(found) if results is None]
+    rest = [specs[place] for place in left]
+    bases = _bases(rest)
+    scored = _scored(
+        evaluation,
+        rest,
+        [source_of(spec, base) for spec, base in zip(rest, bases, strict=True)],
+        bases,
+        [keepings[place] for place in left],
+        clock,
+        ahead if not keeping.resume else [_reading(rest[0] if rest else None)],
+    )
+    return _in_order(specs, found, scored)
+
+
+def _finished(evaluation: Evaluation, source: ModelSource, keeping: Keeping) -> SavedResults | None:
+    """The results of a model that was finished, if it is to be resumed."""
+    if not keeping.resume:
+        return None
+    try:
+        return evaluation.finished(source, keeping)
+    except (WmdpFastError, OSError):
+        # There is no such model: it fails by that when its turn comes.
+        return None
+
+
+def _in_order(
+    specs: Sequence[ModelSpec], found: Sequence[SavedResults | None], scored: Iterator[ScoredModel]
+) -> Iterator[ScoredModel]:
+    """The models in the order that they were named in: those that were finished, and the others as they are scored."""
+    for spec, results in zip(specs, found, strict=True):
+        yield next(scored) if results is None else ScoredModel(spec, results, None)
 
 
 def checkpoints_of(run: str | PathLike[str], base: str | PathLike[str] | None = None) -> list[ModelSpec]:
@@ -190,13 +228,13 @@ def models_table(scored: Sequence[ScoredModel]) -> str:
         return ""
     first = results[0][1]
     below = {child for children in first.group_subtasks.values() for child in children}
-    names = [name for name in (*first.groups, *first.tasks, *first.texts) if name not in below]
+    names = [name for name in first if name not in below]
     rows = [("model", *names)]
     rows += [(str(spec), *(_cell(result, name) for name in names)) for spec, result in results]
     return "\n".join(aligned(rows, "l" + "r" * len(names)))
 
 
-def _cell(result: EvalResult, name: str) -> str:
+def _cell(result: EvalResult | SavedResults, name: str) -> str:
     metric, value = next(iter(result[name].metrics.items()), ("", None))
     error = result[name].stderr.get(metric)
     if value is None:
@@ -227,7 +265,7 @@ def _outputs(output: str | PathLike[str] | None, specs: Sequence[ModelSpec]) -> 
 def _bases(specs: Sequence[ModelSpec]) -> list[AdapterBase | None]:
     """For each model what keeps its base in memory; neighbors that differ in their adapters alone have the same."""
     every: list[AdapterBase | None] = []
-    for spec, last in zip(specs, [None, *specs[:-1]], strict=True):
+    for spec, last in zip(specs, [None, *specs], strict=False):
         if spec.peft is None:
             every.append(None)
         elif last is None or last.peft is None or _base_of(last) != _base_of(spec):
@@ -287,4 +325,4 @@ def _then_reading(
         ahead[0] = _reading(following, base_is_there=keeps_base)
         return backend
 
-    return ModelSource(source.name, opened)
+    return replace(source, open=opened)

@@ -6,12 +6,15 @@ import argparse
 import gc
 import os
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.checkpoints.read_ahead import reading_ahead
 from wmdp_fast.cli import devices, failures
 from wmdp_fast.cli.asking import add_selection, add_wording
 from wmdp_fast.cli.options import positive_number, whole_number, whole_number_or_auto
+from wmdp_fast.exceptions import WmdpFastWarning
+from wmdp_fast.results.saved import SavedResults
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.clock import timings_table
 from wmdp_fast.runtime.ranks import place_of_process
@@ -19,7 +22,7 @@ from wmdp_fast.scoring.server import Server
 
 if TYPE_CHECKING:
     from wmdp_fast.results.result import EvalResult
-    from wmdp_fast.several_models import ModelSpec
+    from wmdp_fast.several_models import ModelSpec, ScoredModel
 
 SUMMARY = "Score a model on tasks or question files."
 
@@ -203,7 +206,10 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--output", metavar="DIR", help="save results here, in lm-eval's format")
     group.add_argument("--log-samples", action="store_true", help="save every question with its scores too")
     group.add_argument(
-        "--resume", action="store_true", help="go on from where the same run with the same --output was stopped"
+        "--resume",
+        action="store_true",
+        help="go on from where the same run with the same --output was stopped; of several models, read back those that"
+        " are finished",
     )
     group.add_argument(
         "--show-prompts",
@@ -297,9 +303,7 @@ def _evaluate_many(arguments: argparse.Namespace, options: dict[str, Any]) -> in
                 print(f"{scored.spec}\n{scored.result.table()}\n", flush=True)
             _notes(scored.result, arguments, several=True)
     if arguments.json:
-        found = [
-            {"model": str(one.spec), **(one.result.to_json() if one.result else _failure(one.error))} for one in every
-        ]
+        found = [{"model": str(one.spec), **_contents(one)} for one in every]
         print(strict_json.dumps(found, indent=2, ensure_ascii=False, default=str))
     elif table := models_table(every):
         print(table)
@@ -308,6 +312,13 @@ def _evaluate_many(arguments: argparse.Namespace, options: dict[str, Any]) -> in
     for one in failed:
         print(f"error: {one.spec}: {_failure(one.error)['error']}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _contents(scored: ScoredModel) -> dict[str, Any]:
+    """What a results file has of a model, or why it failed."""
+    if scored.result is None:
+        return _failure(scored.error)
+    return dict(scored.result.raw) if isinstance(scored.result, SavedResults) else scored.result.to_json()
 
 
 def _failure(error: Exception | None) -> dict[str, str]:
@@ -344,8 +355,15 @@ def _one_model(arguments: argparse.Namespace) -> str:
     return str(arguments.models[0])
 
 
-def _notes(result: EvalResult, arguments: argparse.Namespace, *, several: bool = False) -> None:
+def _notes(result: EvalResult | SavedResults, arguments: argparse.Namespace, *, several: bool = False) -> None:
     """What is said on stderr of a result."""
+    if isinstance(result, SavedResults):
+        # What was said when the model was scored holds of its numbers still.
+        for warning in result.warnings:
+            warnings.warn(warning, WmdpFastWarning, stacklevel=2)
+        if not arguments.quiet:
+            print(f"finished before, read from: {result.path}", file=sys.stderr)
+        return
     if arguments.timings:
         print(timings_table(result.timings, None if several else result.started), file=sys.stderr)
     if result.saved_to is not None and not arguments.quiet:

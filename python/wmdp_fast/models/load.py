@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import time
 import warnings
@@ -17,7 +16,7 @@ from wmdp_fast.checkpoints.delta import put_file_on
 from wmdp_fast.checkpoints.model_name import parts_of
 from wmdp_fast.checkpoints.weight_files import weight_files
 from wmdp_fast.exceptions import ModelError, TokenizerError, WmdpFastWarning
-from wmdp_fast.models import locate
+from wmdp_fast.models import identity, locate
 from wmdp_fast.models.adapters import with_adapter, without_adapter
 from wmdp_fast.models.attention.requirements import about_left_out, take_eager_where_needed
 from wmdp_fast.models.reading import (
@@ -306,23 +305,7 @@ def files_identity(loaded: LoadedModel) -> str:
     """
     if loaded.path is None:
         raise ModelError(f"{loaded.name} was in memory: there are no files to know it by")
-    identity = f"{loaded.name}@{loaded.sha}" if loaded.sha else folder_identity(loaded.path)
-    if loaded.peft is not None:
-        files = locate.locate_adapter(loaded.peft)
-        identity += f" + {files.commit or folder_identity(files.folder)}"
-    if loaded.delta is not None:
-        found = loaded.delta.stat()
-        identity += f" + {found.st_size} {found.st_mtime_ns}"
-    return identity
-
-
-def folder_identity(folder: Path) -> str:
-    """A hash over names, sizes and times of a folder's weights, configuration and code."""
-    weights = weight_files(folder)
-    shards = [folder / shard for shard in weights.shards] if weights else folder.glob("*.safetensors")
-    files = sorted({*shards, *folder.glob("*.json"), *folder.glob("*.py")})
-    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    return identity.files_identity(loaded.name, loaded.path, loaded.sha, peft=loaded.peft, delta=loaded.delta)
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:

@@ -26,6 +26,14 @@ def output_folder(output_path: str | os.PathLike[str], model_name: str) -> Path:
     return path.parent if names_a_file(path) else path / sanitize_model_name(model_name)
 
 
+def results_under(output_path: str | os.PathLike[str], model_name: str) -> list[Path]:
+    """The results files that `EvalResult.save` has written for a model under an output path, in time."""
+    folder = output_folder(output_path, model_name)
+    stem = Path(output_path).stem if names_a_file(output_path) else "results"
+    dated = _dated(folder) if folder.is_dir() else []
+    return [file for file, begins, _ in sorted(dated, key=lambda one: one[2]) if begins == stem]
+
+
 def names_a_file(output_path: str | os.PathLike[str]) -> bool:
     """Whether an output path is that of a results file, and not of a folder."""
     return Path(output_path).suffix == ".json"

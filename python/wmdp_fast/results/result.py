@@ -19,7 +19,7 @@ from wmdp_fast import _rust
 from wmdp_fast.results import letters
 from wmdp_fast.results.lm_eval_files import NOT_AVAILABLE, sha256
 from wmdp_fast.results.paths import names_a_file, output_folder, sanitize_model_name
-from wmdp_fast.results.saved import SavedResults, saved_results
+from wmdp_fast.results.saved import SavedResults, look_up, saved_results
 from wmdp_fast.runtime import environment, strict_json
 from wmdp_fast.runtime.files import write_whole
 from wmdp_fast.runtime.tables import aligned, html_table, number_text
@@ -111,7 +111,7 @@ class TaskResult:
 
     def __getitem__(self, metric: str) -> float | None:
         """A metric (`acc`) or its standard error (`acc_stderr`); lm-eval's longer names (`acc,none`) work too."""
-        return _look_up(self, metric)
+        return look_up(self, metric)
 
     @property
     def name(self) -> str:
@@ -219,7 +219,7 @@ class GroupResult:
 
     def __getitem__(self, metric: str) -> float | None:
         """A metric (`acc`) or its standard error (`acc_stderr`); lm-eval's longer names (`acc,none`) work too."""
-        return _look_up(self, metric)
+        return look_up(self, metric)
 
     @property
     def name(self) -> str:
@@ -672,15 +672,6 @@ def from_evaluation(result: EvalResult) -> SavedResults:
             )
         ),
     )
-
-
-def _look_up(result: TaskResult | GroupResult, metric: str) -> float | None:
-    key = metric.removesuffix(",none")
-    if key in result.metrics:
-        return result.metrics[key]
-    if key.endswith("_stderr") and key.removesuffix("_stderr") in result.stderr:
-        return result.stderr[key.removesuffix("_stderr")]
-    raise KeyError(f"{result.name} has no metric {metric!r}; it has {', '.join(result.metrics)}")
 
 
 def _lm_eval_metrics(result: TaskResult | GroupResult) -> dict[str, float | str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -36,6 +36,22 @@ _SIDES = "lrlrl"
 
 # What a results file says beside its metrics; lm-eval puts a space where a group has no metric.
 _NO_METRICS = frozenset({"alias", "name", "sample_len", "sample_count", "samples", " "})
+
+
+class HasMetrics(Protocol):
+    """A task or a group, evaluated just now or saved."""
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Values by metric."""
+
+    @property
+    def stderr(self) -> Mapping[str, float | None]:
+        """For each metric its standard error, or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +82,10 @@ class SavedTask:
     near_ties: int | None = None
     samples: _rust.Samples | None = None
     documents: Documents | None = None
+
+    def __getitem__(self, metric: str) -> float | None:
+        """A metric (`acc`) or its standard error (`acc_stderr`); lm-eval's longer names (`acc,none`) work too."""
+        return look_up(self, metric)
 
     @property
     def num_choices(self) -> int | None:
@@ -110,6 +130,10 @@ class SavedGroup:
     stderr: Mapping[str, float | None]
     children: tuple[str, ...]
     leaves: tuple[str, ...]
+
+    def __getitem__(self, metric: str) -> float | None:
+        """A metric (`acc`) or its standard error (`acc_stderr`); lm-eval's longer names (`acc,none`) work too."""
+        return look_up(self, metric)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -158,7 +182,21 @@ class SavedResults:
         return iter((*self.groups, *self.tasks))
 
     def __repr__(self) -> str:
-        return "\n".join([self.model_name, *aligned(self._rows(), _SIDES)])
+        return f"{self.model_name}\n{self.table()}"
+
+    def table(self) -> str:
+        """The numbers as aligned text, tasks indented below their groups."""
+        return "\n".join(aligned(self._rows(), _SIDES))
+
+    @property
+    def group_subtasks(self) -> dict[str, list[str]]:
+        """For each group the tasks and groups directly below it."""
+        return {name: list(group.children) for name, group in self.groups.items()}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What this package warned of when it made them; nothing of lm-eval's."""
+        return list(self.extra.get("warnings") or ())
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
@@ -241,6 +279,20 @@ class SavedResults:
         for name in (*self.groups, *self.tasks):
             if name not in below:
                 yield from walk(name, 0)
+
+
+def look_up(result: HasMetrics, metric: str) -> float | None:
+    """A metric or its standard error, by its own name or lm-eval's longer one.
+
+    Raises:
+        KeyError: There is no such metric; names those that there are.
+    """
+    key = metric.removesuffix(",none")
+    if key in result.metrics:
+        return result.metrics[key]
+    if key.endswith("_stderr") and key.removesuffix("_stderr") in result.stderr:
+        return result.stderr[key.removesuffix("_stderr")]
+    raise KeyError(f"{result.name} has no metric {metric!r}; it has {', '.join(result.metrics)}")
 
 
 def _questions(task: SavedTask) -> Iterator[dict[str, Any]]:

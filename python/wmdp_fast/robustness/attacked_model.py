@@ -54,7 +54,7 @@ class AttackedModel:
         Raises:
             DataUnavailableError, ModelError: There is no such model.
         """
-        from wmdp_fast.models.load import folder_identity
+        from wmdp_fast.models.identity import folder_identity
 
         if not isinstance(self.model, (str, os.PathLike)):
             return [digest_of(dict(self.model.named_parameters()))]

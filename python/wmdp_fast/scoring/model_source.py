@@ -6,12 +6,13 @@ import os
 import warnings
 from dataclasses import dataclass
 from functools import singledispatch
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from wmdp_fast.checkpoints.model_name import parts_of
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.runtime.garbage import not_collecting
 from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
+from wmdp_fast.scoring.on_disk import OnDisk
 from wmdp_fast.scoring.server import Server
 
 if TYPE_CHECKING:
@@ -41,10 +42,13 @@ class ModelSource:
             which is seconds before the weights are, if the model is loaded from files; and the clock of the run, which
             has importing libraries and reading the tokenizer as phases of their own. Raises what `load_model`,
             `wrap_model` and `connect` do.
+        identity: Its files and how it is loaded, as JSON has it, by the names that messages give it; no weights are
+            read or fetched for that. None of a model that no later run can recognize. Raises what locating it does.
     """
 
     name: str
     open: Callable[[OnTokenizer, PhaseClock], Backend]
+    identity: Callable[[], dict[str, Any]] | None = None
 
 
 @singledispatch
@@ -86,7 +90,12 @@ def _of_files(
     model: str | PathLike[str], load: LoadOptions, score: ScoreOptions, *, shared: AdapterBase | None = None, **_: bool
 ) -> ModelSource:
     where = os.fspath(model)
-    return ModelSource(where, lambda on_tokenizer, clock: _loaded(where, load, score, on_tokenizer, clock, shared))
+    found = OnDisk(where, load)
+    return ModelSource(
+        where,
+        lambda on_tokenizer, clock: _loaded(found, load, score, on_tokenizer, clock, shared),
+        None if load.tokenizer is not None and not isinstance(load.tokenizer, (str, os.PathLike)) else found.identity,
+    )
 
 
 @model_source.register(Server)
@@ -153,7 +162,7 @@ def _connected(server: Server, load: LoadOptions) -> Backend:
 
 
 def _loaded(
-    where: str,
+    found: OnDisk,
     load: LoadOptions,
     score: ScoreOptions,
     on_tokenizer: OnTokenizer,
@@ -161,11 +170,10 @@ def _loaded(
     shared: AdapterBase | None,
 ) -> LocalModel:
     """Files first, then the tokenizer, then what is slow: transformers' code for models, and the weights."""
-    from wmdp_fast.models import locate
     from wmdp_fast.models.tokenizer_only import load_tokenizer_only
 
-    base, _ = parts_of(where)
-    files = locate.locate_model(base, revision=load.revision)
+    where, (base, _) = found.where, parts_of(found.where)
+    files = found.locate()
     with clock("import"), not_collecting():
         from transformers import AutoConfig, AutoTokenizer  # noqa: F401 (takes seconds, so it is timed)
     with clock("tokenizer"):
