@@ -460,3 +460,16 @@ def test_a_file_whose_numbers_are_not_those_of_its_samples_is_noted(
     for before, after in (("lm-eval", "wmdp-fast"), ("wmdp-fast", "lm-eval")):
         [contrast] = compare(runs[before, "base"], runs[after, "unlearned"]).contrasts
         assert not [note for note in contrast.notes if "its samples give" in note]
+
+
+def test_runs_of_two_versions_are_told(runs: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    results = runs["wmdp-fast", "base"]
+    folder = changed(results, tmp_path / "older", "birds", lambda _line: None)
+    raw = json.loads((folder / results.name).read_text(encoding="utf-8"))
+    now = raw["wmdp_fast"]["versions"]["wmdp_fast"]
+    raw["wmdp_fast"]["versions"]["wmdp_fast"] = "0.0.9"
+    (folder / results.name).write_text(json.dumps(raw), encoding="utf-8")
+    [contrast] = compare(folder, runs["wmdp-fast", "unlearned"]).contrasts
+    assert f"the runs were made by wmdp-fast 0.0.9 and wmdp-fast {now}" in contrast.notes
+    [contrast] = compare(results, runs["wmdp-fast", "unlearned"]).contrasts
+    assert not [note for note in contrast.notes if "were made by" in note]

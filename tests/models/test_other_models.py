@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from transformers import (
     AutoModelForCausalLM,
     BartConfig,
@@ -93,3 +96,36 @@ def test_a_language_model_is_not_told_of(tmp_path: Path, recwarn: pytest.Warning
         assert load_model(folder, dtype="float32", device="cpu").warnings == ()
     assert not [one for one in recwarn if issubclass(one.category, WmdpFastWarning)]
     assert AutoModelForCausalLM.from_pretrained(folder).config.architectures == ["MambaForCausalLM"]
+
+
+@pytest.mark.parametrize(
+    ("quantization", "said"),
+    [
+        (
+            {"quant_method": "fp8", "weight_block_size": [16, 16]},
+            "the checkpoint is quantized ('fp8'), which is not run",
+        ),
+        ({"quant_method": "own"}, "config.json says that the weights are quantized ('own'), which transformers knows"),
+    ],
+    ids=["taken back", "unknown"],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, transformers wants FP8 on it")
+def test_weights_without_their_quantization_are_told(tmp_path: Path, quantization: dict[str, Any], said: str) -> None:
+    folder = saved(tmp_path / "model", tiny_models.build("llama"))
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
+    with pytest.warns(WmdpFastWarning, match=re.escape(said)):
+        loaded = load_model(folder, dtype="float32", device="cpu")
+    assert [one.startswith(said) for one in loaded.warnings] == [True]
+
+
+def test_a_method_of_quantization_that_is_not_installed_is_one_line(tmp_path: Path) -> None:
+    if find_spec("hqq") is not None:
+        pytest.skip("hqq is installed")
+    folder = saved(tmp_path / "model", tiny_models.build("llama"))
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "hqq"}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"cannot be loaded: .*HQQ") as caught:
+        load_model(folder, dtype="float32", device="cpu")
+    assert "\n" not in str(caught.value)

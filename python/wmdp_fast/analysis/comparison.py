@@ -387,7 +387,9 @@ def _differing_settings(before: SavedResults, after: SavedResults, tasks: Sequen
 def _notes(before: SavedResults, after: SavedResults, pairings: Mapping[str, Pairing | str]) -> Iterator[str]:
     if doubt := order_doubt(before, after):
         yield f"{doubt}; the order is BEFORE AFTER: are they the wrong way round?"
-    if before.made_by.split()[0] != after.made_by.split()[0]:
+    packages = {run.made_by.split()[0] for run in (before, after)}
+    # Of lm-eval the version is among the settings.
+    if before.made_by != after.made_by and packages != {"lm-eval"}:
         yield f"the runs were made by {before.made_by} and {after.made_by}"
     if before.path is not None and before.path == after.path:
         yield f"before and after are the same file, {before.path}: name one of the two files or folders that differ"

@@ -22,6 +22,7 @@ from wmdp_fast.models.attention.requirements import about_left_out, take_eager_w
 from wmdp_fast.models.reading import (
     about_architecture,
     about_missing,
+    about_quantization,
     about_unexpected,
     read_pretrained,
     warnings_as_ours,
@@ -150,7 +151,8 @@ def load_model(
         return _read(where, source, torch_dtype, torch_device, parallel, allow_missing=allow_missing)
 
     model, notes = read() if peft is None else _adapted(read, peft, opened.tokenizer, shared)
-    notes = [*notes, *about_architecture(files.folder, type(without_adapter(model)).__name__)]
+    bare = without_adapter(model)
+    notes = [*notes, *about_architecture(files.folder, type(bare).__name__), *about_quantization(files.folder, bare)]
     notes = notes + take_eager_where_needed(model)
     model.requires_grad_(requires_grad=False).eval()
     if delta is not None:

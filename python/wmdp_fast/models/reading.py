@@ -149,6 +149,37 @@ def about_architecture(folder: Path, model: str) -> list[str]:
     ]
 
 
+def about_quantization(folder: Path, model: Any) -> list[str]:
+    """What a run says of a quantized checkpoint whose weights it has without their quantization.
+
+    Transformers does so where it lacks what runs them (FP8 and MXFP4 on a CPU), and where it does not know the method.
+
+    Args:
+        folder: Where its configuration is.
+        model: The model, without an adapter.
+    """
+    content = read_json(folder / CONFIG)
+    parts = [content, content.get("text_config")]
+    wanted = next((one["quantization_config"] for one in parts if isinstance(one, dict) and _quantized(one)), None)
+    if wanted is None or getattr(model, "hf_quantizer", None) is not None:
+        return []
+    method = shown(wanted.get("quant_method"))
+    if getattr(model.config, "quantization_config", None) is not None:
+        return [
+            f"{CONFIG} says that the weights are quantized ({method}), which transformers knows nothing of: they are"
+            " taken as they stand in the files"
+        ]
+    dtype = str(model.dtype).removeprefix("torch.")
+    return [
+        f"the checkpoint is quantized ({method}), which is not run here: its weights are taken back to {dtype}, so that"
+        " numbers are not those of the quantized model where that also rounds activations"
+    ]
+
+
+def _quantized(config: Mapping[str, Any]) -> bool:
+    return isinstance(config.get("quantization_config"), dict)
+
+
 def check_config(folder: Path, where: str, source: Mapping[str, Any]) -> PretrainedConfig:
     """The configuration of a model, read before its tokenizer, which would be blamed for what is wrong with it.
 
