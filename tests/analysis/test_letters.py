@@ -135,11 +135,15 @@ def test_knowledge_below_a_preferred_letter_is_seen() -> None:
     assert told is not None
     assert told.startswith("the accuracy is that of guessing, but the right choices rank higher")
 
-    ignorant = rescore(from_evaluation(result_of(0.0, 30.0))).tasks["clouds"]
-    assert ignorant.like_guessing is True
-    assert statistics.guessing_text(ignorant) == (
-        "not distinguishable from guessing, by accuracy and by the right choices' ranks"
-    )
+    said = "not distinguishable from guessing, by accuracy and by the right choices' ranks"
+    for n, more in ((200, ""), (80, "; of so few questions it may as well be 0.35")):
+        ignorant = rescore(from_evaluation(result_of(0.0, 30.0, n))).tasks["clouds"]
+        assert ignorant.like_guessing is True
+        told = statistics.guessing_text(ignorant)
+        assert told is not None
+        assert told.startswith(said)
+        assert told.endswith(more)
+        assert (told == said) == (n == 200)
 
 
 def test_calibrated_accuracy_is_what_its_definition_says() -> None:

@@ -30,6 +30,9 @@ NUM_BINS = 15
 # Fewest questions over which a letter's mean log-likelihood is taken.
 _CENTERED_LEAST = 10
 
+# By how much an interval may end above guessing for an accuracy at it to say something.
+_REACH = 0.1
+
 # A p-value below this tells from guessing.
 SIGNIFICANT = 0.05
 
@@ -416,7 +419,9 @@ def guessing_text(description: Description) -> str | None:
     if chance is None or rank is None or chance.p < SIGNIFICANT:
         return None
     if rank.p >= SIGNIFICANT:
-        return "not distinguishable from guessing, by accuracy and by the right choices' ranks"
+        told = "not distinguishable from guessing, by accuracy and by the right choices' ranks"
+        high = description.metrics["acc"].high
+        return told if high <= chance.share + _REACH else f"{told}; of so few questions it may as well be {high:.2f}"
     where = "higher" if rank.z > 0 else "lower"
     return (
         f"the accuracy is that of guessing, but the right choices rank {where} than guessing would have them: it knows"
