@@ -11,6 +11,7 @@ from tests.support import unlearning_runs as runs
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.prompts.documents import CorpusTokens
 from wmdp_fast.unlearning.api import unlearn
+from wmdp_fast.unlearning.corpus_doubts import corpus_doubts
 from wmdp_fast.unlearning.rmu.config import RMUConfig
 
 if TYPE_CHECKING:
@@ -30,11 +31,11 @@ def test_documents_to_forget_and_to_keep_are_told(tmp_path: Path) -> None:
     given: dict[str, Any] = {"forget": runs.corpus(forget, "birds"), "config": CONFIG, "progress": False}
     with pytest.warns(WmdpFastWarning, match=told):
         unlearn(base, retain=retain, output=tmp_path / "out", **given)
-    [sentence] = json.loads((tmp_path / "out" / "unlearn.json").read_text())["at_odds"]
+    [sentence] = json.loads((tmp_path / "out" / "unlearn.json").read_text())["doubts"]
     assert sentence.startswith("3 of the 30 documents")
     assert "> **3 of the 30 documents" in (tmp_path / "out" / "README.md").read_text()
     unlearn(base, retain=runs.corpus(kept, "other"), output=tmp_path / "none", **given)
-    assert json.loads((tmp_path / "none" / "unlearn.json").read_text())["at_odds"] == []
+    assert json.loads((tmp_path / "none" / "unlearn.json").read_text())["doubts"] == []
 
 
 class StoppedError(Exception):
@@ -64,3 +65,25 @@ def test_a_run_does_not_go_on_with_other_tokens_of_the_same_texts(
     with pytest.raises(ModelError, match="belongs to a run with other forget corpora; resume with the same"):
         unlearn(base, forget=other, resume=True, **given)
     assert unlearn(base, forget=forget, resume=True, **given).steps == 4
+
+
+class Reads:
+    """Stands for a tokenizer: 9 is a blank."""
+
+    def decode(self, tokens: list[int], *, skip_special_tokens: bool) -> str:
+        assert skip_special_tokens
+        return "".join(" " if token == 9 else "x" for token in tokens)
+
+
+def test_blank_documents_and_corpora_that_end_in_the_middle_of_documents_are_told() -> None:
+    forget = runs.corpus([[9, 9], [1, 9], [9]], "blank")
+    retain = runs.corpus([[1] * 8, [2] * 8, [3] * 4], "long")
+    reads: Any = Reads()
+    told = list(corpus_doubts([forget], [retain], [8, 8], 4, reads))
+    assert told == [
+        "2 of the 3 documents of the corpus blank are white space and nothing else",
+        "the corpus long ends after 3 documents, of which 2 have 8 tokens or more, and no more are read of each: cut"
+        " them into passages, a document each, to have all of them",
+    ]
+    assert list(corpus_doubts([forget], [retain], [8, 9], 4, None)) == []
+    assert list(corpus_doubts([forget], [retain], [8, 8], 3, None)) == []

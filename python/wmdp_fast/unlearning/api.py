@@ -181,7 +181,7 @@ def unlearn(
             device=device,
             trust_remote_code=trust_remote_code,
         )
-        for sentence in (*corpora.not_held_out, *corpora.at_odds):
+        for sentence in (*corpora.not_held_out, *corpora.doubts):
             warnings.warn(sentence, WmdpFastWarning, stacklevel=2)
     with clock("load"):
         source = open_source(

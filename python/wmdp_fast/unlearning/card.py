@@ -184,7 +184,7 @@ def _warnings(record: Mapping[str, Any]) -> list[str]:
     if saved["reason"] is not None:
         found.append(saved["reason"])
     found += record.get("not_held_out", ())
-    found += record.get("at_odds", ())
+    found += record.get("doubts", ())
     return [f"> **{text[0].upper()}{text[1:]}.**\n" for text in found]
 
 

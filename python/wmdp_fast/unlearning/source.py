@@ -14,10 +14,11 @@ from wmdp_fast.models.partial import load_first_layers, load_layers_from
 from wmdp_fast.prompts.documents import Corpus, CorpusTokens
 from wmdp_fast.unlearning.batches import num_batches
 from wmdp_fast.unlearning.budget import budget_tokens
+from wmdp_fast.unlearning.corpus_doubts import corpus_doubts
 from wmdp_fast.unlearning.held_out import trained_on
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from os import PathLike
     from pathlib import Path
 
@@ -57,14 +58,14 @@ class Corpora:
 
     Attributes:
         not_held_out: A sentence for each text of the evaluations that shares a file or documents with them.
-        at_odds: A sentence for each two that share documents, which a run is to forget and to keep.
+        doubts: Sentences on what about them the user may not have meant.
         general: What the run's distance from the original model is measured on, if that is limited.
     """
 
     forget: list[CorpusTokens]
     retain: list[CorpusTokens]
     not_held_out: tuple[str, ...] = ()
-    at_odds: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     general: CorpusTokens | None = None
 
 
@@ -234,24 +235,9 @@ def read_corpora(request: Request, tokenizer: PreTrainedTokenizerBase | None, na
             _check_kind(config, corpus, kind, kinds)
     shared = tuple(trained_on(request, request.eval_text))
     general = _general_text(request, tokenizer, name)
-    both = tuple(_at_odds(forget, retain))
-    return Corpora(forget, retain * len(topics) if len(retain) == 1 else retain, shared, both, general)
-
-
-def _at_odds(forget: Sequence[CorpusTokens], retain: Sequence[CorpusTokens]) -> Iterator[str]:
-    for kept in {id(corpus): corpus for corpus in retain}.values():
-        known = set(_documents(kept))
-        for corpus in {id(corpus): corpus for corpus in forget}.values():
-            if both := sum(document in known for document in _documents(corpus)):
-                yield (
-                    f"{both} of the {len(corpus)} documents of the forget corpus {corpus.name} are in the retain corpus"
-                    f" {kept.name} too: the run is to forget and to keep them"
-                )
-
-
-def _documents(corpus: CorpusTokens) -> Iterator[bytes]:
-    """The tokens of each document, as a set has them."""
-    return (corpus.document(number).tobytes() for number in range(len(corpus)))
+    limits = [*(topic.max_length for topic in topics), *(config.retain_max_length for _ in retain)]
+    doubts = tuple(corpus_doubts(forget, retain, limits, wanted, tokenizer))
+    return Corpora(forget, retain * len(topics) if len(retain) == 1 else retain, shared, doubts, general)
 
 
 def _general_text(request: Request, tokenizer: PreTrainedTokenizerBase | None, name: str) -> CorpusTokens | None:

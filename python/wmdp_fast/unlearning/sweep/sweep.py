@@ -183,7 +183,7 @@ def sweep(
         device=kind,
         trust_remote_code=trust_remote_code,
     )
-    for sentence in (*corpora.not_held_out, *corpora.at_odds):
+    for sentence in (*corpora.not_held_out, *corpora.doubts):
         warnings.warn(sentence, WmdpFastWarning, stacklevel=2)
     say = note or (lambda _line: None)
     trunk = folder / TRUNK if cache_trunk is None else Path(cache_trunk)

@@ -1,0 +1,70 @@
+"""What about the corpora of a run its user may not have meant, in sentences."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from wmdp_fast.prompts.documents import CorpusTokens
+
+# Longer documents are not looked at for being blank.
+_LONGEST_BLANK = 64
+
+
+def corpus_doubts(
+    forget: Sequence[CorpusTokens],
+    retain: Sequence[CorpusTokens],
+    limits: Sequence[int],
+    wanted: int,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Iterator[str]:
+    """Sentences on documents to forget and to keep, on blank ones, and on corpora that end while documents are cut off.
+
+    Args:
+        forget: What is to be forgotten.
+        retain: What is to be kept.
+        limits: For each of these corpora, in this order, the tokens that a document was cut to.
+        wanted: Documents of a corpus that the run would take.
+        tokenizer: Made the tokens; None if they were given as such.
+    """
+    for kept in _distinct(retain):
+        known = set(_documents(kept))
+        for corpus in _distinct(forget):
+            if both := sum(document in known for document in _documents(corpus)):
+                yield (
+                    f"{both} of the {len(corpus)} documents of the forget corpus {corpus.name} are in the retain corpus"
+                    f" {kept.name} too: the run is to forget and to keep them"
+                )
+    for corpus in _distinct([*forget, *retain]) if tokenizer is not None else ():
+        if blank := _num_blank(corpus, tokenizer):
+            yield f"{blank} of the {len(corpus)} documents of the corpus {corpus.name} are white space and nothing else"
+    longest = {id(corpus): limit for corpus, limit in zip((*forget, *retain), limits, strict=True)}
+    for corpus in _distinct([*forget, *retain]):
+        limit = longest[id(corpus)]
+        cut = int((np.diff(corpus.offsets) >= limit).sum())
+        if len(corpus) < wanted and 2 * cut >= len(corpus):
+            yield (
+                f"the corpus {corpus.name} ends after {len(corpus)} documents, of which {cut} have {limit} tokens or"
+                " more, and no more are read of each: cut them into passages, a document each, to have all of them"
+            )
+
+
+def _distinct(corpora: Sequence[CorpusTokens]) -> list[CorpusTokens]:
+    return list({id(corpus): corpus for corpus in corpora}.values())
+
+
+def _documents(corpus: CorpusTokens) -> Iterator[bytes]:
+    """The tokens of each document, as a set has them."""
+    return (corpus.document(number).tobytes() for number in range(len(corpus)))
+
+
+def _num_blank(corpus: CorpusTokens, tokenizer: PreTrainedTokenizerBase) -> int:
+    short = np.flatnonzero(np.diff(corpus.offsets) <= _LONGEST_BLANK).tolist()
+    texts = (tokenizer.decode(corpus.document(number).tolist(), skip_special_tokens=True) for number in short)
+    return sum(not str(text).strip() for text in texts)
