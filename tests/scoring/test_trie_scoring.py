@@ -92,7 +92,7 @@ def doge() -> PreTrainedModel:
     config = AutoConfig.for_model("doge", **{**tiny_models._SIZES, "hidden_size": 32})
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
     # By which it would be known to pick keys, and not be tried.
-    model.config.keep_window_size = None
+    del model.config.keep_window_size
     return model
 
 
