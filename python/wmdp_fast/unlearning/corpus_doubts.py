@@ -41,8 +41,8 @@ def corpus_doubts(
                     f"{both} of the {len(corpus)} documents of the forget corpus {corpus.name} are in the retain corpus"
                     f" {kept.name} too: the run is to forget and to keep them"
                 )
-    for corpus in _distinct([*forget, *retain]) if tokenizer is not None else ():
-        if blank := _num_blank(corpus, tokenizer):
+    for corpus in _distinct([*forget, *retain]):
+        if blank := 0 if tokenizer is None else _num_blank(corpus, tokenizer):
             yield f"{blank} of the {len(corpus)} documents of the corpus {corpus.name} are white space and nothing else"
     longest = {id(corpus): limit for corpus, limit in zip((*forget, *retain), limits, strict=True)}
     for corpus in _distinct([*forget, *retain]):
