@@ -256,7 +256,14 @@ def test_a_model_that_was_only_asked_has_no_worst_case() -> None:
 def test_attacks_that_bring_back_no_more_than_asking_are_no_worst_case_by_name() -> None:
     result = attack_records.attacked("org/rmu", 0.5, 0.4)
     assert result.worst() == "ask"
-    assert "worst case: no attack, as none brought back more than asking: 0.500" in str(result)
+    said = str(result)
+    assert "worst case: no attack, as on the questions for choosing none brought back more than asking: 0.500" in said
+    # A gap to the base is there.
+    assert "recovered n/a" not in said
+    no_base = replace(result, models={"unlearned": "org/rmu"}, runs=[run for run in result.runs if run.role != "base"])
+    assert "recovered n/a (relearn): there is no base" in str(no_base)
+    small = replace(result, runs=[*no_base.runs, *(replace(run, role="base") for run in no_base.runs)])
+    assert "recovered n/a (relearn): the gap to the base under the same attack is less than two standard" in str(small)
     assert "at budget standard" in result.claim()
 
 

@@ -288,6 +288,8 @@ class AttackResult:
         lines.append(
             f"accuracy on {reported} questions with 95 % intervals; {chosen} {int(self.is_for_choosing.sum())}"
         )
+        if untold := [name for name in self.findings["unlearned"] if name != Ask.name and self.recovery(name) is None]:
+            lines.append(f"recovered n/a ({', '.join(untold)}): {self._why_untold(untold)}")
         if kept_table := self.kept_table():
             lines += ["", kept_table, ""]
         if not self.utility("unlearned"):
@@ -299,6 +301,15 @@ class AttackResult:
         return "\n".join([*lines, self.claim()])
 
     __repr__ = __str__
+
+    def _why_untold(self, names: Sequence[str]) -> str:
+        """Why of these attacks no share of the gap can be told."""
+        base = self.findings.get("base")
+        if base is None:
+            return "there is no base, whose gap could be regained: pass --base"
+        if all(name in base for name in names):
+            return "the gap to the base under the same attack is less than two standard errors, or none"
+        return "the base was not attacked by it, or its gap is less than two standard errors"
 
     def claim(self) -> str:
         """What may be said of the model, and no more."""
@@ -312,7 +323,9 @@ class AttackResult:
             return f"not attacked: asked as it is, {numbers}. Nothing may be said of attacks"
         found = f"worst case: {name}, {numbers}"
         if name == Ask.name:
-            found = f"worst case: no attack, as none brought back more than asking: {numbers}"
+            found = (
+                f"worst case: no attack, as on the questions for choosing none brought back more than asking: {numbers}"
+            )
         return f"{found}. This holds for these attacks at budget {self.budget}, not for others"
 
 
