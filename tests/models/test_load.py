@@ -291,6 +291,11 @@ def test_a_mistyped_folder_is_said_at_once_with_the_one_that_may_be_meant(
         load_model("./modle", device="cpu")
 
 
+def test_a_mistyped_tokenizer_is_said_to_be_no_folder(folder: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"the tokenizer \./tok is neither a folder nor a name on the hub"):
+        load_model(str(folder), tokenizer="./tok", device="cpu")
+
+
 def test_without_a_network_a_name_is_refused_at_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -131,7 +131,10 @@ def flops_of(job: Job) -> Flops:
         decoder = decoder_of(AutoModel.from_config(config))  # type: ignore[no-untyped-call]
     text = config.get_text_config()
     if job.layer_id >= text.num_hidden_layers:
-        raise ValueError(f"layer {job.layer_id} does not exist: the model has {text.num_hidden_layers} layers")
+        raise ValueError(
+            f"layer {job.layer_id} does not exist: the model has {text.num_hidden_layers} layers; name one with"
+            " --layer-id"
+        )
     active = _active_share(text)
 
     def used(name: str, weight: Tensor) -> int:

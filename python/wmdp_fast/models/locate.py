@@ -174,8 +174,8 @@ def _on_hub(name: str, revision: str | None, config: str, *, weights: bool = Tru
     # Base of the errors of its HTTP library, which is httpx, or from version 2 on httpx2.
     transport_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
 
-    if _is_path(name):
-        raise ModelError(_no_such_folder(name))
+    if is_path(name):
+        raise ModelError(no_such_folder(name))
     api = HfApi()
     try:
         _refuse_unreachable(name, revision, config)
@@ -192,7 +192,7 @@ def _on_hub(name: str, revision: str | None, config: str, *, weights: bool = Tru
             return Files(folder, commit=folder.name)
         pickled = [file for file in api.list_repo_files(name, revision=folder.name) if file.endswith(".bin")]
     except HFValidationError:
-        raise ModelError(_no_such_folder(name)) from None
+        raise ModelError(no_such_folder(name)) from None
     except LocalEntryNotFoundError as error:
         raise DataUnavailableError(_out_of_reach(name, revision, error)) from error
     except EntryNotFoundError as error:
@@ -203,12 +203,12 @@ def _on_hub(name: str, revision: str | None, config: str, *, weights: bool = Tru
     raise ModelError(_no_weights(name, names, pickled=pickled))
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     """Whether a name can only be that of a folder; `owner/model` may be one as well."""
     return name.startswith(("/", "./", "../", "~", ".\\")) or name.count("/") > 1 or name.endswith("/")
 
 
-def _no_such_folder(name: str) -> str:
+def no_such_folder(name: str) -> str:
     """What to say of a name that is no folder here and cannot be one on the hub."""
     if parts_of(name)[1] is not None:
         return (

@@ -193,7 +193,8 @@ def _configuration(
         raise ModelError(f"{files.folder / CONFIG}: num_hidden_layers is {shown(available)}, which is no number")
     if count > available:
         raise ModelError(
-            f"{name_or_path} has {available} layers, 0 to {available - 1}; layer {count - 1} does not exist"
+            f"{name_or_path} has {available} layers, 0 to {available - 1}; layer {count - 1} does not exist; set the"
+            " layers for this model, e.g. by layer_id (--layer-id); `wmdp-fast layers` suggests one"
         )
     return files, where, source, config, available
 

@@ -136,6 +136,8 @@ def load_tokenizer(
 
     if not isinstance(tokenizer, str):
         return tokenizer
+    if locate.is_path(tokenizer) and not Path(tokenizer).expanduser().exists():
+        raise TokenizerError(f"the tokenizer {locate.no_such_folder(tokenizer)}")
     problem = f"the tokenizer of {tokenizer} cannot be loaded"
     # Some tokenizers have no such file, so that transformers tries first.
     if Path(tokenizer).is_dir() and not (Path(tokenizer) / "tokenizer_config.json").exists():

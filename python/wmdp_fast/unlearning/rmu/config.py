@@ -165,7 +165,8 @@ class RMUConfig(TrainingConfig):
             if layer > self.layer_id:
                 raise ValueError(
                     f"update_layer_ids has layer {layer}, which lies above layer_id {self.layer_id}: the loss is taken"
-                    f" there, so it would never be trained; leave it out, or raise layer_id"
+                    " there, so it would never be trained; name others (--update-layer-ids; a preset has its own), or"
+                    " raise layer_id"
                 )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from wmdp_fast.data.corpora import find_corpus
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models.decoder import decoder_of, record_outputs
 from wmdp_fast.models.load import LoadedModel, evaluation_mode, load_model
@@ -246,6 +247,10 @@ def profile_layers(
         >>> len(profile.layers) > 2
         True
     """
+    for corpus in (forget, retain):
+        if not isinstance(corpus, CorpusTokens):
+            # One that is not there should not cost the loading of a model.
+            find_corpus(corpus, data=data)
     loaded = (
         load_model(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         if isinstance(model, str)
