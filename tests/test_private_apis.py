@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import atexit
 import importlib.util
 import inspect
 import os
@@ -66,6 +67,10 @@ UNDERSCORED: dict[str, tuple[Callable[[], Any], str]] = {
     "_model_call": (harness, "whether a subclass has a way of its own"),
     "_select_cont_toks": (harness, "whether a subclass has a way of its own"),
     "_exit": (lambda: os, "documented; a process of a worker ends when its parent is gone"),
+    "_run_exitfuncs": (
+        lambda: atexit,
+        "runs what was registered for the exit, when a command ends its process at once",
+    ),
     "_ArgumentGroup": (lambda: argparse, "a type"),
     "_actions": (argparse.ArgumentParser, "what is missing of a command line"),
     "_get_formatter": (argparse.ArgumentParser, "what is missing of a command line"),
