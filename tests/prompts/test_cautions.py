@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 import wmdp_fast as wf
 from tests.reference.requests import LmEvalTokenizer
-from tests.support import tiny_models
+from tests.support import tiny_models, tokenizers_zoo
 from tests.support.expected_warnings import ONE_LETTER
 from wmdp_fast import PromptTemplate, QuestionSet, Tokenizer
 from wmdp_fast.exceptions import TaskError, TokenizerError, WmdpFastWarning
@@ -260,3 +261,18 @@ def test_two_files_of_one_name_are_refused_by_the_paths_as_given(
         assert str(caught.value) == (
             f"{one} and {other} would both be called 'q' in the results; rename one of them, or run them one by one"
         )
+
+
+@pytest.mark.parametrize("kind", ["llama3", "bos_and_eos", "gpt2"])
+def test_a_tokenizer_that_ends_every_text_is_told_of(kind: str, tmp_path: Path) -> None:
+    tokenizer = tokenizers_zoo.tokenizer(kind)
+    questions = write(tmp_path / "birds.jsonl", ROWS[:3])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        result = wf.evaluate(tiny_models.build("llama"), tokenizer=tokenizer, tasks=questions, progress=False)
+    said = [str(one.message) for one in told if "the tokenizer puts behind every text" in str(one.message)]
+    assert [one.startswith("prompts end in </s>, ") for one in said] == ([True] if kind == "bos_and_eos" else [])
+    assert set(said) <= set(result.to_json()["wmdp_fast"]["warnings"])
+    scores = result["birds"].outcome.loglikelihood[:4]
+    # Letters of one token are one and the same then.
+    assert (scores[0] == scores[1]) == (kind == "bos_and_eos")

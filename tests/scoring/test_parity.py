@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import wmdp_fast as wf
 from tests.support import tokenizers_zoo
-from tests.support.expected_warnings import CUT_PROMPTS, ONE_LETTER, REPEATED_EXAMPLES
+from tests.support.expected_warnings import CUT_PROMPTS, ENDED_PROMPTS, ONE_LETTER, REPEATED_EXAMPLES
 from tests.support.lm_eval_runs import LmEvalRun, run_lm_eval
 from tests.support.thorough import cases, every_other
 
@@ -183,6 +183,7 @@ TEMPLATES = ("mmlu", "mmlu_continuation")
 
 
 @CUT_PROMPTS
+@ENDED_PROMPTS
 @REPEATED_EXAMPLES
 @pytest.mark.parametrize(
     ("kind", "template", "shots", "max_positions"),

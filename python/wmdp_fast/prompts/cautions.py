@@ -14,6 +14,8 @@ from wmdp_fast.tasks.typed_text import typed_line_breaks
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from transformers import PreTrainedTokenizerBase
+
     from wmdp_fast._rust import QuestionSet, Requests
     from wmdp_fast.prompts.chat import ChatPrompts
     from wmdp_fast.prompts.prepare import TaskQuestions
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 # A tag at the end of a prompt behind which a model thinks; one that ends thinking has a slash or the word in it.
 _THINKS = re.compile(r"[<\[](?!\S*(?:/|end))[^\s<>\[\]]*(?:think|reason)[^\s<>\[\]]*[>\]]\s*\Z", re.IGNORECASE)
+
+
+# Prompts that are looked at for what all have in common.
+_LOOKED_AT = 8
 
 
 class Cautions:
@@ -35,10 +41,14 @@ class Cautions:
         if log_samples:
             self._warn(about_columns(columns))
 
-    def add_prompts(self, requests: Requests | None, asked: Sequence[QuestionSet]) -> None:
+    def add_prompts(
+        self, requests: Requests | None, asked: Sequence[QuestionSet], tokenizer: PreTrainedTokenizerBase | None
+    ) -> None:
         """Adds what the prompts are as tokens; nothing if the server makes those."""
         if requests is None:
             return
+        if tokenizer is not None:
+            self._warn(ended_prompts(requests, tokenizer))
         self.details["truncated"], sentences = cut_prompts(requests, asked)
         self._warn(sentences)
         self.details["joined_choices"], sentences = joined_choices(requests)
@@ -131,6 +141,21 @@ def cut_prompts(requests: Requests, asked: Sequence[QuestionSet]) -> tuple[dict[
         f"{questions} of {_count(requests.num_questions, 'prompt')} {'is' if questions == 1 else 'are'} longer than the"
         f" {requests.max_length} tokens that the model reads at once, and cut off at the beginning, as in lm-eval:"
         f" at most {_count(most, 'token')} ({details['worst']})"
+    ]
+
+
+def ended_prompts(requests: Requests, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """A sentence if prompts end in a token that ends texts, as some tokenizers put EOS behind every text."""
+    special = tokenizer.special_tokens_map
+    ends = {tokenizer.convert_tokens_to_ids(special[name]) for name in ("eos_token", "sep_token") if name in special}
+    last = [requests.context(one).tolist()[1:][-1:] for one in range(min(requests.num_questions, _LOOKED_AT))]
+    if not last or not all(one and one[0] in ends for one in last):
+        return []
+    named = tokenizer.convert_ids_to_tokens(last[0][0])
+    return [
+        f"prompts end in {named}, which the tokenizer puts behind every text: by lm-eval's rule choices then lose their"
+        f" first token, and what is scored is what follows {named}, the same for all choices of one token; take it out"
+        " of the tokenizer (add_eos_token, or the post-processor in tokenizer.json)"
     ]
 
 
