@@ -54,7 +54,7 @@ def test_a_row_or_token_that_is_not_there_is_an_error() -> None:
 
 
 def test_a_projection_is_read_a_part_of_the_vocabulary_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm_head, "_PART", 7)
+    monkeypatch.setattr(lm_head, "LM_HEAD_PART", 7)
     model = tiny_models.loaded("llama").model
     found = ChunkedLMHead.of(model, "float32")
     assert found is not None

@@ -19,12 +19,14 @@ from tests.support import tiny_models
 from tests.support.sparse_models import sparse_model
 from tests.support.tries import some_requests
 from wmdp_fast import Requests
+from wmdp_fast.checkpoints.stored_rows import StoredRows
 from wmdp_fast.evaluation import evaluate
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models import fits, locate
 from wmdp_fast.models.load import load_model, load_streamed
 from wmdp_fast.models.tokenizer_only import load_tokenizer_only
 from wmdp_fast.runtime.clock import PhaseClock
+from wmdp_fast.scoring import lm_head
 from wmdp_fast.scoring import streamed as streamed_scoring
 from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
 from wmdp_fast.scoring.journal import Journal
@@ -118,6 +120,31 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_bits(saved: dict[str, Path]
             np.testing.assert_array_equal(found.loglikelihood, expected.loglikelihood)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+def test_a_vocabulary_in_small_parts_gives_the_same_bits(
+    family: str, saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lm_head, "LM_HEAD_PART", 7)
+    monkeypatch.setattr(StoredRows, "keep", property(lambda _: 0, lambda *_: None), raising=False)
+    whole, streamed = both(saved[family])
+    assert streamed.streamed is not None
+    skeleton = streamed.streamed.skeleton
+    assert skeleton.has_rows(skeleton.embedding)
+    assert skeleton.has_rows(skeleton.head)
+    expected = score(whole, some_requests(), token_budget=16)
+    found = score(with_chunks(streamed, 40), some_requests(), token_budget=16)
+    np.testing.assert_array_equal(found.loglikelihood, expected.loglikelihood)
+    # Read for each batch of each chunk again, as nothing stays.
+    assert streamed.streamed.cost.bytes_read > 3 * skeleton.head.stored_bytes
+
+
+def test_an_embedding_that_is_not_called_is_refused(saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, streamed = both(saved["llama"])
+    monkeypatch.setattr(StoredRows, "read", lambda *_: None)
+    with pytest.raises(ModelError, match="LlamaForCausalLM does not call its embedding as others do"):
+        score(with_chunks(streamed, 40), some_requests(), token_budget=16)
+
+
 def test_progress_is_by_layers(saved: dict[str, Path]) -> None:
     _, streamed = both(saved["llama"])
     steps: list[tuple[int, int]] = []
@@ -208,15 +235,20 @@ print("peak", int(peak) * 1024, "code", code)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel's count is read from /proc")
-def test_a_process_keeps_to_its_memory(tmp_path: Path) -> None:
-    limit, weights = 1_100_000_000, sparse_model(tmp_path / "model", layers=36)
+@pytest.mark.parametrize(
+    "shape",
+    [{"layers": 36}, {"layers": 3, "vocabulary": 200_000}, {"layers": 3, "vocabulary": 400_000, "tied": True}],
+    ids=["deep", "wide", "wide, tied"],
+)
+def test_a_process_keeps_to_its_memory(shape: dict[str, int], tmp_path: Path) -> None:
+    limit, weights = 1_100_000_000, sparse_model(tmp_path / "model", **shape)
     questions = tmp_path / "questions.jsonl"
     rows = [{"question": f"made up {number}?", "choices": ["a", "b", "c", "d"], "answer": 0} for number in range(4)]
     questions.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     command = ["eval", str(tmp_path / "model"), "--tasks", str(questions), "--memory", f"{limit}", "--device", "cpu"]
     done = subprocess.run([sys.executable, "-c", _CHILD, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "streaming 36 layers of up to 0.028 GB in memory of 1.1 GB: about 1" in done.stderr
+    assert f"streaming {shape['layers']} layers of up to 0.028 GB in memory of 1.1 GB: about " in done.stderr
     peak, code = (int(word) for word in done.stdout.split()[-3::2])
     assert code == 0
     # The libraries alone take most of it, so that the whole model would not fit.

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def sparse_model(folder: Path, *, layers: int) -> int:
+def sparse_model(folder: Path, *, layers: int, vocabulary: int = tiny_models.VOCABULARY, tied: bool = False) -> int:
     """Writes a llama in float32 with layers of 28 MB, and its tokenizer; returns the bytes of its weights."""
     config = AutoConfig.for_model(
         "llama",
-        vocab_size=tiny_models.VOCABULARY,
+        vocab_size=vocabulary,
+        tie_word_embeddings=tied,
         hidden_size=768,
         intermediate_size=2048,
         num_hidden_layers=layers,
@@ -30,6 +31,8 @@ def sparse_model(folder: Path, *, layers: int) -> int:
     )
     with torch.device("meta"):
         tensors = AutoModelForCausalLM.from_config(config).state_dict()
+    if tied:
+        del tensors["lm_head.weight"]
     table, at = {}, 0
     for name, tensor in tensors.items():
         table[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, at + tensor.nbytes]}

@@ -65,18 +65,27 @@ class StoredTensor:
         memory = mmap.mmap(-1, offset + self.nbytes)
         file = os.open(self.path, os.O_RDONLY)
         try:
-            with memoryview(memory) as view:
-                at = 0
-                while at < self.nbytes:
-                    with view[offset + at :] as rest:
-                        read = os.preadv(file, [rest], self.start + at)
-                    if read == 0:
-                        raise ModelError(f"{self.path} ends within {self.name}; copy or download it again")
-                    at += read
+            with memoryview(memory) as view, view[offset:] as place:
+                read_into(place, file, self, 0)
         finally:
             os.close(file)
         # The tensor keeps the memory, and frees it.
         return torch.frombuffer(memory, dtype=self.dtype, offset=offset).view(self.shape)
+
+
+def read_into(place: memoryview, file: int, stored: StoredTensor, start: int) -> None:
+    """Reads as many bytes of a tensor as there is place for, from one of them on.
+
+    Raises:
+        ModelError: The file ends too early.
+    """
+    at = 0
+    while at < len(place):
+        with place[at:] as rest:
+            read = os.preadv(file, [rest], stored.start + start + at)
+        if read == 0:
+            raise ModelError(f"{stored.path} ends within {stored.name}; copy or download it again")
+        at += read
 
 
 def stored_tensors(files: WeightFiles) -> dict[str, StoredTensor]:

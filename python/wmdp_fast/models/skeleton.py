@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from wmdp_fast.checkpoints.layer_reader import StoredTensor, stored_tensors
+from wmdp_fast.checkpoints.stored_rows import StoredRows
 from wmdp_fast.checkpoints.weight_files import CONFIG, shown
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models.decoder import Decoder, decoder_of
@@ -38,10 +39,12 @@ class Part:
     Attributes:
         sources: What it is made from, by the names in the checkpoint.
         empty: Its parameters and stored buffers by their names in the model, without numbers.
+        as_stored: Whether the numbers are those of the checkpoint, but for names and types.
     """
 
     sources: dict[str, StoredTensor]
     empty: dict[str, Tensor]
+    as_stored: bool = True
 
     @property
     def stored_bytes(self) -> int:
@@ -61,6 +64,16 @@ class Part:
             return self.nbytes + max(self.nbytes, self.stored_bytes)
         cast = [source.nbytes for name, source in self.sources.items() if source.dtype not in self._dtypes]
         return self.nbytes + sum(sorted(cast)[-4:])
+
+    @property
+    def matrix(self) -> StoredTensor | None:
+        """What it is made from, if that is one matrix that is taken as it is stored."""
+        tensors = list({id(tensor): tensor for tensor in self.empty.values()}.values())
+        if not self.as_stored or len(self.sources) != 1 or len(tensors) != 1:
+            return None
+        [source], [tensor] = self.sources.values(), tensors
+        same = source.shape == tuple(tensor.shape) and source.dtype == tensor.dtype
+        return source if same and len(source.shape) == 2 and source.nbytes else None
 
     @property
     def _dtypes(self) -> set[torch.dtype]:
@@ -109,6 +122,26 @@ class Skeleton:
                 if filled.device.type != "meta":
                     _set(self.model, twin, filled)
 
+    def has_rows(self, part: Part) -> bool:
+        """Whether a part is a matrix whose rows can be read when they are wanted."""
+        return self.device.type == "cpu" and part.matrix is not None
+
+    def fill_with_rows(self, part: Part) -> None:
+        """Puts in a matrix of which no row is read yet, see `StoredRows`."""
+        matrix = part.matrix
+        if matrix is None:
+            raise ValueError("only a matrix that is taken as it is stored has rows")
+        filled = StoredRows(matrix).parameter()
+        for name in part.empty:
+            _set(self.model, name, filled)
+
+    def filled(self, part: Part) -> Tensor | None:
+        """The first tensor of a part, if it has its numbers."""
+        for name in part.empty:
+            tensor = _get(self.model, name)
+            return None if tensor.is_meta else tensor
+        return None
+
     def empty(self, part: Part) -> None:
         """Takes a part's numbers out again, which frees their memory."""
         for name, tensor in part.empty.items():
@@ -147,7 +180,7 @@ def build_skeleton(
         absent, notes = _dry_run(where, model, stored, kind)
         decoder = decoder_of(model)
         _fill_what_is_computed(model, absent, device)
-        return _in_parts(model, decoder, _sources(model, stored), kind, device, notes)
+        return _in_parts(model, decoder, *_sources(model, stored), kind, device, notes)
 
 
 def _refuse_kind(where: str, config: PretrainedConfig) -> None:
@@ -226,10 +259,15 @@ def _load(model: PreTrainedModel, sources: Mapping[str, Any], dtype: torch.dtype
     return info
 
 
-def _sources(model: PreTrainedModel, stored: Mapping[str, StoredTensor]) -> dict[str, list[StoredTensor]]:
+def _sources(
+    model: PreTrainedModel, stored: Mapping[str, StoredTensor]
+) -> tuple[dict[str, list[StoredTensor]], set[str]]:
     """By the names of a model's parameters, the tensors of a checkpoint that they are made from.
 
     Of parameters that are split from one tensor, the first has it.
+
+    Returns:
+        These, and the names of tensors that are not just renamed.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -239,19 +277,23 @@ def _sources(model: PreTrainedModel, stored: Mapping[str, StoredTensor]) -> dict
     converters = [one for one in mapping if isinstance(one, WeightConverter)]
     names, prefix = model.state_dict(), model.base_model_prefix
     found: dict[str, list[StoredTensor]] = defaultdict(list)
+    converted = set()
     for name, tensor in stored.items():
-        target, _ = rename_source_key(name, renamings, converters, prefix, names)
+        target, converter = rename_source_key(name, renamings, converters, prefix, names)
         if target not in names and name in names:
-            target, _ = rename_source_key(name, [], [], prefix, names)
+            target, converter = rename_source_key(name, [], [], prefix, names)
         if target in names:
             found[target].append(tensor)
-    return found
+        if converter is not None:
+            converted.add(name)
+    return found, converted
 
 
 def _in_parts(
     model: PreTrainedModel,
     decoder: Decoder,
     sources: Mapping[str, list[StoredTensor]],
+    converted: set[str],
     dtype: torch.dtype,
     device: torch.device,
     notes: list[str],
@@ -268,7 +310,8 @@ def _in_parts(
 
     def part(names: Iterable[str]) -> Part:
         own = [source for name in names for source in sources.get(name, ())]
-        return Part({source.name: source for source in own}, {name: tensors[name] for name in names})
+        by_name = {source.name: source for source in own}
+        return Part(by_name, {name: tensors[name] for name in names}, as_stored=not converted & set(by_name))
 
     [prefix] = [name for name, module in model.named_modules() if module is decoder.layers]
     layers: list[list[str]] = [[] for _ in decoder.layers]

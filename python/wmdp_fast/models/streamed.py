@@ -13,17 +13,19 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
+from wmdp_fast.checkpoints.stored_rows import rows_behind
 from wmdp_fast.models.fused import fused_parts
 from wmdp_fast.models.fused.trials import Trials
+from wmdp_fast.models.row_reading import rows_when_called
 from wmdp_fast.models.sweep import capture, layers_on_demand
 from wmdp_fast.runtime.memory import resident_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch import nn
-
+    from wmdp_fast.checkpoints.stored_rows import StoredRows
     from wmdp_fast.models.skeleton import Part, Skeleton
 
 
@@ -96,24 +98,37 @@ class StreamedModel:
             self.skeleton.empty(self.skeleton.layers[index])
 
     @contextmanager
-    def embedding(self) -> Iterator[None]:
-        """Inside, the embedding has its numbers."""
-        with self._part(self.skeleton.embedding):
-            yield
+    def embedding(self) -> Iterator[StoredRows | None]:
+        """Inside, the embedding has its numbers: all, or rows of them as it is called, which it then gives."""
+        module = self.skeleton.model.get_input_embeddings()
+        with self._part(self.skeleton.embedding, module, isinstance(module, nn.Embedding)) as rows:
+            yield rows
 
     @contextmanager
-    def head(self) -> Iterator[None]:
-        """Inside, the head has its numbers."""
-        with self._part(self.skeleton.head):
-            yield
+    def head(self, keep: int = 0, *, in_parts: bool = False) -> Iterator[StoredRows | None]:
+        """Inside, the head has its numbers: all, or rows of them as they are wanted, which it then gives.
+
+        Args:
+            keep: How many bytes of rows may stay after they were used.
+            in_parts: Whether it may compute with some rows after the other when it is called, see `rows_when_called`.
+        """
+        untyped: Any = self.skeleton.model
+        module = untyped.get_output_embeddings()
+        with self._part(self.skeleton.head, module, type(module) is nn.Linear, in_parts) as rows:
+            if rows is not None:
+                rows.keep = keep
+            yield rows
 
     @contextmanager
-    def on_demand(self) -> Iterator[None]:
+    def on_demand(self, *, in_parts: bool = False) -> Iterator[None]:
         """Inside, the model can be called as one that is in memory, which reads its layers at each call.
 
         Those that are not in `order` hand on what they are given.
+
+        Args:
+            in_parts: Whether its head may round in another way to need less memory, see `head`.
         """
-        with self.head(), self.decoder_on_demand():
+        with self.decoder_on_demand(), self.head(in_parts=in_parts):
             yield
 
     @contextmanager
@@ -148,7 +163,9 @@ class StreamedModel:
     def weights_of(self, index: int | None) -> Iterator[None]:
         """Inside, a layer has its numbers, whether or not it is one of `order`; for None, the embedding has."""
         if index is None:
-            with self.embedding():
+            with self.embedding() as rows:
+                if rows is not None:
+                    rows.read_all()
                 yield
         elif index in self.order:
             with self.layer(index):
@@ -174,14 +191,25 @@ class StreamedModel:
         self.cost.bytes_read += part.stored_bytes
 
     @contextmanager
-    def _part(self, part: Part) -> Iterator[None]:
+    def _part(
+        self, part: Part, module: nn.Module | None, by_rows: bool, in_parts: bool = False
+    ) -> Iterator[StoredRows | None]:
+        if (there := self.skeleton.filled(part)) is not None:
+            # A head that is tied to the embedding.
+            with rows_when_called(module, rows_behind(there), in_parts=in_parts) as rows:
+                yield rows
+            return
         begin = time.perf_counter()
+        by_rows = by_rows and self.skeleton.has_rows(part)
         # On the same thread as layers, as transformers looks at the whole model while it loads.
-        self._reader.submit(self._fill, part).result()
+        self._reader.submit(self.skeleton.fill_with_rows if by_rows else self._fill, part).result()
         self.cost.seconds_waiting += time.perf_counter() - begin
+        rows = rows_behind(self.skeleton.filled(part))
         try:
-            yield
+            with rows_when_called(module, rows, in_parts=in_parts):
+                yield rows
         finally:
+            self.cost.bytes_read += 0 if rows is None else rows.bytes_read
             self.skeleton.empty(part)
 
 

@@ -7,6 +7,7 @@ model the layer is taken in parts, and what a part says is read off it at once.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,14 +18,17 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from wmdp_fast._rust import TokenLogprobs
+from wmdp_fast.checkpoints.stored_rows import rows_behind
 from wmdp_fast.models.fused import linear as onednn
+from wmdp_fast.models.fused.forwards import replaced_forwards
 from wmdp_fast.models.head import logits_without_base
+from wmdp_fast.models.row_reading import reads_rows
 
 if TYPE_CHECKING:
     from wmdp_fast.scoring.scores import ScoreMode
 
 # Tokens of the vocabulary at a time: with 1,024 rows, 4 MiB of logits, which stay in the caches.
-_PART = 1024
+LM_HEAD_PART = 1024
 
 
 @dataclass(frozen=True)
@@ -72,30 +76,41 @@ class ChunkedLMHead:
         exact = onednn.is_faster() and weight.dtype == torch.float32
         linear: Any = onednn.linear_of_short_sums if exact else F.linear
         found = TokenLogprobs(readouts.numpy(), tokens.numpy(), len(hidden))
-        for start in range(0, len(weight), _PART):
-            part = slice(start, start + _PART)
-            logits = linear(hidden, weight[part], None if bias is None else bias.detach()[part])
+        rows = rows_behind(self.head.weight)
+        for start in range(0, len(weight), LM_HEAD_PART):
+            part = slice(start, start + LM_HEAD_PART)
+            with nullcontext() if rows is None else rows.there(part.start, part.stop):
+                logits = linear(hidden, weight[part], None if bias is None else bias.detach()[part])
             found.add(logits.float().numpy(), threads=torch.get_num_threads())
         return torch.stack([torch.from_numpy(array).float() for array in found.found()])
 
 
 def _is_untouched(module: Any) -> bool:
     """Whether nobody has hung anything on a module that wants it to be called."""
-    return not (module is None or "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)
+    if module is None or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    return "forward" not in vars(module) or reads_rows(vars(module)["forward"])
 
 
 def _returns_its_projection(model: PreTrainedModel, base: nn.Module, head: nn.Linear) -> bool:
-    """Whether a model returns its projection of the hidden states as it is; some cap or scale it."""
-    # Large, as a cap is seen with large logits only.
+    """Whether a model projects its hidden states as they are, and returns that as it is; some cap or scale either."""
+    # Large, as a cap is seen with large numbers only.
     states = torch.linspace(-50, 50, 2 * head.in_features, dtype=torch.float32, device="cpu").view(2, -1)
-    states = states.to(head.weight.dtype)
+    made_up = torch.linspace(50, -50, 2 * head.out_features, dtype=torch.float32, device="cpu").view(2, -1)
+    states, made_up = states.to(head.weight.dtype), made_up.to(head.weight.dtype)
+    projected: list[torch.Tensor] = []
+
+    def project(hidden: torch.Tensor) -> torch.Tensor:
+        projected.append(hidden)
+        return made_up.view(*hidden.shape[:-1], -1)
+
     outputs: Any = MoeModelOutputWithPast(last_hidden_state=cast("Any", states))
     outputs.cross_attentions = None  # which older classes pass on
-    with torch.no_grad():
+    with torch.no_grad(), replaced_forwards({head: project}):
         try:
             logits = logits_without_base(model, base, outputs, states)
         except (AttributeError, TypeError, KeyError, IndexError):
             # It wants more of its base than hidden states, and so does more with it than projecting them.
             return False
-        expected = head(states)
-    return isinstance(logits, torch.Tensor) and torch.equal(logits.float(), expected.float())
+    as_they_are = len(projected) == 1 and torch.equal(projected[0].view(states.shape), states)
+    return as_they_are and isinstance(logits, torch.Tensor) and torch.equal(logits.float(), made_up.float())

@@ -13,18 +13,22 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
+from wmdp_fast.checkpoints.stored_rows import bytes_of_row
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models.streamed import SLACK, memory_in_use
 from wmdp_fast.models.sweep import Captured, capture, finish, run_layers
 from wmdp_fast.runtime.memory import in_gigabytes
+from wmdp_fast.scoring.lm_head import LM_HEAD_PART
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
+    from wmdp_fast.checkpoints.stored_rows import StoredRows
     from wmdp_fast.models.attention.packed import PrefixKVCache
     from wmdp_fast.models.load import LoadedModel
+    from wmdp_fast.models.skeleton import Part, Skeleton
     from wmdp_fast.models.streamed import StreamedModel
 
 _T = TypeVar("_T")
@@ -33,6 +37,9 @@ _T = TypeVar("_T")
 # reading would take longer than computing.
 _LEAST_CHUNKS = 4
 _LEAST_BATCHES = 16
+
+# Bytes of an embedding's rows that stay from batch to batch, where those alone are read that are wanted.
+_EMBEDDED = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -59,24 +66,30 @@ class Needs:
         token_budget: Tokens of a batch at most.
         logits: Bytes for a batch's logits.
         carried: Bytes for the keys and values that all layers pass on from chunk to chunk.
+        head_in_parts: Whether of the head a part of the vocabulary after the other is taken, see `ChunkedLMHead`.
     """
 
     tokens: int
     token_budget: int
     logits: int
     carried: int = 0
+    head_in_parts: bool = False
 
 
 @contextmanager
-def for_trials(loaded: LoadedModel) -> Iterator[LoadedModel]:
+def for_trials(loaded: LoadedModel, *, to_the_bit: bool = False) -> Iterator[LoadedModel]:
     """Inside, a model that can be called as one in memory, for trials on few tokens.
 
     Of a streamed one, only a layer of each kind is run, and read at each call.
+
+    Args:
+        loaded: The model.
+        to_the_bit: Whether the trial is one of bits; otherwise the head of a streamed model takes less memory.
     """
     if loaded.streamed is None:
         yield loaded
         return
-    with loaded.streamed.one_of_each().on_demand():
+    with loaded.streamed.one_of_each().on_demand(in_parts=not to_the_bit):
         yield replace(loaded, streamed=None)
 
 
@@ -89,7 +102,7 @@ def refuse_unproven(loaded: LoadedModel, score: Callable[[LoadedModel], NDArray[
     """
     if loaded.streamed is None:
         return
-    with for_trials(loaded) as plain:
+    with for_trials(loaded, to_the_bit=True) as plain:
         expected = score(plain)
     found = score(replace(loaded, streamed=loaded.streamed.one_of_each()))
     if not np.array_equal(expected, found, equal_nan=True):
@@ -136,11 +149,12 @@ def scored_in_chunks(
             tokens_left -= done
             captured = [one for _, one in chunk]
             run_layers(streamed.order, streamed.layer, captured, cache=cache, carried=carried, after=after_layer)
-            with streamed.head():
+            with streamed.head(keep=max(0, _room(streamed, needs))) as rows:
                 for one in captured:
                     if one.run is not None:
                         yield finish(decoder, one)
                         one.hidden = None
+                _refuse_unread(streamed, "head", rows)
 
 
 def about_streaming(streamed: StreamedModel, needs: Needs) -> str:
@@ -165,11 +179,14 @@ def _most_tokens(streamed: StreamedModel, needs: Needs) -> int:
 
 def _next_chunk(streamed: StreamedModel, waiting: Iterator[Batch[_T]], needs: Needs) -> list[tuple[int, Captured[_T]]]:
     """As many of the batches that wait as there is memory for, ready for the first layer; none after the last."""
-    room = _room(streamed, needs)
+    in_use = memory_in_use(streamed.skeleton.device)
+    room = _room(streamed, needs, in_use)
     most = _most_tokens(streamed, needs)
     chunk: list[tuple[int, Captured[_T]]] = []
     held, tokens, seen = 0, 0, set[int]()
-    with streamed.embedding():
+    with streamed.embedding() as rows:
+        if rows is not None:
+            rows.keep = _EMBEDDED
         for batch in waiting:
             if batch.run is None:
                 chunk.append((0, Captured(None, batch.skip)))
@@ -180,19 +197,28 @@ def _next_chunk(streamed: StreamedModel, waiting: Iterator[Batch[_T]], needs: Ne
             chunk.append((batch.tokens, captured))
             held += (size := captured.nbytes(seen))
             tokens += batch.tokens
+            _refuse_unread(streamed, "embedding", rows)
+            if rows is not None:
+                rows.trim()
             if size > room:
-                _refuse_memory(streamed, needs, size)
+                _refuse_memory(streamed, needs, in_use, size)
             # The next one may be as large.
             if held + size > room or tokens + batch.tokens > most:
                 break
     return chunk if tokens else []
 
 
-def _room(streamed: StreamedModel, needs: Needs) -> int:
+def _refuse_unread(streamed: StreamedModel, what: str, rows: StoredRows | None) -> None:
+    """Raises ModelError if of rows that are read when the model wants them none was wanted."""
+    if rows is not None and not rows.bytes_read:
+        name = type(streamed.skeleton.model).__name__
+        raise ModelError(f"{name} does not call its {what} as others do, and is not streamed: score it in memory")
+
+
+def _room(streamed: StreamedModel, needs: Needs, in_use: int | None = None) -> int:
     """Bytes that hidden states may take."""
-    return (
-        int(streamed.memory * (1 - SLACK)) - memory_in_use(streamed.skeleton.device) - _besides_states(streamed, needs)
-    )
+    in_use = memory_in_use(streamed.skeleton.device) if in_use is None else in_use
+    return int(streamed.memory * (1 - SLACK)) - in_use - _besides_states(streamed, needs)
 
 
 def _besides_states(streamed: StreamedModel, needs: Needs) -> int:
@@ -200,18 +226,27 @@ def _besides_states(streamed: StreamedModel, needs: Needs) -> int:
     skeleton = streamed.skeleton
     arriving = max(part.arriving_bytes for part in skeleton.layers)
     layer = max(part.nbytes for part in skeleton.layers)
+    embedding = _rows_or_all(skeleton, skeleton.embedding, _EMBEDDED, needs.token_budget)
+    head = _rows_or_all(skeleton, skeleton.head, 0, LM_HEAD_PART if needs.head_in_parts else None)
     return needs.carried + max(
-        skeleton.embedding.arriving_bytes + arriving,
+        embedding + arriving,
         layer + arriving + streamed.working_bytes(needs.token_budget),
-        skeleton.head.arriving_bytes + needs.logits,
+        head + needs.logits,
     )
 
 
-def _refuse_memory(streamed: StreamedModel, needs: Needs, size: int) -> None:
-    in_use = memory_in_use(streamed.skeleton.device)
+def _rows_or_all(skeleton: Skeleton, part: Part, kept: int, rows: int | None) -> int:
+    """Bytes that a part takes of which so many stay and so many rows are wanted at once; None if all of them are."""
+    matrix = part.matrix
+    if rows is None or matrix is None or not skeleton.has_rows(part):
+        return part.arriving_bytes
+    return min(part.arriving_bytes, kept + rows * bytes_of_row(matrix.nbytes // matrix.shape[0]))
+
+
+def _refuse_memory(streamed: StreamedModel, needs: Needs, in_use: int, size: int) -> None:
     least = (in_use + _besides_states(streamed, needs) + size) / (1 - SLACK)
     raise ModelError(
-        f"memory {in_gigabytes(streamed.memory)} is too little: {in_gigabytes(in_use)} are taken before the"
-        f" run, and two layers, a batch of {needs.token_budget} tokens and what is made of it need"
+        f"memory {in_gigabytes(streamed.memory)} is too little: {in_gigabytes(in_use)} are taken before the run, and"
+        f" two layers, a batch of {needs.token_budget} tokens and what is made of it need"
         f" {in_gigabytes(least - in_use)} more. Give {in_gigabytes(least * 1.05)}, or a smaller token_budget"
     )

@@ -527,7 +527,8 @@ def _needs(loaded: LoadedModel, requests: Requests, trie: Trie, budget: int, *, 
     width = max(int(heads) * int(size), 1) * 2 * loaded.dtype.itemsize * int(config.num_hidden_layers)
     # In the model's type, in float32, and what the softmax is made from.
     wide = 3 * _READOUT_BYTES.get(loaded.device.type, _READOUT_BYTES["cpu"]) if logits else 0
-    return Needs(trie.num_tokens, budget, wide, carried=longest_row(requests) * width)
+    carried = longest_row(requests) * width
+    return Needs(trie.num_tokens, budget, wide, carried=carried, head_in_parts=not logits)
 
 
 def _smaller_budget(batch: TrieBatch, device: torch.device) -> int:
