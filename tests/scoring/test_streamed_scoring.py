@@ -195,6 +195,8 @@ def test_evaluate_streams_what_does_not_fit(
         automatic = evaluate(**model, progress=False)
     for found in (streamed, automatic):
         assert found.to_json()["results"] == expected.to_json()["results"]
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").touch()
     with pytest.raises(ModelError, match="has an adapter on it"):
         evaluate(**model, stream=True, peft=tmp_path)
     (tmp_path / "delta.safetensors").touch()
