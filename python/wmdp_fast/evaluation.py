@@ -281,7 +281,7 @@ def rendered_prompts(
     requests = prompting.requests(loaded, BackgroundTokenizer(selection), prompts)
     if requests is None:
         raise ValueError("without a tokenizer there are no tokens")
-    cautions.add_prompts(requests, [one.questions for one in both], loaded.tokenizer)
+    cautions.add_prompts(requests, [one.questions for one in both], loaded)
     return list(render_requests(read, prompts, requests, loaded.tokenizer, prompting.permute_choices))
 
 
@@ -423,7 +423,7 @@ class Evaluation:
             backend = source.open(begin, clock)
         asked = self._asked(backend, cautions, clock)
         every = [one.questions for one in (*asked.read, *asked.others)]
-        cautions.add_prompts(asked.requests, every, backend.tokenizer)
+        cautions.add_prompts(asked.requests, every, backend)
         with contextlib.ExitStack() as kept:
             scoring = _Scoring(backend, keeping, sharing or Sharing(), kept)
             scored = _score(asked, scoring, self._prompting, clock)

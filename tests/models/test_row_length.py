@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from wmdp_fast.scoring.scores import Scores
 
 # What every model here is warned of; a test of the warning expects it.
-pytestmark = pytest.mark.filterwarnings("ignore:.* rotary angles:wmdp_fast.exceptions.WmdpFastWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.* rotary angles:wmdp_fast.exceptions.WmdpFastWarning"),
+    pytest.mark.filterwarnings("ignore:prompts have up to:wmdp_fast.exceptions.WmdpFastWarning"),
+]
 
 # Lengths of the questions' rows go from some 40 tokens to some 400, on both sides of what the models were trained with.
 _MAX_LENGTH = 1024

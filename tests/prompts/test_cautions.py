@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 import wmdp_fast as wf
 from tests.reference.requests import LmEvalTokenizer
 from tests.support import tiny_models, tokenizers_zoo
-from tests.support.expected_warnings import ONE_LETTER
+from tests.support.expected_warnings import CUT_PROMPTS, ONE_LETTER
 from wmdp_fast import PromptTemplate, QuestionSet, Tokenizer
 from wmdp_fast.exceptions import TaskError, TokenizerError, WmdpFastWarning
 from wmdp_fast.prompts import cautions, prepare
@@ -276,3 +276,17 @@ def test_a_tokenizer_that_ends_every_text_is_told_of(kind: str, tmp_path: Path) 
     scores = result["birds"].outcome.loglikelihood[:4]
     # Letters of one token are one and the same then.
     assert (scores[0] == scores[1]) == (kind == "bos_and_eos")
+
+
+@pytest.mark.parametrize(("max_length", "told"), [(None, False), (128, False), (1024, True)])
+@CUT_PROMPTS
+def test_prompts_beyond_what_the_model_reads_are_told_of(max_length: int | None, told: bool, tmp_path: Path) -> None:
+    long = [{**row, "question": "The wren sings. " * 60 + str(row["question"])} for row in ROWS[:2]]
+    questions = write(tmp_path / "birds.jsonl", long)
+    asked: Any = {"tokenizer": tiny_models.tokenizer(), "tasks": questions, "max_length": max_length, "progress": False}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = wf.evaluate(tiny_models.build("llama"), **asked)
+    said = [str(one.message) for one in caught if "the model reads 128 at once: max_length" in str(one.message)]
+    assert bool(said) == told
+    assert set(said) <= set(result.to_json()["wmdp_fast"]["warnings"])

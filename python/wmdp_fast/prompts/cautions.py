@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wmdp_fast._rust import QuestionSet, Requests
     from wmdp_fast.prompts.chat import ChatPrompts
     from wmdp_fast.prompts.prepare import TaskQuestions
+    from wmdp_fast.prompts.tokenizer import ReadsTokens
 
 
 # A tag at the end of a prompt behind which a model thinks; one that ends thinking has a slash or the word in it.
@@ -41,14 +42,13 @@ class Cautions:
         if log_samples:
             self._warn(about_columns(columns))
 
-    def add_prompts(
-        self, requests: Requests | None, asked: Sequence[QuestionSet], tokenizer: PreTrainedTokenizerBase | None
-    ) -> None:
-        """Adds what the prompts are as tokens; nothing if the server makes those."""
+    def add_prompts(self, requests: Requests | None, asked: Sequence[QuestionSet], model: ReadsTokens) -> None:
+        """Adds what the prompts are as a model's tokens; nothing if its server makes those."""
         if requests is None:
             return
-        if tokenizer is not None:
-            self._warn(ended_prompts(requests, tokenizer))
+        if model.tokenizer is not None:
+            self._warn(ended_prompts(requests, model.tokenizer))
+        self._warn(overlong_prompts(requests, model.max_length))
         self.details["truncated"], sentences = cut_prompts(requests, asked)
         self._warn(sentences)
         self.details["joined_choices"], sentences = joined_choices(requests)
@@ -141,6 +141,18 @@ def cut_prompts(requests: Requests, asked: Sequence[QuestionSet]) -> tuple[dict[
         f"{questions} of {_count(requests.num_questions, 'prompt')} {'is' if questions == 1 else 'are'} longer than the"
         f" {requests.max_length} tokens that the model reads at once, and cut off at the beginning, as in lm-eval:"
         f" at most {_count(most, 'token')} ({details['worst']})"
+    ]
+
+
+def overlong_prompts(requests: Requests, own: int | None) -> list[str]:
+    """A sentence if prompts are longer than a model's own maximum of tokens, which `max_length` may let through."""
+    first = requests.padded_batch(0, 1)
+    longest = 0 if first is None else int(first.lengths[0])
+    if own is None or longest <= own:
+        return []
+    return [
+        f"prompts have up to {longest} tokens, and the model reads {own} at once: max_length ({requests.max_length})"
+        " lets them through, but the model may not have been trained for so many, or fail at them"
     ]
 
 

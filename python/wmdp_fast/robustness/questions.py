@@ -151,7 +151,7 @@ class Questions:
                 return prompts, requests
         prompts, cautions = self._render(model, self.read)
         requests = self.requests(model, prompts)
-        cautions.add_prompts(requests, [one.questions for one in self.read], model.tokenizer)
+        cautions.add_prompts(requests, [one.questions for one in self.read], model)
         self._asked.append((model.tokenizer, prompts, requests))
         return prompts, requests
 
