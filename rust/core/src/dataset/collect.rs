@@ -17,6 +17,10 @@ const SUBJECT: usize = 3;
 /// Names that an error message lists.
 const NAMES_SHOWN: usize = 20;
 
+/// What a record is to have, for messages.
+const EXPECTED: &str = "a question has `question` (text), `choices` (a list of texts) and `answer` (an index from 0, a letter or a \
+                        choice's text)";
+
 /// An answer as a file gives it.
 #[derive(Debug)]
 pub(super) enum GivenAnswer {
@@ -123,6 +127,7 @@ impl Collector {
                 }
             }
         }
+        let called: Vec<usize> = (0..COLUMNS.len()).filter(|&place| own[place].is_some()).collect();
         for (place, value) in own.iter_mut().enumerate() {
             if value.is_none() && !extra.contains_key(COLUMNS[place]) {
                 *value = self.under_another_name(place, &extra)?;
@@ -130,10 +135,10 @@ impl Collector {
         }
         let [question, choices, answer, subject] = own;
         let missing = |place: usize| {
-            let names: Vec<String> = extra.keys().take(NAMES_SHOWN).map(|name| quote(name)).collect();
-            let others =
-                if names.is_empty() { String::new() } else { format!("; other columns are {}", names.join(", ")) };
-            self.error(Fault::in_field(COLUMNS[place], format!("is missing{others}")))
+            let names = called.iter().map(|&place| COLUMNS[place]).chain(extra.keys().map(String::as_str));
+            let names: Vec<String> = names.take(NAMES_SHOWN).map(quote).collect();
+            let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            self.error(Fault::in_field(COLUMNS[place], format!("is missing; the keys are {there}; {EXPECTED}")))
         };
         let question = self.text(COLUMNS[0], question.ok_or_else(|| missing(0))?)?;
         let choices = choices.ok_or_else(|| missing(1))?;
