@@ -110,8 +110,8 @@ def test_a_table_that_is_wider_than_the_terminal_has_cells_below_each_other() ->
         "  95 % interval: 0.9626 to 0.9931  ####|",
         "  metric: acc_norm  value: 0.9",
         "  sea birds",
-        "  n: 20  metric: acc  value: 0.5",
-        "  95 % interval: 0.2993 to 0.7007  ##|",
+        "    n: 20  metric: acc  value: 0.5",
+        "    95 % interval: 0.2993 to 0.7007  ##|",
     ]
     assert max(map(len, lines)) <= 40
     assert aligned(rows, "lrlrrl") == wide

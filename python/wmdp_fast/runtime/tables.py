@@ -58,9 +58,11 @@ def in_columns(rows: Sequence[Sequence[str]], sides: str, *, has_header: bool = 
 def _below_each_other(rows: Sequence[Sequence[str]], limit: int, *, is_named: bool) -> list[str]:
     """Rows as what they are called, if the first column says that, and their cells, as many on a line as fit there."""
     header, *others = rows
-    texts = [header[0]]
+    texts, indent = [header[0]], "  "
     for row in others:
         lines = [row[0].rstrip()] if is_named and row[0].strip() else []
+        if lines:
+            indent = " " * (len(row[0]) - len(row[0].lstrip())) + "  "
         cells = [
             f"{name}: {cell}" if name else cell
             for name, cell in list(zip(header, map(str.strip, row), strict=True))[int(is_named) :]
@@ -71,7 +73,7 @@ def _below_each_other(rows: Sequence[Sequence[str]], limit: int, *, is_named: bo
             if line and len(line) + 2 + len(cell) > limit:
                 lines.append(line)
                 line = ""
-            line = f"{line}  {cell}"
+            line = f"{line}  {cell}" if line else f"{indent}{cell}"
         texts.append("\n".join([*lines, *([line] if line else [])]))
     return texts
 
