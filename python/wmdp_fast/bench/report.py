@@ -13,6 +13,9 @@ from typing import Any
 from wmdp_fast.runtime import environment
 from wmdp_fast.runtime.tables import in_columns
 
+# Seconds that are shown as more than 0.
+_SHOWN = 0.0005
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -102,7 +105,7 @@ class BenchReport:
                 phase,
                 _seconds(self.ours.seconds.get(phase)),
                 *(_seconds(baseline.seconds.get(phase)) for baseline in self.baselines.values()),
-                *(_ratio(self.ratio.get(name, {}).get(phase)) for name in self.baselines),
+                *(_ratio(self._ratio_of(name, phase)) for name in self.baselines),
             ]
             for phase in phases
         ]
@@ -113,6 +116,11 @@ class BenchReport:
         rows += _peaks("peak memory", self.ours.peak_gb, [baseline.peak_gb for baseline in baselines])
         rows += _peaks("GPU tensors, peak", self.ours.gpu_peak_gb, [baseline.gpu_peak_gb for baseline in baselines])
         return [header, *rows]
+
+    def _ratio_of(self, baseline: str, phase: str) -> float | None:
+        """A ratio that is worth showing: what takes us less than is shown would be anything times as fast."""
+        ours = self.ours.seconds.get(phase)
+        return None if ours is not None and ours < _SHOWN else self.ratio.get(baseline, {}).get(phase)
 
 
 def _peaks(name: str, ours: float | None, theirs: list[float | None]) -> list[list[str]]:
