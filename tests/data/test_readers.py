@@ -232,6 +232,22 @@ def test_line_ends_and_blank_lines_of_csv_do_not_matter(tmp_path: Path, line_end
     assert list(read_questions(write(tmp_path, "a.csv", content.replace(b"\r\n", line_end)))) == expected
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize("lacks", ["question", "choices", "answer"])
+def test_a_record_that_lacks_a_key_is_told_with_the_keys_that_it_has(tmp_path: Path, name: str, lacks: str) -> None:
+    whole = {"question": "Which bird hoots?", "choices": ["owl", "hen"], "answer": 0, "topic": "birds"}
+    broken = {key: value for key, value in whole.items() if key != lacks}
+    content = [whole, broken]
+    text = json.dumps(content) if name == "a.json" else "".join(json.dumps(one) + "\n" for one in content)
+    there = ", ".join(f'"{key}"' for key in broken)
+    with pytest.raises(DatasetError) as error:
+        read_questions(write(tmp_path, name, text.encode()))
+    assert f"{name}, row 2, field `{lacks}`: is missing; the keys are {there}; a question has `question`" in str(
+        error.value
+    )
+    assert "`answer` (an index from 0, a letter or a choice's text)" in str(error.value)
+
+
 def test_blank_lines_of_jsonl_do_not_count_as_rows(tmp_path: Path) -> None:
     path = write(tmp_path, "a.jsonl", b"\n \t\r\n" + as_lines(BIRDS[:1]) + b"\r\n{}")
     with pytest.raises(DatasetError, match="row 2, field `question`: is missing"):

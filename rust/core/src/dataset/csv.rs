@@ -228,10 +228,7 @@ impl Layout {
             places.entry(name.as_str()).or_insert(index);
         }
         let place = |name: &str| places.get(name).copied();
-        let names = || header.iter().take(30).map(|name| quote(name)).collect::<Vec<_>>().join(", ");
-        let required = |name: &str| {
-            place(name).ok_or_else(|| Fault::in_field(name, format!("is missing in the header, which has {}", names())))
-        };
+        let required = |name: &str| place(name).ok_or_else(|| Fault::in_field(name, "is missing in the header"));
 
         let numbered: Vec<usize> = (0..).map_while(|index| place(&format!("choice{index}"))).collect();
         let lettered: Vec<usize> = ('a'..='z').map_while(|letter| place(letter.encode_utf8(&mut [0; 4]))).collect();
@@ -246,12 +243,13 @@ impl Layout {
             // A single column `A` is one of its own kind.
             (None, true, 2..) => Choices::Columns(lettered),
             (None, true, 0 | 1) => {
+                let names: Vec<String> = header.iter().take(30).map(|name| quote(name)).collect();
                 return Err(Fault::in_field(
                     "choices",
                     format!(
                         "are missing in the header, which has {}: name them choice0, choice1, ..., or A, B, ..., or give one column \
                          `choices` with a JSON list",
-                        names()
+                        names.join(", ")
                     ),
                 ));
             }
