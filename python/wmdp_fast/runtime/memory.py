@@ -21,6 +21,15 @@ def resident_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def give_back() -> None:
+    """Gives memory that was freed back to the system, of which the C library (glibc) keeps some for what comes next."""
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def amount_of_memory(amount: str | int) -> int:
     """Bytes, from a number of them or a text such as `16GB` (of 1,000 MB), `1.5 GiB` (of 1,024 MiB) or `800MB`.
 

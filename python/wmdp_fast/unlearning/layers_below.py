@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wmdp_fast.runtime.memory import in_gigabytes
+from wmdp_fast.runtime.memory import give_back, in_gigabytes
 
 if TYPE_CHECKING:
     from wmdp_fast.models.streamed import StreamedModel
@@ -40,6 +40,11 @@ class LayersBelow:
             f"streaming the {layers} below layer {count} in memory of {in_gigabytes(self.streamed.memory)}:"
             f" {in_gigabytes(once)} to read for each of about {windows} window{'' if windows == 1 else 's'} of batches"
         )
+
+    def give_back(self) -> None:
+        """Lets the process keep no memory that it does not use; to be called before something large is computed."""
+        if self.streamed.skeleton.device.type == "cpu":
+            give_back()
 
 
 def bytes_of_a_token(streamed: StreamedModel) -> int:

@@ -151,6 +151,6 @@ def _busiest(streamed: StreamedModel, config: TrainingConfig, tokens: int) -> in
     return max(
         skeleton.embedding.arriving_bytes + arriving,
         max(part.nbytes for part in lower) + arriving + working,
-        # Each trained layer keeps what its gradient needs; two more for losses and for what the gradient itself makes.
-        (trained + 2) * working,
+        # Each layer keeps what its gradient needs; three more for losses and for what the gradient itself makes.
+        (trained + 3) * working,
     )

@@ -115,6 +115,8 @@ class RMU:
     def step(self, given: StepInput) -> StepOutput:
         """Gradients of `mse(h, c * u) + alpha * mse(h', h'_frozen)`, and `MEASURES`."""
         self._at = given.index
+        if self._setup.below is not None:
+            self._setup.below.give_back()
         gradients, measured = self._step.losses_and_gradients(
             given.pairs,
             self._controls[given.topic],

@@ -49,7 +49,7 @@ class Windows:
         upcoming: Callable[[], Iterable[Batch]],
         are_same: Callable[[Any, Any], bool],
     ) -> None:
-        self._streamed, self._room, self._stop = below.streamed, below.room, stop
+        self._below, self._streamed, self._stop = below, below.streamed, stop
         self._first = len(below.streamed.order)
         self._decoder = below.streamed.skeleton.decoder
         self._within, self._upcoming, self._are_same = within, upcoming, are_same
@@ -69,10 +69,12 @@ class Windows:
         key = _key(batch)
         if key not in self._window:
             self._window = {}
+            self._below.give_back()
             if (packed := batch.layout is not None) not in self._proven:
                 self._refuse_unproven(batch)
                 self._proven.add(packed)
             self._window = self._swept(self._streamed, chain([batch], self._upcoming()))
+            self._below.give_back()
         return self._window[key]
 
     def arguments(self, batch: Batch) -> dict[int, LayerArguments]:
@@ -93,7 +95,7 @@ class Windows:
                         continue
                     one = self._captured(streamed, batch)
                     held += one.nbytes(seen)
-                    if captured and held > self._room:
+                    if captured and held > self._below.room:
                         break
                     captured[key] = one
             run_layers(streamed.order, streamed.layer, list(captured.values()))
