@@ -301,7 +301,7 @@ def test_without_resume_everything_is_scored_again(finished: Finished):
 @pytest.mark.parametrize(
     ("options", "differs"),
     [
-        ({"limit": 5}, r"limit \(then 6, now 5\); questions and how they are asked"),
+        ({"limit": 5}, r"limit \(then 6, now 5\); questions and how they are asked$"),
         ({"dtype": "bfloat16"}, r'dtype \(then "auto", now "bfloat16"\)'),
         ({"score_mode": "model"}, r'score mode \(then "float32", now "model"\)'),
         ({"template": "{{statement}}", "choices": "texts"}, "questions and how they are asked"),
@@ -328,11 +328,11 @@ def test_a_run_of_something_else_is_not_taken_for_finished_and_what_differs_is_s
 def test_other_files_and_other_answers_are_another_run(finished: Finished, tmp_path: Path):
     model = finished.models[1]
     os.utime(model / "model.safetensors")
-    with pytest.warns(wf.WmdpFastWarning, match=r"is scored again: .*model files \(then"):
+    with pytest.warns(wf.WmdpFastWarning, match=r"is scored again: .*model files$"):
         finished.again(model)
     assert finished.loadings == [str(model)]
     (model / "chat_template.jinja").write_text("{{ messages }}")
-    with pytest.warns(wf.WmdpFastWarning, match=r"is scored again: .*tokenizer files \(then"):
+    with pytest.warns(wf.WmdpFastWarning, match=r"is scored again: .*tokenizer files$"):
         finished.again(model)
     rows = [json.loads(line) for line in Path(TASKS["tasks"]).read_text().splitlines()[:6]]
     rows[3]["answer"] = (rows[3]["answer"] + 1) % 4

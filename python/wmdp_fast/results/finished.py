@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # Where a results file has it, in `wmdp_fast`.
 KEY = "run"
 
+# Facts that are hashes, which tell a reader nothing.
+_HASHED = frozenset({"model files", "tokenizer files", "questions and how they are asked", "texts"})
+
 # Versions that numbers may depend on.
 _PACKAGES = ("wmdp_fast", "torch", "transformers", "peft")
 
@@ -136,7 +139,7 @@ def _content(questions: QuestionSet | None, *, has_own_template: bool) -> str:
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     now = json.loads(json.dumps(dict(now)))
     return [
-        f"{name} (then {_short(then.get(name))}, now {_short(now.get(name))})"
+        name if name in _HASHED else f"{name} (then {_short(then.get(name))}, now {_short(now.get(name))})"
         for name in dict.fromkeys([*now, *then])
         if then.get(name) != now.get(name)
     ]
