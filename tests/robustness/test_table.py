@@ -77,6 +77,9 @@ def test_other_budgets_halves_and_questions_are_said_and_not_tested() -> None:
     text = str(found)
     assert "NOT COMPARABLE: the attacks differ in budget (a: standard; b: quick)" in text
     assert "NOT COMPARABLE: the attacks differ in questions (a: abc; b: xyz)" in text
+    used = attacked("org/c", 0.3, 0.5, identity={"questions": "abc", "utility": [["questions", "0123456789abcdef"]]})
+    told = str(wf.table(attacked("org/a", 0.3, 0.5), used))
+    assert "differ in utility (org/a: not measured; org/c: questions 0123456789ab)" in told
     assert "questions that are reported" in text
     assert "worst: not compared in pairs" in text
 

@@ -189,10 +189,18 @@ def _conditions(result: AttackResult) -> dict[str, str]:
         "questions": str(identity.get("questions"))[:12],
         "questions that are reported": hashlib.sha256(result.is_for_choosing.tobytes()).hexdigest()[:12],
         "way of asking": strict_json.dumps(identity.get("way of asking")),
-        "utility": strict_json.dumps(identity.get("utility")),
+        "utility": _measured_on(identity.get("utility")),
         "dtype": str(identity.get("dtype")),
         "version of wmdp_fast": str(identity.get("version of wmdp_fast")),
     }
+
+
+def _measured_on(measured: Any) -> str:
+    """What utility was measured on, by kind and the beginning of its hash."""
+    if not isinstance(measured, list) or not measured:
+        return "not measured"
+    told = [[str(part)[:12] for part in one] if isinstance(one, list) else [str(one)] for one in measured]
+    return ", ".join(" ".join(parts) for parts in told)
 
 
 def _whole(result: AttackResult, role: Role) -> Iterator[tuple[Measure, Cell]]:
