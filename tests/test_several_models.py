@@ -223,6 +223,7 @@ def test_a_base_of_several_adapters_is_loaded_once_and_each_has_the_numbers_it_h
 @pytest.mark.filterwarnings("ignore:.*:FutureWarning")
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 @pytest.mark.filterwarnings("ignore:.*as logits_to_keep:wmdp_fast.exceptions.WmdpFastWarning")
+@pytest.mark.filterwarnings("ignore:.*the others are cut off where an adapter:wmdp_fast.exceptions.WmdpFastWarning")
 # PEFT 0.18 says so of the adapter with a head of its own; it goes on to do what later ones do.
 @pytest.mark.filterwarnings("ignore:.*a tied layer is part of the adapter:wmdp_fast.exceptions.WmdpFastWarning")
 @pytest.mark.parametrize(

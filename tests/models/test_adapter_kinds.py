@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.support import tiny_models
 from wmdp_fast import Requests
+from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.models.load import load_model
 from wmdp_fast.scoring.trie import score
 
@@ -95,3 +99,27 @@ def test_numbers_are_those_of_plain_peft(base: Path, tmp_path: Path, kind: str) 
     loaded = load_model(str(base), device="cpu", peft=str(tmp_path))
     for engine in ("auto", "padded"):
         np.testing.assert_allclose(score(loaded, requests, engine=engine).loglikelihood, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("made_for", "told"),
+    [
+        ("owner/Other-Model", True),
+        ("owner/{base}", False),
+        ("somewhere/{base}/", False),
+        ("", False),
+        (None, False),
+        (5, False),
+    ],
+)
+def test_an_adapter_made_for_a_model_of_another_name_is_told_of(
+    base: Path, tmp_path: Path, made_for: Any, told: bool
+) -> None:
+    config = peft.LoraConfig(r=2, task_type="CAUSAL_LM", init_lora_weights=False, **_QUERIES)
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    named = made_for.format(base=base.name.upper()) if isinstance(made_for, str) else made_for
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": named}))
+    said = f"the adapter {tmp_path} was made for 'owner/Other-Model', by its configuration, and is put on '{base}'"
+    with pytest.warns(WmdpFastWarning, match=re.escape(said)) if told else nullcontext():
+        assert load_model(str(base), device="cpu", peft=str(tmp_path)).warnings == ((said,) if told else ())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from wmdp_fast.checkpoints.weight_files import ADAPTER_CONFIG, read_json, shown
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models import locate
 from wmdp_fast.models.reading import about_unexpected, failures_as, named, warnings_as_ours
@@ -56,7 +58,7 @@ def with_adapter(
     if problem := requirements.too_old("peft"):
         raise ModelError(problem)
     folder = locate.locate_adapter(adapter).folder
-    notes: list[str] = []
+    notes = _about_base(model, adapter, folder)
     notes += fit_vocabulary(model, adapter, tokenizer, vocabulary_size(model))
     with loading(), failures_as(ModelError, _does_not_fit(adapter)), warnings_as_ours(notes):
         base: Any = model
@@ -74,6 +76,18 @@ def with_adapter(
     # Prompts are loaded by a name that is none of the model's.
     unexpected = sorted({*report.unexpected_keys} - {"prompt_embeddings"})
     return wrapped, notes + [f"adapter {adapter}: {note}" for note in about_unexpected(unexpected)]
+
+
+def _about_base(model: Any, adapter: str, folder: Path) -> list[str]:
+    """What is to be said of an adapter that was made for a model of another name: it fits any of the same sizes."""
+    made_for = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    put_on = getattr(model, "name_or_path", None)
+    names = [PurePath(one).name for one in (made_for, put_on) if isinstance(one, str) and one]
+    if len(names) < 2 or names[0].lower() == names[1].lower():
+        return []
+    return [
+        f"the adapter {adapter} was made for {shown(made_for)}, by its configuration, and is put on {shown(put_on)}"
+    ]
 
 
 def fit_vocabulary(model: Any, adapter: str, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[str]:
