@@ -202,6 +202,8 @@ BEGUN_TOO_EARLY = {
         "wmdp_fast.unlearning.sweep.sweep.sweep",
         "sweep M --forget f --retain r --forget-tasks a --retain-tasks b --output {new} --html {file}/r.html",
     ),
+    "attack": ("wmdp_fast.robustness.api._utility", "attack M --tasks t --output {file}/attacked"),
+    "attack with a card": ("wmdp_fast.robustness.api._utility", "attack {model} --tasks t --card"),
     "report": ("wmdp_fast.report.sources.find", "report {results} --output {file}/r.html"),
     "compare": ("wmdp_fast.cli.compare.read_runs", "compare {results} {results} --html {file}/r.html"),
     "rescore": ("wmdp_fast.cli.rescore.rescore", "rescore {results} --output {file}/r.json"),
@@ -223,9 +225,11 @@ def test_an_output_that_cannot_be_is_found_before_anything_is_read(
     (tmp_path / "results" / "results_2026-11-24T15-00-00.json").write_text("{}", encoding="utf-8")
     (tmp_path / "held").mkdir()
     (tmp_path / "held" / "N").write_text("mine", encoding="utf-8")
-    places = {name: tmp_path / name for name in ("link", "file", "held", "results", "new")}
+    (tmp_path / "model" / "README.md").mkdir(parents=True)
+    places = {name: tmp_path / name for name in ("link", "file", "held", "results", "new", "model")}
     assert cli.main([word.format(**places) for word in words.split()]) == 1
     says = "link is a link to" if "link" in words else "is a file, not a folder to write into"
+    says = "README.md" if "--card" in words else says
     assert says in capsys.readouterr().err
 
 

@@ -28,7 +28,7 @@ from wmdp_fast.robustness.subject import Subject
 from wmdp_fast.robustness.suite import Suite
 from wmdp_fast.robustness.utility import Utility
 from wmdp_fast.runtime.devices import shared_devices
-from wmdp_fast.runtime.files import check_folder
+from wmdp_fast.runtime.files import check_file, check_folder
 from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
 from wmdp_fast.unlearning.budget import GENERAL_TEXT
 
@@ -169,6 +169,8 @@ def attack(
     several = shared_devices([model, base, never_learned], device, devices)
     tell = note or (lambda _line: None)
     model_card = card_of(model) if card else None
+    if model_card is not None:
+        check_file(model_card)
     options = {**({} if data is None else {"data": data}), **(eval_options or {})}
     load = LoadOptions(
         tokenizer=tokenizer,
