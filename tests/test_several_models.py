@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import wmdp_fast as wf
 from tests.support import tiny_models
-from tests.support.expected_warnings import VERDICTS
+from tests.support.expected_warnings import SAME_CORPORA, VERDICTS
 from wmdp_fast import cli, demo
 from wmdp_fast.checkpoints.checkpoint import apply_delta
 from wmdp_fast.models import load
@@ -118,6 +118,7 @@ def test_the_command_line_goes_on_after_a_failure_and_ends_with_it(
         cli.main(["eval", "--checkpoints", str(run), "--revisions", "a", *options])
 
 
+@SAME_CORPORA
 @VERDICTS
 def test_a_delta_is_named_with_its_base_and_scored_as_the_checkpoint_of_both(
     models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]

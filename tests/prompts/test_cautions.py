@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 import wmdp_fast as wf
 from tests.reference.requests import LmEvalTokenizer
 from tests.support import tiny_models, tokenizers_zoo
-from tests.support.expected_warnings import CUT_PROMPTS, ONE_LETTER
+from tests.support.expected_warnings import CUT_PROMPTS, LONG_PROMPTS, ONE_LETTER
 from wmdp_fast import PromptTemplate, QuestionSet, Tokenizer
 from wmdp_fast.exceptions import TaskError, TokenizerError, WmdpFastWarning
 from wmdp_fast.prompts import cautions, prepare
@@ -141,6 +141,7 @@ def test_a_choice_without_tokens_is_refused_for_the_right_reason(
 # Few-shot examples.
 
 
+@LONG_PROMPTS
 def test_few_shot_examples_come_from_the_file_that_is_named(llama_dir: Path, tmp_path: Path) -> None:
     questions = write(tmp_path / "birds.jsonl", ROWS[:6])
     beside = write(tmp_path / "birds_dev.jsonl", ROWS[6:9])
@@ -169,6 +170,7 @@ def test_a_few_shot_file_needs_a_number_and_files_to_be_for(tmp_path: Path) -> N
         resolve(questions, num_fewshot=1)
 
 
+@LONG_PROMPTS
 def test_a_question_among_its_own_examples_is_warned_of(llama_dir: Path, tmp_path: Path) -> None:
     swapped = {**ROWS[4], "choices": ROWS[4]["choices"][::-1], "question": f" {ROWS[4]['question']}\n"}
     other = {**ROWS[5], "choices": ["wren", "elm"]}

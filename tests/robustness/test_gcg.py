@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from tests.reference import gcg as plain
 from tests.support import robustness as support
+from tests.support.expected_warnings import LONG_PROMPTS
 from wmdp_fast.prompts.options import PromptOptions
 from wmdp_fast.robustness import coordinate_gradient
 from wmdp_fast.robustness.attacks.catalog import attacks_of
@@ -116,6 +117,7 @@ def test_the_text_is_asked_in_front_of_the_question(subject: Subject) -> None:
     assert found.reading(0).answers.predicted[3] == int(np.argmax(scores))
 
 
+@LONG_PROMPTS
 def test_it_stands_before_the_question_itself_in_a_chat_and_behind_examples(subject: Subject, folder: Path) -> None:
     tokenizer = subject.model.tokenizer
     tokenizer.chat_template = "{% for one in messages %}[{{ one.role }}]{{ one.content | trim }}[/]{% endfor %}[answer]"

@@ -37,3 +37,9 @@ CUT_PROMPTS = _ignored(r"\d+ of \d+ prompts? (is|are) longer than the \d+ tokens
 
 # A tokenizer that puts EOS behind every text is among those that must give lm-eval's tokens.
 ENDED_PROMPTS = _ignored("prompts end in </s>, which the tokenizer puts behind every text")
+
+# They read few tokens at once, and are told to read more.
+LONG_PROMPTS = _ignored(r"prompts have up to \d+ tokens, and the model reads")
+
+# Of two corpora that only have to be there, one file is enough.
+SAME_CORPORA = _ignored(r"\d+ of the \d+ documents of the forget corpus .* are in the retain corpus")
