@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers.models.llama import modeling_llama
 
 from tests.support import unlearning_runs as runs
-from tests.support.expected_warnings import WIDER_TYPE
+from tests.support.expected_warnings import SHORT_CORPORA, WIDER_TYPE
 from tests.support.sparse_models import sparse_model
+from tests.support.thorough import cases
 from wmdp_fast import cli, demo
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.unlearning import memory_plan, reporting, trainer
@@ -155,6 +158,47 @@ def test_whatever_the_settings(tmp_path: Path, changes: dict[str, Any], windows:
     in_memory = run(folder, config)
     windows(30_000)
     assert_same(in_memory, run(folder, config, stream=True))
+
+
+@pytest.mark.slow
+@SHORT_CORPORA
+@settings(max_examples=cases(5, 40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.fixed_dictionaries(
+        {"update_layer_ids": st.sampled_from([None, (1,), (2,), (1, 3), (3,)])},
+        optional={
+            "mode": st.just("masked"),
+            "epochs": st.just(3),
+            "max_steps": st.integers(1, 20),
+            "grad_accum": st.integers(1, 3),
+            "retain_noise": st.just(0.5),
+            "batch_size": st.integers(1, 5),
+            "parameters": st.sampled_from(["self_attn.o_proj", "mlp", "layernorm"]),
+            "master_weights": st.just(True),
+            "steering_coeff": st.just(3.0),
+            "dtype": st.sampled_from(["float32", "bfloat16"]),
+        },
+    ),
+    room=st.integers(1, 150_000),
+    cached=st.booleans(),
+    family=st.sampled_from(["llama", "gemma2", "qwen3_moe"]),
+)
+def test_whatever_the_settings_and_the_memory(
+    tmp_path_factory: pytest.TempPathFactory,
+    windows: Callable[[int], list[int]],
+    changes: dict[str, Any],
+    room: int,
+    cached: bool,
+    family: str,
+) -> None:
+    folder = tmp_path_factory.mktemp("settings")
+    runs.saved_model(folder / "base", family)
+    config = dataclasses.replace(CONFIG, **changes)
+    in_memory = run(folder / "base", config)
+    windows(room)
+    for _ in range(1 + cached):
+        cache = {"cache_trunk": folder / "cache"} if cached else {}
+        assert_same(in_memory, run(folder / "base", config, stream=True, **cache))
 
 
 def test_several_topics(tmp_path: Path, windows: Callable[[int], list[int]]) -> None:
@@ -324,10 +368,32 @@ def test_what_cannot_be_streamed_is_refused_before_it_is_loaded(tmp_path: Path) 
         ValueError, match=r"eval_tasks, eval_text and max_kl need the whole model.*eval. takes --memory"
     ):
         run(folder, stream=True, max_kl=1.0)
-    with pytest.raises(ValueError, match="layer 0 is trained"):
+    with pytest.raises(ValueError, match=r"below layer 0, which is trained, there are none: train higher ones"):
         run(folder, dataclasses.replace(CONFIG, update_layer_ids=(0, 1)), stream=True)
     with pytest.raises(ValueError, match="memory must be an amount such as 16GB"):
         run(folder, memory="lots")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--stream", "--max-kl", "1"], "eval_tasks, eval_text and max_kl need the whole model"),
+        (["--stream", "--method", "npo"], "memory and stream are for rmu"),
+        (["--memory", "lots"], "memory must be an amount such as 16GB"),
+        (["--memory", "1MB"], "memory 0.001 GB is too little to stream"),
+        (["--stream", "--layer-id", "2"], "memory and stream leave the layers below the trained ones"),
+    ],
+)
+def test_what_is_refused_is_said_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: list[str], says: str
+) -> None:
+    command = ["unlearn", str(demo.model_path()), "--forget", str(demo.corpus_path("forget"))]
+    command += ["--retain", str(demo.corpus_path("retain")), "--output", str(tmp_path / "out"), "--quiet"]
+    command += ["--max-steps", "1", *([] if "--method" in wrong or "--layer-id" in wrong else ["--layer-id", "4"])]
+    assert cli.main([*command, *wrong]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {says}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_layers_that_take_more_than_the_residual_stream_are_refused(

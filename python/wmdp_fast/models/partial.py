@@ -104,6 +104,7 @@ def load_layers_from(
     revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    trust_remote_code: bool = False,
 ) -> FirstLayers:
     """Reads some layers of a checkpoint; those below them are read when they are run, those above never.
 
@@ -115,6 +116,7 @@ def load_layers_from(
         revision: Branch, tag or commit on the hub.
         dtype: `auto` is the checkpoint's.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        trust_remote_code: Whether code that comes with the model may be read; a model that needs it is refused.
 
     Returns:
         The decoder has all layers of the model; only those that are read have numbers.
@@ -124,7 +126,7 @@ def load_layers_from(
         ModelError: As `load_first_layers`; or its layers cannot be read one by one, or need more memory, as is said.
     """
     torch_dtype, torch_device = parse_dtype(dtype), parse_device(device)
-    files, where, source, _, available = _configuration(name_or_path, count, revision, trust_remote_code=False)
+    files, where, source, _, available = _configuration(name_or_path, count, revision, trust_remote_code)
     download(files, name_or_path)
     weights = weight_files(files.folder)
     if weights is None:

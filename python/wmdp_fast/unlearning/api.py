@@ -163,7 +163,15 @@ def unlearn(
     limit = cache_bytes(cache_limit, cache_trunk)
     if cache_trunk is not None:
         check_folder(cache_trunk)
-    taken = memory_to_take(model, request, memory=memory, stream=stream, revision=revision, device=device)
+    taken = memory_to_take(
+        model,
+        request,
+        memory=memory,
+        stream=stream,
+        revision=revision,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
     target = None if output is None else Path(output)
     if target is not None:
         refuse_leftovers(target, resume=resume)

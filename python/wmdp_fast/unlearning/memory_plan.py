@@ -39,6 +39,7 @@ def memory_to_take(
     stream: bool,
     revision: str | None,
     device: str,
+    trust_remote_code: bool,
 ) -> int | None:
     """Bytes that a run may take which leaves the layers below the trained ones on the disk; None if it does not.
 
@@ -49,6 +50,7 @@ def memory_to_take(
         stream: Whether to do so even if they fit; without an amount, in what is free.
         revision: Of the model on the hub.
         device: Where to.
+        trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
         DataUnavailableError: The model is missing or out of reach.
@@ -73,9 +75,10 @@ def memory_to_take(
         )
     if config.updated_layers[0] == 0:
         raise ValueError(
-            "memory and stream leave the layers below the trained ones on the disk, and layer 0 is trained"
+            "memory and stream leave the layers below the trained ones on the disk, and below layer 0, which is"
+            " trained, there are none: train higher ones (update_layer_ids, layer_id), or leave them out"
         )
-    needs = _bytes_of_first_layers(name, config, revision)
+    needs = _bytes_of_first_layers(name, config, revision, trust_remote_code)
     amount = "auto" if memory is None else memory
     files = locate_model(name, revision=revision)
     return memory_to_stream_in(
@@ -83,9 +86,9 @@ def memory_to_take(
     )
 
 
-def _bytes_of_first_layers(name: str, config: RMUConfig, revision: str | None) -> int | None:
+def _bytes_of_first_layers(name: str, config: RMUConfig, revision: str | None, trust_remote_code: bool) -> int | None:
     """Memory for a run with all its layers in memory, without what is computed; None where that cannot be told."""
-    first = first_layers_without_weights(name, config.depth, revision=revision)
+    first = first_layers_without_weights(name, config.depth, revision=revision, trust_remote_code=trust_remote_code)
     if first is None:
         return None
     model = first.decoder.model

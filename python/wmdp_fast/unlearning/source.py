@@ -127,7 +127,14 @@ def open_source(
     else:
         lowest = min(config.trained_layers(config.depth))
         first = load_layers_from(
-            name, lowest, config.depth, memory, revision=revision, dtype=config.dtype, device=device
+            name,
+            lowest,
+            config.depth,
+            memory,
+            revision=revision,
+            dtype=config.dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
         )
     if tokenizer is None:
         tokenizer = tokenizer_of(name, first.folder, first.commit, trust_remote_code=trust_remote_code)
