@@ -16,28 +16,27 @@ if TYPE_CHECKING:
 def demo_config(seed: int = 0) -> RMUConfig:
     """Settings for `wmdp_fast.demo`'s model, its forget corpus, and `retain_texts`.
 
-    The model is tiny: six layers, of which the lowest two recall facts. So these are steered, all of their matrices are
-    trained, and the learning rate is forty times that of a model with billions of parameters. Layer, coefficient, alpha
-    and rate were chosen on tuning questions about 25 facts, with another seed than the default one.
+    The model is tiny: six layers, of which the lowest two recall facts. The output of the lowest is steered, so that the
+    layers above it, which finish the recall, are given next to nothing of which thing a text is about. All of its
+    matrices are trained, and the learning rate is forty times that of a model with billions of parameters.
 
-    Forgetting holds where a letter is to be named. Where texts are compared, it depends on the control vector: the
-    default seed is the best of the three that were tried on the test's questions, the others leave up to 14 points more
-    than a model gets right that never learned the domain, and lose up to 5 points of the rest. On questions about other
-    facts the default seed leaves up to 18. More steps with a falling learning rate, a
-    smaller alpha and deeper layers, each tried once, were no better. The figures are in docs/limits.md.
+    The settings were chosen on tuning questions about 84 facts that the test does not ask. With three seeds, what is
+    left after them is at most 10 points above a model that never learned the domain, where texts are compared, and at
+    most 2 points of the rest are lost. Steering the layer above left up to 18 points and lost up to 5. What else was
+    tried, and the figures, are in docs/limits.md.
 
     Args:
         seed: Of the control vector.
     """
     return RMUConfig(
-        layer_id=1,
-        update_layer_ids=(0, 1),
+        layer_id=0,
+        update_layer_ids=(0,),
         parameters="proj",
-        steering_coeff="auto:10",
-        alpha=300.0,
+        steering_coeff="auto:5",
+        alpha=50.0,
         learning_rate=2e-3,
-        batch_size=4,
-        max_steps=260,
+        batch_size=8,
+        max_steps=430,
         epochs=4,
         mode="masked",
         dtype="float32",
