@@ -58,7 +58,7 @@ def base() -> Subject:
 
 @pytest.fixture(scope="module")
 def unlearned(tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    """By a third of the demonstration's steps, which remove a good half of what is known."""
+    """Steered above the demonstration's layer, where a good half is hidden after 90 steps, and little of it removed."""
     folder: Path = tmp_path_factory.mktemp("unlearned")
     retain = folder / "retain.jsonl"
     retain.write_text("".join(json.dumps({"text": text}) + "\n" for text in retain_texts()))
@@ -68,7 +68,15 @@ def unlearned(tmp_path_factory: pytest.TempPathFactory) -> Subject:
             demo.model_path(),
             forget=demo.corpus_path("forget"),
             retain=retain,
-            config=replace(demo_config(), max_steps=90),
+            config=replace(
+                demo_config(),
+                layer_id=1,
+                update_layer_ids=(0, 1),
+                steering_coeff="auto:10",
+                alpha=300.0,
+                batch_size=4,
+                max_steps=90,
+            ),
             output=folder / "model",
             progress=False,
         )
