@@ -119,9 +119,9 @@ def _meaning(done: DemoRun) -> str:
             f" (before: {before[lost.name]['retain']:.0%})."
         )
     said.append(
-        "This is one control vector of three that were tried. On questions about other facts all three left 5 to 10 points"
-        " more than a\nmodel that never learned it gets right, where texts are compared; they lost at most 2 points of what"
-        " should be kept\n(docs/limits.md)."
+        "This is one control vector of three that were tried. On questions about other facts they left 5 to 10 points"
+        " more than a\nmodel that never learned it gets right, where texts are compared, and lost at most 2 points of"
+        " what should be kept\n(docs/limits.md)."
     )
     return "\n".join(said)
 

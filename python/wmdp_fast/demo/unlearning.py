@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def demo_config(seed: int = 0) -> RMUConfig:
     """Settings for `wmdp_fast.demo`'s model, its forget corpus, and `retain_texts`.
 
-    The model is tiny: six layers, of which the lowest two recall facts. The output of the lowest is steered, so that the
-    layers above it, which finish the recall, are given next to nothing of which thing a text is about. All of its
+    The model is tiny: six layers, of which the lowest two recall facts. The output of the lowest is steered, so that
+    the layers above it, which finish the recall, are given next to nothing of which thing a text is about. All of its
     matrices are trained, and the learning rate is forty times that of a model with billions of parameters.
 
     The settings were chosen on tuning questions about 84 facts that the test does not ask. On these, with each of three
