@@ -361,6 +361,31 @@ def test_damaged_results_are_said_and_a_model_that_fails_is_not_finished(finishe
     assert isinstance(scored.error, wf.ModelError)
 
 
+@pytest.mark.filterwarnings("default::wmdp_fast.exceptions.WmdpFastWarning")
+def test_one_model_on_the_command_line_is_read_back_too(finished: Finished, capsys: pytest.CaptureFixture[str]):
+    model, before = str(finished.models[0]), finished.first[0].result
+    assert before is not None
+    told = f"--tasks {TASKS['tasks']} --device cpu --output {finished.options['output']} --resume"
+    assert cli.main(["eval", model, *told.split(), "--limit", "6"]) == 0
+    out, err = capsys.readouterr()
+    assert f"finished before, read from: {before.saved_to}" in err
+    assert out.splitlines()[0].split() == ["task", "n", "metric", "value", "stderr"]
+    assert finished.loadings == []
+    assert cli.main(["eval", model, *told.split(), "--limit", "6", "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["model_name"] == model
+    # Another run is scored, and one that fails fails with its error.
+    assert cli.main(["eval", model, *told.split(), "--limit", "5", "--quiet"]) == 0
+    assert "limit (then 6, now 5)" in capsys.readouterr().err
+    assert finished.loadings == [model]
+    (Path(model) / "config.json").unlink()
+    assert cli.main(["eval", model, *told.split(), "--limit", "4", "--quiet"]) == 1
+    assert "has no config.json" in capsys.readouterr().err
+    # Streamed, it is asked again.
+    other = str(finished.models[1])
+    assert cli.main(["eval", other, *told.split(), "--limit", "6", "--stream", "--quiet"]) == 0
+    assert "of a run that ended" in capsys.readouterr().err
+
+
 def test_the_command_line_says_what_was_finished(finished: Finished, capsys: pytest.CaptureFixture[str]):
     given = [str(model) for model in finished.models[:2]]
     told = f"--tasks {TASKS['tasks']} --limit 6 --device cpu --output {finished.options['output']} --resume"

@@ -16,7 +16,7 @@ from wmdp_fast.evaluation import Evaluation, Keeping
 from wmdp_fast.exceptions import WmdpFastError
 from wmdp_fast.models.adapter_base import AdapterBase
 from wmdp_fast.prompts.options import PromptOptions
-from wmdp_fast.results.paths import names_a_file, output_folder, sanitize_model_name
+from wmdp_fast.results.paths import names_a_file, output_folder, results_under, sanitize_model_name
 from wmdp_fast.runtime.clock import PhaseClock
 from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.runtime.ranks import place_of_process
@@ -146,7 +146,11 @@ def evaluate_many(
     texts = {name: options.pop(name) for name in ("text", "text_field") if name in options}
     if options:
         raise TypeError(f"evaluate_many() got an unexpected keyword argument {next(iter(options))!r}")
-    keepings = [replace(keeping, output=place, may_begin=True) for place in _outputs(output, specs)]
+    keepings = [
+        # Most of several had not begun; of one that has results it is said why they are not read back.
+        replace(keeping, output=place, may_begin=len(specs) > 1 or _has_results(place, spec))
+        for spec, place in zip(specs, _outputs(output, specs), strict=True)
+    ]
     for spec, one in zip(specs, keepings, strict=True):
         if one.output is not None:
             check_folder(output_folder(one.output, os.fspath(spec.model)))
@@ -173,6 +177,10 @@ def evaluate_many(
         ahead if not keeping.resume else [_reading(rest[0] if rest else None)],
     )
     return _in_order(specs, found, scored)
+
+
+def _has_results(output: str | PathLike[str] | None, spec: ModelSpec) -> bool:
+    return output is not None and bool(results_under(output, os.fspath(spec.model)))
 
 
 def _finished(evaluation: Evaluation, source: ModelSource, keeping: Keeping) -> SavedResults | None:

@@ -13,7 +13,7 @@ from wmdp_fast.checkpoints.read_ahead import reading_ahead
 from wmdp_fast.cli import devices, failures
 from wmdp_fast.cli.asking import add_selection, add_wording
 from wmdp_fast.cli.options import positive_number, whole_number, whole_number_or_auto
-from wmdp_fast.exceptions import WmdpFastWarning
+from wmdp_fast.exceptions import InternalError, WmdpFastWarning
 from wmdp_fast.results.saved import SavedResults
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.clock import timings_table
@@ -21,6 +21,8 @@ from wmdp_fast.runtime.ranks import place_of_process
 from wmdp_fast.scoring.server import Server
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from wmdp_fast.results.result import EvalResult
     from wmdp_fast.several_models import ModelSpec, ScoredModel
 
@@ -31,6 +33,9 @@ _SEVERAL = ("revisions", "adapters", "deltas", "checkpoints")
 
 # What `run` takes itself; everything else goes to `evaluate` by its name.
 _OWN = frozenset({"models", "devices", "given", "json", "quiet", "run", "fail", "show_prompts", "timings", *_SEVERAL})
+
+# Options of a run that is cut into parts or read a layer at a time, which is asked again even if it was finished.
+_OF_PARTS = frozenset({"shards", "parallel", "memory", "stream"})
 
 # What does not change how prompts are made, and so is not for `rendered_prompts`.
 _OF_SCORING = frozenset(
@@ -208,8 +213,8 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--resume",
         action="store_true",
-        help="go on from where the same run with the same --output was stopped; of several models, read back those that"
-        " are finished",
+        help="go on from where the same run with the same --output was stopped, or read it back if it is finished; of"
+        " several models, score the rest",
     )
     group.add_argument(
         "--show-prompts",
@@ -243,8 +248,8 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.fail("several models are scored by one process and without --shards: name one MODEL")
         return _evaluate_many(arguments, options)
     model = _one_model(arguments)
-    if "memory" in options or "stream" in options:
-        # Files are read as their turn comes.
+    if "memory" in options or "stream" in options or _may_be_finished(options):
+        # Files are read as their turn comes, or need not be.
         return _evaluate(model, arguments, options)
     with reading_ahead(model, revision=options.get("revision"), peft=options.get("peft")):
         return _evaluate(model, arguments, options)
@@ -279,11 +284,30 @@ def _evaluate(model: str | Server, arguments: argparse.Namespace, options: dict[
     from wmdp_fast.evaluation import evaluate
 
     first = place_of_process().rank == 0
-    result = evaluate(model, **options, progress=not arguments.quiet)
+    result: EvalResult | SavedResults
+    if isinstance(model, str) and _may_be_finished(options):
+        result = _resumed(model, options, progress=not arguments.quiet)
+    else:
+        result = evaluate(model, **options, progress=not arguments.quiet)
     if first:
         report(result, as_json=arguments.json)
         _notes(result, arguments)
     return 0
+
+
+def _may_be_finished(options: Mapping[str, Any]) -> bool:
+    """Whether results of an earlier run are looked for."""
+    return bool(options.get("resume")) and place_of_process().size == 1 and not _OF_PARTS & options.keys()
+
+
+def _resumed(model: str, options: Mapping[str, Any], *, progress: bool) -> EvalResult | SavedResults:
+    """The results of a run that goes on, or of one that was finished."""
+    from wmdp_fast.several_models import evaluate_many
+
+    [scored] = evaluate_many([model], **options, progress=progress)
+    if scored.result is None:
+        raise scored.error or InternalError(f"{model} has neither results nor an error")
+    return scored.result
 
 
 def _evaluate_many(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
@@ -318,7 +342,7 @@ def _contents(scored: ScoredModel) -> dict[str, Any]:
     """What a results file has of a model, or why it failed."""
     if scored.result is None:
         return _failure(scored.error)
-    return dict(scored.result.raw) if isinstance(scored.result, SavedResults) else scored.result.to_json()
+    return _raw(scored.result)
 
 
 def _failure(error: Exception | None) -> dict[str, str]:
@@ -412,6 +436,11 @@ def _take_server(arguments: argparse.Namespace, options: dict[str, Any]) -> Serv
     )
 
 
-def report(result: EvalResult, *, as_json: bool) -> None:
+def report(result: EvalResult | SavedResults, *, as_json: bool) -> None:
     """Prints a result on stdout, as a table or in lm-eval's JSON."""
-    print(strict_json.dumps(result.to_json(), indent=2, ensure_ascii=False, default=str) if as_json else result.table())
+    print(strict_json.dumps(_raw(result), indent=2, ensure_ascii=False, default=str) if as_json else result.table())
+
+
+def _raw(result: EvalResult | SavedResults) -> dict[str, Any]:
+    """What a results file has."""
+    return dict(result.raw) if isinstance(result, SavedResults) else result.to_json()
