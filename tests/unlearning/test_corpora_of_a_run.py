@@ -25,7 +25,7 @@ CONFIG = RMUConfig(
 @pytest.mark.filterwarnings("ignore:this run unlearned:wmdp_fast.exceptions.WmdpFastWarning")
 def test_documents_to_forget_and_to_keep_are_told(tmp_path: Path) -> None:
     base = runs.saved_model(tmp_path / "base", "llama")
-    forget, kept = runs.documents(1), runs.documents(2)
+    forget, kept = ([one + one + one for one in runs.documents(seed, longest=13)] for seed in (1, 2))
     retain = runs.corpus([*kept[:-3], *forget[:3]], "mixed")
     told = r"3 of the 30 documents of the forget corpus birds are in the retain corpus mixed too: the run is to forget"
     given: dict[str, Any] = {"forget": runs.corpus(forget, "birds"), "config": CONFIG, "progress": False}

@@ -9,9 +9,13 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
     from wmdp_fast.prompts.documents import CorpusTokens
+
+# Shorter documents may be in two corpora by chance.
+_SHORTEST_SHARED = 8
 
 # Longer documents are not looked at for being blank.
 _LONGEST_BLANK = 64
@@ -34,9 +38,9 @@ def corpus_doubts(
         tokenizer: Made the tokens; None if they were given as such.
     """
     for kept in _distinct(retain):
-        known = set(_documents(kept))
+        known = {document.tobytes() for document in _documents(kept)}
         for corpus in _distinct(forget):
-            if both := sum(document in known for document in _documents(corpus)):
+            if both := sum(document.tobytes() in known for document in _documents(corpus)):
                 yield (
                     f"{both} of the {len(corpus)} documents of the forget corpus {corpus.name} are in the retain corpus"
                     f" {kept.name} too: the run is to forget and to keep them"
@@ -59,9 +63,10 @@ def _distinct(corpora: Sequence[CorpusTokens]) -> list[CorpusTokens]:
     return list({id(corpus): corpus for corpus in corpora}.values())
 
 
-def _documents(corpus: CorpusTokens) -> Iterator[bytes]:
-    """The tokens of each document, as a set has them."""
-    return (corpus.document(number).tobytes() for number in range(len(corpus)))
+def _documents(corpus: CorpusTokens) -> Iterator[NDArray[np.int64]]:
+    """The documents that are not in two corpora by chance."""
+    every = (corpus.document(number) for number in range(len(corpus)))
+    return (document for document in every if len(document) >= _SHORTEST_SHARED)
 
 
 def _num_blank(corpus: CorpusTokens, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 import wmdp_fast as wf
 from tests.support import tokenizers_zoo
 from tests.support import unlearning_runs as runs
+from tests.support.expected_warnings import SAME_CORPORA
 from wmdp_fast import cli
 from wmdp_fast.report.runs import read_run
 from wmdp_fast.unlearning.methods.catalog import METHODS, config_class
@@ -103,6 +104,7 @@ SMALLER = {
 }
 
 
+@SAME_CORPORA
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_run_within_a_budget_and_shown(name, command, folder, tmp_path, capsys):
     retain = ["--forget", str(folder / "retain.jsonl"), "--retain", str(folder / "retain.jsonl")]
