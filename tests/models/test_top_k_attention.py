@@ -39,6 +39,20 @@ _INDEXED = {**_SIZES, **_EXPERTS, **_RANKS, **_INDEX}
 FAMILIES: dict[str, dict[str, Any]] = {
     "axk2": {**_INDEXED, "head_dim": 8},
     "deepseek_v32": {**_INDEXED, "head_dim": 8, "first_k_dense_replace": 1},
+    "deepseek_v4": {
+        **{name: size for name, size in _SIZES.items() if name != "intermediate_size"},
+        **_INDEX,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "q_lora_rank": 16,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 4,
+        "o_groups": 2,
+        "o_lora_rank": 8,
+        "hc_mult": 2,
+        "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4},
+    },
     "doge": {**_SIZES, "keep_window_size": 4},
     "glm_moe_dsa": {**_INDEXED, "head_dim": 8, "first_k_dense_replace": 1},
     "hy_v4": {**_INDEXED, "head_dim": 16},
@@ -98,7 +112,7 @@ def test_each_row_has_the_numbers_that_it_has_alone(family: str) -> None:
     assert together.batches < len(requests.choice_offsets) * 2
     np.testing.assert_allclose(together.loglikelihood, expected, rtol=0, atol=2e-4)
     with pytest.warns(
-        WmdpFastWarning, match=r"its attention picks the best keys of a row \(top-k\)|of the kind indexed_"
+        WmdpFastWarning, match=r"its attention picks the best keys of a row \(top-k\)|of the kind (indexed|heavily_compressed)_"
     ):
         scored = score(loaded, requests)
     assert scored.engine == "padded"
