@@ -112,7 +112,8 @@ def test_each_row_has_the_numbers_that_it_has_alone(family: str) -> None:
     assert together.batches < len(requests.choice_offsets) * 2
     np.testing.assert_allclose(together.loglikelihood, expected, rtol=0, atol=2e-4)
     with pytest.warns(
-        WmdpFastWarning, match=r"its attention picks the best keys of a row \(top-k\)|of the kind (indexed|heavily_compressed)_"
+        WmdpFastWarning,
+        match=r"its attention picks the best keys of a row \(top-k\)|of the kind (indexed|heavily_compressed)_",
     ):
         scored = score(loaded, requests)
     assert scored.engine == "padded"
