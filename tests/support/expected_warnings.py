@@ -43,6 +43,3 @@ LONG_PROMPTS = _ignored(r"prompts have up to \d+ tokens, and the model reads")
 
 # Of two corpora that only have to be there, one file is enough.
 SAME_CORPORA = _ignored(r"\d+ of the \d+ documents of the forget corpus .* are in the retain corpus")
-
-# Few documents, of which some are as long as a test lets them be.
-CUT_DOCUMENTS = _ignored(r"the corpus .* ends after \d+ documents, of which")

@@ -11,7 +11,7 @@ from tests.support import unlearning_runs as runs
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.prompts.documents import CorpusTokens
 from wmdp_fast.unlearning.api import unlearn
-from wmdp_fast.unlearning.corpus_doubts import corpus_doubts
+from wmdp_fast.unlearning.corpus_doubts import corpus_doubts, cut_corpora
 from wmdp_fast.unlearning.rmu.config import RMUConfig
 
 if TYPE_CHECKING:
@@ -79,11 +79,13 @@ def test_blank_documents_and_corpora_that_end_in_the_middle_of_documents_are_tol
     forget = runs.corpus([[9, 9], [1, 9], [9]], "blank")
     retain = runs.corpus([[1] * 8, [2] * 8, [3] * 4], "long")
     reads: Any = Reads()
-    told = list(corpus_doubts([forget], [retain], [8, 8], 4, reads))
-    assert told == [
-        "2 of the 3 documents of the corpus blank are white space and nothing else",
-        "the corpus long ends after 3 documents, of which 2 have 8 tokens or more, and no more are read of each: cut"
-        " them into passages, a document each, to have all of them",
+    assert list(corpus_doubts([forget], [retain], reads)) == [
+        "2 of the 3 documents of the corpus blank are white space and nothing else"
     ]
-    assert list(corpus_doubts([forget], [retain], [8, 9], 4, None)) == []
-    assert list(corpus_doubts([forget], [retain], [8, 8], 3, None)) == []
+    assert list(corpus_doubts([forget], [retain], None)) == []
+    assert list(cut_corpora([forget, retain], [8, 8], 4)) == [
+        "the corpus long ends after 3 documents, of which 2 have 8 tokens or more, and no more are read of each: cut"
+        " them into passages, a document each, to have all of them"
+    ]
+    assert list(cut_corpora([forget, retain], [8, 9], 4)) == []
+    assert list(cut_corpora([forget, retain], [8, 8], 3)) == []

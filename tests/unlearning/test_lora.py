@@ -22,7 +22,6 @@ from tests.reference.methods.rr import Rerouting as PlainRerouting
 from tests.support import tiny_models, tokenizers_zoo
 from tests.support import unlearning_runs as runs
 from tests.support.ascent import Ascent, AscentConfig
-from tests.support.expected_warnings import CUT_DOCUMENTS
 from wmdp_fast.checkpoints.checkpoint import apply_delta
 from wmdp_fast.exceptions import DivergedError, ModelError
 from wmdp_fast.models.decoder import decoder_of
@@ -429,7 +428,6 @@ def half_way(inject: Any) -> Any:
     return injected
 
 
-@CUT_DOCUMENTS
 def test_a_sweep_gives_the_model_its_matrices_back(folders: dict[torch.dtype, Path], tmp_path: Path) -> None:
     base = folders[torch.float32]
     (tmp_path / "trees.jsonl").write_bytes((base / "birds.jsonl").read_bytes())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.support import unlearning_runs as runs
-from tests.support.expected_warnings import CUT_DOCUMENTS, SHORT_CORPORA
+from tests.support.expected_warnings import SHORT_CORPORA
 from tests.support.plain_rmu import assert_same, both
 from tests.support.thorough import cases, every_other
 
@@ -46,7 +46,6 @@ def test_every_choice_of_layers_is_bit_identical(tmp_path, layer_id, update):
 
 
 @SHORT_CORPORA
-@CUT_DOCUMENTS
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.lists(st.integers(1, 30), min_size=4, max_size=8), min_size=3, max_size=3),

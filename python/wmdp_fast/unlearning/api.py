@@ -191,6 +191,8 @@ def unlearn(
         )
         for sentence in (*corpora.not_held_out, *corpora.doubts):
             warnings.warn(sentence, WmdpFastWarning, stacklevel=2)
+        for sentence in corpora.cut:
+            request.note(sentence)
     with clock("load"):
         source = open_source(
             model,

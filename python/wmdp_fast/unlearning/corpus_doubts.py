@@ -22,19 +22,13 @@ _LONGEST_BLANK = 64
 
 
 def corpus_doubts(
-    forget: Sequence[CorpusTokens],
-    retain: Sequence[CorpusTokens],
-    limits: Sequence[int],
-    wanted: int,
-    tokenizer: PreTrainedTokenizerBase | None,
+    forget: Sequence[CorpusTokens], retain: Sequence[CorpusTokens], tokenizer: PreTrainedTokenizerBase | None
 ) -> Iterator[str]:
-    """Sentences on documents to forget and to keep, on blank ones, and on corpora that end while documents are cut off.
+    """Sentences on documents to forget and to keep, and on blank ones.
 
     Args:
         forget: What is to be forgotten.
         retain: What is to be kept.
-        limits: For each of these corpora, in this order, the tokens that a document was cut to.
-        wanted: Documents of a corpus that the run would take.
         tokenizer: Made the tokens; None if they were given as such.
     """
     for kept in _distinct(retain):
@@ -48,8 +42,18 @@ def corpus_doubts(
     for corpus in _distinct([*forget, *retain]):
         if blank := 0 if tokenizer is None else _num_blank(corpus, tokenizer):
             yield f"{blank} of the {len(corpus)} documents of the corpus {corpus.name} are white space and nothing else"
-    longest = {id(corpus): limit for corpus, limit in zip((*forget, *retain), limits, strict=True)}
-    for corpus in _distinct([*forget, *retain]):
+
+
+def cut_corpora(corpora: Sequence[CorpusTokens], limits: Sequence[int], wanted: int) -> Iterator[str]:
+    """Sentences on corpora that end while documents are cut off.
+
+    Args:
+        corpora: What is read.
+        limits: For each the tokens that a document was cut to.
+        wanted: Documents of a corpus that the run would take.
+    """
+    longest = {id(corpus): limit for corpus, limit in zip(corpora, limits, strict=True)}
+    for corpus in _distinct(corpora):
         limit = longest[id(corpus)]
         cut = int((np.diff(corpus.offsets) >= limit).sum())
         if len(corpus) < wanted and 2 * cut >= len(corpus):

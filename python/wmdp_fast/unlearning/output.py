@@ -78,7 +78,7 @@ def run_record(
         ],
         "budget": result.budget,
         "not_held_out": list(corpora.not_held_out),
-        "doubts": list(corpora.doubts),
+        "doubts": [*corpora.doubts, *corpora.cut],
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
         "trunk_cache": None if cache is None else asdict(cache.use),
         "streamed": None if source.below is None else asdict(source.below.cost),

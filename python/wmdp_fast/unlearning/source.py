@@ -14,7 +14,7 @@ from wmdp_fast.models.partial import load_first_layers, load_layers_from
 from wmdp_fast.prompts.documents import Corpus, CorpusTokens
 from wmdp_fast.unlearning.batches import num_batches
 from wmdp_fast.unlearning.budget import budget_tokens
-from wmdp_fast.unlearning.corpus_doubts import corpus_doubts
+from wmdp_fast.unlearning.corpus_doubts import corpus_doubts, cut_corpora
 from wmdp_fast.unlearning.held_out import trained_on
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Corpora:
     Attributes:
         not_held_out: A sentence for each text of the evaluations that shares a file or documents with them.
         doubts: Sentences on what about them the user may not have meant.
+        cut: Sentences on those that end while their documents are cut off.
         general: What the run's distance from the original model is measured on, if that is limited.
     """
 
@@ -66,6 +67,7 @@ class Corpora:
     retain: list[CorpusTokens]
     not_held_out: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
     general: CorpusTokens | None = None
 
 
@@ -243,8 +245,9 @@ def read_corpora(request: Request, tokenizer: PreTrainedTokenizerBase | None, na
     shared = tuple(trained_on(request, request.eval_text))
     general = _general_text(request, tokenizer, name)
     limits = [*(topic.max_length for topic in topics), *(config.retain_max_length for _ in retain)]
-    doubts = tuple(corpus_doubts(forget, retain, limits, wanted, tokenizer))
-    return Corpora(forget, retain * len(topics) if len(retain) == 1 else retain, shared, doubts, general)
+    doubts, cut = corpus_doubts(forget, retain, tokenizer), cut_corpora([*forget, *retain], limits, wanted)
+    every_retain = retain * len(topics) if len(retain) == 1 else retain
+    return Corpora(forget, every_retain, shared, tuple(doubts), tuple(cut), general)
 
 
 def _general_text(request: Request, tokenizer: PreTrainedTokenizerBase | None, name: str) -> CorpusTokens | None:

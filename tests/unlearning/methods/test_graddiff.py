@@ -8,6 +8,7 @@ import torch
 import wmdp_fast as wf
 from tests.reference.methods import graddiff as plain
 from tests.support import unlearning_runs as runs
+from tests.support.expected_warnings import SAME_CORPORA
 from tests.support.method_twins import FAMILIES, SETTINGS, assert_same_as_plain
 from wmdp_fast.unlearning.methods.graddiff import PRESETS, GradDiffConfig
 
@@ -17,6 +18,7 @@ def test_it_is_the_plain_one(family: str) -> None:
     assert_same_as_plain(family, GradDiffConfig(**SETTINGS), plain.loss)
 
 
+@SAME_CORPORA
 def test_without_a_retain_weight_it_is_gradient_ascent() -> None:
     rows = runs.documents(1)[:4]
     config = GradDiffConfig(**SETTINGS | {"learning_rate": 1e-2}, epochs=4, retain_weight=0.0)

@@ -10,6 +10,7 @@ import torch
 import wmdp_fast as wf
 from tests.reference.methods import npo as plain
 from tests.support import unlearning_runs as runs
+from tests.support.expected_warnings import SAME_CORPORA
 from tests.support.method_twins import FAMILIES, SETTINGS, assert_same_as_plain
 from wmdp_fast.unlearning.language_model import LanguageModel
 from wmdp_fast.unlearning.methods.npo import NPOConfig
@@ -53,6 +54,7 @@ def test_it_begins_as_gradient_ascent_and_lets_go_of_unlikely_documents() -> Non
     assert abs(slopes[1]) < 1e-9
 
 
+@SAME_CORPORA
 def test_the_original_model_is_run_once_a_document(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     originals = LanguageModel.originals

@@ -186,6 +186,8 @@ def sweep(
     for sentence in (*corpora.not_held_out, *corpora.doubts):
         warnings.warn(sentence, WmdpFastWarning, stacklevel=2)
     say = note or (lambda _line: None)
+    for sentence in corpora.cut:
+        say(sentence)
     trunk = folder / TRUNK if cache_trunk is None else Path(cache_trunk)
     plan = Plan(
         base=base,
