@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.support import unlearning_runs as runs
-from tests.support.expected_warnings import SHORT_CORPORA
+from tests.support.expected_warnings import SAME_CORPORA, SHORT_CORPORA
 from tests.support.plain_rmu import assert_same, both
 from tests.support.thorough import cases, every_other
 
@@ -45,6 +45,7 @@ def test_every_choice_of_layers_is_bit_identical(tmp_path, layer_id, update):
     assert_same(*both(folder, topics=2, steps=5, layer_id=layer_id, update=update), folder)
 
 
+@SAME_CORPORA
 @SHORT_CORPORA
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
