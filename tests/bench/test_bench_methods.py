@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import unlearning_runs as runs
 from tests.support.bench_workers import worker_in_process
-from tests.support.expected_warnings import VERDICTS
+from tests.support.expected_warnings import SAME_CORPORA, VERDICTS
 from wmdp_fast import cli
 from wmdp_fast.bench import methods as bench
 from wmdp_fast.bench import methods_worker
@@ -22,6 +22,7 @@ JOB = MethodJob(method="npo", shape="tiny", length=16, steps=2, device="cpu")
 WORDS = ["the", "a", "river", "sea", "of", "water", "and", "stones", "slow", "fast", "delta", "hill", "rain"]
 
 
+@SAME_CORPORA  # the same few words again and again
 @VERDICTS
 @pytest.mark.slow
 def test_workers_compute_the_same_on_a_text(tmp_path, capsys, monkeypatch):
@@ -55,6 +56,7 @@ def test_workers_compute_the_same_on_a_text(tmp_path, capsys, monkeypatch):
     assert "has 48 documents of two tokens or more, but 7 steps of 4 forget and 4 retain" in capsys.readouterr().err
 
 
+@SAME_CORPORA  # the same few words again and again
 @VERDICTS
 @pytest.mark.parametrize("method", ["graddiff", "npo", "rr"])
 def test_both_sides_compute_the_same(method, tmp_path):
