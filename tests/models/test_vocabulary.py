@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 import wmdp_fast
 from tests.support import tiny_models
 from tests.support import unlearning_runs as runs
+from tests.support.expected_warnings import ENDED_PROMPTS
 from wmdp_fast._rust import Requests
 from wmdp_fast.exceptions import ModelError, TokenizerError
 from wmdp_fast.models.load import wrap_model
@@ -131,6 +132,7 @@ def test_a_tokenizer_without_the_letter_a_gives_its_own_tokens(
         assert ours.encode(text) == theirs
 
 
+@ENDED_PROMPTS
 def test_a_run_in_cyrillic_has_lm_evals_numbers(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'wmdp-fast[lm-eval]'")
     from lm_eval.api.instance import Instance

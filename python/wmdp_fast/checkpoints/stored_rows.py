@@ -53,7 +53,7 @@ class StoredRows:
         flat = torch.frombuffer(self._memory, dtype=self._stored.dtype, offset=self._offset)
         made = torch.nn.Parameter(flat.view(self._stored.shape), requires_grad=False)
         untyped: Any = made
-        untyped._stored_rows = self
+        untyped.stored_rows = self
         return made
 
     @property
@@ -113,7 +113,7 @@ class StoredRows:
 
 def rows_behind(weight: object) -> StoredRows | None:
     """The rows behind a parameter that `StoredRows` has made; None for any other."""
-    return getattr(weight, "_stored_rows", None)
+    return getattr(weight, "stored_rows", None)
 
 
 def bytes_of_row(nbytes: int) -> int:
