@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +16,6 @@ import torch
 from wmdp_fast.checkpoints.layer_reader import read_into
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from wmdp_fast.checkpoints.layer_reader import StoredTensor
@@ -30,6 +27,7 @@ class StoredRows:
     Attributes:
         keep: Bytes of rows that may stay after they were used.
         bytes_read: Bytes of the checkpoint that were read so far.
+        nbytes: At most how much memory the rows take that are there.
 
     Args:
         stored: A tensor of two dimensions.
@@ -38,6 +36,7 @@ class StoredRows:
     def __init__(self, stored: StoredTensor) -> None:
         self.keep = 0
         self.bytes_read = 0
+        self.nbytes = 0
         self._stored = stored
         self._row = stored.nbytes // stored.shape[0]
         self._there = np.zeros(stored.shape[0], dtype=np.bool_)
@@ -47,6 +46,7 @@ class StoredRows:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._memory = mmap.mmap(-1, self._offset + stored.nbytes, flags=flags)
         self._memory.madvise(mmap.MADV_NOHUGEPAGE)
+        self._passing = mmap.mmap(-1, mmap.PAGESIZE)
 
     def parameter(self) -> torch.nn.Parameter:
         """The matrix, for a model; `rows_behind` finds its rows again."""
@@ -55,11 +55,6 @@ class StoredRows:
         untyped: Any = made
         untyped.stored_rows = self
         return made
-
-    @property
-    def nbytes(self) -> int:
-        """At most how much memory the rows take that are there."""
-        return int(np.count_nonzero(self._there)) * bytes_of_row(self._row)
 
     def read(self, rows: NDArray[np.int64]) -> None:
         """Reads those of these rows that are not there.
@@ -83,32 +78,55 @@ class StoredRows:
             os.close(file)
         self._there[wanted] = True
         self.bytes_read += len(wanted) * self._row
+        self.nbytes += len(wanted) * bytes_of_row(self._row)
 
     def read_all(self) -> None:
         """Reads all rows that are not there."""
         self.read(np.arange(len(self._there)))
 
-    @contextmanager
-    def there(self, start: int, stop: int) -> Iterator[None]:
-        """Inside, some neighboring rows are there; afterwards only if no more than `keep` bytes are."""
-        self.read(np.arange(start, min(stop, len(self._there))))
-        yield
-        if self.nbytes > self.keep:
-            self._give_back(start, min(stop, len(self._there)))
+    def part(self, start: int, stop: int) -> torch.Tensor:
+        """Some neighboring rows, `[rows, columns]`: to be used before the next part is asked for.
+
+        They stay if no more than `keep` bytes then do.
+
+        Args:
+            start: The first of them.
+            stop: One more than the last one; those that are not there at the end are left out.
+        """
+        stop = min(stop, len(self._there))
+        begin, size = start * self._row, (stop - start) * self._row
+        if not self._there[start:stop].all():
+            stays = self.nbytes + size <= self.keep
+            memory, offset = (self._memory, self._offset + begin) if stays else self._place_for(begin, size)
+            file = os.open(self._stored.path, os.O_RDONLY)
+            try:
+                with memoryview(memory) as view, view[offset : offset + size] as place:
+                    read_into(place, file, self._stored, begin)
+            finally:
+                os.close(file)
+            self.bytes_read += size
+            if stays:
+                self._there[start:stop] = True
+                self.nbytes += size
+        else:
+            memory, offset = self._memory, self._offset + begin
+        count = (stop - start) * self._stored.shape[1]
+        flat = torch.frombuffer(memory, dtype=self._stored.dtype, offset=offset, count=count)
+        return flat.view(stop - start, self._stored.shape[1])
+
+    def _place_for(self, begin: int, size: int) -> tuple[mmap.mmap, int]:
+        """Memory for some bytes that do not stay, at their place in a page."""
+        offset = (self._stored.start + begin) % mmap.PAGESIZE
+        if len(self._passing) < offset + size:
+            self._passing = mmap.mmap(-1, mmap.PAGESIZE + size)
+        return self._passing, offset
 
     def trim(self) -> None:
         """Gives all rows back, if more than `keep` bytes are there."""
         if self.nbytes > self.keep:
-            self._give_back(0, len(self._there))
-
-    def _give_back(self, start: int, stop: int) -> None:
-        # Pages that they share with other rows stay.
-        first = -(-(self._offset + start * self._row) // mmap.PAGESIZE) if start else 0
-        end = self._offset + stop * self._row
-        last = end // mmap.PAGESIZE if stop < len(self._there) else -(-end // mmap.PAGESIZE)
-        if last > first:
-            self._memory.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
-        self._there[start:stop] = False
+            self._memory.madvise(mmap.MADV_DONTNEED)
+            self._there[:] = False
+            self.nbytes = 0
 
 
 def rows_behind(weight: object) -> StoredRows | None:

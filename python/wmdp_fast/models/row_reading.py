@@ -63,10 +63,9 @@ def _read_all(rows: StoredRows, forward: Callable[..., Any], *args: Any, **kwarg
 
 
 def _project_in_parts(rows: StoredRows, layer: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-    weight, bias = layer.weight, layer.bias
-    out = hidden.new_empty(*hidden.shape[:-1], len(weight))
-    for start in range(0, len(weight), _PART):
+    count, bias = layer.out_features, layer.bias
+    out = hidden.new_empty(*hidden.shape[:-1], count)
+    for start in range(0, count, _PART):
         part = slice(start, start + _PART)
-        with rows.there(part.start, part.stop):
-            out[..., part] = F.linear(hidden, weight[part], None if bias is None else bias[part])
+        out[..., part] = F.linear(hidden, rows.part(part.start, part.stop), None if bias is None else bias[part])
     return out

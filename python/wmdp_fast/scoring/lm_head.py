@@ -7,7 +7,6 @@ model the layer is taken in parts, and what a part says is read off it at once.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,6 +24,8 @@ from wmdp_fast.models.head import logits_without_base
 from wmdp_fast.models.row_reading import reads_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from wmdp_fast.scoring.scores import ScoreMode
 
 # Tokens of the vocabulary at a time: with 1,024 rows, 4 MiB of logits, which stay in the caches.
@@ -71,18 +72,24 @@ class ChunkedLMHead:
         Returns:
             float32 `[2, N]`.
         """
-        weight, bias = self.head.weight.detach(), self.head.bias
+        [found] = self.look_up_all([(hidden, readouts, tokens)])
+        return found
+
+    def look_up_all(self, batches: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
+        """The same for several batches, a part of the vocabulary for all of them after the other."""
+        weight, bias, rows = self.head.weight.detach(), self.head.bias, rows_behind(self.head.weight)
         # Its rounding goes straight into the scores.
         exact = onednn.is_faster() and weight.dtype == torch.float32
         linear: Any = onednn.linear_of_short_sums if exact else F.linear
-        found = TokenLogprobs(readouts.numpy(), tokens.numpy(), len(hidden))
-        rows = rows_behind(self.head.weight)
+        threads = torch.get_num_threads()
+        found = [TokenLogprobs(readouts.numpy(), tokens.numpy(), len(hidden)) for hidden, readouts, tokens in batches]
         for start in range(0, len(weight), LM_HEAD_PART):
             part = slice(start, start + LM_HEAD_PART)
-            with nullcontext() if rows is None else rows.there(part.start, part.stop):
-                logits = linear(hidden, weight[part], None if bias is None else bias.detach()[part])
-            found.add(logits.float().numpy(), threads=torch.get_num_threads())
-        return torch.stack([torch.from_numpy(array).float() for array in found.found()])
+            weight_part = weight[part] if rows is None else rows.part(part.start, part.stop)
+            bias_part = None if bias is None else bias.detach()[part]
+            for (hidden, _, _), one in zip(batches, found, strict=True):
+                one.add(linear(hidden, weight_part, bias_part).float().numpy(), threads=threads)
+        return [torch.stack([torch.from_numpy(array).float() for array in one.found()]) for one in found]
 
 
 def _is_untouched(module: Any) -> bool:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from wmdp_fast.checkpoints.stored_rows import StoredRows
     from wmdp_fast.models.attention.packed import PrefixKVCache
+    from wmdp_fast.models.decoder import Decoder
     from wmdp_fast.models.load import LoadedModel
     from wmdp_fast.models.skeleton import Part, Skeleton
     from wmdp_fast.models.streamed import StreamedModel
@@ -120,6 +121,7 @@ def scored_in_chunks(
     *,
     cache: PrefixKVCache | None = None,
     progress: Callable[[int, int], None] | None = None,
+    together: Callable[[list[_T]], list[_T]] | None = None,
 ) -> Iterator[_T]:
     """What the `run` of each batch returns, in their order.
 
@@ -129,6 +131,7 @@ def scored_in_chunks(
         needs: What the run needs memory for.
         cache: What batches pass on to the next, by trie.
         progress: Called after each layer with how many are done over all chunks, and about how many there are.
+        together: Makes what is yielded of what all batches of a chunk have returned, while the head is there.
 
     Raises:
         ModelError: There is not memory enough for a single batch.
@@ -150,11 +153,16 @@ def scored_in_chunks(
             captured = [one for _, one in chunk]
             run_layers(streamed.order, streamed.layer, captured, cache=cache, carried=carried, after=after_layer)
             with streamed.head(keep=max(0, _room(streamed, needs))) as rows:
-                for one in captured:
-                    if one.run is not None:
-                        yield finish(decoder, one)
-                        one.hidden = None
+                finished = _finished(decoder, captured)
+                yield from finished if together is None else together(list(finished))
                 _refuse_unread(streamed, "head", rows)
+
+
+def _finished(decoder: Decoder, captured: list[Captured[_T]]) -> Iterator[_T]:
+    for one in captured:
+        if one.run is not None:
+            yield finish(decoder, one)
+            one.hidden = None
 
 
 def about_streaming(streamed: StreamedModel, needs: Needs) -> str:

@@ -382,17 +382,22 @@ class _Pipeline:
         cache = PrefixKVCache()
         taken: list[TrieBatch] = []
 
-        def prepared() -> Iterator[Batch[_Pending]]:
+        def prepared() -> Iterator[Batch[_Pending | _Hidden]]:
             for index, batch in enumerate(batches):
                 skip = partial_function(cache.skip, batch.num_carried, batch.keep)
                 layout = Layout(batch.position_ids, batch.num_carried, batch.segments, batch.keep)
                 if needed[index]:
                     taken.append(batch)
-                run = partial_function(self._pass, layout, batch, cache, None) if needed[index] else None
+                hidden_only = self.lm_head is not None
+                run = partial_function(self._pass, layout, batch, cache, None, hidden_only) if needed[index] else None
                 yield Batch(batch.input_ids.size, run, skip)
 
+        # A part of the vocabulary is read for all batches of a chunk.
+        look_up = None if self.lm_head is None else partial_function(_looked_up, self.lm_head)
+        scored = scored_in_chunks(streamed, prepared(), needs, cache=cache, progress=self.progress, together=look_up)
         try:
-            for pending in scored_in_chunks(streamed, prepared(), needs, cache=cache, progress=self.progress):
+            for pending in scored:
+                assert isinstance(pending, _Pending)  # noqa: S101 (for the type checker)
                 self._finish(pending)
                 taken.pop(0)
         except (RuntimeError, MemoryError) as error:
@@ -405,15 +410,22 @@ class _Pipeline:
         """Asks for one forward pass after the previous one has ended; None if memory ran out."""
         layout = Layout(batch.position_ids, batch.num_carried, batch.segments, batch.keep)
         try:
-            return self._pass(layout, batch, cache, previous)
+            started = self._pass(layout, batch, cache, previous)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             return None
+        assert isinstance(started, _Pending)  # noqa: S101 (for the type checker)
+        return started
 
     def _pass(
-        self, layout: Layout, batch: TrieBatch, cache: PrefixKVCache, previous: torch.cuda.Event | None
-    ) -> _Pending:
+        self,
+        layout: Layout,
+        batch: TrieBatch,
+        cache: PrefixKVCache,
+        previous: torch.cuda.Event | None,
+        hidden_only: bool = False,
+    ) -> _Pending | _Hidden:
         with computing():
             on_device = _OnDevice(batch, self.loaded.device, previous)
             inputs: dict[str, Any] = {
@@ -427,6 +439,8 @@ class _Pipeline:
             if self.lm_head is not None:
                 with packed_batch(layout, cache):
                     hidden = self.lm_head.base(**inputs).last_hidden_state[0, on_device["readouts"]]
+                if hidden_only:
+                    return _Hidden(batch, on_device, hidden, *targets)
                 return _Pending(batch, on_device, self.lm_head.look_up(hidden, *targets), hidden.dtype)
             with packed_batch(layout, cache):
                 logits = self.loaded.model(**inputs, logits_to_keep=on_device["readouts"]).logits[0]
@@ -445,6 +459,26 @@ class _Pipeline:
         partial.batches += 1
         if self.progress is not None and self.loaded.streamed is None:
             self.progress(batch.stop, self.trie.num_paths)
+
+
+@dataclass
+class _Hidden:
+    """A batch of which the vocabulary has not been asked yet."""
+
+    batch: TrieBatch
+    on_device: _OnDevice
+    states: torch.Tensor
+    readouts: torch.Tensor
+    tokens: torch.Tensor
+
+
+def _looked_up(lm_head: ChunkedLMHead, batches: Sequence[_Pending | _Hidden]) -> list[_Pending | _Hidden]:
+    hidden = [one for one in batches if isinstance(one, _Hidden)]
+    with computing():
+        found = lm_head.look_up_all([(one.states, one.readouts, one.tokens) for one in hidden])
+    return [
+        _Pending(one.batch, one.on_device, scores, one.states.dtype) for one, scores in zip(hidden, found, strict=True)
+    ]
 
 
 class _OnDevice:
