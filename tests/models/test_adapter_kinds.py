@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.reference import scoring as reference
 from tests.support import tiny_models
 from wmdp_fast import Requests
 from wmdp_fast.exceptions import WmdpFastWarning
@@ -20,6 +21,8 @@ from wmdp_fast.scoring.trie import score
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.reference.batching import Question
 
 peft = pytest.importorskip("peft", reason="needs peft: pip install 'wmdp-fast[peft]'")
 
@@ -47,23 +50,19 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def some_requests() -> Requests:
+def some_questions() -> list[Question]:
     contexts = [[1 + (number * place) % 97 for place in range(length)] for number, length in enumerate(range(4, 10))]
-    return Requests.from_tokens(contexts, [[[1], [2], [3, 4, 5], [7, 8, 9, 11]]] * len(contexts), max_length=64)
+    return [(context, [[1], [2], [3, 4, 5], [7, 8, 9, 11]]) for context in contexts]
 
 
-def plain(model: Any, requests: Requests) -> list[float]:
-    """Log-likelihoods by plain forward passes, a row in each; virtual tokens stand first."""
-    found = []
-    for question in range(requests.num_questions):
-        context = requests.context(question).tolist()
-        first, last = requests.choice_offsets[question : question + 2].tolist()
-        for choice in range(first, last):
-            ids = context + requests.continuation(choice).tolist()
-            with torch.no_grad():
-                logprobs = model(input_ids=torch.tensor([ids[:-1]])).logits[0, 1 - len(ids) :].log_softmax(-1)
-            found.append(sum(float(logprobs[at - 1, ids[at]]) for at in range(len(context), len(ids))))
-    return found
+def some_requests() -> Requests:
+    return Requests.from_tokens(*map(list, zip(*some_questions(), strict=True)), max_length=64)
+
+
+def plain(model: Any) -> list[float]:
+    """Log-likelihoods by plain forward passes, a row in each."""
+    with torch.no_grad():
+        return [found for found, _ in reference.score(model, some_questions(), 64)]
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +91,10 @@ def test_numbers_are_those_of_plain_peft(base: Path, tmp_path: Path, kind: str) 
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     made.save_pretrained(tmp_path)
     requests = some_requests()
-    without = plain(AutoModelForCausalLM.from_pretrained(base).eval(), requests)
-    expected = plain(peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path), requests)
+    without = plain(AutoModelForCausalLM.from_pretrained(base).eval())
+    expected = plain(peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path))
     assert np.abs(np.subtract(expected, without)).max() > 0.05
-    np.testing.assert_allclose(plain(made, requests), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(plain(made), expected, rtol=0, atol=1e-4)
     loaded = load_model(str(base), device="cpu", peft=str(tmp_path))
     for engine in ("auto", "padded"):
         np.testing.assert_allclose(score(loaded, requests, engine=engine).loglikelihood, expected, rtol=0, atol=1e-4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from tests.reference import scoring as reference
 from tests.support import tiny_models, unlearning_runs
 from wmdp_fast import Requests, RMUConfig, unlearn
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
@@ -17,6 +18,9 @@ from wmdp_fast.models.load import wrap_model
 from wmdp_fast.models.row_length import LengthRule, keys_kept, length_rules
 from wmdp_fast.scoring.padded import score_padded
 from wmdp_fast.scoring.trie import score
+
+if TYPE_CHECKING:
+    from tests.reference.batching import Question
 
 _SIZES = {
     "vocab_size": tiny_models.VOCABULARY,
@@ -82,30 +86,26 @@ def build(family: str) -> Any:
     return model
 
 
-def some_requests() -> Requests:
+def some_questions() -> list[Question]:
     """Rows of 5 to 33 tokens, choices of one and of several tokens; several rows have the same length."""
     contexts = [[1 + (number * place) % 97 for place in range(length)] for number, length in enumerate(range(4, 30))]
-    return Requests.from_tokens(contexts, [[[1], [2], [3, 4, 5], [7, 8, 9, 11]]] * len(contexts), max_length=64)
+    return [(context, [[1], [2], [3, 4, 5], [7, 8, 9, 11]]) for context in contexts]
 
 
-def alone(model: Any, requests: Requests) -> list[float]:
+def some_requests() -> Requests:
+    return Requests.from_tokens(*map(list, zip(*some_questions(), strict=True)), max_length=64)
+
+
+def alone(model: Any) -> list[float]:
     """Log-likelihoods by plain forward passes, a row in each."""
-    found = []
-    for question in range(requests.num_questions):
-        context = requests.context(question).tolist()
-        first, last = requests.choice_offsets[question : question + 2].tolist()
-        for choice in range(first, last):
-            ids = context + requests.continuation(choice).tolist()
-            with torch.no_grad():
-                logprobs = model(torch.tensor([ids[:-1]]), use_cache=False).logits[0].log_softmax(-1)
-            found.append(sum(float(logprobs[at - 1, ids[at]]) for at in range(len(context), len(ids))))
-    return found
+    with torch.no_grad():
+        return [found for found, _ in reference.score(model, some_questions(), 64)]
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name in CONFIG_MAPPING])
 def test_each_row_has_the_numbers_that_it_has_alone(family: str) -> None:
     model, requests = build(family), some_requests()
-    expected = alone(model, requests)
+    expected = alone(model)
     loaded = wrap_model(model, tiny_models.tokenizer(), name=family)
     assert keys_kept(model) == 4
     together = score_padded(loaded, requests, token_budget=100_000)

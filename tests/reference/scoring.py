@@ -17,7 +17,8 @@ def score(model: torch.nn.Module, questions: list[Question], max_length: int) ->
     for context, continuations in questions:
         for continuation in continuations:
             tokens = (context + continuation)[-(max_length + 1) :][:-1]
-            logits = model(torch.tensor([tokens])).logits[0].float()[len(tokens) - len(continuation) :]
+            # Tokens of a model's own, of a prompt that was learned, stand in front.
+            logits = model(torch.tensor([tokens])).logits[0].float()[-len(continuation) :]
             logprobs = torch.log_softmax(logits, dim=-1)
             total = sum(float(logprobs[i, token]) for i, token in enumerate(continuation))
             greedy = all(int(logits[i].argmax()) == token for i, token in enumerate(continuation))
