@@ -29,6 +29,7 @@ ORDER = (
     "scoring",
     "results",
     "analysis",
+    "evaluate_options",
     "evaluation",
     "several_models",
     "unlearning",

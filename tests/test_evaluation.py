@@ -91,3 +91,19 @@ def test_results_say_what_rendered_a_template(llama_dir: Path, birds: Path, temp
 def test_a_template_that_fails_does_so_before_the_model_is_looked_for(birds: Path) -> None:
     with pytest.raises(TemplateError, match=r"'hint' is undefined.*fields are question, choices, answer"):
         wf.evaluate("no-such/model", tasks=birds, template="{{ hint }}", progress=False)
+
+
+def test_a_model_that_is_nowhere_is_named_before_data_out_of_reach(
+    llama_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    mistyped = f"{llama_dir}a"
+    for models in ([mistyped], [str(llama_dir), mistyped]):
+        assert cli.main(["eval", *models, "--tasks", "wmdp_bio", "--device", "cpu", "--quiet"]) == 1
+        first, second = capsys.readouterr().err.splitlines()
+        assert first.startswith(f"error: {mistyped} is neither a folder nor a name on the hub")
+        assert second.startswith("nor could this be found: wmdp_bio: cais/wmdp at revision")
+    # A model that is there leaves it at the data.
+    assert cli.main(["eval", str(llama_dir), "--tasks", "wmdp_bio", "--device", "cpu", "--quiet"]) == 1
+    [only] = capsys.readouterr().err.splitlines()
+    assert only.startswith("error: wmdp_bio: cais/wmdp at revision")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from functools import partial as partial_function
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from wmdp_fast.exceptions import WmdpFastWarning
+from wmdp_fast.checkpoints.read_ahead import reading_ahead
+from wmdp_fast.exceptions import DataUnavailableError, ModelError, WmdpFastWarning
 from wmdp_fast.prompts.cautions import Cautions
 from wmdp_fast.prompts.chat import chat_template_source
 from wmdp_fast.prompts.options import PromptOptions
@@ -19,17 +21,19 @@ from wmdp_fast.prompts.rendered import RenderedPrompt, render_requests
 from wmdp_fast.prompts.texts import read_texts, text_requests
 from wmdp_fast.prompts.tokenizer import BackgroundTokenizer
 from wmdp_fast.results.by_task import task_results
-from wmdp_fast.results.finished import KEY, asked_facts, finished_run
+from wmdp_fast.results.finished import JOURNALS, KEY, asked_facts, finished_run
 from wmdp_fast.results.lm_eval_files import tokenizer_info
 from wmdp_fast.results.near_tie import near_tie_of
 from wmdp_fast.results.paths import output_folder, results_under
 from wmdp_fast.results.perplexity import text_results
 from wmdp_fast.results.provenance import run_config, run_details
 from wmdp_fast.results.result import EvalResult, GroupResult
+from wmdp_fast.results.saved import read_results
 from wmdp_fast.runtime.clock import PhaseClock
 from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.runtime.progress import progress_bar
 from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
+from wmdp_fast.scoring.journal import delete_saved, run_key
 from wmdp_fast.scoring.journaled import journaled_scores
 from wmdp_fast.scoring.model_source import model_source, tokenizer_source
 from wmdp_fast.scoring.sharing import Sharing, sharing_of
@@ -37,10 +41,12 @@ from wmdp_fast.scoring.sharing import Sharing, sharing_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from os import PathLike
+    from typing import Unpack
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wmdp_fast._rust import Prompts, Requests
+    from wmdp_fast.evaluate_options import EvaluateOptions
     from wmdp_fast.prompts.prepare import TaskQuestions
     from wmdp_fast.prompts.texts import Text, TextRequests
     from wmdp_fast.prompts.tokenizer import ReadsTokens
@@ -55,6 +61,24 @@ if TYPE_CHECKING:
     from wmdp_fast.scoring.trie import Engine
     from wmdp_fast.tasks.resolve import Selection
     from wmdp_fast.tasks.task import Choices
+
+
+@overload
+def evaluate(
+    model: str | PathLike[str] | PreTrainedModel | Server,
+    *,
+    resume: Literal[False] = False,
+    **options: Unpack[EvaluateOptions],
+) -> EvalResult: ...
+
+
+@overload
+def evaluate(
+    model: str | PathLike[str] | PreTrainedModel | Server,
+    *,
+    resume: bool,
+    **options: Unpack[EvaluateOptions],
+) -> EvalResult | SavedResults: ...
 
 
 def evaluate(
@@ -96,7 +120,7 @@ def evaluate(
     log_samples: bool = False,
     resume: bool = False,
     progress: bool = True,
-) -> EvalResult:
+) -> EvalResult | SavedResults:
     """Scores a model on multiple-choice tasks and on texts by log-likelihood, with lm-eval's prompts and numbers.
 
     A text's numbers are perplexities by word, byte and token, those of lm-eval's `loglikelihood_rolling`: each document
@@ -151,14 +175,17 @@ def evaluate(
         output: Folder or `.json` name to save results under, by lm-eval's rules. Scores of a model that is loaded from
             files or served are kept there as the run goes on, so that one that was stopped loses nothing.
         log_samples: Whether to save every question with its prompt and scores too; needs `output`.
-        resume: Whether to go on from where the same evaluation with the same `output` was stopped, if it was.
+        resume: Whether to go on from where the same evaluation with the same `output` was stopped, if it was; if it is
+            finished, nothing is loaded, and what was saved is read back.
         progress: Whether to show a progress bar on stderr.
 
     Warns:
-        WmdpFastWarning: An option was ignored, or a fallback was taken.
+        WmdpFastWarning: An option was ignored, or a fallback was taken; or with `resume` there are results of the
+            model, but of another run: it is said what differs.
 
     Returns:
-        Numbers by task and group; `print` shows them as a table.
+        Numbers by task and group; `print` shows them as a table. With `resume`, `SavedResults` if an earlier run has
+        finished that depends on the same: they are indexed in the same way, and `path` is their file.
 
     Raises:
         TaskError: A task, subject, template or version is unknown, or an option does not apply.
@@ -220,8 +247,62 @@ def evaluate(
     if output is not None:
         check_folder(output_folder(output, source.name))
     with sharing.warnings_once(), sharing.one_model(loading.device):
-        evaluation = Evaluation(prompting, scoring, clock, text=text, text_field=text_field)
-        return evaluation.of(source, keeping, clock, sharing)
+        with model_named_first(source):
+            evaluation = Evaluation(prompting, scoring, clock, text=text, text_field=text_field)
+        if not resume:
+            return evaluation.of(source, keeping, clock, sharing)
+        if (found := _finished(evaluation, source, keeping, sharing)) is not None:
+            return found
+        # That there is nothing to resume has been said, with the reason, where there are results.
+        keeping = replace(keeping, may_begin=has_results(output, source.name))
+        with _reading_ahead(model, loading):
+            return evaluation.of(source, keeping, clock, sharing)
+
+
+@contextlib.contextmanager
+def model_named_first(*sources: ModelSource) -> Iterator[None]:
+    """Inside, if data are out of reach and a model is not to be found either, that is what is said first.
+
+    Data are looked for before models, and who has misspelt a folder need not find a network for that.
+    """
+    try:
+        yield
+    except DataUnavailableError as error:
+        for source in sources:
+            if source.identity is not None:
+                _raise_of_model(source.identity, error)
+        raise
+
+
+def _raise_of_model(identity: Callable[[], object], other: DataUnavailableError) -> None:
+    """Raises what is wrong with where a model is, with what else is out of reach in a note."""
+    try:
+        identity()
+    except (ModelError, DataUnavailableError) as error:
+        error.add_note(f"nor could this be found: {other}")
+        raise error from other
+
+
+def _finished(evaluation: Evaluation, source: ModelSource, keeping: Keeping, sharing: Sharing) -> SavedResults | None:
+    """The results of an earlier run of the same; of several processes the first one looks, and tells the others."""
+    with sharing.joined() as ranks:
+        found = evaluation.finished(source, keeping, sharing) if sharing.place.rank == 0 else None
+        if ranks is None:
+            return found
+        [file, *_] = ranks.exchange(None if found is None else found.path)
+    return None if file is None else found or read_results(file)
+
+
+def has_results(output: str | PathLike[str] | None, model_name: str) -> bool:
+    """Whether an earlier run has saved results of a model."""
+    return output is not None and bool(results_under(output, model_name))
+
+
+def _reading_ahead(model: object, load: LoadOptions) -> contextlib.AbstractContextManager[None]:
+    """Inside, the model's files are read while libraries are imported, unless they are read as their turn comes."""
+    if not isinstance(model, (str, os.PathLike)) or load.stream or load.memory not in ("auto", None):
+        return contextlib.nullcontext()
+    return reading_ahead(model, revision=load.revision, peft=load.peft)
 
 
 def rendered_prompts(
@@ -388,7 +469,11 @@ class Evaluation:
     def _facts(self) -> dict[str, Any]:
         return asked_facts(self._prompting, self._scoring, self._read, self._selection.groups, self._texts)
 
-    def finished(self, source: ModelSource, keeping: Keeping) -> SavedResults | None:
+    def _facts_of(self, source: ModelSource, sharing: Sharing | None) -> dict[str, Any] | None:
+        """What a run's numbers depend on; None if no later run can recognize its model."""
+        return None if source.identity is None else source.identity() | self._facts | (sharing or Sharing()).facts
+
+    def finished(self, source: ModelSource, keeping: Keeping, sharing: Sharing | None = None) -> SavedResults | None:
         """The results of an earlier run that asked the same of the same model, if there are any under its output.
 
         Raises:
@@ -397,10 +482,15 @@ class Evaluation:
         Warns:
             WmdpFastWarning: There are results of the model, but not of this run; says why.
         """
-        if keeping.output is None or source.identity is None or not results_under(keeping.output, source.name):
+        if keeping.output is None or not has_results(keeping.output, source.name):
             return None
-        facts = source.identity() | self._facts
-        return finished_run(keeping.output, source.name, facts, log_samples=keeping.log_samples)
+        if (facts := self._facts_of(source, sharing)) is None:
+            return None
+        found = finished_run(keeping.output, source.name, facts, log_samples=keeping.log_samples)
+        if found is not None:
+            # Of a run that was killed when it had saved them.
+            delete_saved(output_folder(keeping.output, source.name), found.extra.get(JOURNALS) or ())
+        return found
 
     def of(
         self, source: ModelSource, keeping: Keeping, clock: PhaseClock, sharing: Sharing | None = None
@@ -428,8 +518,8 @@ class Evaluation:
             scoring = _Scoring(backend, keeping, sharing or Sharing(), kept)
             scored = _score(asked, scoring, self._prompting, clock)
             result = _result(asked, scored, backend, self._prompting, cautions, self._scoring.score_mode, clock)
-            if source.identity is not None:
-                result = replace(result, details={**result.details, KEY: source.identity() | self._facts})
+            if (facts := self._facts_of(source, sharing)) is not None:
+                result = replace(result, details={**result.details, KEY: facts, JOURNALS: scoring.journals})
             if sharing is not None and sharing.parallel is not None:
                 held = {"kind": sharing.parallel, "processes": sharing.place.size}
                 result = replace(result, details={**result.details, "parallel": held})
@@ -485,6 +575,10 @@ class _Scoring:
         keeping: What is kept and shown.
         sharing: With whom, and in how many parts.
         kept: As long as it is open, what is done lies in journals.
+
+    Attributes:
+        backend: The model.
+        journals: What these journals are known by.
     """
 
     def __init__(self, backend: Backend, keeping: Keeping, sharing: Sharing, kept: contextlib.ExitStack) -> None:
@@ -495,11 +589,12 @@ class _Scoring:
         self._folder = output_folder(keeping.output, backend.name) if keeps and keeping.output is not None else None
         self._ranks = kept.enter_context(sharing.joined())
         self._expects_journal = keeping.resume and not keeping.may_begin
+        self.journals: list[str] = []
 
     def of_tasks(self, asked: _Asked, clock: PhaseClock) -> tuple[Scores, int]:
         """The scores of all prompts, and how many of them were there before."""
         backend, requests, prompts = self.backend, asked.requests, asked.prompts
-        identity = backend.identity(requests, prompts)
+        identity = self._identity(requests, prompts)
         if self._keeping.progress and (estimate := backend.estimate(requests)):
             print(estimate, file=sys.stderr)  # noqa: T201 (where the bar is)
         unit, what = backend.progress
@@ -515,7 +610,7 @@ class _Scoring:
     def of_texts(self, asked: TextRequests, clock: PhaseClock, *, after_tasks: bool) -> tuple[Scores, int]:
         """The same of the windows of texts."""
         backend, requests, what = self.backend, asked.requests, "windows of texts"
-        identity = backend.identity(requests, ())
+        identity = self._identity(requests, ())
         if self._sharing.is_cut:
             with clock("texts"):
                 return self._in_shards(requests, identity, what, "reading texts", backend.score_windows)
@@ -524,6 +619,12 @@ class _Scoring:
         with clock("texts"), _progress_bar("window", "reading texts", shown=self._keeping.progress) as advance:
             scores = backend.score_windows(requests, progress=advance, partial=partial)
         return scores, partial.num_resumed
+
+    def _identity(self, requests: Requests | None, prompts: Sequence[Prompts]) -> dict[str, Any] | None:
+        found = self.backend.identity(requests, prompts)
+        if found is not None and self._folder is not None:
+            self.journals.append(run_key(found))
+        return found
 
     def _journaled(self, identity: dict[str, Any] | None, number: int, what: str, *, warn: bool) -> PartialScores:
         return self._kept.enter_context(
@@ -535,10 +636,10 @@ class _Scoring:
     ) -> tuple[Scores, int]:
         from wmdp_fast.scoring.sharded import sharded_run
 
-        resume = self._keeping.resume
+        resume, warn = self._keeping.resume, self._expects_journal
         run = self._kept.enter_context(
             sharded_run(
-                requests, self._sharing.count, self._ranks, self._folder, identity, what, resume=resume, warn=resume
+                requests, self._sharing.count, self._ranks, self._folder, identity, what, resume=resume, warn=warn
             )
         )
         with _progress_bar("question", on_bar, shown=self._keeping.progress) as advance:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.checkpoints.read_ahead import read_ahead
 from wmdp_fast.checkpoints.weight_files import ADAPTER_CONFIG, CONFIG
-from wmdp_fast.evaluation import Evaluation, Keeping
+from wmdp_fast.evaluation import Evaluation, Keeping, has_results, model_named_first
 from wmdp_fast.exceptions import WmdpFastError
 from wmdp_fast.models.adapter_base import AdapterBase
 from wmdp_fast.prompts.options import PromptOptions
-from wmdp_fast.results.paths import names_a_file, output_folder, results_under, sanitize_model_name
+from wmdp_fast.results.paths import names_a_file, output_folder, sanitize_model_name
 from wmdp_fast.runtime.clock import PhaseClock
 from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.runtime.ranks import place_of_process
@@ -148,14 +148,12 @@ def evaluate_many(
         raise TypeError(f"evaluate_many() got an unexpected keyword argument {next(iter(options))!r}")
     keepings = [
         # Most of several had not begun; of one that has results it is said why they are not read back.
-        replace(keeping, output=place, may_begin=len(specs) > 1 or _has_results(place, spec))
+        replace(keeping, output=place, may_begin=len(specs) > 1 or has_results(place, os.fspath(spec.model)))
         for spec, place in zip(specs, _outputs(output, specs), strict=True)
     ]
     for spec, one in zip(specs, keepings, strict=True):
         if one.output is not None:
             check_folder(output_folder(one.output, os.fspath(spec.model)))
-    clock = PhaseClock()
-    evaluation = Evaluation(prompting, scoring, clock, **texts)
 
     def source_of(spec: ModelSpec, shared: AdapterBase | None = None) -> ModelSource:
         load = replace(loading, revision=spec.revision, peft=spec.peft)
@@ -163,6 +161,9 @@ def evaluate_many(
         return model_source(spec.model, load, scoring, resume=keeping.resume, has_text=has_text, shared=shared)
 
     sources = [source_of(spec) for spec in specs]
+    clock = PhaseClock()
+    with model_named_first(*sources):
+        evaluation = Evaluation(prompting, scoring, clock, **texts)
     found = [_finished(evaluation, *one) for one in zip(sources, keepings, strict=True)]
     left = [place for place, results in enumerate(found) if results is None]
     rest = [specs[place] for place in left]
@@ -177,10 +178,6 @@ def evaluate_many(
         ahead if not keeping.resume else [_reading(rest[0] if rest else None)],
     )
     return _in_order(specs, found, scored)
-
-
-def _has_results(output: str | PathLike[str] | None, spec: ModelSpec) -> bool:
-    return output is not None and bool(results_under(output, os.fspath(spec.model)))
 
 
 def _finished(evaluation: Evaluation, source: ModelSource, keeping: Keeping) -> SavedResults | None:

@@ -182,7 +182,7 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def evaluate(model: Path, birds: Path, output: Path | None, **options: Any) -> wf.EvalResult:
+def evaluate(model: Path, birds: Path, output: Path | None, **options: Any) -> Any:
     return wf.evaluate(model, tasks=birds, device="cpu", token_budget=64, output=output, progress=False, **options)
 
 
@@ -263,10 +263,31 @@ def test_what_cannot_be_resumed_is_refused_or_said(llama_dir: Path, birds: Path,
     with pytest.warns(WmdpFastWarning, match="there is nothing to resume"):
         first = evaluate(llama_dir, birds, tmp_path, limit=2, resume=True)
     assert first.saved_to is not None
-    with pytest.warns(
-        WmdpFastWarning, match=f"nothing to resume .*; {first.saved_to.name} there is of a run that ended"
-    ):
-        evaluate(llama_dir, birds, tmp_path, limit=2, resume=True)
+    with pytest.warns(WmdpFastWarning, match=rf"scored again: {first.saved_to.name} is of another run: limit \(then 2"):
+        evaluate(llama_dir, birds, tmp_path, limit=3, resume=True)
+    with pytest.raises(ValueError, match="leave resume out, or allow_missing if it lacks none"):
+        evaluate(llama_dir, birds, tmp_path, limit=2, resume=True, allow_missing=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"shards": 2}, {"stream": True}, {"memory": "3GB"}])
+def test_what_is_finished_is_read_back(
+    llama_dir: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    first = evaluate(llama_dir, birds, tmp_path, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "wmdp_fast.scoring.model_source._loaded", lambda *_: pytest.fail("a finished model is loaded again")
+        )
+        again = evaluate(llama_dir, birds, tmp_path, resume=True, **options)
+        assert isinstance(again, wf.SavedResults)
+        assert again.path == first.saved_to
+        assert again["birds"]["acc"] == first["birds"]["acc"]
+        header, row = again.table().splitlines()[0].split(), again.table().splitlines()[2].split()
+        assert header == first.table().splitlines()[0].split()
+        assert row == first.table().splitlines()[2].split()
+    # Sums of other parts are rounded in another way: that is another run.
+    with pytest.warns(WmdpFastWarning, match=r"is scored again: .*: shards \(then (null|2), now 3\)$"):
+        assert isinstance(evaluate(llama_dir, birds, tmp_path, resume=True, shards=3), wf.EvalResult)
 
 
 @pytest.mark.parametrize(

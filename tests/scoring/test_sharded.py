@@ -109,6 +109,9 @@ def test_ranks_have_the_scores_of_one_process(
         assert details["shards"] == (shards or size)
         assert [one["batches"] > 0 for one in details["ranks"]] == [True] * size
         assert journals(folder) == []
+        assert ranks.evaluate(size, folder, **options, shards=shards, output=folder, resume=True) == [0] * size
+        read = [(folder / f"{rank}.read").read_text(encoding="utf-8") for rank in range(size)]
+        assert (read, ranks.scored_by(folder, size)) == ([str(results)] * size, 0)
 
 
 def test_a_rank_that_is_gone_ends_the_others(options: dict[str, Any], tmp_path: Path) -> None:
@@ -121,7 +124,7 @@ MOMENTS = killed_ranks.drawn(random.Random(19))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(MOMENTS)) if THOROUGH else (4, 6, 9))
+@pytest.mark.parametrize("number", range(len(MOMENTS)) if THOROUGH else (4, 6, 8, 9))
 def test_a_killed_rank_loses_nothing_whoever_goes_on(
     number: int, options: dict[str, Any], alone: dict[int | None, np.ndarray], tmp_path: Path
 ) -> None:
@@ -140,6 +143,12 @@ def test_a_killed_rank_loses_nothing_whoever_goes_on(
         folder = tmp_path / str(size)
         shutil.copytree(first, folder)
         assert ranks.evaluate(size, folder, **options, shards=shards, output=folder, resume=True) == [0] * size
+        if saved and (shards or size) == (shards or 2):
+            # It was finished: all ranks read that, and what was left of its journals is deleted.
+            read = [(folder / f"{rank}.read").read_text(encoding="utf-8") for rank in range(size)]
+            assert read == [str(next(folder.rglob("results_*.json")))] * size
+            assert (ranks.scored_by(folder, size), journals(folder)) == (0, [])
+            continue
         (np.testing.assert_array_equal if shards else assert_close)(ranks.scores_in(folder)[0], alone[shards])
         assert ranks.scored_by(folder, size) == ALL - len(kept)  # what was finished is not scored again
         assert journals(folder) == []
@@ -218,6 +227,8 @@ def test_what_cannot_be_shared_is_refused(
     as_rank(monkeypatch, "1", "2")
     with pytest.raises(ValueError, match="at least the number of processes, 2, not 1"):
         wf.evaluate(**options, shards=1)
+    with pytest.raises(ValueError, match="each of 2 processes would make up the weights"):
+        wf.evaluate(**options, allow_missing=True)
     with pytest.raises(ValueError, match="a model in memory cannot be shared by 2 processes"):
         wf.evaluate(tiny_models.build("llama"), tokenizer=tiny_models.tokenizer(), tasks=options["tasks"])
     with pytest.raises(ValueError, match="device cuda:1 is a single one"):

@@ -33,6 +33,7 @@ def evaluate(
         size: How many.
         folder: Where rank N saves as `N.npz` all log-likelihoods of tasks and the perplexities of texts (`scores`), how
             many choices of tasks were there before (`resumed`), and how many choices and windows it scored (`scored`).
+            If it has read back what was finished, no scores, and the file's name as `N.read`.
         killed: When a rank is killed.
         stop_others: Whether the others are stopped when one fails, as `torchrun` does.
         options: Of `wf.evaluate`.
@@ -86,6 +87,10 @@ def _run(environment: dict[str, str], folder: Path, killed: Moment | None, optio
     import wmdp_fast as wf
 
     result = wf.evaluate(**options, device="cpu", progress=False)
+    if isinstance(result, wf.SavedResults):
+        np.savez(folder / f"{environment['RANK']}.npz", scores=[], resumed=0, scored=scored[0])
+        (folder / f"{environment['RANK']}.read").write_text(str(result.path), encoding="utf-8")
+        return
     outcomes = [task.outcome.loglikelihood for task in result.tasks.values()]
     perplexities = [np.array([text["word_perplexity"]]) for text in result.texts.values()]
     np.savez(

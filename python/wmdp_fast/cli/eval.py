@@ -13,7 +13,7 @@ from wmdp_fast.checkpoints.read_ahead import reading_ahead
 from wmdp_fast.cli import devices, failures
 from wmdp_fast.cli.asking import add_selection, add_wording
 from wmdp_fast.cli.options import positive_number, whole_number, whole_number_or_auto
-from wmdp_fast.exceptions import InternalError, WmdpFastWarning
+from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.results.saved import SavedResults
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.clock import timings_table
@@ -21,8 +21,6 @@ from wmdp_fast.runtime.ranks import place_of_process
 from wmdp_fast.scoring.server import Server
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from wmdp_fast.results.result import EvalResult
     from wmdp_fast.several_models import ModelSpec, ScoredModel
 
@@ -33,9 +31,6 @@ _SEVERAL = ("revisions", "adapters", "deltas", "checkpoints")
 
 # What `run` takes itself; everything else goes to `evaluate` by its name.
 _OWN = frozenset({"models", "devices", "given", "json", "quiet", "run", "fail", "show_prompts", "timings", *_SEVERAL})
-
-# Options of a run that is cut into parts or read a layer at a time, which is asked again even if it was finished.
-_OF_PARTS = frozenset({"shards", "parallel", "memory", "stream"})
 
 # What does not change how prompts are made, and so is not for `rendered_prompts`.
 _OF_SCORING = frozenset(
@@ -248,8 +243,8 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.fail("several models are scored by one process and without --shards: name one MODEL")
         return _evaluate_many(arguments, options)
     model = _one_model(arguments)
-    if "memory" in options or "stream" in options or _may_be_finished(options):
-        # Files are read as their turn comes, or need not be.
+    if "memory" in options or "stream" in options or options.get("resume"):
+        # Files are read as their turn comes, or need not be if the run is finished.
         return _evaluate(model, arguments, options)
     with reading_ahead(model, revision=options.get("revision"), peft=options.get("peft")):
         return _evaluate(model, arguments, options)
@@ -283,31 +278,11 @@ def _check_devices(arguments: argparse.Namespace) -> None:
 def _evaluate(model: str | Server, arguments: argparse.Namespace, options: dict[str, Any]) -> int:
     from wmdp_fast.evaluation import evaluate
 
-    first = place_of_process().rank == 0
-    result: EvalResult | SavedResults
-    if isinstance(model, str) and _may_be_finished(options):
-        result = _resumed(model, options, progress=not arguments.quiet)
-    else:
-        result = evaluate(model, **options, progress=not arguments.quiet)
-    if first:
+    result: EvalResult | SavedResults = evaluate(model, **options, progress=not arguments.quiet)
+    if place_of_process().rank == 0:
         report(result, as_json=arguments.json)
         _notes(result, arguments)
     return 0
-
-
-def _may_be_finished(options: Mapping[str, Any]) -> bool:
-    """Whether results of an earlier run are looked for."""
-    return bool(options.get("resume")) and place_of_process().size == 1 and not _OF_PARTS & options.keys()
-
-
-def _resumed(model: str, options: Mapping[str, Any], *, progress: bool) -> EvalResult | SavedResults:
-    """The results of a run that goes on, or of one that was finished."""
-    from wmdp_fast.several_models import evaluate_many
-
-    [scored] = evaluate_many([model], **options, progress=progress)
-    if scored.result is None:
-        raise scored.error or InternalError(f"{model} has neither results nor an error")
-    return scored.result
 
 
 def _evaluate_many(arguments: argparse.Namespace, options: dict[str, Any]) -> int:

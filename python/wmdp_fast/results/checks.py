@@ -94,6 +94,7 @@ _RULES: tuple[tuple[str, tuple[str, Callable[[Any], bool]]], ...] = (
     ("wmdp_fast.versions", _OBJECT),
     ("wmdp_fast.hardware", _OBJECT),
     ("wmdp_fast.warnings", _TEXTS),
+    ("wmdp_fast.journals", _TEXTS),
 )
 
 

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # Where a results file has it, in `wmdp_fast`.
 KEY = "run"
 
+# Where it has what the run's journals are known by.
+JOURNALS = "journals"
+
 # Facts that are hashes, which tell a reader nothing.
 _HASHED = frozenset({"model files", "tokenizer files", "questions and how they are asked", "texts"})
 

@@ -30,8 +30,12 @@ if TYPE_CHECKING:
 RECOMPUTABLE = ("acc", "acc_norm", "acc_bytes")
 
 
+# lm-eval's name for what a text is asked for.
+_ROLLING = "loglikelihood_rolling"
+
+
 # To which side the table's columns are moved.
-_SIDES = "lrlrl"
+_SIDES = "lrrlrl"
 
 
 # What a results file says beside its metrics; lm-eval puts a space where a group has no metric.
@@ -86,6 +90,11 @@ class SavedTask:
     def __getitem__(self, metric: str) -> float | None:
         """A metric (`acc`) or its standard error (`acc_stderr`); lm-eval's longer names (`acc,none`) work too."""
         return look_up(self, metric)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is a text whose perplexity was measured, and not a task."""
+        return self.config.get("output_type") == _ROLLING
 
     @property
     def num_choices(self) -> int | None:
@@ -203,14 +212,21 @@ class SavedResults:
         return html_table(self._rows(), _SIDES, [f"{self.model_name} ({self.made_by})"])
 
     def _rows(self) -> list[tuple[str, ...]]:
-        rows: list[tuple[str, ...]] = [("task", "n", "metric", "value", "stderr")]
+        rows: list[tuple[str, ...]] = [("task", "n", "shots", "metric", "value", "stderr")]
         for one, depth in self.hierarchy():
-            lead = ("  " * depth + one.alias, "" if one.n is None else str(one.n))
+            shots = self._shots(one)
+            lead = ("  " * depth + one.alias, *("" if count is None else str(count) for count in (one.n, shots)))
             for metric, value in one.metrics.items():
                 error = one.stderr[metric]
                 rows.append((*lead, metric, number_text(value), "N/A" if error is None else f"± {number_text(error)}"))
-                lead = ("", "")
+                lead = ("", "", "")
         return rows
+
+    def _shots(self, one: SavedTask | SavedGroup) -> int | None:
+        """Examples before each question; None of texts, and where they are unknown or tasks of a group differ."""
+        tasks = [self.tasks.get(leaf) for leaf in one.leaves] if isinstance(one, SavedGroup) else [one]
+        shots = {None if task is None or task.is_text else task.num_fewshot for task in tasks}
+        return shots.pop() if len(shots) == 1 else None
 
     def to_frame(self) -> pd.DataFrame:
         """A pandas frame with a row for each task or group and metric; `value` and `stderr` are shares.
@@ -366,7 +382,7 @@ def _samples_beside(results: Path, task: str, raw: Mapping[str, Any]) -> _rust.S
     path = samples_file(results, task, raw)
     config = (raw.get("configs") or {}).get(task) or {}
     kind = config.get("output_type") or "multiple_choice"
-    if path is not None and kind == "loglikelihood_rolling":
+    if path is not None and kind == _ROLLING:
         return read_documents_samples(path)
     if path is None or kind != "multiple_choice":
         return None

@@ -127,7 +127,7 @@ class Backend(ReadsTokens, Protocol):
             name_of: What to call a question in a message, by its number from 0.
 
         Raises:
-            ModelError: A token has no embedding; names the question.
+            ModelError: A token has no embedding; names the question. Or inputs are longer than its table of positions.
         """
 
     def estimate(self, requests: Requests | None) -> str | None:

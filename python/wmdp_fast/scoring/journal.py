@@ -28,7 +28,7 @@ import numpy as np
 from wmdp_fast.exceptions import JournalError, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -201,7 +201,7 @@ class Journal:
 
 def journal_path(folder: Path, run: Mapping[str, Any]) -> Path:
     """The file of a run's journal."""
-    return folder / f"unfinished_{_key(run)}.scores"
+    return folder / f"unfinished_{run_key(run)}.scores"
 
 
 def shard_run(run: Mapping[str, Any], number: int, of: int, choices: NDArray[np.int64]) -> dict[str, Any]:
@@ -212,16 +212,30 @@ def shard_run(run: Mapping[str, Any], number: int, of: int, choices: NDArray[np.
 
 def shard_journals(folder: Path, run: Mapping[str, Any]) -> list[Path]:
     """The journals of all shards that a run was ever cut into."""
-    found = []
+    every = ((path, _described(path)) for path in sorted(folder.glob("unfinished_*.scores")))
+    return [path for path, of in every if of.pop(_SHARD, None) is not None and of == dict(run)]
+
+
+def delete_saved(folder: Path, keys: Collection[str]) -> None:
+    """Deletes what is left of the journals of runs whose results are saved, but for those that a process writes.
+
+    Args:
+        folder: Where they lie.
+        keys: What `run_key` says of these runs.
+    """
     for path in sorted(folder.glob("unfinished_*.scores")):
-        described: dict[str, Any] = {}
-        # Another run may have ended just now, and what does not even say what it is of is no concern of this one.
-        with contextlib.suppress(FileNotFoundError, JournalError), path.open("rb") as file:
-            first = next(_records(file.read(_LONGEST_RUN), path), None)
-            described = {} if first is None else json.loads(first[0][1:])
-        if described.pop(_SHARD, None) is not None and described == dict(run):
-            found.append(path)
-    return found
+        of = _described(path)
+        of.pop(_SHARD, None)
+        if of and run_key(of) in keys and not _is_written(path):
+            path.unlink(missing_ok=True)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What a journal says that it is of; nothing if it is gone, as another run has ended just now, or does not say."""
+    with contextlib.suppress(FileNotFoundError, JournalError), path.open("rb") as file:
+        first = next(_records(file.read(_LONGEST_RUN), path), None)
+        return {} if first is None else dict(json.loads(first[0][1:]))
+    return {}
 
 
 def finished_in(path: Path, *, locked: bool = False) -> NDArray[np.void]:
@@ -266,7 +280,8 @@ def _first_wrong(scores: NDArray[np.void]) -> np.void | None:
     return first
 
 
-def _key(run: Mapping[str, Any]) -> str:
+def run_key(run: Mapping[str, Any]) -> str:
+    """What a run's journal is known by: a hash of what decides its scores."""
     return hashlib.sha256(json.dumps(dict(run), sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.models.load import files_identity
+from wmdp_fast.models.positions import refuse_beyond_positions
 from wmdp_fast.models.vocabulary import refuse_unknown_in_requests
 from wmdp_fast.runtime.environment import versions
 from wmdp_fast.scoring.backend import LoadOptions, ModelRecord, ScoreOptions
@@ -126,8 +127,9 @@ class LocalModel:
         )
 
     def check_tokens(self, requests: Requests, name_of: Callable[[int], str]) -> None:
-        """Raises ModelError, naming the question, if a token has no embedding."""
+        """Raises ModelError if a token has no embedding, naming the question, or inputs go beyond all positions."""
         refuse_unknown_in_requests(self.loaded.model, self.tokenizer, requests, name_of)
+        refuse_beyond_positions(self.loaded.model, requests)
 
     def estimate(self, requests: Requests | None) -> str | None:
         """Of a streamed model, what it reads and how much memory it takes."""

@@ -87,8 +87,19 @@ def model_source(
 @model_source.register(str)
 @model_source.register(os.PathLike)
 def _of_files(
-    model: str | PathLike[str], load: LoadOptions, score: ScoreOptions, *, shared: AdapterBase | None = None, **_: bool
+    model: str | PathLike[str],
+    load: LoadOptions,
+    score: ScoreOptions,
+    *,
+    resume: bool = False,
+    shared: AdapterBase | None = None,
+    **_: bool,
 ) -> ModelSource:
+    if resume and load.allow_missing:
+        raise ValueError(
+            "weights that a checkpoint lacks are made up anew each time it is loaded, so that a run of it cannot be"
+            " gone on with: leave resume out, or allow_missing if it lacks none"
+        )
     where = os.fspath(model)
     found = OnDisk(where, load)
     return ModelSource(

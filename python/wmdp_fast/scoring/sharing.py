@@ -48,6 +48,12 @@ class Sharing:
         """Whether there is more than one part."""
         return self.count > 1
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What of it numbers depend on, by rounding, by the names that messages give it."""
+        together = f"{self.parallel} by {self.place.size} processes" if self.parallel else None
+        return {"shards": self.count if self.is_cut else None, "parallel": together}
+
     def on_own_device(self, load: LoadOptions) -> LoadOptions:
         """What to load this rank's model with; raises as `device_of_rank`."""
         from wmdp_fast.scoring.ranks import device_of_rank
@@ -99,6 +105,11 @@ def sharing_of(model: Any, load: LoadOptions, shards: int | None) -> Sharing:
         raise ValueError(f"shards must be a number from 1 to {_MOST_SHARDS}, not {shards}")
     sharing = Sharing(place_of_process(), shards, load.parallel)
     size = sharing.place.size
+    if size > 1 and load.allow_missing:
+        raise ValueError(
+            f"each of {size} processes would make up the weights that the checkpoint lacks for itself: score it by one,"
+            " or leave allow_missing out"
+        )
     if load.parallel is not None:
         _check_parallel(model, load, shards, size)
         return sharing

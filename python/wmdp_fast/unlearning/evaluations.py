@@ -107,7 +107,7 @@ def measure(
         raise ValueError("evaluating needs the whole model and its tokenizer; pass tokenizer=...")
     try:
         with _without(source.said):
-            result = evaluate(
+            result: EvalResult = evaluate(
                 source.whole,
                 tokenizer=source.tokenizer,
                 tasks=list(names),
