@@ -90,7 +90,8 @@ class StreamedModel:
         layer = self.skeleton.decoder.layers[index]
         try:
             if self.fuse:
-                with fused_parts(layer, self._trials):
+                is_last = index == len(self.skeleton.decoder.layers) - 1
+                with fused_parts(layer, self._trials, last_layer=layer if is_last else None):
                     yield layer
             else:
                 yield layer

@@ -22,6 +22,7 @@ from wmdp_fast.scoring.lm_head import LM_HEAD_PART
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
@@ -51,11 +52,13 @@ class Batch(Generic[_T]):
         tokens: How many it has.
         run: Takes it through the model by one call, and returns what is wanted; None for one that is left out.
         skip: What is done at each layer in place of one that is left out.
+        within: The context in which a layer, given by its number, runs it; None if it needs none.
     """
 
     tokens: int
     run: Callable[[], _T] | None
     skip: Callable[[], None] | None = None
+    within: Callable[[int], AbstractContextManager[None]] | None = None
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,7 @@ def _next_chunk(streamed: StreamedModel, waiting: Iterator[Batch[_T]], needs: Ne
             if not tokens:
                 streamed.read_ahead()
             captured = capture(streamed.skeleton.decoder, batch.run, streamed.form)
+            captured.within = batch.within
             chunk.append((batch.tokens, captured))
             held += (size := captured.nbytes(seen))
             tokens += batch.tokens

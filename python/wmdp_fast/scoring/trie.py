@@ -26,6 +26,7 @@ from wmdp_fast.models.attention.packed import NotPackableError, PrefixKVCache, p
 from wmdp_fast.models.attention.requirements import left_out
 from wmdp_fast.models.fused import fused_parts
 from wmdp_fast.models.fused.compiled import compiled_parts
+from wmdp_fast.models.fused.last_layer import last_layer, reading
 from wmdp_fast.models.load import evaluation_mode
 from wmdp_fast.models.row_length import keys_kept, length_rules
 from wmdp_fast.models.threads import computing, only_user
@@ -176,8 +177,7 @@ def score_trie(
     trie = Trie(requests)
     partial.seconds_waiting += time.perf_counter() - planning
     partial.seconds += time.perf_counter() - begin
-    faster = compiled_parts if compiled else fused_parts
-    return _score(loaded, requests, trie, token_budget, score_mode, partial, progress, faster)
+    return _score(loaded, requests, trie, token_budget, score_mode, partial, progress, compiled=compiled)
 
 
 def why_not(
@@ -288,9 +288,10 @@ def _score(
     score_mode: ScoreMode,
     partial: PartialScores,
     progress: Callable[[int, int], None] | None = None,
-    faster: Callable[[torch.nn.Module], AbstractContextManager[None]] = fused_parts,
+    *,
+    compiled: bool = False,
 ) -> Scores:
-    """Scores by trie; `faster` is what the model's parts are made faster by meanwhile."""
+    """Scores by trie."""
     tokens = _TokenScores(requests)
     with only_user(loaded.model), computing(), for_trials(loaded):
         lm_head = ChunkedLMHead.of(loaded.model, score_mode)
@@ -300,7 +301,7 @@ def _score(
     else:
         budget = _auto_budget(loaded, requests) if token_budget == "auto" else token_budget
     model: Any = loaded.model
-    with evaluation_mode(model), packed_attention(model), faster(model):
+    with evaluation_mode(model), packed_attention(model), _faster(loaded, compiled=compiled):
         done = False
         while not done:
             begin = time.perf_counter()
@@ -324,6 +325,16 @@ def _score(
                 refuse_smaller(loaded, budget)
                 budget = _smaller_budget(failed, loaded.device)
     return partial.scores(tokens_useful=trie.num_tokens, token_budget=budget, engine="trie")
+
+
+def _faster(loaded: LoadedModel, *, compiled: bool) -> AbstractContextManager[None]:
+    """What a model's parts are made faster by."""
+    model: Any = loaded.model
+    if compiled:
+        return compiled_parts(model)
+    # Layers that are streamed are seen to when they are there.
+    whole = loaded.streamed is None and loaded.parallel is None
+    return fused_parts(model, last_layer=last_layer(model) if whole else None)
 
 
 @dataclass
@@ -390,7 +401,7 @@ class _Pipeline:
                     taken.append(batch)
                 hidden_only = self.lm_head is not None
                 run = partial_function(self._pass, layout, batch, cache, None, hidden_only) if needed[index] else None
-                yield Batch(batch.input_ids.size, run, skip)
+                yield Batch(batch.input_ids.size, run, skip, partial_function(_reading, batch))
 
         # A part of the vocabulary is read for all batches of a chunk.
         look_up = None if self.lm_head is None else partial_function(_looked_up, self.lm_head)
@@ -436,13 +447,14 @@ class _Pipeline:
                 "use_cache": False,
             }
             targets = on_device["target_readouts"], on_device["target_tokens"]
+            read = reading(on_device["readouts"], batch.input_ids.size)
             if self.lm_head is not None:
-                with packed_batch(layout, cache):
+                with packed_batch(layout, cache), read:
                     hidden = self.lm_head.base(**inputs).last_hidden_state[0, on_device["readouts"]]
                 if hidden_only:
                     return _Hidden(batch, on_device, hidden, *targets)
                 return _Pending(batch, on_device, self.lm_head.look_up(hidden, *targets), hidden.dtype)
-            with packed_batch(layout, cache):
+            with packed_batch(layout, cache), read:
                 logits = self.loaded.model(**inputs, logits_to_keep=on_device["readouts"]).logits[0]
             return _Pending(batch, on_device, look_up(logits, *targets, self.score_mode), logits.dtype)
 
@@ -459,6 +471,10 @@ class _Pipeline:
         partial.batches += 1
         if self.progress is not None and self.loaded.streamed is None:
             self.progress(batch.stop, self.trie.num_paths)
+
+
+def _reading(batch: TrieBatch, _layer: int) -> AbstractContextManager[None]:
+    return reading(torch.from_numpy(batch.readouts), batch.input_ids.size)
 
 
 @dataclass

@@ -9,8 +9,9 @@
 
 The first three are modules. One that passed its trial is given another `forward`, on itself and not on its class, and
 that is taken off again afterwards (`trials`, `forwards`). The last is a function in the file of a model's class: it is
-replaced there for the thread of the run, and put back when the last run that needs it ends. `compiled` is the user's
-choice in place of these: it has torch compile feed-forward blocks and norms.
+replaced there for the thread of the run, and put back when the last run that needs it ends. `last_layer` leaves out of
+the last layer what nobody reads. `compiled` is the user's choice in place of these: it has torch compile feed-forward
+blocks and norms.
 
 Training is another matter: there `linear` is all that is faster, and `lean_gates` has gated blocks keep half as much
 for their gradients.
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from wmdp_fast.models.fused.gates import GATED_BLOCKS
+from wmdp_fast.models.fused.last_layer import only_read_rows, row_wise_parts
 from wmdp_fast.models.fused.linear import LINEAR_LAYERS
 from wmdp_fast.models.fused.norms import NORMS
 from wmdp_fast.models.fused.rotary import fused_rotary
@@ -36,7 +38,9 @@ MODULES = (LINEAR_LAYERS, GATED_BLOCKS, NORMS)
 
 
 @contextmanager
-def fused_parts(model: nn.Module, trials: Trials | None = None) -> Iterator[None]:
+def fused_parts(
+    model: nn.Module, trials: Trials | None = None, *, last_layer: nn.Module | None = None
+) -> Iterator[None]:
     """Inside, what is faster in one piece is computed so, without compiling it first; for use without gradients.
 
     On a GPU that takes Triton. What is not in the table above, or failed its trial, stays as it is.
@@ -44,7 +48,9 @@ def fused_parts(model: nn.Module, trials: Trials | None = None) -> Iterator[None
     Args:
         model: The model.
         trials: Those of earlier calls with the same model, so that nothing is tried again; filled here.
+        last_layer: Its last layer, where only some tokens' outputs are read, see `last_layer.reading`.
     """
     trials = Trials() if trials is None else trials
-    with replaced_modules(model, MODULES, trials), fused_rotary(model, trials):
+    row_wise = [] if last_layer is None else row_wise_parts(last_layer, trials)
+    with replaced_modules(model, MODULES, trials), fused_rotary(model, trials), only_read_rows(row_wise):
         yield
