@@ -9,12 +9,13 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from wmdp_fast.exceptions import InternalError, ModelError
+from wmdp_fast.models.adapters import without_adapter
 from wmdp_fast.models.fused.forwards import replaced_forwards
 
 if TYPE_CHECKING:
@@ -130,6 +131,20 @@ def decoder_of(model: PreTrainedModel) -> Decoder:
         f"{type(base).__name__} has no list of {config.num_hidden_layers} decoder layers, so single layers cannot be"
         " run"
     )
+
+
+def unwatched_last_layer(model: nn.Module) -> nn.Module | None:
+    """A model's last decoder layer; None if it has no list of layers, or something may look at all rows of the last.
+
+    That is a hook on anything but the layers below.
+    """
+    try:
+        layers = list(decoder_of(cast("PreTrainedModel", without_adapter(model))).layers)
+    except (ModelError, AttributeError):
+        return None
+    below = {module for layer in layers[:-1] for module in layer.modules()}
+    hooked = any(one._forward_hooks or one._forward_pre_hooks for one in model.modules() if one not in below)
+    return None if hooked else layers[-1]
 
 
 @contextmanager

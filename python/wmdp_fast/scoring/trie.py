@@ -24,9 +24,10 @@ from wmdp_fast.models.adapters import without_adapter
 from wmdp_fast.models.attention.layout import Layout
 from wmdp_fast.models.attention.packed import NotPackableError, PrefixKVCache, packed_attention, packed_batch
 from wmdp_fast.models.attention.requirements import left_out
+from wmdp_fast.models.decoder import unwatched_last_layer
 from wmdp_fast.models.fused import fused_parts
 from wmdp_fast.models.fused.compiled import compiled_parts
-from wmdp_fast.models.fused.last_layer import last_layer, reading
+from wmdp_fast.models.fused.last_layer import reading
 from wmdp_fast.models.load import evaluation_mode
 from wmdp_fast.models.row_length import keys_kept, length_rules
 from wmdp_fast.models.threads import computing, only_user
@@ -334,7 +335,7 @@ def _faster(loaded: LoadedModel, *, compiled: bool) -> AbstractContextManager[No
         return compiled_parts(model)
     # Layers that are streamed are seen to when they are there.
     whole = loaded.streamed is None and loaded.parallel is None
-    return fused_parts(model, last_layer=last_layer(model) if whole else None)
+    return fused_parts(model, last_layer=unwatched_last_layer(model) if whole else None)
 
 
 @dataclass

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.support import tiny_models
+from wmdp_fast.models.decoder import unwatched_last_layer
 from wmdp_fast.models.fused import fused_parts
-from wmdp_fast.models.fused.last_layer import last_layer, only_read_rows, reading, row_wise_parts
+from wmdp_fast.models.fused.last_layer import only_read_rows, reading, row_wise_parts
 from wmdp_fast.models.fused.trials import Trials
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def parts_of(model: PreTrainedModel) -> set[str]:
     """The names of what is computed of some rows."""
-    layer = last_layer(model)
+    layer = unwatched_last_layer(model)
     found = [] if layer is None else row_wise_parts(layer, Trials())
     return {name for name, module in model.named_modules() if module in found}
 
@@ -38,7 +39,7 @@ def hidden(model: PreTrainedModel) -> torch.Tensor:
 def test_rows_that_are_read_are_those_of_the_whole_batch(family: str, rows: set[int]) -> None:
     model, read = tiny_models.build(family).eval(), torch.tensor(sorted(rows), dtype=torch.long)
     expected = hidden(model)
-    with fused_parts(model, last_layer=last_layer(model)):
+    with fused_parts(model, last_layer=unwatched_last_layer(model)):
         with reading(read, 20):
             found = hidden(model)
         everything = hidden(model)
@@ -93,7 +94,7 @@ def test_whoever_looks_at_all_rows_sees_all(where: str) -> None:
     model = tiny_models.build("llama").eval()
     where = where.replace("-1", str(len(model.model.layers) - 1))
     handle = model.get_submodule(where).register_forward_hook(lambda *_: None)
-    assert last_layer(model) is None
+    assert unwatched_last_layer(model) is None
     handle.remove()
     model.model.layers[0].register_forward_hook(lambda *_: None)
-    assert last_layer(model) is model.model.layers[-1]
+    assert unwatched_last_layer(model) is model.model.layers[-1]

@@ -17,9 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from wmdp_fast.exceptions import ModelError
-from wmdp_fast.models.adapters import without_adapter
-from wmdp_fast.models.decoder import decoder_of
 from wmdp_fast.models.fused.forwards import replaced_forwards
 
 if TYPE_CHECKING:
@@ -51,20 +48,6 @@ def reading(rows: torch.Tensor, tokens: int) -> Iterator[None]:
         yield
     finally:
         _read.reset(token)
-
-
-def last_layer(model: nn.Module) -> nn.Module | None:
-    """The last decoder layer of a model in memory; None if it has no list of layers, or something may look at all rows.
-
-    That is a hook on anything above the other layers.
-    """
-    try:
-        layers = list(decoder_of(without_adapter(model)).layers)
-    except (ModelError, AttributeError):
-        return None
-    below = {module for layer in layers[:-1] for module in layer.modules()}
-    hooked = any(_has_hooks(module) for module in model.modules() if module not in below)
-    return None if hooked else layers[-1]
 
 
 def row_wise_parts(layer: nn.Module, trials: Trials) -> list[nn.Module]:
@@ -101,10 +84,6 @@ def _of_read_rows(forward: Callable[..., Any], x: torch.Tensor, *args: Any, **kw
     out = some.new_zeros(1, tokens, some.shape[-1])
     out[:, rows] = some
     return out
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _is_row_wise(block: Any) -> bool:
