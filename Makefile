@@ -112,15 +112,17 @@ wheel: setup ## build the source distribution, and from it the wheel, into dist/
 	$(BIN)/maturin sdist --out dist
 	$(BIN)/pip wheel --no-cache-dir --no-deps --wheel-dir dist dist/*.tar.gz
 
-# maturin refuses an extension that asks for more than the tag's glibc has. Without the development packages.
+# maturin refuses an extension that asks for more than the tag's glibc has. Without the development packages. Python without
+# the global lock has no stable ABI: it gets wheels of its own if it is at hand.
 .PHONY: wheels
+wheels: FREE_THREADED = $(notdir $(shell command -v python3.14t))
 wheels: | $(BIN)/python ## build the wheels of a release into dist/wheels: manylinux_2_28, x86_64 and aarch64, linked by zig
 	rm -rf dist/wheels
 	rustup target add x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu
 	$(BIN)/pip install --quiet 'maturin[zig]>=1.9.4,<2'
 	for machine in x86_64 aarch64; do \
 		$(BIN)/maturin build --release --locked --zig --target $$machine-unknown-linux-gnu \
-			--compatibility manylinux_2_28 --interpreter $(BIN)/python --out dist/wheels; \
+			--compatibility manylinux_2_28 --interpreter $(BIN)/python $(FREE_THREADED) --out dist/wheels; \
 	done
 
 # On Debian and Ubuntu: apt-get install qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross
