@@ -19,8 +19,8 @@ nox.options.download_python = "never"
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.14t"]
 
 # What another version could change without a word, in minutes: loading, attention, fused parts, both ways of scoring
-# against lm-eval's numbers, several processes and devices, models over several devices, adapters on one base, RMU's
-# bits, attacks that need gradients, chat templates, checkpoints, plots, the command line.
+# against lm-eval's numbers, several processes and devices, models over several devices or streamed, adapters on one
+# base, RMU's bits, attacks that need gradients, chat templates, checkpoints, plots, the command line.
 TESTS = [
     "tests/test_private_apis.py",
     "tests/test_import.py",
@@ -34,6 +34,7 @@ TESTS = [
     "tests/models/fused",
     "tests/models/test_load.py",
     "tests/models/test_parts.py",
+    "tests/models/test_streamed.py",
     "tests/prompts/test_chat.py",
     "tests/results/test_plot.py",
     "tests/robustness/test_gcg.py",
@@ -44,6 +45,7 @@ TESTS = [
     "tests/scoring/test_sharded.py",
     "tests/scoring/test_trie_scoring.py",
     "tests/unlearning/test_lora.py",
+    "tests/unlearning/test_streamed_layers.py",
     "tests/unlearning/test_unlearning_parity.py",
 ]
 
