@@ -115,6 +115,8 @@ wheel: setup ## build the source distribution, and from it the wheel, into dist/
 # maturin refuses an extension that asks for more than the tag's glibc has. Without the development packages. Python without
 # the global lock has no stable ABI: it gets wheels of its own if it is at hand.
 .PHONY: wheels
+# Where maturin looks for the zig that was installed here.
+wheels: export PATH := $(abspath $(BIN)):$(PATH)
 wheels: FREE_THREADED = $(notdir $(shell command -v python3.14t))
 wheels: | $(BIN)/python ## build the wheels of a release into dist/wheels: manylinux_2_28, x86_64 and aarch64, linked by zig
 	rm -rf dist/wheels
