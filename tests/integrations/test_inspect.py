@@ -305,6 +305,7 @@ def test_a_full_disk_names_the_log_and_leaves_none(tmp_path: Path, expected: wf.
 import resource, signal, sys
 from wmdp_fast import cli
 import inspect_ai.log
+sys.dont_write_bytecode = True  # or modules are left cut off
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 sys.exit(cli.main(["export", sys.argv[1], "--inspect", "--output", sys.argv[2]]))

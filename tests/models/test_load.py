@@ -231,9 +231,9 @@ def test_damaged_weights_are_an_error_that_names_the_model(folder: Path) -> None
 def test_a_tokenizer_that_is_missing_is_an_error_that_names_it(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
-    with pytest.raises(
-        TokenizerError, match=f"the tokenizer of {folder} cannot be loaded; .*: copy the tokenizer's files"
-    ):
+    # transformers 5.4 makes one that knows no words: the next test.
+    what = "(; .*: copy the tokenizer's files|: it knows only special tokens, as if its files were missing; copy)"
+    with pytest.raises(TokenizerError, match=f"the tokenizer of {folder} cannot be loaded{what}"):
         load_model(str(folder), device="cpu")
 
 

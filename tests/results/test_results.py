@@ -235,9 +235,11 @@ def test_samples_that_do_not_fit_leave_nothing_and_are_named(tmp_path: Path) -> 
     """The limit on file size stands in for a full disk; it would hit pytest's own files, hence the process."""
     script = f"""
         import resource
+        import sys
         from pathlib import Path
         from tests.support.evaluations import eval_result
         result = eval_result()
+        sys.dont_write_bytecode = True  # or modules are left cut off
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
         try:
             result.save({str(tmp_path)!r}, log_samples=True)

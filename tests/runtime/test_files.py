@@ -18,9 +18,11 @@ from wmdp_fast.runtime.files import check_file, check_folder, replacing, write_w
 if TYPE_CHECKING:
     from pathlib import Path
 
-# From here on no file can grow beyond 1,000 bytes, which fails as a full disk does.
+# From here on no file can grow beyond 1,000 bytes, which fails as a full disk does. Python would leave bytecode that is
+# cut off, which the next process that imports the module trips over.
 SMALL_DISK = """
-import resource, signal
+import resource, signal, sys
+sys.dont_write_bytecode = True
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 """
@@ -28,7 +30,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 
 def in_process(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=240
     )
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import sys
 
 import pytest
 from hypothesis import given
@@ -81,6 +82,7 @@ def test_no_damage_loses_or_doubles_a_step_in_silence(tmp_path_factory, at, byte
 def test_a_full_disk_names_the_file_of_a_sweep(tmp_path):
     def child():
         said = "no error"
+        sys.dont_write_bytecode = True  # or modules are left cut off
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
         with RunsFile(tmp_path / "runs.jsonl") as file:
             file.add({"a": 1})

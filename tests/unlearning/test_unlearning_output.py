@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import signal
+import sys
 import time
 from importlib import metadata
 from typing import TYPE_CHECKING
@@ -262,6 +263,7 @@ def slower():
 
 def fill_disk():
     """From now on no file can grow beyond 2,000 bytes, which fails as a full disk does."""
+    sys.dont_write_bytecode = True  # or modules are left cut off
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 
 
