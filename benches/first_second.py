@@ -135,13 +135,26 @@ def start(folder: Path, questions: Path) -> None:
         )
 
 
+def _make_variant(model: Path, folder: Path, number: int) -> None:
+    """A copy of a model, with numbers of its own in every tensor, as the next checkpoint of a training run has."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    for path in folder.glob("*.safetensors"):
+        torch.manual_seed(number)
+        factors = {name: 1.01 + 0.02 * float(torch.rand(1)) for name in sorted(load_file(path))}
+        tensors = {name: (one.float() * factors[name]).to(one.dtype) for name, one in load_file(path).items()}
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
 def several(model: Path, work: Path, options: list[str]) -> None:
     """Five checkpoints in five calls and in one."""
     models = []
     for number in range(5):
         copy = work / f"copy-{number}"
         if not copy.is_dir():
-            shutil.copytree(model, copy)
+            _make_variant(model, copy, number)
         models.append(str(copy))
     times, found = {}, {}
     for name, calls in {"five calls": [[one] for one in models], "one call": [models]}.items():

@@ -250,6 +250,54 @@ def test_a_base_that_is_not_as_it_was_is_loaded_again_and_that_is_said(
         assert np.array_equal(ours.outcome.loglikelihood, theirs.outcome.loglikelihood)
 
 
+@SAME_CORPORA
+@VERDICTS
+@pytest.mark.filterwarnings("ignore:.*the others are cut off where an adapter:wmdp_fast.exceptions.WmdpFastWarning")
+def test_models_that_differ_in_upper_layers_share_what_enters_these(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    peft = pytest.importorskip("peft", reason="needs peft: pip install 'wmdp-fast[peft]'")
+    monkeypatch.setattr("wmdp_fast.scoring.trunk._LEAST_TOKENS", 0)
+    base = demo.model_path()
+    for seed, layers in enumerate(([4, 5], [4], [0])):
+        model = AutoModelForCausalLM.from_pretrained(base)
+        torch.manual_seed(seed)
+        config = peft.LoraConfig(
+            r=2, target_modules=["q_proj", "up_proj"], layers_to_transform=layers, init_lora_weights=False
+        )
+        peft.get_peft_model(model, config).save_pretrained(tmp_path / f"adapter-{seed}")
+    settings = wf.RMUConfig(layer_id=4, learning_rate=0.05, max_steps=1, batch_size=2, steering_coeff=5.0, alpha=1.0)
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"words of {word}"}) + "\n" for word in ("one", "two", "three")))
+    wf.unlearn(base, forget=texts, retain=texts, config=settings, output=tmp_path / "out", device="cpu", progress=False)
+    adapters = [ModelSpec(base, peft=tmp_path / f"adapter-{seed}") for seed in range(3)]
+    specs = [
+        ModelSpec(base),
+        *adapters,
+        ModelSpec(base),
+        ModelSpec(f"{base}+{tmp_path / 'out'}"),
+        ModelSpec(tmp_path / "out"),
+    ]
+    options = {**TASKS, "limit": 20, "engine": "trie", "dtype": "float32"}
+    together = list(wf.evaluate_many(specs, **options))
+    told = []
+    for scored in together:
+        assert scored.result is not None
+        alone = wf.evaluate(scored.spec.model, peft=scored.spec.peft, **options)
+        for name, task in alone.tasks.items():
+            ours, theirs = scored.result.tasks[name].outcome, task.outcome
+            assert np.array_equal(ours.loglikelihood, theirs.loglikelihood)
+        trunk = scored.result.to_json()["wmdp_fast"].get("shared_trunk")
+        told.append(None if trunk is None else (trunk["layers"], trunk["states"]))
+        assert "shared_trunk" not in alone.details
+    given = ["eval", base, "--adapters", f"{tmp_path / 'adapter-0'},{tmp_path / 'adapter-1'}", "--timings"]
+    assert cli.main([*given, "--tasks", str(TASKS["tasks"]), "--limit", "20", "--device", "cpu", "--quiet"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("layers 0 to 3: their output")]
+    assert [line.split(") ")[1] for line in lines] == ["was kept for the next model", "is that of a model before"]
+    # For an adapter the embedding is cut to the tokenizer; the one on layer 0 has nothing in common with its neighbors.
+    assert told == [(4, "kept"), (4, "kept"), (4, "taken"), None, (2, "kept"), (2, "taken"), (2, "taken")]
+
+
 class Finished:
     """Two models that were scored into a folder; counts what is loaded afterwards."""
 

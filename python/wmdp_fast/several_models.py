@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from wmdp_fast._rust import ReadAhead
+    from wmdp_fast.checkpoints.lower_layers import StoredWeights
     from wmdp_fast.results.result import EvalResult
     from wmdp_fast.results.saved import SavedResults
     from wmdp_fast.scoring.backend import Backend
     from wmdp_fast.scoring.model_source import ModelSource, OnTokenizer
+    from wmdp_fast.scoring.trunk import SharedTrunk
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -302,11 +304,13 @@ def _scored(
     ahead: list[ReadAhead | None],
 ) -> Iterator[ScoredModel]:
     """Scores models in their turn; `ahead` is what reads the files of the one whose turn is next."""
+    trunks = _Trunks(specs)
     for place, (spec, source, keeping) in enumerate(zip(specs, sources, keepings, strict=True)):
         following, base = (specs[place + 1], bases[place + 1]) if place + 1 < len(specs) else (None, None)
         keeps_base = base is not None and base is bases[place]
         try:
-            result = evaluation.of(_then_reading(source, following, keeps_base, ahead), keeping, clock)
+            reading = _then_reading(source, following, keeps_base, ahead)
+            result = evaluation.of(trunks.shared_by(reading, place), keeping, clock)
             scored = ScoredModel(spec, result, None)
         except Exception as error:
             # The variables in its traceback would hold the model.
@@ -331,3 +335,65 @@ def _then_reading(
         return backend
 
     return replace(source, open=opened)
+
+
+class _Trunks:
+    """What models that follow each other and have their lowest layers in common pass on, see `scoring.trunk`.
+
+    Args:
+        specs: The models.
+    """
+
+    def __init__(self, specs: Sequence[ModelSpec]) -> None:
+        self._specs = specs
+        self._stored: dict[int, StoredWeights | None] = {}
+        self._trunk: SharedTrunk | None = None
+        self._models = range(0)
+
+    def shared_by(self, source: ModelSource, place: int) -> ModelSource:
+        """A model's source that has its part in what is shared."""
+
+        def opened(on_tokenizer: OnTokenizer, clock: PhaseClock) -> Backend:
+            backend = source.open(on_tokenizer, clock)
+            # Importing this imports torch, which is loaded by now.
+            from wmdp_fast.scoring.local import LocalModel
+
+            return replace(backend, trunk=self._of(place)) if isinstance(backend, LocalModel) else backend
+
+        return replace(source, open=opened)
+
+    def _of(self, place: int) -> SharedTrunk | None:
+        """That of a model and of its neighbors; None if they have too little in common."""
+        if place not in self._models:
+            from wmdp_fast.scoring.trunk import SharedTrunk
+
+            self._models, below = self._group(place)
+            self._trunk = SharedTrunk(below) if len(self._models) > 1 else None
+            for done in [one for one in self._stored if one < self._models.stop - 1]:
+                del self._stored[done]
+        return self._trunk
+
+    def _group(self, first: int) -> tuple[range, int]:
+        """The models from one on that have enough of their lowest layers in common, and how many layers these are."""
+        from wmdp_fast.checkpoints.lower_layers import layers_in_common
+        from wmdp_fast.scoring.trunk import least_layers
+
+        below, stop = 0, first + 1
+        while stop < len(self._specs):
+            one, other = self._weights(stop - 1), self._weights(stop)
+            if one is None or other is None:
+                break
+            common = layers_in_common(one, other)
+            common = common if stop == first + 1 else min(below, common)
+            if common < least_layers(one.num_layers):
+                break
+            below, stop = common, stop + 1
+        return range(first, stop), below
+
+    def _weights(self, place: int) -> StoredWeights | None:
+        if place not in self._stored:
+            from wmdp_fast.checkpoints.lower_layers import stored_weights
+
+            spec = self._specs[place]
+            self._stored[place] = stored_weights(spec.model, revision=spec.revision, peft=spec.peft)
+        return self._stored[place]

@@ -61,12 +61,13 @@ def read_ahead(
         base, delta = parts_of(model)
     except ModelError:
         return None
-    of_adapter = [] if peft is None else _files(peft, None)
-    files = [*_files(base, revision), *of_adapter, *([] if delta is None else [delta])]
+    of_adapter = [] if peft is None else files_here(peft, None)
+    files = [*files_here(base, revision), *of_adapter, *([] if delta is None else [delta])]
     return ReadAhead(files, last_layer=last_layer) if files else None
 
 
-def _files(model: str | PathLike[str], revision: str | None) -> list[Path]:
+def files_here(model: str | PathLike[str], revision: str | None) -> list[Path]:
+    """Those files of a model's tokenizer and weights, or of an adapter, that are on this machine; no hub is asked."""
     name = os.fspath(model)
     folder = Path(name).expanduser()
     if not folder.is_dir():

@@ -365,8 +365,19 @@ def _notes(result: EvalResult | SavedResults, arguments: argparse.Namespace, *, 
         return
     if arguments.timings:
         print(timings_table(result.timings, None if several else result.started), file=sys.stderr)
+        if (trunk := result.details.get("shared_trunk")) is not None:
+            print(_about_trunk(trunk), file=sys.stderr)
     if result.saved_to is not None and not arguments.quiet:
         print(f"results: {result.saved_to}", file=sys.stderr)
+
+
+def _about_trunk(trunk: Mapping[str, Any]) -> str:
+    """What became of the lower layers that a model seems to share with its neighbors."""
+    layers = f"layers 0 to {trunk['layers'] - 1}"
+    if trunk["states"] is None:
+        return f"{layers} look like a neighbor's, and were run all the same: {trunk['why_not']}"
+    what = {"kept": "was kept for the next model", "taken": "is that of a model before"}[trunk["states"]]
+    return f"{layers}: their output ({trunk['bytes'] / 1e6:.1f} MB) {what}"
 
 
 def _show_prompts(arguments: argparse.Namespace, options: dict[str, Any]) -> int:

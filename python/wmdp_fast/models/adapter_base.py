@@ -105,17 +105,13 @@ class AdapterBase:
 
 def state_of(model: torch.nn.Module) -> tuple[object, ...]:
     """What tells whether a model was changed: attributes, modules, hooks, and the sum of each parameter's bytes."""
-    import torch
-
-    def about(parameter: torch.nn.Parameter) -> tuple[object, ...]:
-        as_bytes = parameter.detach().contiguous().reshape(-1).view(torch.uint8)
-        return tuple(parameter.shape), parameter.dtype, int(as_bytes.sum(dtype=torch.int64))
+    from wmdp_fast.models.byte_sums import sum_of_bytes
 
     modules = [
         (name, type(module), len(module._forward_hooks), len(module._forward_pre_hooks))
         for name, module in model.named_modules()
     ]
-    parameters = [(name, about(parameter)) for name, parameter in model.named_parameters()]
+    parameters = [(name, tuple(one.shape), one.dtype, sum_of_bytes(one)) for name, one in model.named_parameters()]
     return frozenset(vars(model)), tuple(modules), tuple(parameters)
 
 

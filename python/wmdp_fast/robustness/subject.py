@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
+from wmdp_fast.models.byte_sums import sum_of_bytes
 from wmdp_fast.prompts.documents import CorpusTokens, load_corpus
 
 if TYPE_CHECKING:
@@ -130,9 +131,6 @@ class Subject:
 
 def fingerprint(network: nn.Module) -> tuple[int, ...]:
     """What tells whether a model was changed: of each parameter the sum of its bytes, and how many hooks there are."""
-    sums = [
-        int(parameter.detach().contiguous().reshape(-1).view(torch.uint8).sum(dtype=torch.int64))
-        for parameter in network.parameters()
-    ]
+    sums = [sum_of_bytes(parameter) for parameter in network.parameters()]
     hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules())
     return (*sums, hooks)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from wmdp_fast._rust import Prompts, Requests
     from wmdp_fast.models.load import LoadedModel
     from wmdp_fast.scoring.scores import PartialScores, Scores
-
+    from wmdp_fast.scoring.trunk import SharedTrunk
 
 _CODE = ("wmdp_fast", "torch", "transformers", "peft")
 
@@ -35,11 +35,13 @@ class LocalModel:
         loaded: The model.
         load: How it was loaded.
         options: How it is scored.
+        trunk: What passes the lower layers' output on between models that have these in common.
     """
 
     loaded: LoadedModel
     load: LoadOptions
     options: ScoreOptions
+    trunk: SharedTrunk | None = None
 
     @property
     def name(self) -> str:
@@ -154,6 +156,7 @@ class LocalModel:
             score_mode=self.options.score_mode,
             progress=progress,
             partial=partial,
+            trunk=self.trunk,
         )
 
     def score_windows(

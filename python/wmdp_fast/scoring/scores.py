@@ -47,6 +47,8 @@ class Scores:
         engine: Which way of scoring made them.
         why_not_trie: Why they were not scored by trie, if that was tried.
         streamed: Of a model whose weights are streamed, what reading them has cost.
+        shared_trunk: Of a model whose lower layers seem to be those of one before or after it: how many these are, and
+            whether their output was `kept`, `taken` over, or neither, with the reason.
     """
 
     loglikelihood: NDArray[np.float64]
@@ -60,11 +62,12 @@ class Scores:
     engine: str
     why_not_trie: str | None = None
     streamed: dict[str, Any] | None = None
+    shared_trunk: dict[str, Any] | None = None
 
     def cost(self) -> dict[str, Any]:
         """What results say they cost."""
-        streamed = {} if self.streamed is None else {"streamed": self.streamed}
-        return streamed | {
+        own = {"streamed": self.streamed, "shared_trunk": self.shared_trunk}
+        return {name: found for name, found in own.items() if found is not None} | {
             "token_budget": self.token_budget,
             "batches": self.batches,
             "tokens_run": self.tokens_run,

@@ -45,6 +45,7 @@ from wmdp_fast.scoring.padded import (
 )
 from wmdp_fast.scoring.scores import NAN_ADVICE, PartialScores, Scores, TargetScores, look_up
 from wmdp_fast.scoring.streamed import Batch, Needs, about_streaming, for_trials, refuse_unproven, scored_in_chunks
+from wmdp_fast.scoring.trunk import Passes, RunPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from wmdp_fast.models.load import LoadedModel
     from wmdp_fast.models.streamed import StreamedModel
     from wmdp_fast.scoring.scores import ScoreMode
+    from wmdp_fast.scoring.trunk import SharedTrunk
 
 Engine = Literal["auto", "trie", "padded"]
 """Which way to score: `"trie"` or fail, `"padded"`, or `"auto"`: by trie if the model can and proves it."""
@@ -74,10 +76,11 @@ def score(
     progress: Callable[[int, int], None] | None = None,
     partial: PartialScores | None = None,
     compiled: bool = False,
+    trunk: SharedTrunk | None = None,
 ) -> Scores:
     """Scores all requests the fastest way that is right for the model; see `score_trie` and `score_padded`.
 
-    `compiled` is for scoring by trie; padded rows are never compiled.
+    `compiled` and `trunk` are for scoring by trie; padded rows are never compiled, and each run through all layers.
 
     Warns:
         WmdpFastWarning: `engine` is `"auto"` and the model cannot be scored by trie; the message says why.
@@ -89,7 +92,9 @@ def score(
     refuse_unknown_in_requests(loaded.model, loaded.tokenizer, requests)
     with only_user(loaded.model):
         options: dict[str, Any] = {"token_budget": token_budget, "score_mode": score_mode, "progress": progress}
-        scores = _score_by(engine, loaded, requests, partial, compiled=compiled, **options)
+        scores = _score_by(engine, loaded, requests, partial, compiled=compiled, trunk=trunk, **options)
+    if trunk is not None:
+        scores = replace(scores, shared_trunk=trunk.about)
     return scores if loaded.streamed is None else replace(scores, streamed=asdict(loaded.streamed.cost))
 
 
@@ -100,12 +105,15 @@ def _score_by(
     partial: PartialScores | None,
     *,
     compiled: bool,
+    trunk: SharedTrunk | None,
     **options: Any,
 ) -> Scores:
     why_not_trie = None
+    if trunk is not None:
+        trunk.refuse("the run is not by trie")
     if engine != "padded":
         try:
-            return score_trie(loaded, requests, partial=partial, compiled=compiled, **options)
+            return score_trie(loaded, requests, partial=partial, compiled=compiled, trunk=trunk, **options)
         except NotPackableError as error:
             if engine == "trie":
                 raise NotPackableError(
@@ -140,6 +148,7 @@ def score_trie(
     progress: Callable[[int, int], None] | None = None,
     partial: PartialScores | None = None,
     compiled: bool = False,
+    trunk: SharedTrunk | None = None,
 ) -> Scores:
     """Scores all requests by trie.
 
@@ -155,6 +164,8 @@ def score_trie(
             interrupted. What is finished in it before the first path that is not is not scored again.
         compiled: Whether to compile parts of the model first, see `compiled_parts`. That takes up to a minute, and
             pays in long runs.
+        trunk: What passes the lower layers' output on from a model before and to the next one, where these are the same
+            and it is worth it.
 
     Raises:
         NotPackableError: The model cannot be scored by trie, or its scores by trie are not those on padded rows.
@@ -169,16 +180,21 @@ def score_trie(
         if compiled:
             raise ModelError(f"{loaded.name} is streamed, so its layers cannot be compiled: leave compiled out")
         loaded = replace(loaded, streamed=replace(loaded.streamed, fuse=True))
-    with for_trials(loaded) as plain:
-        reason = why_not(plain.model, longest_row(requests)) or _why_not_proven(plain, requests)
-    if reason:
-        raise NotPackableError(reason)
-    refuse_unproven(loaded, lambda model: _of_excerpts(model, excerpts_of(model.model, requests), score_mode))
     planning = time.perf_counter()
     trie = Trie(requests)
     partial.seconds_waiting += time.perf_counter() - planning
+    if trunk is not None:
+        why = "its layers are compiled" if compiled else trunk.why_not(loaded, trie.num_tokens)
+        if why is not None:
+            trunk.refuse(why)
+            trunk = None
+    with for_trials(loaded) as plain:
+        reason = why_not(plain.model, longest_row(requests)) or _why_not_proven(plain, requests, trunk)
+    if reason:
+        raise NotPackableError(reason)
+    refuse_unproven(loaded, lambda model: _of_excerpts(model, excerpts_of(model.model, requests), score_mode))
     partial.seconds += time.perf_counter() - begin
-    return _score(loaded, requests, trie, token_budget, score_mode, partial, progress, compiled=compiled)
+    return _score(loaded, requests, trie, token_budget, score_mode, partial, progress, compiled=compiled, trunk=trunk)
 
 
 def why_not(
@@ -233,8 +249,10 @@ def _why_not_as_long(model: torch.nn.Module, longest: int) -> str | None:
     return None
 
 
-def _why_not_proven(loaded: LoadedModel, requests: Requests) -> str | None:
+def _why_not_proven(loaded: LoadedModel, requests: Requests, trunk: SharedTrunk | None = None) -> str | None:
     """Scores excerpts both ways; the difference in a log-probability, if it is more than rounding explains.
+
+    A trunk is proven with the same excerpts.
 
     Or what was raised by trie: the model's own code may look at what stands in for its mask, or do anything else.
 
@@ -242,24 +260,33 @@ def _why_not_proven(loaded: LoadedModel, requests: Requests) -> str | None:
         ModelError: The model cannot be scored on padded rows either, or memory ran out.
     """
     excerpts = excerpts_of(loaded.model, requests)
-    # All logits are few here, and whether the model can do without is tried by whoever needs to know.
-    expected = score_padded(loaded, excerpts, every_logit=True).loglikelihood
+    trial, reason, found = None if trunk is None else trunk.trial(), None, np.empty(0)
     try:
-        found = _of_excerpts(loaded, excerpts, "float32")
+        found = _of_excerpts(loaded, excerpts, "float32", trial)
     except NotPackableError as error:
-        return str(error)
+        reason = str(error)
     except Exception as error:
         if is_out_of_memory(error) or (isinstance(error, ModelError) and str(error) != NAN_ADVICE):
             raise
-        return f"tried by trie, {what_was_raised(error)}"
+        reason = f"tried by trie, {what_was_raised(error)}"
+    # All logits are few here, and whether the model can do without is tried by whoever needs to know.
+    expected = score_padded(loaded, excerpts, every_logit=True).loglikelihood
+    if reason is not None:
+        return reason
+    if trunk is not None and trial is not None:
+        # Other rows have gone through all layers meanwhile, if the model remembers something of the last ones.
+        trunk.prove(trial, found, lambda: _of_excerpts(loaded, excerpts, "float32", trial))
     return _difference(expected, found, loaded.dtype)
 
 
-def _of_excerpts(loaded: LoadedModel, excerpts: Requests, score_mode: ScoreMode) -> NDArray[np.float64]:
+def _of_excerpts(
+    loaded: LoadedModel, excerpts: Requests, score_mode: ScoreMode, trunk: SharedTrunk | None = None
+) -> NDArray[np.float64]:
     """Scores of excerpts by trie, with a budget that cuts it, so that carrying over is tried too."""
     trie = Trie(excerpts)
     empty = PartialScores.empty(excerpts.num_choices)
-    return _score(loaded, excerpts, trie, -(-trie.num_tokens // 2), score_mode, empty).loglikelihood
+    budget = -(-trie.num_tokens // 2)
+    return _score(loaded, excerpts, trie, budget, score_mode, empty, trunk=trunk).loglikelihood
 
 
 def _difference(expected: NDArray[np.float64], found: NDArray[np.float64], dtype: torch.dtype) -> str | None:
@@ -291,6 +318,7 @@ def _score(
     progress: Callable[[int, int], None] | None = None,
     *,
     compiled: bool = False,
+    trunk: SharedTrunk | None = None,
 ) -> Scores:
     """Scores by trie."""
     tokens = _TokenScores(requests)
@@ -314,14 +342,20 @@ def _score(
             needed: Mapping[int, bool] = defaultdict(lambda: True)
             if partial.finished.any():
                 needed = tokens.needed(trie.batches(budget, readouts, start), partial.finished)
-            pipeline = _Pipeline(loaded, lm_head, trie, tokens, partial, score_mode, progress, begin)
+            passes = Passes()
+            if trunk is not None:
+                plan = RunPlan(requests.content_hash, budget, readouts, start)
+                passes = trunk.passes(loaded, plan, trie.num_tokens, whole=not partial.finished.any())
+            pipeline = _Pipeline(loaded, lm_head, trie, tokens, partial, score_mode, progress, begin, passes)
             if loaded.streamed is None:
                 failed = pipeline.run(trie.batches(budget, readouts, start), needed)
             else:
                 needs = _needs(loaded, requests, trie, budget, logits=lm_head is None)
                 failed = pipeline.run_streamed(trie.batches(budget, readouts, start), needed, loaded.streamed, needs)
             done = failed is None
-            if failed is not None:
+            if failed is None:
+                passes.finish()
+            else:
                 # The budget of the batches to come; the paths that this one was in are begun again.
                 refuse_smaller(loaded, budget)
                 budget = _smaller_budget(failed, loaded.device)
@@ -354,6 +388,7 @@ class _Pipeline:
     score_mode: ScoreMode
     progress: Callable[[int, int], None] | None
     begin: float
+    passes: Passes
 
     def run(self, batches: Iterator[TrieBatch], needed: Mapping[int, bool]) -> TrieBatch | None:
         """Runs the batches that are needed; returns the one for which memory ran out, if one did."""
@@ -371,7 +406,8 @@ class _Pipeline:
                 if not needed[index]:
                     cache.skip(batch.num_carried, batch.keep)
                     continue
-                started = self._start(batch, cache, None if pending is None else pending.ended)
+                with self.passes.batch(index):
+                    started = self._start(batch, cache, None if pending is None else pending.ended)
                 # Nothing of the batch before may be lost, whatever becomes of this one.
                 pending, before = None, pending
                 if before is not None:
