@@ -290,7 +290,7 @@ def test_models_that_differ_in_upper_layers_share_what_enters_these(
         trunk = scored.result.to_json()["wmdp_fast"].get("shared_trunk")
         told.append(None if trunk is None else (trunk["layers"], trunk["states"]))
         assert "shared_trunk" not in alone.details
-    given = ["eval", base, "--adapters", f"{tmp_path / 'adapter-0'},{tmp_path / 'adapter-1'}", "--timings"]
+    given = ["eval", str(base), "--adapters", f"{tmp_path / 'adapter-0'},{tmp_path / 'adapter-1'}", "--timings"]
     assert cli.main([*given, "--tasks", str(TASKS["tasks"]), "--limit", "20", "--device", "cpu", "--quiet"]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("layers 0 to 3: their output")]
     assert [line.split(") ")[1] for line in lines] == ["was kept for the next model", "is that of a model before"]

@@ -15,6 +15,7 @@ from wmdp_fast.checkpoints.weight_files import ADAPTER_CONFIG, CONFIG
 from wmdp_fast.evaluation import Evaluation, Keeping, has_results, model_named_first
 from wmdp_fast.exceptions import WmdpFastError
 from wmdp_fast.models.adapter_base import AdapterBase
+from wmdp_fast.models.kept_tokenizer import KeptTokenizer
 from wmdp_fast.prompts.options import PromptOptions
 from wmdp_fast.results.paths import names_a_file, output_folder, sanitize_model_name
 from wmdp_fast.runtime.clock import PhaseClock
@@ -156,11 +157,12 @@ def evaluate_many(
     for spec, one in zip(specs, keepings, strict=True):
         if one.output is not None:
             check_folder(output_folder(one.output, os.fspath(spec.model)))
+    tokenizers = KeptTokenizer()
 
     def source_of(spec: ModelSpec, shared: AdapterBase | None = None) -> ModelSource:
         load = replace(loading, revision=spec.revision, peft=spec.peft)
-        has_text = bool(texts.get("text"))
-        return model_source(spec.model, load, scoring, resume=keeping.resume, has_text=has_text, shared=shared)
+        options: dict[str, Any] = {"resume": keeping.resume, "has_text": bool(texts.get("text"))}
+        return model_source(spec.model, load, scoring, **options, shared=shared, tokenizers=tokenizers)
 
     sources = [source_of(spec) for spec in specs]
     clock = PhaseClock()

@@ -21,6 +21,8 @@ from wmdp_fast.runtime.ranks import place_of_process
 from wmdp_fast.scoring.server import Server
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from wmdp_fast.results.result import EvalResult
     from wmdp_fast.several_models import ModelSpec, ScoredModel
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+    from wmdp_fast.models.kept_tokenizer import KeptTokenizer
     from wmdp_fast.models.locate import Files
 
 # lm-eval's default where neither the configuration nor the tokenizer knows a limit.
@@ -56,6 +57,7 @@ def load_tokenizer_only(
     revision: str | None = None,
     trust_remote_code: bool = False,
     files: Files | None = None,
+    kept: KeptTokenizer | None = None,
 ) -> TokenizerOnly:
     """Loads a model's tokenizer as `load_model` does; of the model only `config.json` is needed.
 
@@ -65,6 +67,7 @@ def load_tokenizer_only(
         revision: Branch, tag or commit of the model on the hub.
         trust_remote_code: Whether to run Python code that comes with the model.
         files: Where the model's files are, if they have been found.
+        kept: Has the tokenizer of a model before, if that may be this one's too.
 
     Raises:
         DataUnavailableError: The model is gated, missing or out of reach; the message says what to do.
@@ -76,9 +79,11 @@ def load_tokenizer_only(
     source: dict[str, Any] = {"revision": files.commit or revision, "trust_remote_code": trust_remote_code}
     where = files.address(name_or_path)
     config = check_config(files.folder, where, source)
-    loaded = load_tokenizer(
-        tokenizer or where, {"trust_remote_code": trust_remote_code} if isinstance(tokenizer, str) else source
-    )
+    if kept is not None and tokenizer is None and not trust_remote_code:
+        loaded = kept.of(files.folder, lambda: load_tokenizer(where, source))
+    else:
+        own = {"trust_remote_code": trust_remote_code} if isinstance(tokenizer, str) else source
+        loaded = load_tokenizer(tokenizer or where, own)
     prefix = prefix_token_id(loaded)
     if prefix is None:
         raise TokenizerError(

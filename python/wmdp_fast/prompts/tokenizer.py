@@ -95,6 +95,7 @@ class BackgroundTokenizer:
         self._selection = selection
         self._begun: Future[Tokenizer] | None = None
         self._made_of: dict[str, Any] = {}
+        self._made_for: tuple[object, ...] = ()
         self._ahead: Future[Requests] | None = None
         self._asked: tuple[list[Prompts], int] | None = None
 
@@ -150,9 +151,13 @@ class BackgroundTokenizer:
         if model.tokenizer is None or model.prefix_token_id is None:
             return False
         special = self._selection.compat.add_special_tokens(model.model_type)
+        # Of the very same tokenizer nothing needs to be written down and compared, which takes longer than tokenizing.
+        if self._made_for == (model.tokenizer, model.prefix_token_id, special):
+            return True
         return _arguments(model.tokenizer, model.prefix_token_id, special) == self._made_of
 
     def _load(self, tokenizer: PreTrainedTokenizerBase, prefix_token_id: int, model_type: str) -> Tokenizer:
         special = self._selection.compat.add_special_tokens(model_type)
         self._made_of = _arguments(tokenizer, prefix_token_id, special)
+        self._made_for = tokenizer, prefix_token_id, special
         return Tokenizer(**self._made_of)

@@ -67,12 +67,20 @@ def git_commit() -> str | None:
 
 
 def _installed(package: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version  # As above.
+    from importlib.metadata import PackageNotFoundError  # As above.
 
     try:
-        return version(package)
+        return _version(package)
     except PackageNotFoundError:
         return None
+
+
+@functools.cache
+def _version(package: str) -> str:
+    """What is installed; reading that takes 5 ms, and a package that was imported stays as it is."""
+    from importlib.metadata import version  # As above.
+
+    return version(package)
 
 
 def is_intel() -> bool:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wmdp_fast.models.adapter_base import AdapterBase
+    from wmdp_fast.models.kept_tokenizer import KeptTokenizer
     from wmdp_fast.models.load import LoadedModel
     from wmdp_fast.models.tokenizer_only import TokenizerOnly
     from wmdp_fast.prompts.tokenizer import ReadsTokens
@@ -60,6 +61,7 @@ def model_source(
     resume: bool = False,
     has_text: bool = False,  # noqa: ARG001 (a model in memory reads texts too)
     shared: AdapterBase | None = None,  # noqa: ARG001 (it is there already)
+    tokenizers: KeptTokenizer | None = None,  # noqa: ARG001 (likewise)
 ) -> ModelSource:
     """Checks that options fit the model, which is loaded or connected to later.
 
@@ -71,6 +73,7 @@ def model_source(
         resume: Whether an earlier run of the model is to be recognized.
         has_text: Whether texts are to be read.
         shared: Keeps a model of files for the next source, which differs from this one in its adapter alone.
+        tokenizers: Keeps the tokenizer of files for the next source, which may have the same.
 
     Raises:
         ValueError: An option does not apply to such a model.
@@ -93,6 +96,7 @@ def _of_files(
     *,
     resume: bool = False,
     shared: AdapterBase | None = None,
+    tokenizers: KeptTokenizer | None = None,
     **_: bool,
 ) -> ModelSource:
     if resume and load.allow_missing:
@@ -104,7 +108,7 @@ def _of_files(
     found = OnDisk(where, load)
     return ModelSource(
         where,
-        lambda on_tokenizer, clock: _loaded(found, load, score, on_tokenizer, clock, shared),
+        lambda on_tokenizer, clock: _loaded(found, load, score, on_tokenizer, clock, shared, tokenizers),
         None if load.tokenizer is not None and not isinstance(load.tokenizer, (str, os.PathLike)) else found.identity,
     )
 
@@ -179,6 +183,7 @@ def _loaded(
     on_tokenizer: OnTokenizer,
     clock: PhaseClock,
     shared: AdapterBase | None,
+    tokenizers: KeptTokenizer | None,
 ) -> LocalModel:
     """Files first, then the tokenizer, then what is slow: transformers' code for models, and the weights."""
     from wmdp_fast.models.tokenizer_only import load_tokenizer_only
@@ -194,6 +199,7 @@ def _loaded(
             revision=load.revision,
             trust_remote_code=load.trust_remote_code,
             files=files,
+            kept=tokenizers,
         )
     on_tokenizer(opened)
     with clock("import"), not_collecting():
