@@ -180,6 +180,12 @@ def test_a_folder_of_runs_is_compared_with_its_first(
     assert cli.main(["show", str(tmp_path / "runs"), "--ascii"]) == 0
     shown = capsys.readouterr().out
     assert shown.index("org/base") < shown.index("org/unlearned")
+    # What a folder holds is there once, also if it is named beside it; numbers belong to the whole of it.
+    inner = tmp_path / "runs" / "a"
+    assert compare(tmp_path / "runs", inner).names == comparison.names
+    assert compare(inner, tmp_path / "runs").names == comparison.names[::-1]
+    assert cli.main(["compare", str(tmp_path / "runs"), str(inner), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["contrasts"]) == 1
     # One model is not two.
     with pytest.raises(SystemExit, match="2"):
         cli.main(["compare", str(tmp_path / "runs" / "z")])
@@ -460,6 +466,26 @@ def test_a_file_whose_numbers_are_not_those_of_its_samples_is_noted(
     for before, after in (("lm-eval", "wmdp-fast"), ("wmdp-fast", "lm-eval")):
         [contrast] = compare(runs[before, "base"], runs[after, "unlearned"]).contrasts
         assert not [note for note in contrast.notes if "its samples give" in note]
+
+
+@pytest.mark.parametrize("with_samples", [True, False])
+@pytest.mark.parametrize("program", ["wmdp-fast", "lm-eval"])
+def test_a_group_whose_number_is_no_mean_of_its_tasks_is_noted(
+    runs: dict[tuple[str, str], Path], tmp_path: Path, program: str, with_samples: bool
+) -> None:
+    results = runs[program, "base"]
+    folder = changed(results, tmp_path / "edited", "birds", lambda _line: None)
+    for samples in () if with_samples else list(folder.glob("samples_*")):
+        samples.unlink()
+    raw = json.loads((folder / results.name).read_text(encoding="utf-8"))
+    [contrast] = compare(folder, runs["wmdp-fast", "unlearned"]).contrasts
+    assert not [note for note in contrast.notes if "its tasks give" in note]
+    true = raw["results"]["animals"]["acc,none"]
+    raw["results"]["animals"]["acc,none"] = 0.0625
+    (folder / results.name).write_text(json.dumps(raw), encoding="utf-8")
+    [contrast] = compare(folder, runs["wmdp-fast", "unlearned"]).contrasts
+    [note] = [note for note in contrast.notes if "its tasks give" in note]
+    assert note == f"{folder / results.name}, animals: the results file says acc = 0.0625, its tasks give {true!r}"
 
 
 def test_runs_of_two_versions_are_told(runs: dict[tuple[str, str], Path], tmp_path: Path) -> None:

@@ -54,6 +54,14 @@ def test_a_row_says_what_was_measured_and_what_was_not_run() -> None:
     assert base.missing(found.measures[-1]).text == "n/a"
 
 
+def test_without_an_attack_no_note_tells_of_the_worst() -> None:
+    asked = [run("unlearned", "ask", reading(0.3, 0.6)), run("base", "ask", reading(0.8, 0.6))]
+    text = str(wf.table(attacked("org/rmu", 0.3, 0.7, runs=asked)))
+    assert "`ask` is no attack: accuracy on the half of the questions on which attacks are reported" in text
+    assert "worst attack" not in text
+    assert "which attack is the worst" not in text
+
+
 def test_methods_are_compared_on_the_same_questions_and_corrected_by_holm() -> None:
     found = wf.table(attacked("a", 0.3, 0.7), attacked("b", 0.3, 0.4), attacked("c", 0.3, 0.68))
     worst = {(test.first, test.second): test for test in found.tests if test.measure.startswith("worst")}

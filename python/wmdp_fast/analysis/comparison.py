@@ -21,7 +21,7 @@ from wmdp_fast.analysis.statistics import correct_answers, letters_of, paired_st
 from wmdp_fast.results.letters import letter_notes
 from wmdp_fast.results.perplexity import METRICS, change
 from wmdp_fast.results.result import from_evaluation
-from wmdp_fast.results.saved import SavedGroup, SavedResults, SavedTask, read_runs
+from wmdp_fast.results.saved import SavedGroup, SavedResults, SavedTask, each_once, read_runs
 from wmdp_fast.runtime.tables import frame
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def compare(
         >>> [(row.n, row.right_to_wrong, row.p) for row in contrast.rows if row.metric == "acc"]
         [(8, 0, 1.0)]
     """
-    read = tuple(run for one in results for run in _read(one))
+    read = tuple(each_once([run for one in results for run in _read(one)]))
     if len(read) < 2:
         raise ValueError("a comparison needs two runs or more")
     called = _names(read, names)

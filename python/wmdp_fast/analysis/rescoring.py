@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from wmdp_fast import _rust
 from wmdp_fast.analysis.statistics import Description, correct_answers, describe_group, describe_task, near_tie_margin
 from wmdp_fast.exceptions import DatasetError
 from wmdp_fast.results.paths import SAMPLES_NAME, find_results, samples_file
-from wmdp_fast.results.saved import RECOMPUTABLE, SavedResults, SavedTask, read_results
+from wmdp_fast.results.saved import RECOMPUTABLE, SavedGroup, SavedResults, SavedTask, read_results
 
 if TYPE_CHECKING:
     import os
@@ -198,6 +200,23 @@ def contradictions(results: SavedResults) -> Iterator[str]:
             if correct is not None and not math.isclose(said, correct.mean(), rel_tol=_TOLERANCE, abs_tol=1e-12):
                 yield f"{name}: the results file says {metric} = {said!r}, its samples give {float(correct.mean())!r}"
         yield from _mismatched_lines(task)
+    for group in results.groups.values():
+        yield from _contradicted_group(group, results.tasks)
+
+
+def _contradicted_group(group: SavedGroup, tasks: Mapping[str, SavedTask]) -> Iterator[str]:
+    """Where a group's accuracy is no mean of its tasks' as the file has them, over questions or (lm-eval) over tasks."""
+    leaves = [tasks[leaf] for leaf in group.leaves if leaf in tasks]
+    for metric, said in group.metrics.items() if len(leaves) == len(group.leaves) else ():
+        having = [task for task in leaves if metric in task.metrics]
+        sizes = [task.n for task in having]
+        if metric not in RECOMPUTABLE or not having or None in sizes or not all(sizes):
+            continue
+        values = [task.metrics[metric] for task in having]
+        over_questions = float(np.average(values, weights=np.array(sizes, dtype=np.float64)))
+        means = (over_questions, float(np.mean(values)))
+        if not any(math.isclose(said, mean, rel_tol=_TOLERANCE, abs_tol=1e-12) for mean in means):
+            yield f"{group.name}: the results file says {metric} = {said!r}, its tasks give {over_questions!r}"
 
 
 def _mismatched_lines(task: SavedTask) -> Iterator[str]:

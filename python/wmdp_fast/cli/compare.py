@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from wmdp_fast.analysis.comparison import compare
 from wmdp_fast.analysis.run_order import order_doubt
 from wmdp_fast.cli.options import names, share
-from wmdp_fast.results.saved import read_runs
+from wmdp_fast.results.saved import each_once, read_runs
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.files import check_file, write_whole
 
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.fail("a comparison needs two results or more, or a folder of them")
     if arguments.html is not None:
         check_file(arguments.html)
-    runs = [run for path in arguments.results for run in read_runs(path)]
+    runs = each_once([run for path in arguments.results for run in read_runs(path)])
     if len(runs) < 2:
         arguments.fail(f"a comparison needs two results or more; {arguments.results[0]} holds those of one model")
     comparison = compare(

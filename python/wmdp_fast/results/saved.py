@@ -20,7 +20,7 @@ from wmdp_fast.runtime.tables import aligned, frame, html_table, number_text
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
     import pandas as pd
@@ -376,6 +376,17 @@ def read_runs(path: str | os.PathLike[str]) -> list[SavedResults]:
     found = homes(given, levels=2)
     read = [replace(read_results(files[-1]), newest_of=len(files)) for _, files in sorted(found.items())]
     return sorted(read, key=lambda one: one.raw.get("date") or 0)
+
+
+def each_once(runs: Sequence[SavedResults]) -> list[SavedResults]:
+    """Runs without those that were read before from the same file, as from a folder and from one that is in it.
+
+    If there is but one file, all are left: who compares a run with itself is told so.
+    """
+    found: dict[object, SavedResults] = {}
+    for place, run in enumerate(runs):
+        found.setdefault(place if run.path is None else run.path.resolve(), run)
+    return list(found.values() if len(found) > 1 else runs)
 
 
 def _samples_beside(results: Path, task: str, raw: Mapping[str, Any]) -> _rust.Samples | Documents | None:

@@ -44,12 +44,16 @@ def _how_to_read(rows: Sequence[Row], measures: Sequence[Measure]) -> Iterator[s
     yield "shares in %, with 95 % Wilson intervals"
     if any(measure.unit == "nats" for measure in measures):
         yield "KL (nats a token) and perplexity: 95 % intervals over documents"
-    if any(measure.section == "attacks" for measure in measures):
+    shown = [measure for measure in measures if any(measure.key in row.cells for row in rows)]
+    attacks = [measure for measure in shown if measure.section == "attacks"]
+    if any(measure.title not in (Ask.name, f"{Ask.name}, calibrated") for measure in attacks):
         yield (
             "attacks (`ask` is none): accuracy on the half of the questions on which nothing was chosen; settings, and"
             " which attack is the worst, were chosen on the other half"
         )
-    if any(measure.section == "summary" for measure in measures):
+    elif attacks:
+        yield "`ask` is no attack: accuracy on the half of the questions on which attacks are reported"
+    if any(measure.section == "summary" for measure in shown):
         yield (
             "R: what the worst attack regains of the gap to the base under the same attack; null: the same recipe on"
             " what cannot bring anything back"
