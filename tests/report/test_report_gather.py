@@ -458,6 +458,18 @@ def test_compare_writes_the_same_report(folder, tmp_path):
     assert file.read_text(encoding="utf-8") == again.read_text(encoding="utf-8")
 
 
+def test_a_folder_of_several_models_stands_for_all_of_them_once(folder, tmp_path):
+    several = tmp_path / "several"
+    shutil.copytree(folder / "after", several / "z")
+    shutil.copytree(folder / "before", several / "a")
+    for place, part in enumerate(("z", "a")):
+        [file] = (several / part).rglob("results_*.json")
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"date": 1000.0 + place}))
+    found = find([several, several / "z"]).results
+    assert [one.path.relative_to(several).parts[0] for one in found] == ["z", "a"]
+    assert len(find([several / "z", several / "z"]).results) == 2
+
+
 def test_compare_writes_a_report_for_each_of_several_results(folder, tmp_path):
     runs = [str(folder / name) for name in ("before", "after", "before")]
     assert cli.main(["compare", *runs, "--names", "a,b,c", "--html", str(tmp_path / "compared.html")]) == 0

@@ -184,7 +184,7 @@ def compare(
         >>> [(row.n, row.right_to_wrong, row.p) for row in contrast.rows if row.metric == "acc"]
         [(8, 0, 1.0)]
     """
-    read = tuple(each_once([run for one in results for run in _read(one)]))
+    read = tuple(each_once([_read(one) for one in results]))
     if len(read) < 2:
         raise ValueError("a comparison needs two runs or more")
     called = _names(read, names)

@@ -205,7 +205,7 @@ def contradictions(results: SavedResults) -> Iterator[str]:
 
 
 def _contradicted_group(group: SavedGroup, tasks: Mapping[str, SavedTask]) -> Iterator[str]:
-    """Where a group's accuracy is no mean of its tasks' as the file has them, over questions or (lm-eval) over tasks."""
+    """Where a group's accuracy is no mean of its tasks' as the file has it, over questions or (lm-eval) over tasks."""
     leaves = [tasks[leaf] for leaf in group.leaves if leaf in tasks]
     for metric, said in group.metrics.items() if len(leaves) == len(group.leaves) else ():
         having = [task for task in leaves if metric in task.metrics]

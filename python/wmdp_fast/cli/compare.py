@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.fail("a comparison needs two results or more, or a folder of them")
     if arguments.html is not None:
         check_file(arguments.html)
-    runs = each_once([run for path in arguments.results for run in read_runs(path)])
+    runs = each_once([read_runs(path) for path in arguments.results])
     if len(runs) < 2:
         arguments.fail(f"a comparison needs two results or more; {arguments.results[0]} holds those of one model")
     comparison = compare(

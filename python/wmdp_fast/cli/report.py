@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "results",
         nargs="+",
         metavar="RESULTS",
-        help="results files or folders of this package or of lm-eval: one, or BEFORE AFTER, or a baseline and several;"
+        help="results files or folders of this package or of lm-eval: one, or BEFORE AFTER, or a baseline and several"
+        " (a folder with results of several models stands for all of them, the first evaluated first);"
         " or the folder of an unlearning run or a sweep that kept its evaluations; and folders of `attack`",
     )
     parser.add_argument("--names", type=names, metavar="A,B", help="what to call them (default: before, after)")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from wmdp_fast.exceptions import DatasetError, WmdpFastWarning
 from wmdp_fast.report.runs import RECORD
-from wmdp_fast.results.saved import read_results
+from wmdp_fast.results.saved import each_once, read_results, read_runs
 from wmdp_fast.robustness.result import ROBUSTNESS
 from wmdp_fast.robustness.table.sources import read_attacks
 
@@ -52,15 +52,15 @@ def find(paths: Sequence[str | os.PathLike[str]]) -> Sources:
     """Reads what the paths mean.
 
     Args:
-        paths: Each a results file or a folder of results; or the folder of an unlearning run, which stands for its
-            first and its last evaluation; or that of a sweep, which stands for the model before and every point; or
-            that of attacks.
+        paths: Each a results file or a folder of results, which of several models stands for all, the first evaluated
+            first; or the folder of an unlearning run, which stands for its first and its last evaluation; or that of a
+            sweep, which stands for the model before and every point; or that of attacks.
 
     Raises:
         FileNotFoundError: There is nothing of the kind.
         DatasetError: A file is not what it should be, or a run kept no evaluations.
     """
-    results: list[SavedResults] = []
+    read: list[list[SavedResults]] = []
     unlearn = None
     forget: tuple[str, ...] = ()
     attacked: list[AttackResult] = []
@@ -69,13 +69,15 @@ def find(paths: Sequence[str | os.PathLike[str]]) -> Sources:
             attacked.append(read_attacks(path))
         elif (path / RECORD).is_file():
             unlearn = path
-            results += map(read_results, _ends(path))
+            read += ([read_results(end)] for end in _ends(path))
         elif (path / _EVALUATIONS / _BEFORE).is_dir():
             points = sorted(one for one in (path / _EVALUATIONS).iterdir() if one.is_dir() and one.name != _BEFORE)
-            results += map(read_results, [path / _EVALUATIONS / _BEFORE, *sorted(points, key=_by_numbers)])
+            every = [path / _EVALUATIONS / _BEFORE, *sorted(points, key=_by_numbers)]
+            read += ([read_results(one)] for one in every)
             forget = (*forget, *_forgotten(path))
         else:
-            results.append(read_results(path))
+            read.append(read_runs(path))
+    results = each_once(read)
     known = {name for one in results for name in one}
     forget = (*forget, *(task for one in attacked for task in one.tasks if task in known))
     return Sources(results=results, unlearn=unlearn, forget=forget, attacked=tuple(attacked))

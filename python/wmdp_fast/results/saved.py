@@ -378,15 +378,21 @@ def read_runs(path: str | os.PathLike[str]) -> list[SavedResults]:
     return sorted(read, key=lambda one: one.raw.get("date") or 0)
 
 
-def each_once(runs: Sequence[SavedResults]) -> list[SavedResults]:
-    """Runs without those that were read before from the same file, as from a folder and from one that is in it.
+def each_once(read: Sequence[Sequence[SavedResults]]) -> list[SavedResults]:
+    """The runs of several paths; where one stands for several runs, none of them a second time.
 
-    If there is but one file, all are left: who compares a run with itself is told so.
+    A file that was named twice was meant twice.
+
+    Args:
+        read: By path, what `read_runs` has found.
     """
-    found: dict[object, SavedResults] = {}
+    runs = [run for found in read for run in found]
+    if all(len(found) == 1 for found in read):
+        return runs
+    first: dict[object, SavedResults] = {}
     for place, run in enumerate(runs):
-        found.setdefault(place if run.path is None else run.path.resolve(), run)
-    return list(found.values() if len(found) > 1 else runs)
+        first.setdefault(place if run.path is None else run.path.resolve(), run)
+    return list(first.values())
 
 
 def _samples_beside(results: Path, task: str, raw: Mapping[str, Any]) -> _rust.Samples | Documents | None:
