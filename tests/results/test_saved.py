@@ -189,6 +189,22 @@ def test_of_several_results_in_a_folder_the_newest_is_read(tmp_path: Path) -> No
         assert saved.newest_of == 2
 
 
+@pytest.mark.parametrize("there", ["2999-10-25T02-59-59.999999", "2999-10-25T02-59-59", "2999-13-77T02-59-59.5"])
+def test_results_that_follow_others_are_newer_though_the_clock_was_put_back(tmp_path: Path, there: str) -> None:
+    first = saved_runs.our_result("org/toy").save(tmp_path, log_samples=True)
+    ahead = first.with_name(f"results_{there}.json")
+    first.rename(ahead)
+    second = saved_runs.our_result("org/toy").save(tmp_path, log_samples=True)
+    third = saved_runs.our_result("org/toy").save(tmp_path, log_samples=True)
+    if "-13-" in there:
+        # No clock has said so.
+        assert second.stem < third.stem < ahead.stem
+        return
+    assert ahead.stem < second.stem < third.stem
+    found = read_results(tmp_path)
+    assert (found.path, found.has_samples) == (third, True)
+
+
 def test_a_folder_with_several_models_is_refused_and_lists_them(tmp_path: Path) -> None:
     for model in ("org/one", "org/two"):
         eval_result(model_name=model).save(tmp_path)

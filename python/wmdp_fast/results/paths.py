@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping
-
-from typing import TYPE_CHECKING
 
 from wmdp_fast.exceptions import DatasetError
 
@@ -32,6 +27,30 @@ def results_under(output_path: str | os.PathLike[str], model_name: str) -> list[
     stem = Path(output_path).stem if names_a_file(output_path) else "results"
     dated = _dated(folder) if folder.is_dir() else []
     return [file for file, begins, _ in sorted(dated, key=lambda one: one[2]) if begins == stem]
+
+
+def next_time(folder: Path, now: datetime) -> str:
+    """The time in the names of results that are saved now, as lm-eval writes it: later than any that is there.
+
+    Where clocks are put back, as they are in autumn, results would else be older than those that they follow.
+
+    Args:
+        folder: Where they are saved.
+        now: Local time.
+    """
+    name = _as_named(now)
+    latest = max((time for _, _, time in _dated(folder)), default="")
+    if name > latest:
+        return name
+    try:
+        there = datetime.fromisoformat(latest[:13] + latest[13:].replace("-", ":"))
+    except ValueError:
+        return name  # It only looks like a time, and nobody saved results then.
+    return _as_named(there + timedelta(microseconds=1))
+
+
+def _as_named(time: datetime) -> str:
+    return time.isoformat().replace(":", "-")
 
 
 def names_a_file(output_path: str | os.PathLike[str]) -> bool:

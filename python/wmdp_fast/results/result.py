@@ -18,7 +18,7 @@ import numpy as np
 from wmdp_fast import _rust
 from wmdp_fast.results import letters
 from wmdp_fast.results.lm_eval_files import NOT_AVAILABLE, sha256
-from wmdp_fast.results.paths import names_a_file, output_folder, sanitize_model_name
+from wmdp_fast.results.paths import names_a_file, next_time, output_folder, sanitize_model_name
 from wmdp_fast.results.saved import SavedResults, look_up, saved_results
 from wmdp_fast.runtime import environment, strict_json
 from wmdp_fast.runtime.files import write_whole
@@ -520,11 +520,11 @@ class EvalResult:
         Raises:
             OSError: A file cannot be written; names it.
         """
-        time = datetime.now().isoformat().replace(":", "-")  # Local time, as lm-eval has it.
         folder = output_folder(output_path, self.model_name)
         stem = Path(output_path).stem if names_a_file(output_path) else "results"
-        results_file = folder / f"{stem}_{time}.json"
         folder.mkdir(parents=True, exist_ok=True)
+        time = next_time(folder, datetime.now())  # Local time, as lm-eval has it.
+        results_file = folder / f"{stem}_{time}.json"
 
         written: list[Path] = []
         task_hashes: dict[str, str] = {}
