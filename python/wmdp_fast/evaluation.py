@@ -588,6 +588,8 @@ class _Scoring:
         keeps = keeping.output is not None and sharing.parallel is None
         self._folder = output_folder(keeping.output, backend.name) if keeps and keeping.output is not None else None
         self._ranks = kept.enter_context(sharing.joined())
+        if self._ranks is not None:
+            self.backend = backend.sharing_with(self._ranks)
         self._expects_journal = keeping.resume and not keeping.may_begin
         self.journals: list[str] = []
 
@@ -595,7 +597,7 @@ class _Scoring:
         """The scores of all prompts, and how many of them were there before."""
         backend, requests, prompts = self.backend, asked.requests, asked.prompts
         identity = self._identity(requests, prompts)
-        if self._keeping.progress and (estimate := backend.estimate(requests)):
+        if self._keeping.progress and (estimate := backend.estimate(requests, self._sharing.count)):
             print(estimate, file=sys.stderr)  # noqa: T201 (where the bar is)
         unit, what = backend.progress
         if self._sharing.is_cut and requests is not None:
@@ -643,7 +645,7 @@ class _Scoring:
             )
         )
         with _progress_bar("question", on_bar, shown=self._keeping.progress) as advance:
-            scores = run.score(score, advance)
+            scores = run.score(score, advance, self.backend.read_along)
         return scores, scores.resumed
 
 

@@ -42,3 +42,24 @@ def test_amounts(text: str | int, expected: float) -> None:
 def test_what_is_no_amount_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="memory must be an amount such as 16GB"):
         amount_of_memory(text)
+
+
+# Code of numpy that was used once, and is used again.
+_FORGETS = """
+import numpy as np
+from wmdp_fast.runtime.memory import forget_files, resident_bytes
+
+matrix = np.arange(160_000.0).reshape(400, 400)
+before = np.linalg.inv(matrix + np.eye(400)).sum(), np.fft.fft(matrix).sum()
+full = resident_bytes()
+forget_files()
+print(full, resident_bytes())
+assert before == (np.linalg.inv(matrix + np.eye(400)).sum(), np.fft.fft(matrix).sum())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="what is mapped is read from /proc")
+def test_unchanged_pages_of_files_are_forgotten_and_come_back() -> None:
+    done = subprocess.run([sys.executable, "-c", _FORGETS], capture_output=True, text=True, check=True)
+    full, left = map(int, done.stdout.split())
+    assert full - left > 3_000_000

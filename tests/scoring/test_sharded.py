@@ -202,8 +202,8 @@ def test_devices_that_are_not_there_are_refused(options: dict[str, Any], capsys:
         assert cli.main([*argv, devices]) == 1
         assert said in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        cli.main([*argv, "cpu:2", "--stream"])
-    assert "--devices and --stream exclude each other" in capsys.readouterr().err
+        cli.main([*argv, "cpu:2", "--device", "cpu"])
+    assert "--devices and --device exclude each other" in capsys.readouterr().err
 
 
 def as_rank(monkeypatch: pytest.MonkeyPatch, rank: str, size: str) -> None:
@@ -220,8 +220,6 @@ def test_what_cannot_be_shared_is_refused(
     server = wf.Server(model="m", protocol="openai", base_url="http://localhost:1/v1")
     with pytest.raises(ValueError, match="a served model is asked by one process"):
         wf.evaluate(server, tasks=options["tasks"], shards=2)
-    with pytest.raises(ValueError, match=r"streamed .* by one process and without shards"):
-        wf.evaluate(**options, stream=True, shards=2)
     with pytest.raises(ValueError, match="shards must be a number from 1"):
         wf.evaluate(**options, shards=0)
     as_rank(monkeypatch, "1", "2")

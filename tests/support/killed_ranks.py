@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from wmdp_fast import evaluation
 from wmdp_fast.models import load
+from wmdp_fast.models.read_together import ReadTogether
 from wmdp_fast.results import result
 from wmdp_fast.scoring import journal, journaled, ranks, sharded
 from wmdp_fast.scoring.scores import PartialScores
@@ -34,7 +35,10 @@ KINDS = {
     "saved": 1,  # when it is, and the journals are too
     "deleting": 2,  # before a journal is deleted
 }
-"""The kinds, and how many of each there are at least in a run of two ranks that is shared by tasks and texts."""
+"""The kinds, and how many of each there are at least in a run of two ranks that is shared by tasks and texts.
+
+Where they stream a model together there is one more: `layer`, before a layer is read.
+"""
 
 # Only the first rank saves.
 _OF_THE_FIRST = ("saving", "saved")
@@ -87,6 +91,7 @@ def kill_at(moment: Moment, folder: Path) -> None:
             "cutting": (sharded.ShardedRun, "begin"),
             "batch": (PartialScores, "enter"),
             "exchange": (ranks.Ranks, "exchange"),
+            "layer": (ReadTogether, "read"),
             "saving": (result, "write_whole"),
             "saved": (evaluation.EvalResult, "save"),
         }

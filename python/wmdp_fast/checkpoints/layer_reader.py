@@ -60,15 +60,28 @@ class StoredTensor:
     def __getitem__(self, _everything: object) -> torch.Tensor:
         if self.nbytes == 0:
             return torch.empty(self.shape, dtype=self.dtype, device="cpu")
-        # Where in a page a number lies may decide how a product is rounded, so it lies where the mapped file has it.
-        offset = self.start % mmap.PAGESIZE
-        memory = mmap.mmap(-1, offset + self.nbytes)
+        memory, offset = self._memory()
         file = os.open(self.path, os.O_RDONLY)
         try:
             with memoryview(memory) as view, view[offset:] as place:
                 read_into(place, file, self, 0)
         finally:
             os.close(file)
+        return self._in(memory, offset)
+
+    def without_numbers(self, device: torch.device) -> torch.Tensor:
+        """Memory for it on a device, into which nothing is read."""
+        if device.type != "cpu" or self.nbytes == 0:
+            return torch.empty(self.shape, dtype=self.dtype, device=device)
+        return self._in(*self._memory())
+
+    def _memory(self) -> tuple[mmap.mmap, int]:
+        """Memory for it, and where in that it begins."""
+        # Where in a page a number lies may decide how a product is rounded, so it lies where the mapped file has it.
+        offset = self.start % mmap.PAGESIZE
+        return mmap.mmap(-1, offset + self.nbytes), offset
+
+    def _in(self, memory: mmap.mmap, offset: int) -> torch.Tensor:
         # The tensor keeps the memory, and frees it.
         return torch.frombuffer(memory, dtype=self.dtype, offset=offset).view(self.shape)
 

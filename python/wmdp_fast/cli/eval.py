@@ -157,7 +157,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--memory",
         metavar="SIZE",
         help="memory to take, such as 16GB: a model that needs more is streamed, a layer at a time (default: what is"
-        " free)",
+        " free); on a CPU that of all --devices",
     )
     group.add_argument("--stream", action="store_true", help="stream the model even if it fits")
     group.add_argument(
@@ -269,7 +269,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _check_devices(arguments: argparse.Namespace) -> None:
     """Ends with usage for what is not done on several devices."""
-    for name in ("device", "stream", "memory", "show_prompts", *_SEVERAL):
+    for name in ("device", "show_prompts", *_SEVERAL):
         if hasattr(arguments, name):
             arguments.fail(f"--devices and --{name.replace('_', '-')} exclude each other")
     if getattr(arguments, "engine", None) in _SERVED:

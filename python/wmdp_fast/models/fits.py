@@ -23,7 +23,14 @@ _LIBRARIES = 800e6
 
 
 def memory_to_stream_in(
-    files: Files, *, memory: str | int, stream: bool, dtype: str, device: str, needs: int | None = None
+    files: Files,
+    *,
+    memory: str | int,
+    stream: bool,
+    dtype: str,
+    device: str,
+    needs: int | None = None,
+    sharers: int = 1,
 ) -> int | None:
     """Bytes that a process may take which streams a model; None if the model is to be loaded as a whole.
 
@@ -35,6 +42,7 @@ def memory_to_stream_in(
         dtype: The type to compute in, or `auto`.
         device: Where to.
         needs: Bytes that it would take otherwise; None for those of all weights.
+        sharers: How many processes do so on this machine at once: on a CPU each may take an even share.
 
     Raises:
         ModelError: The device is not there, or the files are damaged.
@@ -42,9 +50,10 @@ def memory_to_stream_in(
     """
     where = parse_device(device)
     has, free = _memory(where)
-    limit = None if memory == "auto" else amount_of_memory(memory)
+    sharers = sharers if where.type == "cpu" else 1
+    limit = None if memory == "auto" else amount_of_memory(memory) // sharers
     if limit is None and free is not None:
-        limit = has + int(_SHARE * free)
+        limit = has + int(_SHARE * free) // sharers
     if limit is None:
         # Nobody knows how much is free, so only who asks for it gets it: with as much as the model would take.
         return has + (needs or _bytes_of_weights(files, dtype) or 0) if stream else None

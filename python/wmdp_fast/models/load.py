@@ -31,6 +31,7 @@ from wmdp_fast.models.row_length import fresh_rotary
 from wmdp_fast.models.threads import only_user
 from wmdp_fast.models.tokenizer_only import TokenizerOnly, load_tokenizer_only, max_length
 from wmdp_fast.prompts.tokenizer import prefix_token_id
+from wmdp_fast.runtime.memory import forget_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -204,10 +205,15 @@ def load_streamed(
     if weights is None:
         raise ModelError(f"{files.folder} has no safetensors weights")
     notes: list[str] = []
+    if torch_device.type == "cpu":
+        forget_files()
     with warnings_as_ours(notes):
         skeleton = build_skeleton(files.address(name_or_path), opened.source, weights, torch_dtype, torch_device)
         streamed = stream(skeleton, memory)
     notes += [*skeleton.notes, *about_architecture(files.folder, type(skeleton.model).__name__)]
+    if torch_device.type == "cpu":
+        # The rest of imports. From here on what is tried brings back what a run needs, before memory is shared out.
+        forget_files()
     with streamed.one_of_each().on_demand():
         notes += take_eager_where_needed(skeleton.model)
     for note in notes:

@@ -66,6 +66,12 @@ class Part:
         return self.nbytes + sum(sorted(cast)[-4:])
 
     @property
+    def arriving_at_once_bytes(self) -> int:
+        """The same where all that it is made from is in memory before any of it is put in."""
+        as_it_is = len(self.sources) == len(self.empty) and {one.dtype for one in self.sources.values()} <= self._dtypes
+        return self.nbytes if as_it_is else self.nbytes + max(self.nbytes, self.stored_bytes)
+
+    @property
     def matrix(self) -> StoredTensor | None:
         """What it is made from, if that is one matrix that is taken as it is stored."""
         tensors = list({id(tensor): tensor for tensor in self.empty.values()}.values())
@@ -108,13 +114,26 @@ class Skeleton:
     notes: tuple[str, ...]
     twins: Mapping[str, tuple[str, ...]]
 
-    def fill(self, part: Part) -> None:
+    @property
+    def layers_as_stored(self) -> list[list[tuple[Any, ...]]]:
+        """What tells the layers' tensors from those of another checkpoint, as far as files say it without numbers."""
+        return [
+            sorted((name, str(one.dtype), one.shape, one.start) for name, one in part.sources.items())
+            for part in self.layers
+        ]
+
+    def fill(self, part: Part, sources: Mapping[str, Any] | None = None) -> None:
         """Reads a part's numbers and puts them in.
+
+        Args:
+            part: The part.
+            sources: What it is made from, if that is in memory already: by name, what gives a tensor when it is asked
+                for all of it (`[...]`).
 
         Raises:
             ModelError: A file ends too early, or does not fit any more.
         """
-        _load(self.model, part.sources, self.dtype, self.device)
+        _load(self.model, part.sources if sources is None else sources, self.dtype, self.device)
         for name in part.empty:
             filled = _get(self.model, name)
             filled.requires_grad_(False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from wmdp_fast.checkpoints.stored_rows import StoredRows
+    from wmdp_fast.models.read_together import ReadTogether
     from wmdp_fast.models.skeleton import Part, Skeleton
 
 
@@ -40,10 +41,16 @@ class ReadCost:
     Attributes:
         bytes_read: Bytes of the checkpoint that were read.
         seconds_waiting: Time in which nothing was computed, as weights were not there yet.
+        usual_token_budget: The token budget of a model in memory, where memory was too little for such batches.
     """
 
     bytes_read: int = 0
     seconds_waiting: float = 0.0
+    usual_token_budget: int | None = None
+
+    def record(self) -> dict[str, int | float]:
+        """What results say of it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,8 @@ class StreamedModel:
         fuse: Whether what is faster in one piece is computed so, see `fused_parts`.
         most_tokens: Tokens of a chunk at most; None leaves it to the memory.
         cost: What it has cost so far.
+        together: The processes that read its layers together; None if this one reads them alone. Then all of them call
+            `read_ahead` and go through all of `order` alike often.
     """
 
     skeleton: Skeleton
@@ -69,6 +78,7 @@ class StreamedModel:
     fuse: bool = False
     most_tokens: int | None = None
     cost: ReadCost = field(default_factory=ReadCost)
+    together: ReadTogether | None = None
     _trials: Trials = field(default_factory=Trials)
     _arriving: dict[int, Future[None]] = field(default_factory=dict)
     _reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "wmdp-fast-weights"))
@@ -145,6 +155,10 @@ class StreamedModel:
         """Afterwards nothing that was read ahead is left."""
         try:
             yield
+        except BaseException:
+            if self.together is not None:
+                self.together.stop()
+            raise
         finally:
             for index, future in list(self._arriving.items()):
                 future.exception()
@@ -152,8 +166,8 @@ class StreamedModel:
                 del self._arriving[index]
 
     def one_of_each(self) -> StreamedModel:
-        """The same with only one layer of each kind, for trials."""
-        return replace(self, order=self.kinds)
+        """The same with only one layer of each kind, for trials, which each process makes alone."""
+        return replace(self, order=self.kinds, together=None)
 
     def below(self, count: int) -> StreamedModel:
         """The same with only the first layers."""
@@ -174,6 +188,10 @@ class StreamedModel:
         else:
             yield
 
+    def arriving_bytes(self, part: Part) -> int:
+        """Bytes that a layer takes at most while it is filled."""
+        return part.arriving_bytes if self.together is None else part.arriving_at_once_bytes
+
     def working_bytes(self, tokens: int) -> int:
         """Bytes that a layer makes of a batch of so many tokens, by the rule of `auto_token_budget`."""
         config: Any = self.skeleton.model.config.get_text_config()
@@ -185,7 +203,15 @@ class StreamedModel:
 
     def _begin(self, index: int) -> None:
         if index not in self._arriving:
-            self._arriving[index] = self._reader.submit(self._fill, self.skeleton.layers[index])
+            self._arriving[index] = self._reader.submit(self._fill_layer, self.skeleton.layers[index])
+
+    def _fill_layer(self, part: Part) -> None:
+        if self.together is None:
+            self._fill(part)
+            return
+        sources, read = self.together.read(part.sources)
+        self.skeleton.fill(part, sources)
+        self.cost.bytes_read += read
 
     def _fill(self, part: Part) -> None:
         self.skeleton.fill(part)

@@ -146,6 +146,7 @@ def run_layers(
     *,
     cache: PrefixKVCache | None = None,
     carried: dict[int, Any] | None = None,
+    between: Callable[[], None] | None = None,
     after: Callable[[], None] | None = None,
 ) -> None:
     """Takes batches that were captured through layers, each layer over all of them.
@@ -156,6 +157,7 @@ def run_layers(
         batches: The batches; they have been through all layers afterwards.
         cache: What the batches' attention passes on from batch to batch, by trie.
         carried: What the last batch of an earlier call has passed on, by layer; and of this one, afterwards.
+        between: Called after each batch of each layer.
         after: Called after each layer.
 
     Raises:
@@ -171,6 +173,8 @@ def run_layers(
                     _run_layer(index, layer, batch, cache)
                 elif batch.skip is not None:
                     batch.skip()
+                if between is not None:
+                    between()
         if cache is not None:
             carried[index] = cache.exchange([])
         if after is not None:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
+import mmap
 import re
 import resource
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Of /proc/self/smaps: from where to where, who may do what, and the file.
+_MAPPED = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \S+ *(.*)")
 
 _AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -28,6 +36,36 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def forget_files() -> None:
+    """Forgets what is in memory of files that this process has mapped and not changed: code of libraries, mostly.
+
+    Much of that was needed for imports alone, and counts as the process's memory. What is needed again comes back from
+    the page cache, as it would where the kernel had taken the pages. Where there is no list of them that this process
+    may read, nothing is done.
+    """
+    import ctypes
+
+    try:
+        smaps = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, PermissionError):
+        return
+    advise = ctypes.CDLL(None, use_errno=True).madvise
+    for start, length in _unchanged(smaps):
+        # What cannot be given back, as it is locked, stays.
+        advise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+
+
+def _unchanged(smaps: str) -> Iterator[tuple[int, int]]:
+    """Start and length of mapped files that cannot be written to and of which no page is the process's own."""
+    found: tuple[int, int] | None = None
+    for line in smaps.splitlines():
+        if (mapped := _MAPPED.match(line)) is not None:
+            start, end = int(mapped[1], 16), int(mapped[2], 16)
+            found = (start, end - start) if mapped[3] in ("r--p", "r-xp") and mapped[4].startswith("/") else None
+        elif line.startswith("Anonymous:") and line.split()[1] == "0" and found is not None:
+            yield found
 
 
 def amount_of_memory(amount: str | int) -> int:

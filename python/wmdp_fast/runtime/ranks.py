@@ -18,11 +18,13 @@ class Place:
         rank: Its number, from 0.
         size: How many there are.
         local: Its number among those on this machine.
+        on_machine: How many of them are on this machine.
     """
 
     rank: int = 0
     size: int = 1
     local: int = 0
+    on_machine: int = 1
 
 
 def place_of_process() -> Place:
@@ -36,11 +38,13 @@ def place_of_process() -> Place:
     if any(name not in os.environ for name in _NAMES) or _has_group():
         return Place()
     found = {name: os.environ.get(name, "0") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    # Where nobody says, all may be here.
+    found["LOCAL_WORLD_SIZE"] = os.environ.get("LOCAL_WORLD_SIZE", found["WORLD_SIZE"])
     try:
-        place = Place(*(int(found[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+        place = Place(*map(int, found.values()))
     except ValueError:
         place = Place(rank=-1)
-    if not (0 <= place.rank < place.size and place.local >= 0):
+    if not (0 <= place.rank < place.size and place.local >= 0 and place.on_machine >= 1):
         said = ", ".join(f"{name}={value}" for name, value in found.items())
         raise ValueError(f"the environment names no rank of a run ({said}): unset these, or start with torchrun")
     return place

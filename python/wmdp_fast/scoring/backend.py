@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from wmdp_fast._rust import Prompts, Requests
-    from wmdp_fast.scoring.ranks import Parallel
+    from wmdp_fast.scoring.ranks import Parallel, Ranks
     from wmdp_fast.scoring.scores import PartialScores, ScoreMode, Scores
     from wmdp_fast.scoring.trie import Engine
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class LoadOptions:
     """The parameters of `evaluate` that say how a model is loaded, described there.
 
-    With None for `memory` and without `stream`, a model is loaded as a whole, whether it fits or not.
+    With None for `memory` and without `stream`, a model is loaded as a whole, whether it fits or not. `sharers` are the
+    processes that share this machine's memory.
 
     Raises:
         ValueError: `memory` is no amount of memory.
@@ -40,6 +41,7 @@ class LoadOptions:
     allow_missing: bool = False
     memory: str | int | None = None
     stream: bool = False
+    sharers: int = 1
     parallel: Parallel | None = None
 
     def __post_init__(self) -> None:
@@ -130,8 +132,28 @@ class Backend(ReadsTokens, Protocol):
             ModelError: A token has no embedding; names the question. Or inputs are longer than its table of positions.
         """
 
-    def estimate(self, requests: Requests | None) -> str | None:
-        """What a run that is going to take long says of itself beforehand, or None."""
+    def sharing_with(self, ranks: Ranks) -> Backend:
+        """The same as one of several processes that share a run, which read together what each of them streams.
+
+        Raises:
+            ModelError: Another rank has ended, or streams another checkpoint.
+        """
+
+    def read_along(self, meanwhile: Callable[[], object]) -> Mapping[str, Any] | None:
+        """Takes part in reading what the others still stream when this process has scored all that is its own.
+
+        Args:
+            meanwhile: Called now and then.
+
+        Returns:
+            What streaming has cost this process; None if it does not stream.
+
+        Raises:
+            ModelError: Another rank has ended.
+        """
+
+    def estimate(self, requests: Requests | None, shards: int) -> str | None:
+        """What a run that is going to take long, in so many shards, says of itself beforehand, or None."""
 
     def score(
         self,

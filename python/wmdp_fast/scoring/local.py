@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models.load import files_identity
 from wmdp_fast.models.positions import refuse_beyond_positions
 from wmdp_fast.models.vocabulary import refuse_unknown_in_requests
 from wmdp_fast.runtime.environment import versions
 from wmdp_fast.scoring.backend import LoadOptions, ModelRecord, ScoreOptions
 from wmdp_fast.scoring.rolling import score_windows
+from wmdp_fast.scoring.streamed import read_along
 from wmdp_fast.scoring.trie import estimate, score
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
     from wmdp_fast._rust import Prompts, Requests
     from wmdp_fast.models.load import LoadedModel
+    from wmdp_fast.scoring.ranks import Ranks
     from wmdp_fast.scoring.scores import PartialScores, Scores
     from wmdp_fast.scoring.trunk import SharedTrunk
 
@@ -133,11 +136,30 @@ class LocalModel:
         refuse_unknown_in_requests(self.loaded.model, self.tokenizer, requests, name_of)
         refuse_beyond_positions(self.loaded.model, requests)
 
-    def estimate(self, requests: Requests | None) -> str | None:
+    def sharing_with(self, ranks: Ranks) -> LocalModel:
+        """The same, which reads layers together with the others if all of them stream."""
+        streamed = self.loaded.streamed
+        every = ranks.exchange(None if streamed is None else streamed.skeleton.layers_as_stored)
+        if streamed is None or None in every:
+            return self
+        if any(one != every[0] for one in every):
+            raise ModelError(f"{self.name} is another checkpoint in one process than in another: copy it again")
+        together = ranks.reading(self.loaded.device)
+        return replace(self, loaded=replace(self.loaded, streamed=replace(streamed, together=together)))
+
+    def read_along(self, meanwhile: Callable[[], object]) -> Mapping[str, Any] | None:
+        """See `wmdp_fast.scoring.streamed.read_along`."""
+        streamed = self.loaded.streamed
+        if streamed is None:
+            return None
+        read_along(streamed, meanwhile)
+        return streamed.cost.record()
+
+    def estimate(self, requests: Requests | None, shards: int) -> str | None:
         """Of a streamed model, what it reads and how much memory it takes."""
         if self.loaded.streamed is None or requests is None:
             return None
-        return estimate(self.loaded, requests, self.options.engine, self.options.token_budget)
+        return estimate(self.loaded, requests, self.options.engine, self.options.token_budget, shards)
 
     def score(
         self,

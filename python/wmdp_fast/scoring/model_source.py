@@ -210,7 +210,14 @@ def _loaded(
     in_memory = shared is not None and shared.loaded
     if not in_memory and (load.stream or load.memory is not None):
         memory = load.memory or "auto"
-        limit = memory_to_stream_in(files, memory=memory, stream=load.stream, dtype=load.dtype, device=load.device)
+        limit = memory_to_stream_in(
+            files,
+            memory=memory,
+            stream=load.stream,
+            dtype=load.dtype,
+            device=load.device,
+            sharers=load.sharers,
+        )
         if limit is not None and (streamed := _streamed(where, load, limit, opened)) is not None:
             return LocalModel(streamed, load, score)
     loaded = load_model(

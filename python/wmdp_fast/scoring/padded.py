@@ -24,11 +24,12 @@ from wmdp_fast.models.load import evaluation_mode
 from wmdp_fast.models.logits import all_logits, are_close, selected_logits
 from wmdp_fast.models.row_length import cuts_for, length_rules
 from wmdp_fast.models.threads import computing
+from wmdp_fast.scoring.chunk_memory import Needs, budget_that_fits
 from wmdp_fast.scoring.excerpts import excerpts_of
 from wmdp_fast.scoring.journal import Plan
 from wmdp_fast.scoring.ranks import smallest
 from wmdp_fast.scoring.scores import NAN_ADVICE, PartialScores, score_targets
-from wmdp_fast.scoring.streamed import Batch, Needs, for_trials, refuse_unproven, scored_in_chunks
+from wmdp_fast.scoring.streamed import Batch, for_trials, refuse_unproven, scored_in_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -111,15 +112,14 @@ def score_padded(
             refuse_unproven(loaded, partial_function(_of_excerpts, requests, score_mode, every_logit, read))
         if (resumed := partial.resumed_plan("padded", token_budget)) is not None:
             budget, partial.next_row = resumed.token_budget, 0 if remembered < longest else resumed.start
-        elif token_budget == "auto":
-            budget = auto_token_budget(loaded, requests, every_logit=every_logit)
         else:
-            budget = token_budget
+            needs_of = partial_function(_needs, loaded, requests, every_logit, in_parts)
+            budget = _first_budget(loaded, requests, token_budget, every_logit, needs_of)
         partial.begin(Plan("padded", token_budget, budget, partial.next_row))
         following = partial_function(_next_batch, requests, partial, cuts, remembered)
         while (batch := following(partial.next_row, budget)) is not None:
             if loaded.streamed is not None:
-                needs = _needs(loaded, requests, budget, every_logit=every_logit, in_parts=in_parts)
+                needs = _needs(loaded, requests, every_logit, in_parts, budget)
                 failed = _score_streamed(loaded.streamed, needs, following, device, read, partial, progress)
             else:
                 failed = None if _score_batch(batch, device, read, partial) else batch
@@ -195,15 +195,33 @@ def _score_streamed(
     return None
 
 
-def _needs(loaded: LoadedModel, requests: Requests, budget: int, *, every_logit: bool, in_parts: bool) -> Needs:
+def _first_budget(
+    loaded: LoadedModel,
+    requests: Requests,
+    asked: int | Literal["auto"],
+    every_logit: bool,
+    needs_of: Callable[[int], Needs],
+) -> int:
+    """The token budget to begin with."""
+    if asked != "auto":
+        return asked
+    budget = auto_token_budget(loaded, requests, every_logit=every_logit)
+    return budget if loaded.streamed is None else budget_that_fits(loaded.streamed, budget, needs_of)
+
+
+def _needs(loaded: LoadedModel, requests: Requests, every_logit: bool, in_parts: bool, budget: int) -> Needs:
     """What a run with a streamed model needs memory for besides its weights and hidden states."""
+    first = requests.padded_batch(0, budget)
+    size = 0 if first is None else int(first.input_ids.size)
+    if first is not None and first.stop < requests.num_rows:
+        # Rows get shorter, so that only the first one can be longer than the budget.
+        size = max(size, budget)
     if in_parts:
-        return Needs(requests.num_tokens, budget, _PARTS_BYTES)
+        return Needs(requests.num_tokens, size, _PARTS_BYTES)
     config: Any = loaded.model.config
     vocabulary = int(config.get_text_config().vocab_size)
-    first = requests.padded_batch(0, budget)
     positions = 0 if first is None else first.input_ids.size if every_logit else len(first.readouts)
-    return Needs(requests.num_tokens, budget, positions * vocabulary * (loaded.dtype.itemsize + 8))
+    return Needs(requests.num_tokens, size, positions * vocabulary * (loaded.dtype.itemsize + 8))
 
 
 def _of_excerpts(
@@ -214,7 +232,12 @@ def _of_excerpts(
     loaded: LoadedModel,
 ) -> NDArray[np.float64]:
     excerpts = excerpts_of(loaded.model, requests)
-    return score_padded(loaded, excerpts, score_mode=score_mode, every_logit=every_logit, read=read).loglikelihood
+    # Where memory is little, these few tokens go through the model as they are.
+    budget = auto_token_budget(loaded, excerpts, every_logit=every_logit)
+    found = score_padded(
+        loaded, excerpts, token_budget=budget, score_mode=score_mode, every_logit=every_logit, read=read
+    )
+    return found.loglikelihood
 
 
 def _remembered(loaded: LoadedModel, rules: Sequence[LengthRule], longest: int) -> int:
@@ -361,10 +384,14 @@ def auto_token_budget(loaded: LoadedModel, requests: Requests, *, every_logit: b
 
 
 def refuse_smaller(loaded: LoadedModel, budget: int) -> None:
-    """Raises ModelError for a model that is on several devices: one process alone cannot go on with smaller batches."""
-    if loaded.parallel is not None:
+    """Raises ModelError for a model that several processes hold or read together, if batches are too large for one.
+
+    It cannot go on with smaller ones alone.
+    """
+    together = loaded.streamed is not None and loaded.streamed.together is not None
+    if loaded.parallel is not None or together:
         raise ModelError(
-            f"out of memory on {loaded.device} with batches of {budget} tokens, and processes that hold a model"
+            f"out of memory on {loaded.device} with batches of {budget} tokens, and processes that hold or read a model"
             " together cannot make theirs smaller one by one: set a smaller token_budget"
         )
 

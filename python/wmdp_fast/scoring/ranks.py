@@ -17,6 +17,7 @@ import torch
 import torch.distributed
 
 from wmdp_fast.exceptions import ModelError
+from wmdp_fast.models.read_together import ReadTogether
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,6 +74,7 @@ class Ranks:
 
     def __init__(self, place: Place, store: Any) -> None:
         self.place = place
+        self._reading: ReadTogether | None = None
         self._store = store
 
     def exchange(self, own: Any, meanwhile: Callable[[], object] | None = None) -> list[Any]:
@@ -100,6 +102,27 @@ class Ranks:
             raise ModelError("another rank has ended, so this one does too") from error
         return found
 
+    def reading(self, device: torch.device) -> ReadTogether:
+        """These processes as those that read layers together; all of them must call it.
+
+        Args:
+            device: Where this one wants them.
+
+        Raises:
+            ModelError: It is a GPU, and this torch has no NCCL.
+        """
+        group = None
+        if device.type == "cuda":
+            _refuse_without_nccl()
+            group = distributed.new_group(backend="nccl", timeout=_TIMEOUT)
+        self._reading = ReadTogether(self.place.rank, self.place.size, device, group)
+        return self._reading
+
+    @property
+    def left(self) -> bool:
+        """Whether this one has stopped waiting for what others have not answered yet."""
+        return self._reading is not None and self._reading.left
+
     def add(self, what: str, number: int) -> int:
         """Adds to what all ranks have done of something, and says how much that is.
 
@@ -119,11 +142,13 @@ def joined(place: Place) -> Iterator[Ranks]:
     Raises:
         ModelError: The first one cannot be reached.
     """
-    store = _group(place, "gloo")
+    ranks = Ranks(place, _group(place, "gloo"))
     try:
-        yield Ranks(place, store)
+        yield ranks
     finally:
-        distributed.destroy_process_group()
+        # That would wait for the answers; when this process ends, the others notice.
+        if not ranks.left:
+            distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -134,8 +159,8 @@ def one_model(place: Place, device: str) -> Iterator[None]:
         ModelError: The first one cannot be reached, or this torch has no NCCL for GPUs.
     """
     on_gpu = device.startswith("cuda")
-    if on_gpu and not distributed.is_nccl_available():
-        raise ModelError("a model is on several GPUs by NCCL, without which this PyTorch was built")
+    if on_gpu:
+        _refuse_without_nccl()
     _group(place, "nccl" if on_gpu else "gloo")
     try:
         yield
@@ -148,6 +173,11 @@ def smallest(number: int, device: torch.device) -> int:
     found = torch.tensor(number, dtype=torch.int64, device=device)
     distributed.all_reduce(found, op=distributed.ReduceOp.MIN)
     return int(found)
+
+
+def _refuse_without_nccl() -> None:
+    if not distributed.is_nccl_available():
+        raise ModelError("a model is on several GPUs by NCCL, without which this PyTorch was built")
 
 
 @contextlib.contextmanager

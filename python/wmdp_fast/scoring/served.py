@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from wmdp_fast._rust import Prompts, Requests
+    from wmdp_fast.scoring.ranks import Ranks
 
 # More tokens than a model reads at once.
 _MOST_LENGTH = 1 << 31
@@ -108,7 +109,14 @@ class ServedModel:
     def check_tokens(self, requests: Requests, name_of: Callable[[int], str]) -> None:
         """Nothing is checked here: the server refuses tokens that its model does not know."""
 
-    def estimate(self, requests: Requests | None) -> None:
+    def sharing_with(self, ranks: Ranks) -> ServedModel:  # noqa: ARG002
+        """Itself: nothing is read here."""
+        return self
+
+    def read_along(self, meanwhile: Callable[[], object]) -> None:
+        """Nothing is read here."""
+
+    def estimate(self, requests: Requests | None, shards: int) -> None:
         """How long a server takes is not known."""
 
     def score(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from wmdp_fast.scoring.ranks import Ranks
 
     Progress = Callable[[int, int], None]
+    ReadsAlong = Callable[[Callable[[], object]], Mapping[str, Any] | None]
 
 
 class ScoresRequests(Protocol):
@@ -42,13 +43,17 @@ class ScoresRequests(Protocol):
 
 @dataclass(frozen=True)
 class _Own:
-    """What a rank has done: choices, their scores, what each shard cost, and how many were in the shards' journals."""
+    """What a rank has done.
+
+    Choices, their scores, what each shard cost, how many were in the shards' journals, and what streaming has cost.
+    """
 
     choices: NDArray[np.int64]
     loglikelihood: NDArray[np.float64]
     is_greedy: NDArray[np.bool_]
     costs: list[dict[str, Any]]
     resumed: int
+    streamed: Mapping[str, Any] | None
 
 
 @dataclass
@@ -96,8 +101,14 @@ class ShardedRun:
         if set(journals) - these:
             take_in(self.finished, journals)
 
-    def score(self, score: ScoresRequests, progress: Progress) -> ShardedScores:
-        """Scores the shards of this rank, and returns the scores of all ranks; see `ScoresRequests`."""
+    def score(self, score: ScoresRequests, progress: Progress, read_along: ReadsAlong) -> ShardedScores:
+        """Scores the shards of this rank, and returns the scores of all ranks.
+
+        Args:
+            score: Scores a shard.
+            progress: Called with how many questions are done, and of how many.
+            read_along: What is done for the other ranks when all shards of this one are done.
+        """
         before = int(self.finished.finished.sum())
         whole = replace(self.finished, journal=None)
         bar = _Progress(self, progress)
@@ -113,7 +124,8 @@ class ShardedRun:
             whole.is_greedy[shard.choices] = partial.is_greedy
             bar.end(shard)
         choices = np.concatenate([np.empty(0, dtype=np.int64), *(shard.choices for shard in mine)])
-        own = _Own(choices, whole.loglikelihood[choices], whole.is_greedy[choices], costs, resumed)
+        streamed = read_along(bar.now_and_then)
+        own = _Own(choices, whole.loglikelihood[choices], whole.is_greedy[choices], costs, resumed, streamed)
         every = [own] if self.ranks is None else self.ranks.exchange(own, bar.show)
         bar.show()
         return self._merged(every, before)
@@ -181,7 +193,7 @@ class ShardedRun:
             token_budget=min(budgets, default=0),
             engine=" and ".join(sorted({cost["engine"] for cost in costs}, reverse=True)) or "none",
             why_not_trie=next((cost["why_not_trie"] for cost in costs if cost["why_not_trie"]), None),
-            streamed=next((cost["streamed"] for cost in costs), None),
+            streamed=_streamed([one.streamed for one in every if one.streamed is not None]),
             shards=self.count,
             by_rank=by_rank,
             resumed=before + sum(one.resumed for one in every),
@@ -272,8 +284,7 @@ class _Progress:
 
         def advance(done: int, total: int) -> None:
             self._own = self._ended + shard.requests.num_questions * done // max(total, 1)
-            if self._ranks is None or time.monotonic() - self._last >= EVERY:
-                self.show()
+            self.now_and_then()
 
         return advance
 
@@ -282,6 +293,11 @@ class _Progress:
         self._ended += shard.requests.num_questions
         self._own = self._ended
         self.show()
+
+    def now_and_then(self) -> None:
+        """Shows how far all are, if that was long ago."""
+        if self._ranks is None or time.monotonic() - self._last >= EVERY:
+            self.show()
 
     def show(self) -> None:
         """Tells the others how far this one is, and shows how far all are."""
@@ -295,7 +311,15 @@ class _Progress:
 
 def _cost(scores: Scores) -> dict[str, Any]:
     names = ("seconds", "seconds_waiting", "tokens_run", "tokens_useful", "batches", "token_budget", "engine")
-    return {name: getattr(scores, name) for name in (*names, "why_not_trie", "streamed")}
+    return {name: getattr(scores, name) for name in (*names, "why_not_trie")}
+
+
+def _streamed(every: list[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What streaming has cost all ranks: the bytes of all, and the time of the one that waited longest."""
+    if not every:
+        return None
+    merged = {name: max(one.get(name, 0) for one in every) for name in sorted({name for one in every for name in one})}
+    return merged | {"bytes_read": sum(one["bytes_read"] for one in every)}
 
 
 def _of_rank(costs: list[dict[str, Any]]) -> dict[str, Any]:

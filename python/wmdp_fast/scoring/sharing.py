@@ -60,7 +60,8 @@ class Sharing:
 
         device = device_of_rank(load.device, self.place)
         # What is on several devices is not streamed.
-        return replace(load, device=device, memory=None if self.parallel else load.memory)
+        memory = None if self.parallel else load.memory
+        return replace(load, device=device, memory=memory, sharers=self.place.on_machine)
 
     @contextlib.contextmanager
     def one_model(self, device: str) -> Iterator[None]:
@@ -123,8 +124,6 @@ def sharing_of(model: Any, load: LoadOptions, shards: int | None) -> Sharing:
     if size > 1 and not isinstance(model, str | os.PathLike):
         refused = f"a model in memory cannot be shared by {size} processes: name its folder"
         raise ValueError(refused)
-    if load.stream or load.memory not in ("auto", None):
-        raise ValueError("a model that is streamed (memory, stream) is scored by one process and without shards")
     return sharing
 
 

@@ -2,7 +2,8 @@
 
 A chunk is as many batches as there is memory for their hidden states. Batches are those that a model in memory would
 have, and what is computed of one does not depend on the others of its chunk; so scores are the same to the bit,
-whatever the memory. A chunk's scores are there, and in the journal, when its last layer is done.
+whatever the memory, unless it is too little for such batches and they are made smaller (`chunk_memory`). A chunk's
+scores are there, and in the journal, when its last layer is done.
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from wmdp_fast.checkpoints.stored_rows import bytes_of_row
 from wmdp_fast.exceptions import ModelError
-from wmdp_fast.models.streamed import SLACK, memory_in_use
+from wmdp_fast.models.streamed import memory_in_use
 from wmdp_fast.models.sweep import Captured, capture, finish, run_layers
-from wmdp_fast.runtime.memory import in_gigabytes
-from wmdp_fast.scoring.lm_head import LM_HEAD_PART
+from wmdp_fast.runtime.memory import give_back
+from wmdp_fast.scoring.chunk_memory import EMBEDDED, Filling, keep_room, most_tokens, refuse_memory, room_for_states
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
@@ -30,18 +30,10 @@ if TYPE_CHECKING:
     from wmdp_fast.models.attention.packed import PrefixKVCache
     from wmdp_fast.models.decoder import Decoder
     from wmdp_fast.models.load import LoadedModel
-    from wmdp_fast.models.skeleton import Part, Skeleton
     from wmdp_fast.models.streamed import StreamedModel
+    from wmdp_fast.scoring.chunk_memory import Needs
 
 _T = TypeVar("_T")
-
-# A run has at least so many chunks, so that one that is stopped has lost a part only; but none of so few batches that
-# reading would take longer than computing.
-_LEAST_CHUNKS = 4
-_LEAST_BATCHES = 16
-
-# Bytes of an embedding's rows that stay from batch to batch, where those alone are read that are wanted.
-_EMBEDDED = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -52,32 +44,15 @@ class Batch(Generic[_T]):
         tokens: How many it has.
         run: Takes it through the model by one call, and returns what is wanted; None for one that is left out.
         skip: What is done at each layer in place of one that is left out.
+        passed_on: Bytes of keys and values, of all layers, that it leaves to the next one.
         within: The context in which a layer, given by its number, runs it; None if it needs none.
     """
 
     tokens: int
     run: Callable[[], _T] | None
     skip: Callable[[], None] | None = None
+    passed_on: int = 0
     within: Callable[[int], AbstractContextManager[None]] | None = None
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a run needs memory for besides weights and hidden states.
-
-    Attributes:
-        tokens: Tokens of the whole run.
-        token_budget: Tokens of a batch at most.
-        logits: Bytes for a batch's logits.
-        carried: Bytes for the keys and values that all layers pass on from chunk to chunk.
-        head_in_parts: Whether of the head a part of the vocabulary after the other is taken, see `ChunkedLMHead`.
-    """
-
-    tokens: int
-    token_budget: int
-    logits: int
-    carried: int = 0
-    head_in_parts: bool = False
 
 
 @contextmanager
@@ -139,8 +114,9 @@ def scored_in_chunks(
     Raises:
         ModelError: There is not memory enough for a single batch.
     """
-    decoder, carried, waiting = streamed.skeleton.decoder, dict[int, Any](), iter(batches)
+    decoder, carried, waiting = streamed.skeleton.decoder, dict[int, Any](), _Waiting(iter(batches))
     layers, done, tokens_left, every = 0, 0, needs.tokens, len(streamed.order)
+    between = keep_room(streamed, needs)
 
     def after_layer() -> None:
         nonlocal layers
@@ -151,14 +127,67 @@ def scored_in_chunks(
 
     with streamed.dropping():
         while chunk := _next_chunk(streamed, waiting, needs):
-            done = sum(tokens for tokens, _ in chunk)
+            done = sum(batch.tokens for batch, _ in chunk if batch.run is not None)
             tokens_left -= done
             captured = [one for _, one in chunk]
-            run_layers(streamed.order, streamed.layer, captured, cache=cache, carried=carried, after=after_layer)
-            with streamed.head(keep=max(0, _room(streamed, needs))) as rows:
+            run_layers(
+                streamed.order,
+                streamed.layer,
+                captured,
+                cache=cache,
+                carried=carried,
+                between=between,
+                after=after_layer,
+            )
+            waiting.passed_on = chunk[-1][0].passed_on
+            room = room_for_states(streamed, needs, memory_in_use(streamed.skeleton.device))
+            with streamed.head(keep=max(0, room)) as rows:
                 finished = _finished(decoder, captured)
                 yield from finished if together is None else together(list(finished))
                 _refuse_unread(streamed, "head", rows)
+
+
+def read_along(streamed: StreamedModel, after_layer: Callable[[], object]) -> None:
+    """Takes part in reading layers for other processes until none of them has batches left.
+
+    Args:
+        streamed: The model; nothing is done if this process reads it alone.
+        after_layer: Called after each layer.
+
+    Raises:
+        ModelError: Another rank has ended.
+    """
+    if streamed.together is None:
+        return
+    with streamed.dropping():
+        while streamed.together.begin(working=False):
+            streamed.read_ahead()
+            for index in streamed.order:
+                with streamed.layer(index):
+                    after_layer()
+
+
+class _Waiting(Generic[_T]):
+    """The batches that are still to be run.
+
+    Attributes:
+        passed_on: Bytes of keys and values that the last batch which was run has left to the next one.
+    """
+
+    def __init__(self, batches: Iterator[Batch[_T]]) -> None:
+        self.passed_on = 0
+        self._back: list[Batch[_T]] = []
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Batch[_T]]:
+        return self
+
+    def __next__(self) -> Batch[_T]:
+        return self._back.pop() if self._back else next(self._batches)
+
+    def put_back(self, batches: Sequence[Batch[_T]]) -> None:
+        """These come next, in this order."""
+        self._back.extend(reversed(batches))
 
 
 def _finished(decoder: Decoder, captured: list[Captured[_T]]) -> Iterator[_T]:
@@ -168,56 +197,43 @@ def _finished(decoder: Decoder, captured: list[Captured[_T]]) -> Iterator[_T]:
             one.hidden = None
 
 
-def about_streaming(streamed: StreamedModel, needs: Needs) -> str:
-    """What a run says of itself before it begins."""
-    skeleton = streamed.skeleton
-    config: Any = skeleton.model.config.get_text_config()
-    # Beside hidden states, what layers are called with: positions, for the most part.
-    per_token = 1.25 * int(config.hidden_size) * skeleton.dtype.itemsize
-    tokens = min(_most_tokens(streamed, needs), max(needs.token_budget, int(_room(streamed, needs) / per_token)))
-    chunks = -(-needs.tokens // tokens)
-    once = sum(part.stored_bytes for part in (*skeleton.layers, skeleton.embedding, skeleton.head))
-    layers = f"{len(skeleton.layers)} layers of up to {in_gigabytes(max(part.nbytes for part in skeleton.layers))}"
-    return (
-        f"streaming {layers} in memory of {in_gigabytes(streamed.memory)}: about {in_gigabytes(once * chunks)} to read,"
-        f" for {needs.tokens} tokens in about {chunks} chunk{'' if chunks == 1 else 's'}"
-    )
-
-
-def _most_tokens(streamed: StreamedModel, needs: Needs) -> int:
-    return streamed.most_tokens or max(-(-needs.tokens // _LEAST_CHUNKS), _LEAST_BATCHES * needs.token_budget)
-
-
-def _next_chunk(streamed: StreamedModel, waiting: Iterator[Batch[_T]], needs: Needs) -> list[tuple[int, Captured[_T]]]:
+def _next_chunk(streamed: StreamedModel, waiting: _Waiting[_T], needs: Needs) -> list[tuple[Batch[_T], Captured[_T]]]:
     """As many of the batches that wait as there is memory for, ready for the first layer; none after the last."""
+    give_back()
     in_use = memory_in_use(streamed.skeleton.device)
-    room = _room(streamed, needs, in_use)
-    most = _most_tokens(streamed, needs)
-    chunk: list[tuple[int, Captured[_T]]] = []
-    held, tokens, seen = 0, 0, set[int]()
+    filling = Filling(room_for_states(streamed, needs, in_use), most_tokens(streamed, needs))
+    chunk: list[tuple[Batch[_T], Captured[_T]]] = []
+    seen, size = set[int](), 0
     with streamed.embedding() as rows:
         if rows is not None:
-            rows.keep = _EMBEDDED
+            rows.keep = EMBEDDED
         for batch in waiting:
+            # What the chunk before has left is in use already, and makes place as layers are run.
+            passed_on = max(0, batch.passed_on - waiting.passed_on)
             if batch.run is None:
-                chunk.append((0, Captured(None, batch.skip)))
+                chunk.append((batch, Captured(None, batch.skip)))
+                filling.add(0, 0, passed_on)
                 continue
-            if not tokens:
+            if not filling.tokens:
+                if streamed.together is not None:
+                    streamed.together.begin(working=True)
                 streamed.read_ahead()
             captured = capture(streamed.skeleton.decoder, batch.run, streamed.form)
             captured.within = batch.within
-            chunk.append((batch.tokens, captured))
-            held += (size := captured.nbytes(seen))
-            tokens += batch.tokens
+            chunk.append((batch, captured))
             _refuse_unread(streamed, "embedding", rows)
             if rows is not None:
                 rows.trim()
-            if size > room:
-                _refuse_memory(streamed, needs, in_use, size)
-            # The next one may be as large.
-            if held + size > room or tokens + batch.tokens > most:
+            size = captured.nbytes(seen)
+            if not filling.add(batch.tokens, size, passed_on):
                 break
-    return chunk if tokens else []
+    if not filling.tokens:
+        return []
+    if filling.end is None:
+        refuse_memory(streamed, needs, in_use, size + chunk[-1][0].passed_on)
+    end = filling.end
+    waiting.put_back([batch for batch, _ in chunk[end:]])
+    return chunk[:end]
 
 
 def _refuse_unread(streamed: StreamedModel, what: str, rows: StoredRows | None) -> None:
@@ -225,40 +241,3 @@ def _refuse_unread(streamed: StreamedModel, what: str, rows: StoredRows | None) 
     if rows is not None and not rows.bytes_read:
         name = type(streamed.skeleton.model).__name__
         raise ModelError(f"{name} does not call its {what} as others do, and is not streamed: score it in memory")
-
-
-def _room(streamed: StreamedModel, needs: Needs, in_use: int | None = None) -> int:
-    """Bytes that hidden states may take."""
-    in_use = memory_in_use(streamed.skeleton.device) if in_use is None else in_use
-    return int(streamed.memory * (1 - SLACK)) - in_use - _besides_states(streamed, needs)
-
-
-def _besides_states(streamed: StreamedModel, needs: Needs) -> int:
-    """Bytes that a run needs at some moment besides what it has before and hidden states."""
-    skeleton = streamed.skeleton
-    arriving = max(part.arriving_bytes for part in skeleton.layers)
-    layer = max(part.nbytes for part in skeleton.layers)
-    embedding = _rows_or_all(skeleton, skeleton.embedding, _EMBEDDED, needs.token_budget)
-    head = _rows_or_all(skeleton, skeleton.head, 0, LM_HEAD_PART if needs.head_in_parts else None)
-    return needs.carried + max(
-        embedding + arriving,
-        layer + arriving + streamed.working_bytes(needs.token_budget),
-        head + needs.logits,
-    )
-
-
-def _rows_or_all(skeleton: Skeleton, part: Part, kept: int, rows: int | None) -> int:
-    """Bytes that a part takes of which so many stay and so many rows are wanted at once; None if all of them are."""
-    matrix = part.matrix
-    if rows is None or matrix is None or not skeleton.has_rows(part):
-        return part.arriving_bytes
-    return min(part.arriving_bytes, kept + rows * bytes_of_row(matrix.nbytes // matrix.shape[0]))
-
-
-def _refuse_memory(streamed: StreamedModel, needs: Needs, in_use: int, size: int) -> None:
-    least = (in_use + _besides_states(streamed, needs) + size) / (1 - SLACK)
-    raise ModelError(
-        f"memory {in_gigabytes(streamed.memory)} is too little: {in_gigabytes(in_use)} are taken before the run, and"
-        f" two layers, a batch of {needs.token_budget} tokens and what is made of it need"
-        f" {in_gigabytes(least - in_use)} more. Give {in_gigabytes(least * 1.05)}, or a smaller token_budget"
-    )

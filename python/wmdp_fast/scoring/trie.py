@@ -10,7 +10,7 @@ import inspect
 import time
 import warnings
 from collections import defaultdict
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial as partial_function
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,6 +32,7 @@ from wmdp_fast.models.load import evaluation_mode
 from wmdp_fast.models.row_length import keys_kept, length_rules
 from wmdp_fast.models.threads import computing, only_user
 from wmdp_fast.models.vocabulary import refuse_unknown_in_requests
+from wmdp_fast.scoring.chunk_memory import Needs, about_streaming, budget_that_fits
 from wmdp_fast.scoring.excerpts import excerpts_of
 from wmdp_fast.scoring.journal import Plan
 from wmdp_fast.scoring.lm_head import ChunkedLMHead
@@ -44,7 +45,7 @@ from wmdp_fast.scoring.padded import (
     score_padded,
 )
 from wmdp_fast.scoring.scores import NAN_ADVICE, PartialScores, Scores, TargetScores, look_up
-from wmdp_fast.scoring.streamed import Batch, Needs, about_streaming, for_trials, refuse_unproven, scored_in_chunks
+from wmdp_fast.scoring.streamed import Batch, for_trials, refuse_unproven, scored_in_chunks
 from wmdp_fast.scoring.trunk import Passes, RunPlan
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def score(
         scores = _score_by(engine, loaded, requests, partial, compiled=compiled, trunk=trunk, **options)
     if trunk is not None:
         scores = replace(scores, shared_trunk=trunk.about)
-    return scores if loaded.streamed is None else replace(scores, streamed=asdict(loaded.streamed.cost))
+    return scores if loaded.streamed is None else replace(scores, streamed=loaded.streamed.cost.record())
 
 
 def _score_by(
@@ -126,17 +127,18 @@ def _score_by(
 
 
 def estimate(
-    loaded: LoadedModel, requests: Requests, engine: Engine, token_budget: int | Literal["auto"]
+    loaded: LoadedModel, requests: Requests, engine: Engine, token_budget: int | Literal["auto"], shards: int = 1
 ) -> str | None:
     """What a run with a streamed model says of itself beforehand: what it reads and the memory it takes; else None."""
     if loaded.streamed is None:
         return None
     budget = _auto_budget(loaded, requests) if token_budget == "auto" else token_budget
-    trie = None if engine == "padded" else Trie(requests)
-    needs = (
-        Needs(requests.num_tokens, budget, 0) if trie is None else _needs(loaded, requests, trie, budget, logits=False)
-    )
-    return about_streaming(loaded.streamed, needs)
+    if engine == "padded":
+        return about_streaming(loaded.streamed, Needs(requests.num_tokens, min(budget, requests.num_tokens), 0), shards)
+    needs_of = partial_function(_needs, loaded, Trie(requests), logits=False)
+    if token_budget == "auto":
+        budget = budget_that_fits(loaded.streamed, budget, needs_of, warn=False)
+    return about_streaming(loaded.streamed, needs_of(budget), shards)
 
 
 def score_trie(
@@ -327,8 +329,13 @@ def _score(
     resumed = partial.resumed_plan("trie", token_budget)
     if resumed is not None:
         budget = resumed.token_budget
+    elif token_budget != "auto":
+        budget = token_budget
+    elif loaded.streamed is None:
+        budget = _auto_budget(loaded, requests)
     else:
-        budget = _auto_budget(loaded, requests) if token_budget == "auto" else token_budget
+        needs_of = partial_function(_needs, loaded, trie, logits=lm_head is None)
+        budget = budget_that_fits(loaded.streamed, _auto_budget(loaded, requests), needs_of)
     model: Any = loaded.model
     with evaluation_mode(model), packed_attention(model), _faster(loaded, compiled=compiled):
         done = False
@@ -350,7 +357,7 @@ def _score(
             if loaded.streamed is None:
                 failed = pipeline.run(trie.batches(budget, readouts, start), needed)
             else:
-                needs = _needs(loaded, requests, trie, budget, logits=lm_head is None)
+                needs = _needs(loaded, trie, budget, logits=lm_head is None)
                 failed = pipeline.run_streamed(trie.batches(budget, readouts, start), needed, loaded.streamed, needs)
             done = failed is None
             if failed is None:
@@ -429,6 +436,7 @@ class _Pipeline:
         """As `run`, layer by layer over as many batches as there is memory for."""
         cache = PrefixKVCache()
         taken: list[TrieBatch] = []
+        width = _bytes_of_keys_and_values(self.loaded)
 
         def prepared() -> Iterator[Batch[_Pending | _Hidden]]:
             for index, batch in enumerate(batches):
@@ -438,7 +446,8 @@ class _Pipeline:
                     taken.append(batch)
                 hidden_only = self.lm_head is not None
                 run = partial_function(self._pass, layout, batch, cache, None, hidden_only) if needed[index] else None
-                yield Batch(batch.input_ids.size, run, skip, partial_function(_reading, batch))
+                reading = partial_function(_reading, batch)
+                yield Batch(batch.input_ids.size, run, skip, _num_kept(batch) * width, reading)
 
         # A part of the vocabulary is read for all batches of a chunk.
         look_up = None if self.lm_head is None else partial_function(_looked_up, self.lm_head)
@@ -605,17 +614,29 @@ def _readout_budget(loaded: LoadedModel) -> int:
     return max(1, _READOUT_BYTES.get(loaded.device.type, _READOUT_BYTES["cpu"]) // row)
 
 
-def _needs(loaded: LoadedModel, requests: Requests, trie: Trie, budget: int, *, logits: bool) -> Needs:
+def _needs(loaded: LoadedModel, trie: Trie, budget: int, *, logits: bool) -> Needs:
     """What a run with a streamed model needs memory for besides its weights and hidden states."""
+    # In the model's type, in float32, and what the softmax is made from.
+    wide = 3 * _READOUT_BYTES.get(loaded.device.type, _READOUT_BYTES["cpu"]) if logits else 0
+    width = _bytes_of_keys_and_values(loaded)
+    planned = trie.batches(budget, _readout_budget(loaded) if logits else budget, 0)
+    batches = [(batch.input_ids.size, _num_kept(batch) * width) for batch in planned]
+    largest = max((tokens for tokens, _ in batches), default=0)
+    return Needs(trie.num_tokens, largest, wide, batches, head_in_parts=not logits)
+
+
+def _num_kept(batch: TrieBatch) -> int:
+    """Tokens whose keys and values a batch leaves to the next one."""
+    return int((batch.keep[:, 1] - batch.keep[:, 0]).sum())
+
+
+def _bytes_of_keys_and_values(loaded: LoadedModel) -> int:
+    """Bytes that a token's keys and values take in all layers."""
     whole: Any = loaded.model.config
     config = whole.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    width = max(int(heads) * int(size), 1) * 2 * loaded.dtype.itemsize * int(config.num_hidden_layers)
-    # In the model's type, in float32, and what the softmax is made from.
-    wide = 3 * _READOUT_BYTES.get(loaded.device.type, _READOUT_BYTES["cpu"]) if logits else 0
-    carried = longest_row(requests) * width
-    return Needs(trie.num_tokens, budget, wide, carried=carried, head_in_parts=not logits)
+    return max(int(heads) * int(size), 1) * 2 * loaded.dtype.itemsize * int(config.num_hidden_layers)
 
 
 def _smaller_budget(batch: TrieBatch, device: torch.device) -> int:
