@@ -205,6 +205,16 @@ def test_results_that_follow_others_are_newer_though_the_clock_was_put_back(tmp_
     assert (found.path, found.has_samples) == (third, True)
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("./toy", "toy"), (".//./a/toy", "a__toy"), ("toy", "toy"), ("../toy", "..__toy"), ("org/toy", "org__toy")],
+)
+def test_results_of_a_folder_beside_are_not_hidden(tmp_path: Path, name: str, folder: str) -> None:
+    result = saved_runs.our_result(name)
+    assert result.save(tmp_path / "out").parent == tmp_path / "out" / folder
+    assert result.to_json()["model_name"] == name
+
+
 def test_a_folder_with_several_models_is_refused_and_lists_them(tmp_path: Path) -> None:
     for model in ("org/one", "org/two"):
         eval_result(model_name=model).save(tmp_path)

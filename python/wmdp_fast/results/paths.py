@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 
 def output_folder(output_path: str | os.PathLike[str], model_name: str) -> Path:
-    """The folder that `EvalResult.save` writes to."""
+    """The folder that `EvalResult.save` writes to.
+
+    Other than in lm-eval, that of `./model` is that of `model`: a name that begins with a point hides it from `ls`.
+    """
     path = Path(output_path)
-    return path.parent if names_a_file(path) else path / sanitize_model_name(model_name)
+    return path.parent if names_a_file(path) else path / sanitize_model_name(re.sub(r"^(\./+)+(?=.)", "", model_name))
 
 
 def results_under(output_path: str | os.PathLike[str], model_name: str) -> list[Path]:
