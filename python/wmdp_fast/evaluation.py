@@ -12,6 +12,7 @@ from functools import cached_property
 from functools import partial as partial_function
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from wmdp_fast.analysis.rescoring import contradictions
 from wmdp_fast.checkpoints.read_ahead import reading_ahead
 from wmdp_fast.exceptions import DataUnavailableError, ModelError, WmdpFastWarning
 from wmdp_fast.prompts.cautions import Cautions
@@ -487,9 +488,13 @@ class Evaluation:
         if (facts := self._facts_of(source, sharing)) is None:
             return None
         found = finished_run(keeping.output, source.name, facts, log_samples=keeping.log_samples)
-        if found is not None:
-            # Of a run that was killed when it had saved them.
-            delete_saved(output_folder(keeping.output, source.name), found.extra.get(JOURNALS) or ())
+        if found is None:
+            return None
+        if (told := next(contradictions(found), None)) is not None:
+            warnings.warn(f"{source.name} is scored again: {found.path}, {told}", WmdpFastWarning, stacklevel=3)
+            return None
+        # Of a run that was killed when it had saved them.
+        delete_saved(output_folder(keeping.output, source.name), found.extra.get(JOURNALS) or ())
         return found
 
     def of(

@@ -290,6 +290,18 @@ def test_what_is_finished_is_read_back(
         assert isinstance(evaluate(llama_dir, birds, tmp_path, resume=True, shards=3), wf.EvalResult)
 
 
+def test_finished_results_that_contradict_their_samples_are_not_read_back(
+    llama_dir: Path, birds: Path, tmp_path: Path
+) -> None:
+    first = evaluate(llama_dir, birds, tmp_path, log_samples=True)
+    raw = json.loads(first.saved_to.read_text(encoding="utf-8"))
+    raw["results"]["birds"]["acc,none"] = 1.0
+    first.saved_to.write_text(json.dumps(raw), encoding="utf-8")
+    with pytest.warns(WmdpFastWarning, match=r"is scored again: .*the results file says acc = 1\.0, its samples give"):
+        again = evaluate(llama_dir, birds, tmp_path, log_samples=True, resume=True)
+    assert again["birds"]["acc"] == first["birds"]["acc"] < 1
+
+
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
