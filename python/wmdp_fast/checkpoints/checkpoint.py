@@ -17,6 +17,7 @@ import torch
 
 from wmdp_fast.checkpoints import tensor_file
 from wmdp_fast.checkpoints.model_name import delta_file
+from wmdp_fast.checkpoints.shard_copies import copy_file
 from wmdp_fast.checkpoints.weight_files import DELTA as DELTA
 from wmdp_fast.checkpoints.weight_files import INDEX, WEIGHTS, weight_files
 from wmdp_fast.exceptions import ModelError
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from wmdp_fast.checkpoints.shard_copies import ShardCopies
 
 RECORD = "unlearn.json"
 CARD = "README.md"
@@ -156,7 +159,9 @@ def by_stored_name(model: PreTrainedModel, tensors: Mapping[str, Tensor], base: 
     return {base.stored_name(name): tensor for name, tensor in reverted.items()}
 
 
-def write_checkpoint(base: Checkpoint, changed: Mapping[str, Tensor], folder: Path) -> None:
+def write_checkpoint(
+    base: Checkpoint, changed: Mapping[str, Tensor], folder: Path, copies: ShardCopies | None = None
+) -> None:
     """Writes a whole checkpoint into an empty folder: the base with some tensors exchanged.
 
     Shards without a changed tensor become hard links where the file system has them, else copies; they are not opened.
@@ -166,6 +171,7 @@ def write_checkpoint(base: Checkpoint, changed: Mapping[str, Tensor], folder: Pa
         changed: Tensors as `stored_tensors` gives them. If one has another type than in the checkpoint, its shard is
             written anew, and `config.json` names a type that holds all of them.
         folder: Where to write.
+        copies: Copies of shards, which may be there already.
 
     Raises:
         OSError: The disk is full, or cannot be written to.
@@ -178,7 +184,8 @@ def write_checkpoint(base: Checkpoint, changed: Mapping[str, Tensor], folder: Pa
         if shard not in by_shard:
             _link_or_copy(source, target)
         elif _has_types_of(source, by_shard[shard]):
-            shutil.copyfile(source, target)
+            if copies is None or not copies.take(shard, target):
+                copy_file(source, target)
             tensor_file.patch(target, by_shard[shard])
         else:
             tensor_file.exchange(source, target, by_shard[shard])
@@ -340,4 +347,4 @@ def _link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         # Another file system, or one without hard links.
-        shutil.copyfile(source, target)
+        copy_file(source, target)

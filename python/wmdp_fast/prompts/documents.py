@@ -24,7 +24,7 @@ from wmdp_fast.prompts.answers import encode_answers, has_answers, read_answers
 from wmdp_fast.prompts.tokenizer import load_tokenizer, prefix_token_id
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from os import PathLike
 
     import numpy as np
@@ -86,6 +86,7 @@ def load_corpus(
     data: str | PathLike[str] | None = None,
     revision: str | None = None,
     offline: bool | None = None,
+    encoder: Callable[[], Tokenizer] | None = None,
 ) -> CorpusTokens:
     """Reads and tokenizes a corpus.
 
@@ -105,6 +106,8 @@ def load_corpus(
         data: Folder to use in place of the hub for corpora by name, laid out as `wmdp_fast.data.locate` says.
         revision: Commit, tag or branch of the hub's dataset in place of the pinned one.
         offline: Whether to use only what is cached. None does as `HF_HUB_OFFLINE` says.
+        encoder: Gives `tokenizer` as this package's own, for a caller that reads several corpora with it; loading a
+            large one takes seconds. None loads it.
 
     Raises:
         DataUnavailableError: The corpus is missing, gated or out of reach; says what to do.
@@ -115,15 +118,15 @@ def load_corpus(
         ValueError: `max_length` leaves no room for text, `num_documents` is 0, or the tokens take more than 4 GiB.
     """
     name, files, commit = find_corpus(spec, data=data, revision=revision, offline=offline)
-    encoder = rust_tokenizer(tokenizer)
+    rust = rust_tokenizer(tokenizer) if encoder is None else encoder()
     if not raw_lines and has_answers(files, field):
         if chat_template and isinstance(tokenizer, Tokenizer):
             raise ValueError("a chat template is the tokenizer's of transformers: pass that one")
         answers = read_answers(files, min_chars=min_chars, limit=num_documents)
         chat = tokenizer if chat_template and not isinstance(tokenizer, Tokenizer) else None
-        found = encode_answers(answers, encoder.encode, max_length=max_length, chat=chat)
+        found = encode_answers(answers, rust.encode, max_length=max_length, chat=chat)
         return CorpusTokens(name, found.tokens, found.offsets, found.content_hash, commit, found.prompt_lengths)
-    encoded = encoder.encode_corpus(
+    encoded = rust.encode_corpus(
         list(files), max_length=max_length, field=field, raw_lines=raw_lines, min_chars=min_chars, limit=num_documents
     )
     return CorpusTokens(name, encoded.tokens, encoded.offsets, encoded.content_hash, commit)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from wmdp_fast.checkpoints.shard_copies import ShardCopies
     from wmdp_fast.unlearning.lora import LoRA
     from wmdp_fast.unlearning.parameters import TrainedParameter
     from wmdp_fast.unlearning.source import Source
@@ -191,6 +192,10 @@ class LoRAWeights(TrainedWeights):
         for name, tensor in merged.items():  # one in float32 at a time
             found |= checkpoint.stored_tensors(self._source.decoder.model, {name: tensor}, base, dtype)
         return found
+
+    def shard_copies(self, folder: Path) -> ShardCopies | None:
+        """As of other weights; none if the factors are what is saved."""
+        return None if self._save_adapter else super().shard_copies(folder)
 
     def saved_from_memory(self, saved: checkpoint.Checkpoint) -> tuple[str, dict[str, Tensor]]:
         """As of other weights: here they are the matrices."""

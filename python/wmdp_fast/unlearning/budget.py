@@ -17,7 +17,7 @@ import torch
 
 from wmdp_fast.exceptions import DivergedError
 from wmdp_fast.models.threads import computing
-from wmdp_fast.prompts.documents import CorpusTokens, rust_tokenizer
+from wmdp_fast.prompts.documents import CorpusTokens
 from wmdp_fast.prompts.texts import Text, read_texts
 from wmdp_fast.unlearning.batches import num_batches, padded_documents
 from wmdp_fast.unlearning.training_config import check_number, check_whole
@@ -25,8 +25,7 @@ from wmdp_fast.unlearning.training_config import check_number, check_whole
 if TYPE_CHECKING:
     from os import PathLike
 
-    from transformers import PreTrainedTokenizerBase
-
+    from wmdp_fast._rust import Tokenizer
     from wmdp_fast.unlearning.method import Setup
 
 # Steps between measurements unless told otherwise: what a step may overshoot by is not known before it is done.
@@ -89,14 +88,17 @@ def budget_request(
     return BudgetRequest(max_kl=max_kl, every=every, text=text)
 
 
-def budget_tokens(request: BudgetRequest, tokenizer: PreTrainedTokenizerBase) -> CorpusTokens:
+def budget_tokens(request: BudgetRequest, encoder: Tokenizer) -> CorpusTokens:
     """The text in pieces of at most 256 tokens, and at most 8,192 tokens of it; a document's last piece may be short.
+
+    Args:
+        request: What the user asked for.
+        encoder: The model's tokenizer as this package's own.
 
     Raises:
         TokenizerError: A document cannot be tokenized.
         ValueError: There is no document of two tokens, of which one could be predicted.
     """
-    encoder = rust_tokenizer(tokenizer)
     pieces: list[list[int]] = []
     left = _MOST
     for document in request.text.documents:

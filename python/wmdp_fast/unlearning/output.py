@@ -17,6 +17,7 @@ from wmdp_fast.unlearning.source import base_id
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from wmdp_fast.checkpoints.shard_copies import ShardCopies
     from wmdp_fast.unlearning.activation_cache import TrunkCache
     from wmdp_fast.unlearning.method import CardText, Method
     from wmdp_fast.unlearning.request import Request
@@ -96,6 +97,7 @@ def write(
     weights: TrainedWeights,
     card: CardText,
     work: Path | None,
+    copies: ShardCopies | None = None,
 ) -> None:
     """Writes the checkpoint, the delta, and the papers that belong to them.
 
@@ -107,12 +109,13 @@ def write(
         weights: What was trained.
         card: What the model card says of the method.
         work: The run's working folder, which has the results of its evaluations.
+        copies: Copies of shards that the run has changed.
     """
     with checkpoint.new_folder(target) as folder:
         if result.config.save_adapter:
             weights.write_adapter(folder, base_id(source) or source.name)
         else:
-            _write_checkpoint(folder, result, record, source, weights)
+            _write_checkpoint(folder, result, record, source, weights, copies)
         (folder / checkpoint.RECORD).write_text(strict_json.dumps(record, indent=2) + "\n", encoding="utf-8")
         (folder / checkpoint.CARD).write_text(model_card(record, card), encoding="utf-8")
         for one in result.evaluations:
@@ -123,12 +126,17 @@ def write(
 
 
 def _write_checkpoint(
-    folder: Path, result: UnlearnResult, record: dict[str, Any], source: Source, weights: TrainedWeights
+    folder: Path,
+    result: UnlearnResult,
+    record: dict[str, Any],
+    source: Source,
+    weights: TrainedWeights,
+    copies: ShardCopies | None,
 ) -> None:
     """The whole checkpoint, and the delta from its base."""
     changed = result.tensors
     if source.base is not None:
-        checkpoint.write_checkpoint(source.base, changed, folder)
+        checkpoint.write_checkpoint(source.base, changed, folder, copies)
         before = source.base.digest(changed)
     else:
         before, changed = weights.saved_from_memory(_save_from_memory(source, folder))

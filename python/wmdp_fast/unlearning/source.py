@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -11,20 +12,22 @@ from typing import TYPE_CHECKING, Any
 from wmdp_fast.checkpoints import checkpoint, tensor_file
 from wmdp_fast.models.decoder import Decoder, decoder_of
 from wmdp_fast.models.partial import load_first_layers, load_layers_from
-from wmdp_fast.prompts.documents import Corpus, CorpusTokens
+from wmdp_fast.prompts.documents import Corpus, CorpusTokens, rust_tokenizer
 from wmdp_fast.unlearning.batches import num_batches
 from wmdp_fast.unlearning.budget import budget_tokens
 from wmdp_fast.unlearning.corpus_doubts import corpus_doubts, cut_corpora
 from wmdp_fast.unlearning.held_out import trained_on
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from os import PathLike
     from pathlib import Path
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from wmdp_fast._rust import Tokenizer
     from wmdp_fast.models.streamed import StreamedModel
+    from wmdp_fast.unlearning.budget import BudgetRequest
     from wmdp_fast.unlearning.request import Request
     from wmdp_fast.unlearning.training_config import TrainingConfig
 
@@ -220,13 +223,19 @@ def read_corpora(request: Request, tokenizer: PreTrainedTokenizerBase | None, na
     config, topics, wanted = request.config, request.topics, request.documents_read
     read: dict[Any, CorpusTokens] = {}
 
+    @functools.cache
+    def encoder() -> Tokenizer:
+        if tokenizer is None:
+            raise ValueError(f"{name} has no tokenizer")
+        return rust_tokenizer(tokenizer)
+
     def tokens(corpus: Corpus, max_length: int, *, raw_lines: bool) -> CorpusTokens:
         if isinstance(corpus, CorpusTokens):
             found = corpus
         else:
             key = (os.fspath(corpus), max_length, raw_lines)
             if key not in read:
-                read[key] = _load(corpus, tokenizer, name, max_length, wanted, request, raw_lines=raw_lines)
+                read[key] = _load(corpus, tokenizer, encoder, name, max_length, wanted, request, raw_lines=raw_lines)
             found = read[key]
         empty = int((found.offsets[1:] == found.offsets[:-1]).sum())
         if len(found) == 0 or empty:
@@ -243,29 +252,33 @@ def read_corpora(request: Request, tokenizer: PreTrainedTokenizerBase | None, na
         for corpus in found:
             _check_kind(config, corpus, kind, kinds)
     shared = tuple(trained_on(request, request.eval_text))
-    general = _general_text(request, tokenizer, name)
+    general = None if request.budget is None else _general_text(request, request.budget, tokenizer, encoder, name)
     limits = [*(topic.max_length for topic in topics), *(config.retain_max_length for _ in retain)]
     doubts, cut = corpus_doubts(forget, retain, tokenizer), cut_corpora([*forget, *retain], limits, wanted)
     every_retain = retain * len(topics) if len(retain) == 1 else retain
     return Corpora(forget, every_retain, shared, tuple(doubts), tuple(cut), general)
 
 
-def _general_text(request: Request, tokenizer: PreTrainedTokenizerBase | None, name: str) -> CorpusTokens | None:
-    """What the distance from the original model is measured on, or None.
+def _general_text(
+    request: Request,
+    budget: BudgetRequest,
+    tokenizer: PreTrainedTokenizerBase | None,
+    encoder: Callable[[], Tokenizer],
+    name: str,
+) -> CorpusTokens:
+    """What the distance from the original model is measured on.
 
     Raises:
         ValueError: It is one of the corpora, or there is no tokenizer.
     """
-    if request.budget is None:
-        return None
     if tokenizer is None:
         raise ValueError(f"{name} has no tokenizer, so kl_text cannot be read; pass tokenizer=...")
-    if shared := trained_on(request, [request.budget.text]):
+    if shared := trained_on(request, [budget.text]):
         raise ValueError(
             f"max_kl is measured on text that is neither unlearned nor trained to be kept, and {shared[0]}; pass"
             " another kl_text"
         )
-    return budget_tokens(request.budget, tokenizer)
+    return budget_tokens(budget, encoder())
 
 
 def _check_kind(config: TrainingConfig, corpus: CorpusTokens, called: str, kinds: Sequence[str]) -> None:
@@ -336,6 +349,7 @@ def steps_available(config: TrainingConfig, corpora: Corpora) -> int:
 def _load(
     corpus: str | os.PathLike[str],
     tokenizer: PreTrainedTokenizerBase | None,
+    encoder: Callable[[], Tokenizer],
     name: str,
     max_length: int,
     num_documents: int,
@@ -357,5 +371,6 @@ def _load(
         field=request.config.field,
         chat_template=request.config.chat_template,
         data=request.data,
+        encoder=encoder,
     )
     return read

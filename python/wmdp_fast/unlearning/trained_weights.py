@@ -10,6 +10,7 @@ from torch import nn
 
 from wmdp_fast.checkpoints import checkpoint, tensor_file
 from wmdp_fast.checkpoints.saved_dtype import Saving, choose
+from wmdp_fast.checkpoints.shard_copies import ShardCopies
 from wmdp_fast.exceptions import InternalError
 
 if TYPE_CHECKING:
@@ -49,8 +50,10 @@ class TrainedWeights:
         self._aliases = _aliases(source, self.parameters)
         # The types that the checkpoint has trained parameters in; those in memory if it is the model that has none.
         self._stored = {name: parameter.dtype for name, parameter in self.parameters.items()}
+        self._patched: set[str] = set()
         if source.base is not None:
             self._stored = checkpoint.stored_dtypes(source.decoder.model, self.parameters, source.base)
+            self._patched = self._to_be_patched(source.base)
         elif save_dtype not in ("auto", "checkpoint"):
             raise ValueError("save_dtype is for a model on disk: one in memory is saved in the type that it has there")
         self.originals = self._first_values()
@@ -146,6 +149,16 @@ class TrainedWeights:
             return checkpoint.stored_tensors(self._source.decoder.model, named, self._source.base, dtype)
         return {name: tensor.detach().cpu().clone() for name, tensor in self.parameters.items()}
 
+    def shard_copies(self, folder: Path) -> ShardCopies | None:
+        """Begins to copy the shards into which changed tensors will be written at the end, if that is how it will be.
+
+        Args:
+            folder: Where to.
+        """
+        if self._source.base is None or not self._patched:
+            return None
+        return ShardCopies(self._source.base, self._patched, folder)
+
     def saved_from_memory(self, saved: checkpoint.Checkpoint) -> tuple[str, dict[str, Tensor]]:
         """Of a model in memory that was saved: the digest of what was there before, and what is, by the saved names."""
         base = self._source.decoder.model
@@ -159,6 +172,13 @@ class TrainedWeights:
 
     def _first_values(self) -> dict[str, Tensor]:
         return self.copies()
+
+    def _to_be_patched(self, base: checkpoint.Checkpoint) -> set[str]:
+        """The checkpoint's names of what is trained; none if its shards are to be written anew in another type."""
+        if self._save_dtype not in ("auto", "checkpoint"):
+            return set()
+        shapes = {name: torch.empty_like(parameter, device="meta") for name, parameter in self.parameters.items()}
+        return {*checkpoint.by_stored_name(self._source.decoder.model, shapes, base), *self._aliases}
 
     @torch.no_grad()
     def _round(self, saving: Saving) -> None:

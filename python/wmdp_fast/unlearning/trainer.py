@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from wmdp_fast.checkpoints.shard_copies import ShardCopies
     from wmdp_fast.runtime.clock import PhaseClock
     from wmdp_fast.unlearning.activation_cache import TrunkCache
     from wmdp_fast.unlearning.layers_below import LayersBelow
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
 
 # How names of tensors in a state begin that are not the method's.
 _OURS = ("weights.", "first.", "second.", "master.", "best.")
+
+# Where in the working folder shards are copied to.
+_SHARDS = "shards"
 
 
 class Run:
@@ -192,11 +196,24 @@ class Run:
                 with self._clock("save state"):
                     self._save(self._work, optimizer, method, identity, time.perf_counter() - begun)
 
+        with self._shard_copies() as copies:
+            try:
+                self._train(method, optimizer, metrics, save)
+            finally:
+                metrics.close()
+            return self._finished(method, optimizer.steps, metrics, copies)
+
+    @contextlib.contextmanager
+    def _shard_copies(self) -> Iterator[ShardCopies | None]:
+        """Inside, the shards that the run changes are copied, to be there when it is done."""
+        copies = None
+        if self._target is not None and self._work is not None:
+            copies = self._weights.shard_copies(self._work / _SHARDS)
         try:
-            self._train(method, optimizer, metrics, save)
+            yield copies
         finally:
-            metrics.close()
-        return self._finished(method, optimizer.steps, metrics)
+            if copies is not None:
+                copies.close()
 
     def _train(self, method: Method, optimizer: AdamW, metrics: Metrics, save: Callable[[], None]) -> None:
         every, evaluations = self._config.save_every, self._evaluations
@@ -246,7 +263,7 @@ class Run:
             "peak_memory_mb": round(reporting.peak_memory(self._weights.device), 1),
         }
 
-    def _finished(self, method: Method, steps: int, metrics: Metrics) -> UnlearnResult:
+    def _finished(self, method: Method, steps: int, metrics: Metrics, copies: ShardCopies | None) -> UnlearnResult:
         """Takes the best weights as they are saved, and writes them."""
         best_step = self._evaluations.take_best(steps)
         self._evaluations.evaluate_best(best_step)
@@ -272,16 +289,16 @@ class Run:
                 budget=None if self._evaluations.budget is None else self._evaluations.budget.to_json(best_step),
             )
             if self._target is not None:
-                self._write(self._target, method, result)
+                self._write(self._target, method, result, copies)
         self._at_end(result)
         return result
 
-    def _write(self, target: Path, method: Method, result: UnlearnResult) -> None:
+    def _write(self, target: Path, method: Method, result: UnlearnResult, copies: ShardCopies | None) -> None:
         packed = self._batches.packed
         record = output.run_record(
             result, method, self._request, self._source, self._corpora, self._weights, self._cache, packed=packed
         )
-        output.write(target, result, record, self._source, self._weights, method.card(record), self._work)
+        output.write(target, result, record, self._source, self._weights, method.card(record), self._work, copies)
 
     def _layers_below(self) -> LayersBelow | None:
         """The layers that are not in memory, with the memory that they may take, which the run says."""
