@@ -113,7 +113,7 @@ wheel: setup ## build the source distribution, and from it the wheel, into dist/
 	$(BIN)/pip wheel --no-cache-dir --no-deps --wheel-dir dist dist/*.tar.gz
 
 # maturin refuses an extension that asks for more than the tag's glibc has. Without the development packages. Python without
-# the global lock has no stable ABI: it gets wheels of its own if it is at hand.
+# the global lock has no stable ABI: where it is at hand it gets a wheel of its own, for this machine, as its settings are.
 .PHONY: wheels
 # Where maturin looks for the zig that was installed here.
 wheels: export PATH := $(abspath $(BIN)):$(PATH)
@@ -124,7 +124,8 @@ wheels: | $(BIN)/python ## build the wheels of a release into dist/wheels: manyl
 	$(BIN)/pip install --quiet 'maturin[zig]>=1.9.4,<2'
 	for machine in x86_64 aarch64; do \
 		$(BIN)/maturin build --release --locked --zig --target $$machine-unknown-linux-gnu \
-			--compatibility manylinux_2_28 --interpreter $(BIN)/python $(FREE_THREADED) --out dist/wheels; \
+			--compatibility manylinux_2_28 --out dist/wheels \
+			--interpreter $(BIN)/python $$([ $$machine != $$(uname -m) ] || echo $(FREE_THREADED)); \
 	done
 
 # On Debian and Ubuntu: apt-get install qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross
