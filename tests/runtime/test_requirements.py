@@ -50,8 +50,8 @@ def test_what_was_tested_is_said():
     newest = PACKAGES["torch"].newest
     assert requirements.tested_with("torch", f"{newest}+cu130") == f"tested: 2.10.0 to {newest}"
     assert requirements.tested_with("torch", "99.0") == f"newer than what was tested: 2.10.0 to {newest}"
-    assert requirements.tested_with("python", "3.11.9") == "tested: 3.11"
-    assert requirements.tested_with("python", "3.14.0") == "newer than what was tested: 3.11"
+    assert requirements.tested_with("python", "3.14.9") == "tested: 3.11 to 3.14"
+    assert requirements.tested_with("python", "3.15.0") == "newer than what was tested: 3.11 to 3.14"
     assert requirements.tested_with("tokenizers", "0.1") is None
 
 
