@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import tarfile
@@ -75,6 +76,16 @@ def test_the_source_distribution_holds_what_the_build_needs(sdist):
     ):
         assert f"{root}/{wanted}" in names
     assert not any(name.endswith((".so", ".parquet")) for name in names)
+
+
+def test_citation_and_changelog_are_of_this_version():
+    lines = (ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
+    assert f"version: {wmdp_fast.__version__}" in lines
+    releases = re.findall(
+        r"^## (\d\S*) - (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M
+    )
+    assert releases[0][0] == wmdp_fast.__version__
+    assert f"date-released: {releases[0][1]}" in lines
 
 
 def test_only_licenses_that_ask_to_be_named_are_allowed():
