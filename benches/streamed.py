@@ -5,8 +5,9 @@
 
 It makes a model with random weights in FOLDER (once), and questions of made-up words: a llama of so many gigabytes, or
 one with the shape of Gemma 3 270M, whose vocabulary of 262,144 is most of it. Each run is a process of its own and
-reads the checkpoint from the page cache, if that holds it. Peak memory is the kernel's count. To be run alone. The
-numbers of both runs must be the same to the bit.
+reads the checkpoint from the page cache, if that holds it. Peak memory is the kernel's count. To be run alone; seconds of
+the processor, of the whole process, say something beside other work too. The numbers of both runs must be the same to
+the bit.
 
 With `--offload-questions` lm-eval scores the first questions too, on the same model with accelerate's offload to disk:
 all decoder layers lie there, everything else is in memory. The pages of files that are mapped into memory count in its
@@ -37,6 +38,7 @@ begin = time.perf_counter()
 result = wf.evaluate(**options, device="cpu", progress=False)
 [peak] = [int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")]
 found = {"seconds": time.perf_counter() - begin, "forward": result.timings["forward"], "peak": peak}
+found["processor"] = time.process_time()
 found["streamed"] = result.details.get("streamed")
 [task] = result.tasks.values()
 found["scores"] = task.outcome.loglikelihood.tolist()
@@ -154,7 +156,8 @@ def _offloaded(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def _cost(run: dict) -> str:
-    return f"{run['forward']:.1f} s forward, {run['seconds']:.1f} s in all, {run['peak'] / 1e9:.2f} GB"
+    processor = f", {run['processor']:.1f} s of the processor" if "processor" in run else ""
+    return f"{run['forward']:.1f} s forward, {run['seconds']:.1f} s in all{processor}, {run['peak'] / 1e9:.2f} GB"
 
 
 def _run(options: dict[str, object], script: str = _CHILD) -> dict:

@@ -23,7 +23,9 @@ from tests.support.expected_warnings import SHORT_CORPORA, WIDER_TYPE
 from tests.support.sparse_models import sparse_model
 from tests.support.thorough import cases
 from wmdp_fast import cli, demo
+from wmdp_fast.checkpoints.weight_files import weight_files
 from wmdp_fast.exceptions import ModelError
+from wmdp_fast.models.skeleton import build_skeleton
 from wmdp_fast.unlearning import memory_plan, reporting, trainer
 from wmdp_fast.unlearning.methods.npo import NPOConfig
 from wmdp_fast.unlearning.rmu.config import RMUConfig
@@ -140,6 +142,20 @@ def test_it_gives_the_bits_of_a_run_in_memory(
 def test_every_architecture_gives_the_same_bits(tmp_path: Path, family: str) -> None:
     folder = runs.saved_model(tmp_path / "base", family)
     assert_same(run(folder), run(folder, stream=True))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gemma2"])
+def test_a_checkpoint_needs_no_head(tmp_path: Path, family: str) -> None:
+    model: Any = runs.model(family)
+    model.base_model.save_pretrained(tmp_path / "base")
+    in_memory = run(tmp_path / "base", output=tmp_path / "in memory")
+    assert_same(in_memory, run(tmp_path / "base", output=tmp_path / "streamed", stream=True))
+    files = weight_files(tmp_path / "base")
+    assert files is not None
+    if family == "llama":
+        # Who wants the head is told that there is none.
+        with pytest.raises(ModelError, match=r"lacks weights of LlamaForCausalLM, which would be random: lm_head"):
+            build_skeleton(str(tmp_path / "base"), {}, files, None, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def load_layers_from(
     weights = weight_files(files.folder)
     if weights is None:
         raise ModelError(f"{files.folder} has no safetensors weights")
-    skeleton = build_skeleton(where, source, weights, torch_dtype, torch_device)
+    skeleton = build_skeleton(where, source, weights, torch_dtype, torch_device, headless=True)
     kept, lower = skeleton.layers[first:count], skeleton.layers[:first]
     needs = sum(part.nbytes for part in kept) + max(
         max(part.arriving_bytes for part in kept),

@@ -173,6 +173,8 @@ def build_skeleton(
     files: WeightFiles,
     dtype: torch.dtype | None,
     device: torch.device,
+    *,
+    headless: bool = False,
 ) -> Skeleton:
     """Builds a model from its configuration, and finds out of which tensors of its checkpoint each part is made.
 
@@ -182,6 +184,7 @@ def build_skeleton(
         files: Its weights, on this machine.
         dtype: The type to compute in; None is the checkpoint's.
         device: Where to.
+        headless: Whether the checkpoint may be one without a head, which is not going to be used.
 
     Raises:
         ModelError: The checkpoint is damaged or lacks weights, or the model is of a kind that cannot be taken apart.
@@ -196,7 +199,7 @@ def build_skeleton(
     if not type(model).__module__.startswith("transformers."):
         raise ModelError(f"{where} comes with code of its own, which is not streamed")
     with failures_as(ModelError, f"{where} cannot be streamed with transformers {transformers.__version__}"):
-        absent, notes = _dry_run(where, model, stored, kind)
+        absent, notes = _dry_run(where, model, stored, kind, headless=headless)
         decoder = decoder_of(model)
         _fill_what_is_computed(model, absent, device)
         return _in_parts(model, decoder, *_sources(model, stored), kind, device, notes)
@@ -233,9 +236,11 @@ class _Unread:
 
 
 def _dry_run(
-    where: str, model: PreTrainedModel, stored: Mapping[str, StoredTensor], dtype: torch.dtype
+    where: str, model: PreTrainedModel, stored: Mapping[str, StoredTensor], dtype: torch.dtype, *, headless: bool
 ) -> tuple[set[str], list[str]]:
     """Loads all of a checkpoint but its numbers, and ties what is tied.
+
+    Arguments are those of `build_skeleton`.
 
     Returns:
         What is not in the checkpoint and need not be, and what results should say of it.
@@ -243,10 +248,21 @@ def _dry_run(
     unread = {name: _Unread(one) for name, one in stored.items()}
     info: Any = _load(model, unread, dtype, torch.device("meta"))
     model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
+    if headless:
+        info.missing_keys -= _names_of_head(model)
     absent = set(info.missing_keys)
     model._adjust_missing_and_unexpected_keys(info)
     _, unexpected = check_weights(where, type(model).__name__, info.to_dict())
     return absent, about_unexpected(unexpected)
+
+
+def _names_of_head(model: PreTrainedModel) -> set[str]:
+    """The names of the head's parameters that are its own, and not the embedding's."""
+    untyped: Any = model
+    head, embedding = untyped.get_output_embeddings(), model.get_input_embeddings()
+    own = set() if head is None else {id(parameter) for parameter in head.parameters()}
+    own -= {id(parameter) for parameter in embedding.parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in own}
 
 
 def _load(model: PreTrainedModel, sources: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Any:
