@@ -5,9 +5,9 @@
 
 It makes a model with random weights in FOLDER (once), and questions of made-up words: a llama of so many gigabytes, or
 one with the shape of Gemma 3 270M, whose vocabulary of 262,144 is most of it. Each run is a process of its own and
-reads the checkpoint from the page cache, if that holds it. Peak memory is the kernel's count. To be run alone; seconds of
-the processor, of the whole process, say something beside other work too. The numbers of both runs must be the same to
-the bit.
+reads the checkpoint from the page cache, if that holds it. Peak memory is the kernel's count. To be run alone; seconds
+of the processor, which are the whole process's, say something beside other work too. The numbers of both runs must be
+the same to the bit.
 
 With `--offload-questions` lm-eval scores the first questions too, on the same model with accelerate's offload to disk:
 all decoder layers lie there, everything else is in memory. The pages of files that are mapped into memory count in its
