@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import pytest
 import wmdp_fast as wf
 from tests.support import tiny_models
 from wmdp_fast import cli
+from wmdp_fast.evaluate_options import EvaluateOptions
 from wmdp_fast.exceptions import ModelError, TemplateError, WmdpFastWarning
 
 if TYPE_CHECKING:
@@ -91,6 +93,11 @@ def test_results_say_what_rendered_a_template(llama_dir: Path, birds: Path, temp
 def test_a_template_that_fails_does_so_before_the_model_is_looked_for(birds: Path) -> None:
     with pytest.raises(TemplateError, match=r"'hint' is undefined.*fields are question, choices, answer"):
         wf.evaluate("no-such/model", tasks=birds, template="{{ hint }}", progress=False)
+
+
+def test_its_options_as_a_type_are_its_parameters() -> None:
+    parameters = list(inspect.signature(wf.evaluate).parameters)
+    assert list(EvaluateOptions.__annotations__) == [name for name in parameters if name not in ("model", "resume")]
 
 
 def test_a_model_that_is_nowhere_is_named_before_data_out_of_reach(
