@@ -141,6 +141,7 @@ def test_show_prints_intervals_bars_and_how_the_model_was_run(
     assert " to " in fish
     assert "0.25" in fish
     assert "near-ties: " in text
+    assert "repeated" not in text
     assert "clouds: calibration error" in text
     assert "p against equal shares" in text
     assert "settings: 2-shot, dtype float32, batch 8" in text
@@ -150,6 +151,19 @@ def test_show_prints_intervals_bars_and_how_the_model_was_run(
     plain = capsys.readouterr().out
     assert plain.isascii()
     assert "|" in plain
+
+
+def test_show_says_how_many_questions_are_there_twice(
+    saved_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = changed(saved_file, tmp_path / "twice", "birds", lambda _line: None)
+    samples = samples_file(folder / saved_file.name, "birds")
+    lines = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    for earlier, later in ((0, 4), (0, 6), (1, 2)):
+        lines[later] |= {key: lines[earlier][key] for key in ("prompt_hash", "target_hash")}
+    samples.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert cli.main(["show", str(folder)]) == 0
+    assert "repeated: 3 of " in capsys.readouterr().out
 
 
 def test_show_without_samples_has_intervals_from_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

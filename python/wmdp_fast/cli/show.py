@@ -209,6 +209,11 @@ def _about_questions(results: SavedResults, rescored: Rescored) -> Iterator[str]
         f"near-ties: {near} of {total} predictions have their two best choices within {described[0].near_tie:g} nats;"
         f" {ties} of them are equal to the last bit"
     )
+    if repeated := sum(_repeated(task) for task in results.tasks.values()):
+        yield (
+            f"repeated: {repeated} of {total} questions are asked before in their task, with the same prompt and answer;"
+            " each time counts, and intervals take it for another question"
+        )
     for one, depth in results.hierarchy():
         description = _description(rescored, one.name)
         if depth or description is None:
@@ -228,6 +233,14 @@ def _about_questions(results: SavedResults, rescored: Rescored) -> Iterator[str]
         name: found.letters.collapse for name, found in rescored.tasks.items() if found.letters.collapse is not None
     }
     yield from (f"warning: {note}" for note in letter_notes(collapsed))
+
+
+def _repeated(task: SavedTask) -> int:
+    """How many questions of a task are those of earlier lines, by lm-eval's hashes of prompts and answers."""
+    if task.samples is None or "" in task.samples.prompt_hashes:
+        return 0
+    asked = list(zip(task.samples.prompt_hashes, task.samples.target_hashes, strict=True))
+    return len(asked) - len(set(asked))
 
 
 def _about_letters(alias: str, description: Description) -> Iterator[str]:
