@@ -211,8 +211,8 @@ def _about_questions(results: SavedResults, rescored: Rescored) -> Iterator[str]
     )
     if repeated := sum(_repeated(task) for task in results.tasks.values()):
         yield (
-            f"repeated: {repeated} of {total} questions are asked before in their task, with the same prompt and answer;"
-            " each time counts, and intervals take it for another question"
+            f"repeated: {repeated} of {total} questions are in their task before, with the same prompt and answer; each"
+            " time counts, and intervals take it for another question"
         )
     for one, depth in results.hierarchy():
         description = _description(rescored, one.name)
