@@ -201,9 +201,10 @@ def test_devices_that_are_not_there_are_refused(options: dict[str, Any], capsys:
     }.items():
         assert cli.main([*argv, devices]) == 1
         assert said in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        cli.main([*argv, "cpu:2", "--device", "cpu"])
-    assert "--devices and --device exclude each other" in capsys.readouterr().err
+    for option in (["--device", "cpu"], ["--allow-missing"]):
+        with pytest.raises(SystemExit):
+            cli.main([*argv, "cpu:2", *option])
+        assert f"--devices and {option[0]} exclude each other" in capsys.readouterr().err
 
 
 def as_rank(monkeypatch: pytest.MonkeyPatch, rank: str, size: str) -> None:

@@ -269,7 +269,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _check_devices(arguments: argparse.Namespace) -> None:
     """Ends with usage for what is not done on several devices."""
-    for name in ("device", "show_prompts", *_SEVERAL):
+    for name in ("device", "show_prompts", "allow_missing", *_SEVERAL):
         if hasattr(arguments, name):
             arguments.fail(f"--devices and --{name.replace('_', '-')} exclude each other")
     if getattr(arguments, "engine", None) in _SERVED:
