@@ -246,6 +246,10 @@ def test_a_record_that_lacks_a_key_is_told_with_the_keys_that_it_has(tmp_path: P
         error.value
     )
     assert "`answer` (an index from 0, a letter or a choice's text)" in str(error.value)
+    with pytest.raises(
+        DatasetError, match="field `question`: is missing; there are no keys; a question has `question`"
+    ):
+        read_questions(write(tmp_path, name, b"{}" if name == "a.jsonl" else b"[{}]"))
 
 
 def test_blank_lines_of_jsonl_do_not_count_as_rows(tmp_path: Path) -> None:

@@ -137,8 +137,12 @@ impl Collector {
         let missing = |place: usize| {
             let names = called.iter().map(|&place| COLUMNS[place]).chain(extra.keys().map(String::as_str));
             let names: Vec<String> = names.take(NAMES_SHOWN).map(quote).collect();
-            let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-            self.error(Fault::in_field(COLUMNS[place], format!("is missing; the keys are {there}; {EXPECTED}")))
+            let there = if names.is_empty() {
+                "there are no keys".to_owned()
+            } else {
+                format!("the keys are {}", names.join(", "))
+            };
+            self.error(Fault::in_field(COLUMNS[place], format!("is missing; {there}; {EXPECTED}")))
         };
         let question = self.text(COLUMNS[0], question.ok_or_else(|| missing(0))?)?;
         let choices = choices.ok_or_else(|| missing(1))?;

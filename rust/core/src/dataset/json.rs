@@ -214,8 +214,15 @@ pub(crate) fn text_of_line(line: &[u8], field: &str) -> Result<String, (Option<S
         }
         Ok(Found { keys, .. }) => {
             let keys: Vec<String> = keys.iter().map(|key| quote(key)).collect();
-            let there = if keys.is_empty() { "none".to_owned() } else { keys.join(", ") };
-            Err((Some(field.to_owned()), format!("is missing; the keys are {there}")))
+            let there = if keys.is_empty() {
+                "there are no keys".to_owned()
+            } else {
+                format!("the keys are {}", keys.join(", "))
+            };
+            Err((
+                Some(field.to_owned()),
+                format!("is missing; {there}; a line is a text, or an object with it under `{field}`"),
+            ))
         }
         Err(error) => Err((None, not_json(&error))),
     }
