@@ -269,7 +269,7 @@ def test_what_would_save_too_little_is_left_out(monkeypatch: pytest.MonkeyPatch)
         assert "tokens are too few" in str(scored(SharedTrunk(1), loaded)["why_not"])
     monkeypatch.setattr(trunk_scoring, "least_layers", least_layers)
     assert "1 of 2 layers would save too little" in str(scored(SharedTrunk(1), loaded)["why_not"])
-    assert [least_layers(count) for count in (4, 20, 21, 30, 96)] == [2, 2, 3, 3, 10]
+    assert [least_layers(count) for count in (4, 16, 17, 30, 96)] == [2, 2, 3, 4, 12]
 
 
 def test_padded_rows_have_no_part_in_it() -> None:
