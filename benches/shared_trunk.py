@@ -1,6 +1,6 @@
 """Models in one call that have their lowest layers in common: with and without running these once.
 
-    OMP_NUM_THREADS=1 python benches/shared_trunk.py MODEL FOLDER [--adapted-from 20] [--tasks NAMES --data DIR --limit N]
+    OMP_NUM_THREADS=1 python benches/shared_trunk.py MODEL FOLDER [--adapted-from 20 --tasks NAMES --data DIR --limit N]
 
 It makes three LoRA adapters on the layers from one on, and two deltas of a few RMU steps on layers 5 to 7, in FOLDER
 (once), scores the adapters, and the model and its deltas, with and without, and compares the scores to the bit. Seconds

@@ -59,7 +59,7 @@ def test_a_copy_has_the_bytes(
 
 def test_a_checkpoint_is_the_same_with_copies_that_were_made_before(base: Checkpoint, tmp_path: Path) -> None:
     expected = plainly_written(base, tmp_path / "plain")
-    copies = ShardCopies(base, [NAME], tmp_path / "copies")
+    copies = ShardCopies(base.folder, [base.shards[NAME]], tmp_path / "copies")
     new = tmp_path / "new"
     new.mkdir()
     write_checkpoint(base, CHANGED, new, copies)
@@ -74,7 +74,7 @@ def test_a_checkpoint_is_the_same_with_copies_that_were_made_before(base: Checkp
 def test_only_shards_that_will_change_are_copied_and_what_is_not_taken_is_deleted(
     base: Checkpoint, tmp_path: Path
 ) -> None:
-    copies = ShardCopies(base, [NAME], tmp_path / "copies")
+    copies = ShardCopies(base.folder, [base.shards[NAME]], tmp_path / "copies")
     copies._thread.join()
     assert [path.name for path in (tmp_path / "copies").iterdir()] == ["model-1.safetensors"]
     copies.close()
@@ -90,7 +90,7 @@ def test_what_went_wrong_on_the_way_is_done_at_the_end(what: str, base: Checkpoi
     elif what == "left by another run":
         folder.mkdir()
         (folder / "model-1.safetensors").write_text("half of it")
-    copies = ShardCopies(base, [NAME], folder)
+    copies = ShardCopies(base.folder, [base.shards[NAME]], folder)
     copies._thread.join()
     if what == "changed since":
         os.utime(base.folder / "model-1.safetensors", ns=(1, 1))
@@ -116,7 +116,7 @@ def test_a_run_that_ends_early_does_not_wait_for_the_copies(
     monkeypatch.setattr(shard_copies, "_copy_piece", slow)
     monkeypatch.setattr(shard_copies, "_PIECE", 100)
     monkeypatch.setattr(shard_copies, "_PATIENCE", 0.01)
-    copies = ShardCopies(base, [NAME], tmp_path / "copies")
+    copies = ShardCopies(base.folder, [base.shards[NAME]], tmp_path / "copies")
     assert begun.wait(60)
     copies.close()
     assert not (tmp_path / "copies").exists()

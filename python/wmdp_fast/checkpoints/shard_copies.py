@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from wmdp_fast.checkpoints.checkpoint import Checkpoint
-
 _PIECE = 64 << 20
 # After so many bytes it waits until they are on the disk: a run that is to end then has little to wait for.
 _SYNCED = 256 << 20
@@ -53,14 +51,14 @@ class ShardCopies:
     """Copies shards on a thread.
 
     Args:
-        base: The checkpoint.
-        names: Tensors that will be changed; the shards that have them are copied.
+        base: The folder of the checkpoint.
+        shards: The files in it that will be changed.
         folder: Where to, on the disk that the new checkpoint is written to. It is made, and deleted by `close`.
     """
 
-    def __init__(self, base: Checkpoint, names: Iterable[str], folder: Path) -> None:
+    def __init__(self, base: Path, shards: Iterable[str], folder: Path) -> None:
         self._base, self._folder = base, folder
-        self._wanted = sorted({base.shards[name] for name in names})
+        self._wanted = sorted(set(shards))
         self._done: dict[str, tuple[int, int]] = {}
         self._stop = threading.Event()
         # What the run does must not wait for it, nor the end of the process.
@@ -75,7 +73,7 @@ class ShardCopies:
             meets what is wrong again.
         """
         self._thread.join()
-        if self._done.get(shard) != _stamp(self._base.folder / shard):
+        if self._done.get(shard) != _stamp(self._base / shard):
             return False
         (self._folder / shard).rename(target)
         return True
@@ -96,7 +94,7 @@ class ShardCopies:
             for shard in self._wanted:
                 if self._stop.is_set():
                     return
-                source, copy = (self._base.folder / shard).resolve(), self._folder / shard
+                source, copy = (self._base / shard).resolve(), self._folder / shard
                 # A run that was killed may have left one.
                 copy.unlink(missing_ok=True)
                 stamp = _stamp(source)

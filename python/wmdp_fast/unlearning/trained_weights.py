@@ -155,9 +155,10 @@ class TrainedWeights:
         Args:
             folder: Where to.
         """
-        if self._source.base is None or not self._patched:
+        base = self._source.base
+        if base is None or not self._patched:
             return None
-        return ShardCopies(self._source.base, self._patched, folder)
+        return ShardCopies(base.folder, [base.shards[name] for name in self._patched], folder)
 
     def saved_from_memory(self, saved: checkpoint.Checkpoint) -> tuple[str, dict[str, Tensor]]:
         """Of a model in memory that was saved: the digest of what was there before, and what is, by the saved names."""
