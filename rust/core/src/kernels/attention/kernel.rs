@@ -13,7 +13,10 @@ pub(super) const ROWS: usize = 6;
 pub(super) const BLOCK: usize = 64;
 
 /// So many keys of a block are left out if none of them is seen: what the widest registers hold.
-pub(super) const GRANULE: usize = 16;
+pub(super) const GRANULE: usize = LANES;
+
+/// Numbers in the widest registers.
+const LANES: usize = 16;
 
 /// The maximum of a row that has seen no key yet: lower than any score, and finite, so that no difference is NaN.
 const NOTHING_SEEN: f32 = -1e30;
@@ -59,6 +62,17 @@ pub(super) fn pack_row(panels: &mut [f32], row: usize, numbers: &[f32], factor: 
     }
 }
 
+/// Packs the rows of one panel, times a factor: `[len, ROWS]`. All at once takes less time than one after the other.
+pub(super) fn pack_panel(panel: &mut [f32], rows: [&[f32]; ROWS], factor: f32) {
+    let len = panel.len() / ROWS;
+    let rows = rows.map(|row| &row[..len]);
+    for (index, place) in panel.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
+        for (place, row) in place.iter_mut().zip(rows) {
+            *place = row[index] * factor;
+        }
+    }
+}
+
 /// What scores are made of products: base 2 throughout, as `exp2` is cheaper than `exp`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scores {
@@ -84,11 +98,11 @@ pub(super) struct Running {
     /// Largest score, base 2.
     maximum: [f32; ROWS],
     /// Sum of `exp2(score - maximum)`, in as many parts as a register has lanes.
-    sum: [[f32; 16]; ROWS],
+    sum: [[f32; LANES]; ROWS],
 }
 
 impl Running {
-    pub(super) const NEW: Self = Self { maximum: [NOTHING_SEEN; ROWS], sum: [[0.0; 16]; ROWS] };
+    pub(super) const NEW: Self = Self { maximum: [NOTHING_SEEN; ROWS], sum: [[0.0; LANES]; ROWS] };
 
     /// The sum of `exp(score - maximum)` and the logarithm of the sum of `exp(score)` of a row.
     pub(super) fn sums(&self, row: usize) -> (f32, f32) {
@@ -148,7 +162,7 @@ impl Panel<'_> {
         let keys = block.keys();
         let mut weights = [[0.0; BLOCK]; ROWS];
         products::<S, V>(simd, self.query, block, &mut weights);
-        let mut factors = [1.0; ROWS];
+        let mut largest = [0.0; ROWS];
         for (row, weights) in weights.iter_mut().enumerate() {
             let weights = &mut weights[keys.clone()];
             if let Some(cap) = scores.softcap {
@@ -159,7 +173,12 @@ impl Panel<'_> {
             if let Some(mask) = mask {
                 hide(simd, mask, row, keys.clone(), weights);
             }
-            factors[row] = exponentials(simd, weights, &mut self.running.maximum[row], &mut self.running.sum[row]);
+            largest[row] = maximum(simd, weights);
+        }
+        let factors = raise(simd, &mut self.running.maximum, &largest);
+        for (row, weights) in weights.iter_mut().enumerate() {
+            let (maximum, sum) = (self.running.maximum[row], &mut self.running.sum[row]);
+            exponentials(simd, &mut weights[keys.clone()], maximum, factors[row], sum);
         }
         add_values::<S, V>(simd, &weights, block.value, keys, &factors, self.out);
     }
@@ -227,31 +246,46 @@ fn hide<S: Simd>(simd: S, mask: &Mask<'_>, row: usize, keys: Range<usize>, score
     }
 }
 
-/// Turns a row's scores into weights `exp2(score - maximum)`; returns what older weights are to be multiplied by.
+/// The largest score of a row.
 #[inline(always)]
-fn exponentials<S: Simd>(simd: S, row: &mut [f32], maximum: &mut f32, sum: &mut [f32; 16]) -> f32 {
-    let row = S::as_mut_simd_f32s(row).0;
+fn maximum<S: Simd>(simd: S, row: &[f32]) -> f32 {
+    let row = S::as_simd_f32s(row).0;
     let mut largest = row[0];
     for &score in &row[1..] {
         largest = simd.max_f32s(largest, score);
     }
-    let before = *maximum;
-    *maximum = before.max(simd.reduce_max_f32s(largest));
-    // What has seen no key yet has sums of 0, and the C library takes long to say that 2^-1e30 is 0.
-    let factor = match *maximum > before {
-        true if before == NOTHING_SEEN => 0.0,
-        true => (before - *maximum).exp2(),
-        false => 1.0,
-    };
+    simd.reduce_max_f32s(largest)
+}
+
+/// Raises the maxima of a panel's rows to their largest new scores; returns what older weights are to be multiplied by.
+///
+/// All rows at once, and not by the C library: of short segments most of the time is spent between the products.
+#[inline(always)]
+fn raise<S: Simd>(simd: S, maxima: &mut [f32; ROWS], largest: &[f32; ROWS]) -> [f32; ROWS] {
+    let mut factors = [0.0; LANES];
+    for ((maximum, &largest), factor) in maxima.iter_mut().zip(largest).zip(&mut factors) {
+        let before = *maximum;
+        *maximum = before.max(largest);
+        *factor = before - *maximum;
+    }
+    // What has seen no key yet has sums of 0, and the least power of two times that is 0.
+    for factor in S::as_mut_simd_f32s(&mut factors).0 {
+        *factor = exp2(simd, *factor);
+    }
+    std::array::from_fn(|row| factors[row])
+}
+
+/// Turns a row's scores into weights `exp2(score - maximum)`, and adds them to their sum, times a factor.
+#[inline(always)]
+fn exponentials<S: Simd>(simd: S, row: &mut [f32], maximum: f32, factor: f32, sum: &mut [f32; LANES]) {
     let sum = &mut S::as_mut_simd_f32s(sum).0[0];
     let mut total = simd.mul_f32s(*sum, simd.splat_f32s(factor));
-    let subtract = simd.splat_f32s(*maximum);
-    for score in row {
+    let subtract = simd.splat_f32s(maximum);
+    for score in S::as_mut_simd_f32s(row).0 {
         *score = exp2(simd, simd.sub_f32s(*score, subtract));
         total = simd.add_f32s(total, *score);
     }
     *sum = total;
-    factor
 }
 
 /// out = out x factors + weights x values.

@@ -18,14 +18,13 @@ pub use self::gradient::{ForwardState, Gradients};
 
 use std::ops::Range;
 
-use ndarray::{ArrayView3, Axis};
+use ndarray::{ArrayView1, ArrayView3, Axis};
 use pulp::{Arch, Simd, WithSimd};
 
 use self::blocks::Blocks;
 use self::blocks::Seen;
-use self::kernel::{Aligned, BLOCK, Block, GRANULE, Panel, ROWS, Running, Scores, pack_row};
+use self::kernel::{Aligned, BLOCK, Block, GRANULE, Panel, ROWS, Running, Scores, pack_panel};
 use crate::error::{Error, Result};
-use crate::kernels::rows::contiguous;
 use crate::kernels::simd::Processor;
 use crate::runtime::parallel::{Team, for_each};
 
@@ -186,10 +185,13 @@ const fn has_many_registers<S: Simd>() -> bool {
 /// Memory of one thread, used again from tile to tile.
 #[derive(Debug, Default)]
 struct Scratch {
+    /// The tokens of each panel's rows, numbered as keys.
+    tokens: Vec<[usize; ROWS]>,
     query: Aligned,
+    /// Queries of one panel that do not lie in one piece.
+    strewn: Vec<f32>,
     running: Vec<Running>,
     out: Aligned,
-    copy: Vec<f32>,
 }
 
 /// Some tokens of a batch, all their heads.
@@ -218,12 +220,14 @@ impl Tile<'_, '_> {
         let scores = Scores::new(self.call.scale, self.call.softcap);
         let stride = self.blocks.value_stride();
         let keys = self.tokens.start + self.shape.num_carried..self.tokens.end + self.shape.num_carried;
+        let panels = (self.tokens.len() * self.shape.group).div_ceil(ROWS);
+        self.scratch.tokens = (0..panels).map(|panel| self.row_tokens(panel)).collect();
         for head in 0..self.shape.key_heads {
             self.begin(head, scores.query_scale);
             for block in self.blocks.before(&keys) {
                 let (key, value) = self.blocks.of(head, block);
                 for panel in 0..self.scratch.running.len() {
-                    let rows = self.row_tokens(panel);
+                    let rows = self.scratch.tokens[panel];
                     let seen = self.blocks.seen(block, &(rows[0]..rows[ROWS - 1] + 1), self.call.window);
                     let (granules, mask) = match seen {
                         Seen::Nothing => continue,
@@ -261,17 +265,27 @@ impl Tile<'_, '_> {
         self.scratch.out.resize(panels * ROWS * self.blocks.value_stride());
         self.scratch.out.get_mut().fill(0.0);
         self.scratch.query.resize(panels * ROWS * size);
-        let packed = self.scratch.query.get_mut();
-        for row in 0..panels * ROWS {
-            // The last panel's rows beyond the last repeat it.
-            let of = row.min(rows - 1);
-            let queries = self.call.query.index_axis(Axis(0), head * group + of % group);
-            let query = queries.index_axis(Axis(0), self.tokens.start + of / group);
-            pack_row(packed, row, contiguous(&query, &mut self.scratch.copy), scale);
+        self.scratch.strewn.resize(ROWS * size, 0.0);
+        for (panel, packed) in self.scratch.query.get_mut().chunks_exact_mut(ROWS * size).enumerate() {
+            let queries: [ArrayView1<'_, f32>; ROWS] = std::array::from_fn(|row| {
+                // The last panel's rows beyond the last repeat it.
+                let of = (panel * ROWS + row).min(rows - 1);
+                let queries = self.call.query.index_axis(Axis(0), head * group + of % group);
+                queries.index_axis_move(Axis(0), self.tokens.start + of / group)
+            });
+            for (query, copy) in queries.iter().zip(self.scratch.strewn.chunks_exact_mut(size)) {
+                if query.to_slice().is_none() {
+                    copy.iter_mut().zip(query).for_each(|(copy, &number)| *copy = number);
+                }
+            }
+            let strewn = self.scratch.strewn.as_slice();
+            let rows = std::array::from_fn(|row| queries[row].to_slice().unwrap_or(&strewn[row * size..][..size]));
+            pack_panel(packed, rows, scale);
         }
     }
 
     /// Writes down what was computed for a key head.
+    #[inline(always)]
     fn end(&mut self, head: usize) {
         let (group, size, heads) = (self.shape.group, self.shape.value_size, self.shape.heads());
         let stride = self.blocks.value_stride();
@@ -280,8 +294,9 @@ impl Tile<'_, '_> {
             let place = row / group * heads + head * group + row % group;
             self.log_sum_exp[place] = log_sum_exp;
             let weighted = &self.scratch.out.get()[row * stride..][..size];
+            let factor = 1.0 / sum;
             for (out, &number) in self.out[place * size..][..size].iter_mut().zip(weighted) {
-                *out = number / sum;
+                *out = number * factor;
             }
         }
     }
