@@ -23,7 +23,7 @@ from wmdp_fast.models.reading import check_config, failures_as, read_pretrained,
 from wmdp_fast.models.skeleton import build_skeleton
 from wmdp_fast.models.streamed import SLACK, StreamedModel, memory_in_use, stream
 from wmdp_fast.models.threads import loading
-from wmdp_fast.runtime.memory import in_gigabytes
+from wmdp_fast.runtime.memory import forget_files, in_gigabytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,6 +137,9 @@ def load_layers_from(
         max(part.arriving_bytes for part in kept),
         skeleton.embedding.arriving_bytes + max(part.arriving_bytes for part in lower),
     )
+    if torch_device.type == "cpu":
+        # Of imports. What is tried below, and a first batch, bring back what a run needs.
+        forget_files()
     in_use = memory_in_use(torch_device)
     if (in_use + needs) / (1 - SLACK) > memory:
         raise ModelError(
