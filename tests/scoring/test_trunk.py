@@ -211,7 +211,7 @@ def test_keys_and_values_shared_across_layers_are_needed_above() -> None:
             found = score(loaded, drawn, trunk=trunk)
             np.testing.assert_array_equal(found.loglikelihood, alone.loglikelihood)
             assert found.shared_trunk is not None
-            assert found.shared_trunk["states"] is None
+            assert found.engine == "padded" or "tried on excerpts" in found.shared_trunk["why_not"]
 
 
 def test_a_run_that_goes_on_keeps_nothing_and_may_take() -> None:
