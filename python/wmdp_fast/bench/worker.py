@@ -17,6 +17,7 @@ import numpy as np
 
 from wmdp_fast.bench.peer_tokens import save_tokens
 from wmdp_fast.bench.report import peak_gb
+from wmdp_fast.runtime.leaving import leave
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -107,12 +108,13 @@ class _Phases:
         self._last = now
 
 
-def main(folder: Path) -> None:
-    """Runs the job in a folder."""
+def main(folder: Path) -> Job:
+    """Runs the job in a folder, and returns it."""
     job = Job(**json.loads((folder / "job.json").read_text(encoding="utf-8")))
     outcome, scores = _run_lm_eval(job) if job.worker == "lm-eval" else _run_ours(job)
     np.save(folder / "scores.npy", scores)
     (folder / "outcome.json").write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+    return job
 
 
 def _run_ours(job: Job) -> tuple[Outcome, NDArray[np.float64]]:
@@ -384,4 +386,6 @@ def _gpu_peak_gb() -> float | None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    # Each ends as its command line does: lm-eval's leaves that to the interpreter.
+    if main(Path(sys.argv[1])).worker != "lm-eval":
+        leave(0)

@@ -16,10 +16,10 @@ import warnings
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from wmdp_fast._rust import __version__
-from wmdp_fast.cli import failures, leaving, terminal
+from wmdp_fast.cli import failures, terminal
 from wmdp_fast.cli.habits import Parser, close_command, with_dashes
 from wmdp_fast.exceptions import WmdpFastWarning
-from wmdp_fast.runtime import cpus
+from wmdp_fast.runtime import cpus, leaving
 from wmdp_fast.runtime.ranks import place_of_process
 from wmdp_fast.runtime.tables import fitted_to
 

@@ -77,9 +77,12 @@ def only_read_rows(parts: Sequence[nn.Module]) -> Iterator[None]:
 
 def _of_read_rows(forward: Callable[..., Any], x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     read = _read.get()
-    if read is None or args or kwargs or x.shape[:2] != (1, read[1]):
+    if read is None or args or kwargs:
         return forward(x, *args, **kwargs)
     rows, tokens = read
+    # A model may be spread over several devices.
+    if x.shape[:2] != (1, tokens) or x.device != rows.device:
+        return forward(x)
     some = forward(x[:, rows])
     out = some.new_zeros(1, tokens, some.shape[-1])
     out[:, rows] = some

@@ -13,7 +13,7 @@ import pytest
 _START = """
 import atexit, sys, threading, time
 sys.modules.setdefault("torch", sys)
-from wmdp_fast.cli import leaving
+from wmdp_fast.runtime import leaving
 
 class Kept:
     def __del__(self):
