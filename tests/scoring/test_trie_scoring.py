@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.support import tiny_models
 from tests.support.thorough import cases
-from tests.support.tries import STEM, some_requests
+from tests.support.tries import requests, some_requests
 from wmdp_fast import Requests
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models.attention import packed
@@ -31,16 +31,6 @@ from wmdp_fast.scoring.trie import score, score_trie, why_not
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-TOKENS = st.lists(st.integers(1, 40), min_size=1, max_size=6)
-
-
-@st.composite
-def requests(draw: st.DrawFn) -> Requests:
-    stems = st.sampled_from([[], STEM[:4], STEM, [5, 5, 5, 5]])
-    contexts = [draw(stems) + draw(TOKENS) for _ in range(draw(st.integers(1, 6)))]
-    choices = [draw(st.lists(TOKENS, min_size=1, max_size=4)) for _ in contexts]
-    return Requests.from_tokens(contexts, choices, max_length=24)
 
 
 @pytest.mark.parametrize("family", tiny_models.TRIE_FAMILIES)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.support import tiny_models
-from tests.support.tries import STEM, some_requests
+from tests.support.tries import STEM, requests, some_requests
 from wmdp_fast import Requests
 from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.models import load
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from wmdp_fast.models.load import LoadedModel
 
-TOKENS = st.lists(st.integers(1, 40), min_size=1, max_size=6)
-
 
 @pytest.fixture(autouse=True, scope="module")
 def _worth_it() -> Iterator[None]:
@@ -41,14 +39,6 @@ def _worth_it() -> Iterator[None]:
         patch.setattr(trunk_scoring, "least_layers", lambda _: 1)
         patch.setattr(trunk_scoring, "_LEAST_TOKENS", 0)
         yield
-
-
-@st.composite
-def requests(draw: st.DrawFn) -> Requests:
-    stems = st.sampled_from([[], STEM[:4], STEM, [5, 5, 5, 5]])
-    contexts = [draw(stems) + draw(TOKENS) for _ in range(draw(st.integers(1, 6)))]
-    choices = [draw(st.lists(TOKENS, min_size=1, max_size=4)) for _ in contexts]
-    return Requests.from_tokens(contexts, choices, max_length=24)
 
 
 def layers_of(loaded: LoadedModel) -> torch.nn.ModuleList:

@@ -35,6 +35,18 @@ def tries(draw: st.DrawFn, longest: int = 12) -> list[reference.Row]:
 STEM = list(range(1, 20))
 
 
+TOKENS = st.lists(st.integers(1, 40), min_size=1, max_size=6)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> Requests:
+    """Questions of which some begin alike."""
+    stems = st.sampled_from([[], STEM[:4], STEM, [5, 5, 5, 5]])
+    contexts = [draw(stems) + draw(TOKENS) for _ in range(draw(st.integers(1, 6)))]
+    choices = [draw(st.lists(TOKENS, min_size=1, max_size=4)) for _ in contexts]
+    return Requests.from_tokens(contexts, choices, max_length=24)
+
+
 def some_requests() -> Requests:
     contexts = [[*STEM, n, 3] for n in range(20, 28)]
     return Requests.from_tokens(contexts, [[[1], [2, 3], [2, 4, 5]]] * 8, max_length=128)

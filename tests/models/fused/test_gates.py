@@ -13,6 +13,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from tests.support import tiny_models
+from tests.support.replaced_parts import assert_close, logits, replaced
 from wmdp_fast.models.fused import linear
 from wmdp_fast.models.fused.gates import GATED_BLOCKS
 from wmdp_fast.models.fused.trials import ModulePart, Trials, replaced_modules
@@ -20,8 +21,6 @@ from wmdp_fast.runtime import environment
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
-
-    from transformers import PreTrainedModel
 
     from wmdp_fast.models.fused.trials import Compute
 
@@ -37,21 +36,6 @@ def _products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 def gated_blocks(model: nn.Module) -> AbstractContextManager[None]:
     return replaced_modules(model, (GATED_BLOCKS,))
-
-
-def replaced(model: nn.Module) -> set[str]:
-    """The names of the modules that are computed another way just now."""
-    return {name for name, module in model.named_modules() if "forward" in vars(module)}
-
-
-def logits(model: PreTrainedModel) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model(torch.arange(1, 41).view(2, 20)).logits
-    return found
-
-
-def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])  # swish and gelu

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.support import tiny_models
+from tests.support.replaced_parts import assert_close, logits, replaced
 from wmdp_fast.models.fused import linear
 from wmdp_fast.models.fused.gates import GATED_BLOCKS
 from wmdp_fast.models.fused.linear import LINEAR_LAYERS
@@ -21,8 +22,6 @@ from wmdp_fast.runtime import environment
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
-
-    from transformers import PreTrainedModel
 
 
 pytestmark = pytest.mark.skipif(not linear.is_available(), reason="this torch or this processor is left as it is")
@@ -43,22 +42,6 @@ def onednn_linears(model: nn.Module) -> AbstractContextManager[None]:
 
 def onednn_products(model: nn.Module) -> AbstractContextManager[None]:
     return replaced_modules(model, (LINEAR_LAYERS, GATED_BLOCKS))
-
-
-def replaced(model: nn.Module) -> set[str]:
-    """The names of the modules that are computed another way just now."""
-    return {name for name, module in model.named_modules() if "forward" in vars(module)}
-
-
-def logits(model: PreTrainedModel) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model(torch.arange(1, 41).view(2, 20)).logits
-    return found
-
-
-def assert_close(found: torch.Tensor, expected: torch.Tensor, terms: float = 0.0) -> None:
-    """Whether sums of products are equal but for rounding, which goes by the sums of their sizes where they cancel."""
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=max(1e-5 * float(expected.abs().max()), 2e-7 * terms))
 
 
 @settings(deadline=None)  # the first product of a shape has its code made
