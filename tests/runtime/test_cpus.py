@@ -42,13 +42,32 @@ def test_the_tightest_quota_counts(tmp_path: Path, own: str, files: dict[str, st
 def test_openmp_is_told_of_a_quota_and_to_sleep_unless_the_user_has_said(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     monkeypatch.setattr(cpus, "core_quota", lambda: 1.5)
-    monkeypatch.setattr(os, "environ", {})
-    cpus.set_openmp()
-    assert os.environ == {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+    for idle, spins in ((True, "10000"), (False, "3000")):
+        monkeypatch.setattr(cpus, "_are_idle", lambda idle=idle: idle)
+        monkeypatch.setattr(os, "environ", {})
+        cpus.set_openmp()
+        assert os.environ == {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": spins, "OMP_NUM_THREADS": "1"}
     said = {"KMP_BLOCKTIME": "0", "OMP_NUM_THREADS": "7"}
     monkeypatch.setattr(os, "environ", dict(said))
     cpus.set_openmp()
     assert os.environ == said
+
+
+@pytest.mark.parametrize(("running", "idle"), [(1, True), (3, True), (4, False), (20, False)])
+def test_cores_are_idle_if_one_is_left_for_each_thread(
+    running: int, idle: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(cpus, "available_cores", lambda: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    stat = tmp_path / "stat"
+    stat.write_text(f"cpu  1 2 3\nprocesses 7\nprocs_running {running}\nprocs_blocked 0\n", encoding="ascii")
+    assert cpus._are_idle(stat) is idle
+
+
+def test_cores_of_which_nothing_is_known_are_not_called_idle(tmp_path: Path):
+    assert not cpus._are_idle(tmp_path / "missing")
+    (tmp_path / "stat").write_text("cpu  1 2 3\n", encoding="ascii")
+    assert not cpus._are_idle(tmp_path / "stat")
 
 
 def test_more_threads_than_cores_and_spinning_ones_are_named(monkeypatch: pytest.MonkeyPatch):

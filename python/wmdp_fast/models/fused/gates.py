@@ -1,8 +1,7 @@
 """Gated feed-forward blocks, `down(act(gate(x)) * up(x))`, for the time of a run and without gradients.
 
-On a CPU, in float32, a part of the width in between is computed after the other, so that it stays in the caches; the
-products are oneDNN's where that is faster (see `linear`), else torch's. On a GPU what is between their products takes
-one pass over memory.
+On a CPU, in float32, they are computed whole by oneDNN (see `linear`), a part of the width in between after the other.
+On a GPU what is between their products takes one pass over memory.
 """
 
 from __future__ import annotations
@@ -16,18 +15,16 @@ from wmdp_fast.models.fused.linear import is_faster, is_plain, linear
 from wmdp_fast.models.fused.trials import ModulePart
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Hashable
 
     from wmdp_fast.models.fused.trials import Compute
 
 # transformers names the parts alike in all models.
 _PARTS = ("gate_proj", "up_proj", "down_proj")
 
-# A block's width is computed in at most so many parts, each at least so wide: what is made in between stays in the
-# caches. With 978 rows on one core of an Intel processor, blocks of 640 x 2,048 and 2,048 x 8,192 took 9 and 5 % less
-# time so, SmolLM2-135M's of 576 x 1,536 as long. oneDNN adds up a long sum from end to end, which rounds more than
-# MKL's way, so its parts are smaller.
-_MOST_PARTS, _LEAST_WIDTH, _LEAST_WIDTH_ONEDNN = 8, 512, 256
+# A block's width is computed in at most so many parts, each at least so wide. What is made in between stays in the
+# caches, and sums are shorter: oneDNN adds up a long one from end to end, which rounds more than MKL's way.
+_MOST_PARTS, _LEAST_WIDTH = 8, 256
 
 # Largest difference between a block computed either way, over its largest output: on a CPU, where sums are added up in
 # another order, and on a GPU by dtype.
@@ -43,23 +40,23 @@ def _alike(module: Any) -> Hashable | None:
     if not all(isinstance(layer, nn.Linear) for layer in layers):
         return None
     weight = module.gate_proj.weight
-    if not (weight.is_cuda and weight.dtype in _GPU_TOLERANCE) and not _are_plain(layers):
+    if not (weight.is_cuda and weight.dtype in _GPU_TOLERANCE) and not _is_for_onednn(layers):
         return None
     kind = type(activation) if isinstance(activation, nn.Module) else activation
     return type(module), kind, weight.shape, weight.dtype, weight.device
 
 
-def _are_plain(layers: list[Any]) -> bool:
+def _is_for_onednn(layers: list[Any]) -> bool:
     # A hook on one of them wants it to be called.
-    return all(is_plain(layer) and not layer._forward_hooks and not layer._forward_pre_hooks for layer in layers)
+    plain = all(is_plain(layer) and not layer._forward_hooks and not layer._forward_pre_hooks for layer in layers)
+    return plain and is_faster()
 
 
 def _prove(block: Any) -> Compute | None:
     weight = block.gate_proj.weight
     if weight.is_cuda:
         return _on_gpu if _gives_the_same(block, _on_gpu, _GPU_TOLERANCE[weight.dtype]) else None
-    on_cpu = _by_onednn if is_faster() else _by_torch
-    return on_cpu if _gives_the_same(block, on_cpu, _CPU_TOLERANCE) else None
+    return _on_cpu if _gives_the_same(block, _on_cpu, _CPU_TOLERANCE) else None
 
 
 def _gives_the_same(block: Any, compute: Compute, tolerance: float) -> bool:
@@ -76,35 +73,18 @@ def _gives_the_same(block: Any, compute: Compute, tolerance: float) -> bool:
         )
 
 
-def _by_onednn(block: Any, x: torch.Tensor) -> torch.Tensor:
-    down = block.down_proj
+def _on_cpu(block: Any, x: torch.Tensor) -> torch.Tensor:
+    gate, up, down = block.gate_proj, block.up_proj, block.down_proj
+    width = max(_LEAST_WIDTH, -(-gate.out_features // _MOST_PARTS))
     total = x.new_zeros(*x.shape[:-1], down.out_features)
-    for part, inner in _inner(block, x, linear, _LEAST_WIDTH_ONEDNN):
-        total = torch.ops.mkldnn._linear_pointwise.binary(inner, total, down.weight[:, part].contiguous(), None, "add")
-    return total if down.bias is None else total + down.bias
-
-
-def _by_torch(block: Any, x: torch.Tensor) -> torch.Tensor:
-    down = block.down_proj
-    rows = x.reshape(-1, x.shape[-1])
-    total = x.new_zeros(len(rows), down.out_features) if down.bias is None else down.bias.repeat(len(rows), 1)
-    for part, inner in _inner(block, rows, nn.functional.linear, _LEAST_WIDTH):
-        total.addmm_(inner, down.weight[:, part].t())
-    return total.view(*x.shape[:-1], down.out_features)
-
-
-def _inner(
-    block: Any, x: torch.Tensor, multiply: Callable[..., torch.Tensor], least: int
-) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Parts of a block's width, and what is multiplied by that part of the last weight."""
-    gate, up = block.gate_proj, block.up_proj
-    width = max(least, -(-gate.out_features // _MOST_PARTS))
     for start in range(0, gate.out_features, width):
         part = slice(start, start + width)
         opened, inner = (
-            multiply(x, layer.weight[part], None if layer.bias is None else layer.bias[part]) for layer in (gate, up)
+            linear(x, layer.weight[part], None if layer.bias is None else layer.bias[part]) for layer in (gate, up)
         )
-        yield part, block.act_fn(opened).mul_(inner)
+        inner = block.act_fn(opened).mul_(inner)
+        total = torch.ops.mkldnn._linear_pointwise.binary(inner, total, down.weight[:, part].contiguous(), None, "add")
+    return total if down.bias is None else total + down.bias
 
 
 def _on_gpu(block: Any, x: torch.Tensor) -> torch.Tensor:
