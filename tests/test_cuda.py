@@ -13,6 +13,7 @@ from tests.support import unlearning_runs as runs
 from tests.support.method_twins import SETTINGS
 from tests.support.packed_documents import CONFIG, assert_alike
 from tests.support.tries import some_requests
+from wmdp_fast.models.fused.last_layer import MOST_READ
 from wmdp_fast.models.load import LoadedModel, wrap_model
 from wmdp_fast.scoring import trie as trie_scoring
 from wmdp_fast.scoring.padded import score_padded
@@ -71,7 +72,7 @@ def test_an_interrupt_keeps_the_batch_that_is_on_its_way(monkeypatch: pytest.Mon
     loaded, drawn = on_cuda("llama", torch.float32), some_requests()
     whole = score_trie(loaded, drawn, token_budget=16)
     partial = PartialScores.empty(drawn.num_choices)
-    monkeypatch.setattr(trie_scoring, "_why_not_proven", lambda *_: None)
+    monkeypatch.setattr(trie_scoring, "_proven", lambda *_: (None, MOST_READ))
     forward, calls = loaded.model.forward, []
 
     @functools.wraps(forward)
@@ -93,7 +94,7 @@ def test_an_interrupt_keeps_the_batch_that_is_on_its_way(monkeypatch: pytest.Mon
 def test_out_of_memory_on_the_device_halves_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, drawn = on_cuda("llama", torch.float32), some_requests()
     expected = score_trie(loaded, drawn)
-    monkeypatch.setattr(trie_scoring, "_why_not_proven", lambda *_: None)
+    monkeypatch.setattr(trie_scoring, "_proven", lambda *_: (None, MOST_READ))
     forward = loaded.model.forward
 
     @functools.wraps(forward)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models.attention import packed
 from wmdp_fast.models.attention.packed import NotPackableError
 from wmdp_fast.models.fused.compiled import compiled_parts
+from wmdp_fast.models.fused.last_layer import MOST_READ
 from wmdp_fast.models.load import load_model, wrap_model
 from wmdp_fast.scoring import trie as trie_scoring
 from wmdp_fast.scoring.padded import score_padded
@@ -159,7 +160,7 @@ def test_out_of_memory_halves_the_budget_and_loses_nothing(monkeypatch: pytest.M
             raise torch.OutOfMemoryError("made up")
         return forward(input_ids=input_ids, **kwargs)
 
-    monkeypatch.setattr(trie_scoring, "_why_not_proven", lambda *_: None)
+    monkeypatch.setattr(trie_scoring, "_proven", lambda *_: (None, MOST_READ))
     monkeypatch.setattr(trie_scoring, "why_not", lambda *_: None)
     monkeypatch.setattr(loaded.model, "forward", limited)
     with pytest.warns(WmdpFastWarning, match="out of memory on cpu with .* tokens: token_budget is now"):
@@ -320,3 +321,19 @@ def test_a_real_model_on_real_questions(smollm2_dir, mmlu_dir) -> None:
         drawn = Requests.from_tokens(contexts, continuations, max_length=2048)
         found = score_trie(loaded, drawn, token_budget=256)
         np.testing.assert_allclose(found.loglikelihood, score_padded(loaded, drawn).loglikelihood, atol=1e-4)
+
+
+@pytest.mark.parametrize("long", [False, True], ids=["letters", "long choices"])
+def test_a_last_layer_that_runs_twice_is_computed_of_all_tokens(long: bool) -> None:
+    model = tiny_models.build("llama")
+    layer: Any = model.model.layers[-1]
+    once = layer.forward
+    layer.forward = lambda hidden, **kwargs: once(once(hidden, **kwargs), **kwargs)
+    # Of long choices nearly all tokens of an excerpt are read, whose context is cut, but not of the run.
+    tokens = np.random.default_rng(0).integers(1, 600, (4, 3, 120))
+    choices = [[one[:120], other[:120]] if long else [one[:1], other[:1]] for _, one, other in tokens]
+    drawn = Requests.from_tokens([list(one[0]) for one in tokens], choices, max_length=256)
+    loaded = wrap_model(model, tiny_models.tokenizer())
+    expected, found = score_padded(loaded, drawn), score(loaded, drawn)
+    assert found.engine == "trie"
+    np.testing.assert_allclose(found.loglikelihood, expected.loglikelihood, rtol=2e-6, atol=1e-5)

@@ -20,6 +20,7 @@ from tests.support.tries import STEM, requests, some_requests
 from wmdp_fast import Requests
 from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.models import load
+from wmdp_fast.models.fused.last_layer import MOST_READ
 from wmdp_fast.scoring import trie as trie_scoring
 from wmdp_fast.scoring import trunk as trunk_scoring
 from wmdp_fast.scoring.scores import PartialScores
@@ -230,7 +231,7 @@ def test_out_of_memory_goes_on_with_all_layers(when: str, monkeypatch: pytest.Mo
     if when == "taking":
         assert scored(trunk, loaded)["states"] == "kept"
     run = trie_scoring._Pipeline._pass
-    monkeypatch.setattr(trie_scoring, "_why_not_proven", lambda *_: None)
+    monkeypatch.setattr(trie_scoring, "_proven", lambda *_: (None, MOST_READ))
     trunk._why_unproven = None
 
     def limited(self, layout, batch, cache, previous, hidden_only=False):

@@ -27,7 +27,7 @@ from wmdp_fast.models.attention.requirements import left_out
 from wmdp_fast.models.decoder import unwatched_last_layer
 from wmdp_fast.models.fused import fused_parts
 from wmdp_fast.models.fused.compiled import compiled_parts
-from wmdp_fast.models.fused.last_layer import reading
+from wmdp_fast.models.fused.last_layer import MOST_READ, reading
 from wmdp_fast.models.load import evaluation_mode
 from wmdp_fast.models.row_length import keys_kept, length_rules
 from wmdp_fast.models.threads import computing, only_user
@@ -191,12 +191,19 @@ def score_trie(
             trunk.refuse(why)
             trunk = None
     with for_trials(loaded) as plain:
-        reason = why_not(plain.model, longest_row(requests)) or _why_not_proven(plain, requests, trunk)
+        reason, most_read = why_not(plain.model, longest_row(requests)), MOST_READ
+        if reason is None:
+            reason, most_read = _proven(plain, requests, trunk)
     if reason:
         raise NotPackableError(reason)
-    refuse_unproven(loaded, lambda model: _of_excerpts(model, excerpts_of(model.model, requests), score_mode))
+
+    def scores_of_excerpts(model: LoadedModel) -> NDArray[np.float64]:
+        return _of_excerpts(model, excerpts_of(model.model, requests), score_mode, most_read=most_read)
+
+    refuse_unproven(loaded, scores_of_excerpts)
     partial.seconds += time.perf_counter() - begin
-    return _score(loaded, requests, trie, token_budget, score_mode, partial, progress, compiled=compiled, trunk=trunk)
+    options: dict[str, Any] = {"compiled": compiled, "trunk": trunk, "most_read": most_read}
+    return _score(loaded, requests, trie, token_budget, score_mode, partial, progress, **options)
 
 
 def why_not(
@@ -251,44 +258,70 @@ def _why_not_as_long(model: torch.nn.Module, longest: int) -> str | None:
     return None
 
 
-def _why_not_proven(loaded: LoadedModel, requests: Requests, trunk: SharedTrunk | None = None) -> str | None:
+# What is not read is left out of the last layer wherever there is any, or nowhere.
+_ALL_BUT_ALL, _NEVER = 1.0, -1.0
+
+
+def _proven(loaded: LoadedModel, requests: Requests, trunk: SharedTrunk | None = None) -> tuple[str | None, float]:
     """Scores excerpts both ways; the difference in a log-probability, if it is more than rounding explains.
+
+    Or what was raised by trie: the model's own code may look at what stands in for its mask, or do anything else.
+
+    By trie what nobody reads is left out of the last layer, however little that is: in a run it may be more. A model
+    that runs this layer several times, each on what the last time gave out, needs all of it; so does one whose tokens
+    see each other behind it. It is tried again with all of it.
 
     A trunk is proven with the same excerpts.
 
-    Or what was raised by trie: the model's own code may look at what stands in for its mask, or do anything else.
+    Returns:
+        Why the model cannot be scored by trie, or None; and the share of a batch's tokens up to which the run may leave
+        the others out of the last layer, see `last_layer.reading`.
 
     Raises:
         ModelError: The model cannot be scored on padded rows either, or memory ran out.
     """
     excerpts = excerpts_of(loaded.model, requests)
-    trial, reason, found = None if trunk is None else trunk.trial(), None, np.empty(0)
-    try:
-        found = _of_excerpts(loaded, excerpts, "float32", trial)
-    except NotPackableError as error:
-        reason = str(error)
-    except Exception as error:
-        if is_out_of_memory(error) or (isinstance(error, ModelError) and str(error) != NAN_ADVICE):
-            raise
-        reason = f"tried by trie, {what_was_raised(error)}"
-    # All logits are few here, and whether the model can do without is tried by whoever needs to know.
-    expected = score_padded(loaded, excerpts, every_logit=True).loglikelihood
-    if reason is not None:
-        return reason
-    if trunk is not None and trial is not None:
-        # Other rows have gone through all layers meanwhile, if the model remembers something of the last ones.
-        trunk.prove(trial, found, lambda: _of_excerpts(loaded, excerpts, "float32", trial))
-    return _difference(expected, found, loaded.dtype)
+    reasons: list[str] = []
+    expected: NDArray[np.float64] | None = None
+    for most_read, in_run in ((_ALL_BUT_ALL, MOST_READ), (_NEVER, _NEVER)):
+        trial, raised, found = None if trunk is None else trunk.trial(), None, np.empty(0)
+        try:
+            found = _of_excerpts(loaded, excerpts, "float32", trial, most_read=most_read)
+        except NotPackableError as error:
+            raised = str(error)
+        except Exception as error:
+            if is_out_of_memory(error) or (isinstance(error, ModelError) and str(error) != NAN_ADVICE):
+                raise
+            raised = f"tried by trie, {what_was_raised(error)}"
+        if expected is None:
+            # All logits are few here, and whether the model can do without is tried by whoever needs to know.
+            expected = score_padded(loaded, excerpts, every_logit=True).loglikelihood
+        if raised is not None:
+            return raised, in_run
+        if trunk is not None and trial is not None:
+            # Other rows have gone through all layers meanwhile, if the model remembers something of the last ones.
+            again = partial_function(_of_excerpts, loaded, excerpts, "float32", trial, most_read=most_read)
+            trunk.prove(trial, found, again)
+        if (difference := _difference(expected, found, loaded.dtype)) is None:
+            return None, in_run
+        reasons.append(difference)
+    return reasons[0], MOST_READ
 
 
 def _of_excerpts(
-    loaded: LoadedModel, excerpts: Requests, score_mode: ScoreMode, trunk: SharedTrunk | None = None
+    loaded: LoadedModel,
+    excerpts: Requests,
+    score_mode: ScoreMode,
+    trunk: SharedTrunk | None = None,
+    *,
+    most_read: float,
 ) -> NDArray[np.float64]:
     """Scores of excerpts by trie, with a budget that cuts it, so that carrying over is tried too."""
     trie = Trie(excerpts)
     empty = PartialScores.empty(excerpts.num_choices)
     budget = -(-trie.num_tokens // 2)
-    return _score(loaded, excerpts, trie, budget, score_mode, empty, trunk=trunk).loglikelihood
+    scores = _score(loaded, excerpts, trie, budget, score_mode, empty, trunk=trunk, most_read=most_read)
+    return scores.loglikelihood
 
 
 def _difference(expected: NDArray[np.float64], found: NDArray[np.float64], dtype: torch.dtype) -> str | None:
@@ -321,6 +354,7 @@ def _score(
     *,
     compiled: bool = False,
     trunk: SharedTrunk | None = None,
+    most_read: float,
 ) -> Scores:
     """Scores by trie."""
     tokens = _TokenScores(requests)
@@ -353,7 +387,7 @@ def _score(
             if trunk is not None:
                 plan = RunPlan(requests.content_hash, budget, readouts, start)
                 passes = trunk.passes(loaded, plan, trie.num_tokens, whole=not partial.finished.any())
-            pipeline = _Pipeline(loaded, lm_head, trie, tokens, partial, score_mode, progress, begin, passes)
+            pipeline = _Pipeline(loaded, lm_head, trie, tokens, partial, score_mode, progress, begin, passes, most_read)
             if loaded.streamed is None:
                 failed = pipeline.run(trie.batches(budget, readouts, start), needed)
             else:
@@ -396,6 +430,7 @@ class _Pipeline:
     progress: Callable[[int, int], None] | None
     begin: float
     passes: Passes
+    most_read: float
 
     def run(self, batches: Iterator[TrieBatch], needed: Mapping[int, bool]) -> TrieBatch | None:
         """Runs the batches that are needed; returns the one for which memory ran out, if one did."""
@@ -446,8 +481,8 @@ class _Pipeline:
                     taken.append(batch)
                 hidden_only = self.lm_head is not None
                 run = partial_function(self._pass, layout, batch, cache, None, hidden_only) if needed[index] else None
-                reading = partial_function(_reading, batch)
-                yield Batch(batch.input_ids.size, run, skip, _num_kept(batch) * width, reading)
+                within = partial_function(_reading, batch, self.most_read)
+                yield Batch(batch.input_ids.size, run, skip, _num_kept(batch) * width, within)
 
         # A part of the vocabulary is read for all batches of a chunk.
         look_up = None if self.lm_head is None else partial_function(_looked_up, self.lm_head)
@@ -493,7 +528,7 @@ class _Pipeline:
                 "use_cache": False,
             }
             targets = on_device["target_readouts"], on_device["target_tokens"]
-            read = reading(on_device["readouts"], batch.input_ids.size)
+            read = reading(on_device["readouts"], batch.input_ids.size, self.most_read)
             if self.lm_head is not None:
                 with packed_batch(layout, cache), read:
                     hidden = self.lm_head.base(**inputs).last_hidden_state[0, on_device["readouts"]]
@@ -519,8 +554,8 @@ class _Pipeline:
             self.progress(batch.stop, self.trie.num_paths)
 
 
-def _reading(batch: TrieBatch, _layer: int) -> AbstractContextManager[None]:
-    return reading(torch.from_numpy(batch.readouts), batch.input_ids.size)
+def _reading(batch: TrieBatch, most_read: float, _layer: int) -> AbstractContextManager[None]:
+    return reading(torch.from_numpy(batch.readouts), batch.input_ids.size, most_read)
 
 
 @dataclass

@@ -30,20 +30,21 @@ _QUERIES_AND_OUTPUTS = ("q_proj", "o_proj", "out_proj")
 _FEED_FORWARD = ("mlp", "feed_forward")
 
 # With more of a batch's tokens read than this, picking rows costs more than it saves.
-_MOST_READ = 0.75
+MOST_READ = 0.75
 
 _read: ContextVar[tuple[torch.Tensor, int] | None] = ContextVar("read_rows", default=None)
 
 
 @contextmanager
-def reading(rows: torch.Tensor, tokens: int) -> Iterator[None]:
+def reading(rows: torch.Tensor, tokens: int, most: float = MOST_READ) -> Iterator[None]:
     """Inside, only these rows of a batch's last hidden states are read.
 
     Args:
         rows: int64 `[R]`, each once.
         tokens: Tokens of the batch.
+        most: The share of a batch's tokens up to which what is not read is left out; negative for never.
     """
-    token = _read.set((rows, tokens) if len(rows) <= _MOST_READ * tokens else None)
+    token = _read.set((rows, tokens) if len(rows) <= most * tokens else None)
     try:
         yield
     finally:
