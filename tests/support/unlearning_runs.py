@@ -46,12 +46,13 @@ FAMILIES = (
 )  # fmt: skip
 
 
-def model(family: str, dtype: torch.dtype = torch.float32):
+def model(family: str, dtype: torch.dtype = torch.float32, layers: int = LAYERS, **more):
     """A model with random weights, larger than usual so that its layers do something."""
     torch.manual_seed(0)
     # Which some versions of transformers would leave out in torch's attention.
     options = {"attn_implementation": "eager"} if family == "gemma2" else {}
-    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **_SIZES, **_OWN.get(family, {})), **options)
+    sizes = _SIZES | _OWN.get(family, {}) | {"num_hidden_layers": layers} | more
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes), **options)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.mul_(4)
@@ -63,9 +64,9 @@ def saved_model(folder: Path, family: str, dtype: torch.dtype = torch.float32, s
     return folder
 
 
-def folder_with_tokenizer(folder: Path, family: str) -> Path:
+def folder_with_tokenizer(folder: Path, family: str, dtype: torch.dtype = torch.float32, **more) -> Path:
     """A model folder as a method needs it that runs the whole model."""
-    made = model(family)
+    made = model(family, dtype, **more)
     made.resize_token_embeddings(640)
     made.save_pretrained(folder)
     tokenizers_zoo.tokenizer("llama3").save_pretrained(folder)

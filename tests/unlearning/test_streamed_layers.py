@@ -94,8 +94,8 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
     plan, swept = trainer.layers_below, module.Windows._swept
 
     def set_room(room: int) -> list[int]:
-        def planned(*arguments: Any) -> LayersBelow:
-            return dataclasses.replace(plan(*arguments), room=room)
+        def planned(*arguments: Any, scored: bool) -> LayersBelow:
+            return dataclasses.replace(plan(*arguments, scored=scored), room=room)
 
         def counted(self: Any, *arguments: Any) -> Any:
             found = swept(self, *arguments)
@@ -381,7 +381,7 @@ def test_what_cannot_be_streamed_is_refused_before_it_is_loaded(tmp_path: Path) 
     with pytest.raises(ValueError, match=r"for rmu, .* for npo the model has to fit into memory"):
         runs.unlearn(folder, NPOConfig(max_steps=1), stream=True)
     with pytest.raises(
-        ValueError, match=r"eval_tasks, eval_text and max_kl need the whole model.*eval. takes --memory"
+        ValueError, match=r"max_kl is measured with the whole model in memory, of which .* leave it out"
     ):
         run(folder, stream=True, max_kl=1.0)
     with pytest.raises(ValueError, match=r"below layer 0, which is trained, there are none: train higher ones"):
@@ -393,7 +393,7 @@ def test_what_cannot_be_streamed_is_refused_before_it_is_loaded(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (["--stream", "--max-kl", "1"], "eval_tasks, eval_text and max_kl need the whole model"),
+        (["--stream", "--max-kl", "1"], "max_kl is measured with the whole model in memory"),
         (["--stream", "--method", "npo"], "memory and stream are for rmu"),
         (["--memory", "lots"], "memory must be an amount such as 16GB"),
         (["--memory", "1MB"], "memory 0.001 GB is too little to stream"),

@@ -26,6 +26,7 @@ SUMMARY = "Unlearn with many settings of a method, measure each, and show the Pa
 _PASSED = (
     "trials", "resume", "revision", "device", "devices", "trust_remote_code", "data", "cache_trunk", "cache_limit",
     "keep_best", "log_samples", "max_loss", "eval_text", "max_kl", "kl_text", "kl_every",
+    "memory", "stream",
 )  # fmt: skip
 
 
@@ -69,6 +70,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_selection(measures)
     add_wording(measures)
     add_settings(parser, axis=_axis)
+    large = parser.add_argument_group("a model that does not fit (RMU)")
+    large.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="memory to take, such as 16GB, by all --devices on a CPU together: if the model needs more, the layers"
+        " that are trained stay in it, and the others are read when they are run",
+    )
+    large.add_argument("--stream", action="store_true", help="do so even if it fits, in what memory is free")
     output = parser.add_argument_group("output")
     output.add_argument("--output", required=True, metavar="DIR", help="folder for the results; no weights")
     output.add_argument("--resume", action="store_true", help="go on with the sweep in DIR; values may have been added")

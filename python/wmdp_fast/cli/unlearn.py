@@ -25,12 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a folder, or a name on the Hugging Face hub")
     add_settings(parser)
 
-    lower = parser.add_argument_group("a model whose lower layers do not fit (RMU)")
+    lower = parser.add_argument_group("a model that does not fit (RMU)")
     lower.add_argument(
         "--memory",
         metavar="SIZE",
         help="memory to take, such as 16GB: if the layers that RMU runs need more, those below the trained ones stay"
-        " on the disk and are read when they are run",
+        " on the disk and are read when they are run, with --eval-tasks and --eval-text also those above",
     )
     lower.add_argument("--stream", action="store_true", help="do so even if they fit, in what memory is free")
 

@@ -56,10 +56,10 @@ def memory_to_stream_in(
         limit = has + int(_SHARE * free) // sharers
     if limit is None:
         # Nobody knows how much is free, so only who asks for it gets it: with as much as the model would take.
-        return has + (needs or _bytes_of_weights(files, dtype) or 0) if stream else None
+        return has + (needs or bytes_of_weights(files, dtype) or 0) if stream else None
     if stream:
         return limit
-    needs = needs or _bytes_of_weights(files, dtype)
+    needs = needs or bytes_of_weights(files, dtype)
     before = has if where.type == "cuda" else max(has, _LIBRARIES)
     return limit if needs is not None and before + needs > limit else None
 
@@ -81,7 +81,7 @@ def _memory(device: torch.device) -> tuple[int, int | None]:
     return resident_bytes(), _rust.available_memory()
 
 
-def _bytes_of_weights(files: Files, dtype: str) -> int | None:
+def bytes_of_weights(files: Files, dtype: str) -> int | None:
     """Memory for a model's weights, or None if its files are not here yet."""
     weights = weight_files(files.folder)
     stored = None if weights is None else _stored_bytes(weights)

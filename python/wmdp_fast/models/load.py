@@ -282,6 +282,22 @@ def wrap_model(
     return _describe(model, tokenizer, name=called, notes=notes)
 
 
+def wrap_streamed(streamed: StreamedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> LoadedModel:
+    """Describes a model of which some layers are in memory, and the others are read when they are run.
+
+    Args:
+        streamed: The model.
+        tokenizer: Its tokenizer.
+        name: What to call it.
+
+    Raises:
+        TokenizerError: The tokenizer has neither a BOS nor an EOS token.
+    """
+    skeleton = streamed.skeleton
+    found = _describe(skeleton.model, tokenizer, name=name, notes=skeleton.notes)
+    return replace(found, device=skeleton.device, streamed=streamed)
+
+
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     """Evaluates a model without a trace: training flags and torch's random state are put back afterwards.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +41,8 @@ class FirstLayers:
         commit: The hub's commit, or None for a folder of the user's.
         num_layers: How many layers the whole model has.
         notes: What is to be known of how they were loaded.
-        below: Those of them that are read from the disk when they are run; None if all are in memory.
+        streamed: The model with all layers, of which these alone are in memory and the others are read when they are
+            run; None for what there is without them.
     """
 
     decoder: Decoder
@@ -49,7 +50,7 @@ class FirstLayers:
     commit: str | None
     num_layers: int
     notes: tuple[str, ...] = ()
-    below: StreamedModel | None = None
+    streamed: StreamedModel | None = None
 
 
 def load_first_layers(
@@ -97,22 +98,22 @@ def load_first_layers(
 
 def load_layers_from(
     name_or_path: str,
-    first: int,
-    count: int,
+    kept: range,
     memory: int,
     *,
+    headless: bool,
     revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> FirstLayers:
-    """Reads some layers of a checkpoint; those below them are read when they are run, those above never.
+    """Reads some layers of a checkpoint; the others, and all that is around them, are read when they are run.
 
     Args:
         name_or_path: A folder, or a name on the hub.
-        first: The lowest layer that is read, at least 1.
-        count: One more than the highest.
+        kept: The numbers of the layers that are read, from 1 on.
         memory: Bytes that the process may take; on a GPU, that its tensors may.
+        headless: Whether the checkpoint may be one without a head, as nothing above the layers is going to be run.
         revision: Branch, tag or commit on the hub.
         dtype: `auto` is the checkpoint's.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -126,15 +127,15 @@ def load_layers_from(
         ModelError: As `load_first_layers`; or its layers cannot be read one by one, or need more memory, as is said.
     """
     torch_dtype, torch_device = parse_dtype(dtype), parse_device(device)
-    files, where, source, _, available = _configuration(name_or_path, count, revision, trust_remote_code)
+    files, where, source, _, available = _configuration(name_or_path, kept.stop, revision, trust_remote_code)
     download(files, name_or_path)
     weights = weight_files(files.folder)
     if weights is None:
         raise ModelError(f"{files.folder} has no safetensors weights")
-    skeleton = build_skeleton(where, source, weights, torch_dtype, torch_device, headless=True)
-    kept, lower = skeleton.layers[first:count], skeleton.layers[:first]
-    needs = sum(part.nbytes for part in kept) + max(
-        max(part.arriving_bytes for part in kept),
+    skeleton = build_skeleton(where, source, weights, torch_dtype, torch_device, headless=headless)
+    parts, lower = skeleton.layers[kept.start : kept.stop], skeleton.layers[: kept.start]
+    needs = sum(part.nbytes for part in parts) + max(
+        max(part.arriving_bytes for part in parts),
         skeleton.embedding.arriving_bytes + max(part.arriving_bytes for part in lower),
     )
     if torch_device.type == "cpu":
@@ -144,17 +145,19 @@ def load_layers_from(
     if (in_use + needs) / (1 - SLACK) > memory:
         raise ModelError(
             f"memory {in_gigabytes(memory)} is too little to stream {where}: {in_gigabytes(in_use)} are taken already,"
-            f" and layers {first} to {count - 1}, which stay in memory, with the embedding and one layer below them"
-            f" need {in_gigabytes(needs)} more, before anything is computed"
+            f" and layers {kept.start} to {kept.stop - 1}, which stay in memory, with the embedding and one layer below"
+            f" them need {in_gigabytes(needs)} more, before anything is computed"
         )
-    below = stream(skeleton, memory).below(first)
-    with below.one_of_each().decoder_on_demand():
+    streamed = stream(skeleton, memory)
+    trial = streamed.below(kept.start) if headless else streamed
+    with trial.one_of_each().decoder_on_demand():
         notes = take_eager_where_needed(skeleton.decoder.model)
     for note in notes:
         warnings.warn(f"{name_or_path}: {note}", WmdpFastWarning, stacklevel=2)
-    for part in kept:
+    for part in parts:
         skeleton.fill(part)
-    return FirstLayers(skeleton.decoder, files.folder, files.commit, available, tuple(notes), below)
+    streamed = replace(streamed, resident=frozenset(kept))
+    return FirstLayers(skeleton.decoder, files.folder, files.commit, available, tuple(notes), streamed)
 
 
 def first_layers_without_weights(

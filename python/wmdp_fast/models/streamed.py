@@ -68,6 +68,7 @@ class StreamedModel:
         cost: What it has cost so far.
         together: The processes that read its layers together; None if this one reads them alone. Then all of them call
             `read_ahead` and go through all of `order` alike often.
+        resident: The numbers of layers that are in memory and stay there, such as those that are trained.
     """
 
     skeleton: Skeleton
@@ -79,6 +80,7 @@ class StreamedModel:
     most_tokens: int | None = None
     cost: ReadCost = field(default_factory=ReadCost)
     together: ReadTogether | None = None
+    resident: frozenset[int] = frozenset()
     _trials: Trials = field(default_factory=Trials)
     _arriving: dict[int, Future[None]] = field(default_factory=dict)
     _reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "wmdp-fast-weights"))
@@ -93,7 +95,8 @@ class StreamedModel:
         following = self.order[self.order.index(index) + 1 :][:1]
         begin = time.perf_counter()
         self._begin(index)
-        self._arriving.pop(index).result()
+        if (arriving := self._arriving.pop(index, None)) is not None:
+            arriving.result()
         self.cost.seconds_waiting += time.perf_counter() - begin
         for next_one in following:
             self._begin(next_one)
@@ -106,7 +109,8 @@ class StreamedModel:
             else:
                 yield layer
         finally:
-            self.skeleton.empty(self.skeleton.layers[index])
+            if index not in self.resident:
+                self.skeleton.empty(self.skeleton.layers[index])
 
     @contextmanager
     def embedding(self) -> Iterator[StoredRows | None]:
@@ -182,11 +186,17 @@ class StreamedModel:
                 if rows is not None:
                     rows.read_all()
                 yield
-        elif index in self.order:
+        elif index in self.order and index not in self.resident:
             with self.layer(index):
                 yield
         else:
             yield
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the checkpoint that are read to run it once."""
+        layers = [part for index, part in enumerate(self.skeleton.layers) if index not in self.resident]
+        return sum(part.stored_bytes for part in (*layers, self.skeleton.embedding, self.skeleton.head))
 
     def arriving_bytes(self, part: Part) -> int:
         """Bytes that a layer takes at most while it is filled."""
@@ -202,7 +212,7 @@ class StreamedModel:
         return tokens * self.skeleton.dtype.itemsize * (8 * hidden + 3 * int(widest))
 
     def _begin(self, index: int) -> None:
-        if index not in self._arriving:
+        if index not in self._arriving and index not in self.resident:
             self._arriving[index] = self._reader.submit(self._fill_layer, self.skeleton.layers[index])
 
     def _fill_layer(self, part: Part) -> None:

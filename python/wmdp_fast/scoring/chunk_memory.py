@@ -26,9 +26,8 @@ _LEAST_BATCHES = 16
 EMBEDDED = 32 << 20
 """Bytes of an embedding's rows that stay from batch to batch, where those alone are read that are wanted."""
 
-# Smaller batches than these are not tried where there is little memory: they would hardly take less.
-_LEAST_BUDGET = 64
-
+LEAST_BUDGET = 64
+"""Smaller batches than of so many tokens are not tried where there is little memory: they would hardly take less."""
 
 # Of the memory, what a plan leaves: by that much it may be wrong about what is in use when a run begins.
 _SPARE = 0.01
@@ -186,7 +185,7 @@ def budget_that_fits(
         WmdpFastWarning: It is not the usual one, so that numbers are not those of the model in memory to the bit.
     """
     budget = usual
-    while budget // 2 >= _LEAST_BUDGET and chunks_of(streamed, needs_of(budget)) is None:
+    while budget // 2 >= LEAST_BUDGET and chunks_of(streamed, needs_of(budget)) is None:
         budget //= 2
     if budget < usual and warn:
         streamed.cost.usual_token_budget = usual
@@ -211,7 +210,7 @@ def about_streaming(streamed: StreamedModel, needs: Needs, shards: int) -> str:
     chunks = chunks_of(streamed, needs) or -(-needs.tokens // max(1, needs.token_budget))
     # All processes go through the layers at once.
     chunks *= -(-shards // sharing)
-    once = sum(part.stored_bytes for part in (*skeleton.layers, skeleton.embedding, skeleton.head))
+    once = streamed.stored_bytes
     layers = f"{len(skeleton.layers)} layers of up to {in_gigabytes(max(part.nbytes for part in skeleton.layers))}"
     each = "" if sharing == 1 else f" for each of {sharing} processes, which read them together"
     return (

@@ -13,6 +13,7 @@ from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.runtime.garbage import not_collecting
 from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
 from wmdp_fast.scoring.on_disk import OnDisk
+from wmdp_fast.scoring.opened import OpenedModel
 from wmdp_fast.scoring.server import Server
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class ModelSource:
 
 @singledispatch
 def model_source(
-    model: str | PathLike[str] | PreTrainedModel | Server,
+    model: str | PathLike[str] | PreTrainedModel | Server | OpenedModel,
     load: LoadOptions,
     score: ScoreOptions,
     *,
@@ -66,8 +67,8 @@ def model_source(
     """Checks that options fit the model, which is loaded or connected to later.
 
     Args:
-        model: A folder or a name on the hub or `BASE+DELTA`, a model in memory, or a `Server`: each has a function of
-            its own below.
+        model: A folder or a name on the hub or `BASE+DELTA`, a model in memory, a `Server`, or an `OpenedModel`: each
+            has a function of its own below.
         load: How to load it.
         score: How to score it.
         resume: Whether an earlier run of the model is to be recognized.
@@ -85,6 +86,19 @@ def model_source(
     in_memory = cast("PreTrainedModel", model)
     name = getattr(in_memory, "name_or_path", "") or type(in_memory).__name__
     return ModelSource(name, lambda _, __: _in_memory(in_memory, tokenizer, load, score))
+
+
+@model_source.register(OpenedModel)
+def _opened(model: OpenedModel, load: LoadOptions, score: ScoreOptions, **_: object) -> ModelSource:
+    _refuse_in_memory(load)
+
+    def opened(_: OnTokenizer, clock: PhaseClock) -> Backend:
+        with clock("import"):
+            from wmdp_fast.scoring.local import LocalModel
+
+        return LocalModel(model.loaded, load, score)
+
+    return ModelSource(model.loaded.name, opened)
 
 
 @model_source.register(str)

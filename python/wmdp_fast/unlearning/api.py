@@ -18,7 +18,7 @@ from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.unlearning import evaluations, preflight, stopping
 from wmdp_fast.unlearning.activation_cache import TrunkCache
 from wmdp_fast.unlearning.budget import budget_request
-from wmdp_fast.unlearning.memory_plan import memory_to_take
+from wmdp_fast.unlearning.memory_plan import streaming_of
 from wmdp_fast.unlearning.request import Request
 from wmdp_fast.unlearning.rmu.config import RMUConfig
 from wmdp_fast.unlearning.source import open_source
@@ -87,7 +87,8 @@ def unlearn(
         revision: Commit, branch or tag of the model on the hub.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         trust_remote_code: Whether to run code that comes with the model.
-        eval_tasks: Tasks to evaluate before, after and during the run. This takes the whole model into memory.
+        eval_tasks: Tasks to evaluate before, after and during the run. This takes the whole model into memory, unless
+            it is streamed.
         eval_text: Held-out texts whose perplexity to measure with every evaluation, as `text` of `wmdp_fast.evaluate`;
             it decides about nothing.
         eval_every: Steps between evaluations; None evaluates before and after only.
@@ -109,8 +110,9 @@ def unlearn(
             the same to the last bit, with or without it.
         cache_limit: Most gigabytes that it may hold; None for no limit.
         memory: Memory that the process may take, in bytes or as `16GB` (on a GPU, that its tensors may): if the layers
-            that RMU runs do not fit into it, those below the trained ones are read from the disk when they are run.
-            Results are the same to the last bit. None keeps them in memory. For RMU without evaluations.
+            that RMU runs do not fit into it, those below the trained ones are read from the disk when they are run, and
+            for evaluations the others too. Results are the same to the last bit. None keeps them in memory. For RMU
+            without `max_kl`.
         stream: Whether to do so even if they fit; without `memory`, in what is free.
         progress: Whether to show a progress bar on stderr.
         note: Takes lines meant for the user: what is trained, what was found.
@@ -163,14 +165,16 @@ def unlearn(
     limit = cache_bytes(cache_limit, cache_trunk)
     if cache_trunk is not None:
         check_folder(cache_trunk)
-    taken = memory_to_take(
+    streaming = streaming_of(
         model,
         request,
+        [config],
         memory=memory,
         stream=stream,
         revision=revision,
         device=device,
         trust_remote_code=trust_remote_code,
+        whole=request.needs_whole_model,
     )
     target = None if output is None else Path(output)
     if target is not None:
@@ -202,11 +206,11 @@ def unlearn(
             device,
             trust_remote_code,
             whole=request.needs_whole_model,
-            memory=taken,
+            streaming=streaming,
         )
     cache = None
     if cache_trunk is not None:
-        weights_of = None if source.below is None else source.below.weights_of
+        weights_of = None if source.streamed is None else source.streamed.weights_of
         cache = TrunkCache(Path(cache_trunk), source.decoder, limit=limit, weights_of=weights_of)
     with work_folder(target) as work:
         result = Run(request, source, corpora, clock, target, work, cache).result(resume=resume)

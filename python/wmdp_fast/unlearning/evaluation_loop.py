@@ -108,6 +108,7 @@ class EvaluationLoop:
                 folder=folder,
                 samples=request.log_samples,
                 texts=request.eval_text,
+                progress=request.progress,
             )
         scores = {name: dict(result[name].metrics) for name in result}
         kept = {} if folder is None else {"results": f"{checkpoint.EVALUATIONS}/{folder.name}"}

@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.exceptions import DivergedError, ModelError, TaskError, WmdpFastWarning
+from wmdp_fast.models.load import wrap_streamed
 from wmdp_fast.prompts.chat import chat_template_source
 from wmdp_fast.prompts.options import PromptOptions
 from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.results.perplexity import METRICS
+from wmdp_fast.scoring.opened import OpenedModel
 from wmdp_fast.tasks import resolve
 
 if TYPE_CHECKING:
@@ -84,8 +86,9 @@ def measure(
     folder: Path | None,
     samples: bool,
     texts: Sequence[Text] = (),
+    progress: bool = False,
 ) -> EvalResult:
-    """Scores the whole model as it is now.
+    """Scores the whole model as it is now; where layers are not in memory, they are read when they are run.
 
     Args:
         source: The model and its tokenizer.
@@ -95,6 +98,7 @@ def measure(
         folder: Where to keep the results; what is there is replaced. None keeps nothing.
         samples: Whether to keep each question's scores too.
         texts: What perplexity is measured on.
+        progress: Whether to show how far it is, if layers are to be read for it.
 
     Raises:
         DivergedError: It gives no numbers any more.
@@ -103,16 +107,21 @@ def measure(
     """
     from wmdp_fast.evaluation import evaluate
 
-    if source.whole is None or source.tokenizer is None:
+    model: Any = source.whole
+    if source.streamed is not None and source.tokenizer is not None:
+        # There it is needed more, and what is missing afterwards is computed again.
+        source.held.clear()
+        model = OpenedModel(wrap_streamed(source.streamed, source.tokenizer, name=source.name))
+    if model is None or source.tokenizer is None:
         raise ValueError("evaluating needs the whole model and its tokenizer; pass tokenizer=...")
     try:
         with _without(source.said):
             result: EvalResult = evaluate(
-                source.whole,
+                model,
                 tokenizer=source.tokenizer,
                 tasks=list(names),
                 text=list(texts),
-                progress=False,
+                progress=progress and source.streamed is not None,
                 **options,
             )
     except ModelError as error:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from wmdp_fast.runtime.memory import give_back, in_gigabytes
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from torch import Tensor
+
     from wmdp_fast.models.streamed import StreamedModel
 
 
@@ -22,18 +26,21 @@ class LayersBelow:
         streamed: The layers.
         room: Bytes that what a window gives out may take.
         tokens: Tokens of all batches of the run.
+        held: The window at hand: by batch, what enters the first trained layer. What is taken out is computed again.
     """
 
     streamed: StreamedModel
     room: int
     tokens: int
+    held: dict[Hashable, Tensor] = field(default_factory=dict)
 
     @property
     def about(self) -> str:
         """What the run says of it before it begins."""
         skeleton, count = self.streamed.skeleton, len(self.streamed.order)
         parts = (*skeleton.layers[:count], skeleton.embedding)
-        once = sum(part.stored_bytes for part in parts)
+        resident = [skeleton.layers[index] for index in self.streamed.order if index in self.streamed.resident]
+        once = sum(part.stored_bytes for part in parts) - sum(part.stored_bytes for part in resident)
         windows = -(-self.tokens * bytes_of_a_token(self.streamed) // self.room)
         layers = f"{count} layer{'' if count == 1 else 's'} of up to {in_gigabytes(max(p.nbytes for p in parts[:-1]))}"
         return (

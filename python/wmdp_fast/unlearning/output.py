@@ -82,7 +82,7 @@ def run_record(
         "doubts": [*corpora.doubts, *corpora.cut],
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
         "trunk_cache": None if cache is None else asdict(cache.use),
-        "streamed": None if source.below is None else source.below.cost.record(),
+        "streamed": None if source.streamed is None else source.streamed.cost.record(),
         "peak_memory_mb": round(reporting.peak_memory(weights.device), 1),
         "versions": environment.versions(),
         "hardware": environment.hardware(),

@@ -19,10 +19,11 @@ from wmdp_fast.unlearning.corpus_doubts import corpus_doubts, cut_corpora
 from wmdp_fast.unlearning.held_out import trained_on
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
     from os import PathLike
     from pathlib import Path
 
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wmdp_fast._rust import Tokenizer
@@ -39,7 +40,10 @@ class Source:
     Attributes:
         notes: What is to be known of how the model was loaded, as `LoadedModel.warnings`.
         said: What evaluations of it have warned of, which the next one need not say again.
-        below: The layers below the first trained one, if they are read when they are run; else None.
+        streamed: The model with all layers, of which those that a run trains, and those between, are in memory and the
+            others are read when they are run; None if all that is needed is in memory.
+        held: What enters the first trained layer of batches to come, where the layers below it are not in memory.
+            Whoever needs that memory may take it: what is missing is computed again.
     """
 
     name: str
@@ -52,7 +56,21 @@ class Source:
     num_layers: int
     notes: tuple[str, ...] = ()
     said: set[str] = field(default_factory=set)
-    below: StreamedModel | None = None
+    streamed: StreamedModel | None = None
+    held: dict[Hashable, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """How a model is held whose layers are read when they are run.
+
+    Attributes:
+        memory: Bytes that the process may take.
+        kept: The numbers of the layers that are in memory all the time: from the first trained to the steered one.
+    """
+
+    memory: int
+    kept: range
 
 
 @dataclass(frozen=True)
@@ -83,7 +101,7 @@ def open_source(
     trust_remote_code: bool,
     *,
     whole: bool,
-    memory: int | None = None,
+    streaming: Streaming | None = None,
 ) -> Source:
     """Loads what is needed of the model, or takes the one in memory.
 
@@ -95,8 +113,7 @@ def open_source(
         device: The device to run on.
         trust_remote_code: Whether code that comes with the model may run.
         whole: Whether all of it is needed.
-        memory: Bytes to take at most, the layers below the first trained one being read when they are run; None if they
-            are to be in memory.
+        streaming: Which layers are in memory if the others are read when they are run; None if all are to be.
     """
     from wmdp_fast.models.load import load_model
 
@@ -106,7 +123,18 @@ def open_source(
             raise ValueError(f"{', '.join(unfit)} cannot be changed for a model that is already in memory")
         return source_in_memory(model, tokenizer)
     name = os.fspath(model)
-    if whole or config.depth is None:
+    if streaming is not None:
+        first = load_layers_from(
+            name,
+            streaming.kept,
+            streaming.memory,
+            headless=not whole,
+            revision=revision,
+            dtype=config.dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+    elif whole or config.depth is None:
         loaded = load_model(
             name,
             revision=revision,
@@ -120,22 +148,10 @@ def open_source(
         return _described(
             name, decoder_of(held), held, loaded.tokenizer, base=base, commit=loaded.sha, notes=loaded.warnings
         )
-    if memory is None:
+    else:
         first = load_first_layers(
             name,
             config.depth,
-            revision=revision,
-            dtype=config.dtype,
-            device=device,
-            trust_remote_code=trust_remote_code,
-        )
-    else:
-        lowest = min(config.trained_layers(config.depth))
-        first = load_layers_from(
-            name,
-            lowest,
-            config.depth,
-            memory,
             revision=revision,
             dtype=config.dtype,
             device=device,
@@ -152,7 +168,7 @@ def open_source(
         commit=first.commit,
         num_layers=first.num_layers,
         notes=first.notes,
-        below=first.below,
+        streamed=first.streamed,
     )
 
 
@@ -176,7 +192,7 @@ def _described(
     commit: str | None,
     num_layers: int | None = None,
     notes: tuple[str, ...] = (),
-    below: StreamedModel | None = None,
+    streamed: StreamedModel | None = None,
 ) -> Source:
     # The original pads with EOS.
     eos = getattr(tokenizer, "eos_token_id", None)
@@ -193,7 +209,7 @@ def _described(
         pad_id=0 if pad_id is None else int(pad_id),
         num_layers=num_layers or len(decoder.layers),
         notes=notes,
-        below=below,
+        streamed=streamed,
     )
 
 

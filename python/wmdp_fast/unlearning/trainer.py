@@ -91,6 +91,7 @@ class Run:
     ) -> None:
         self._request, self._source, self._corpora, self._clock = request, source, corpora, clock
         self._cache, self._after_step = cache, after_step or (lambda _steps: None)
+        self._is_scored = request.evaluates or after_step is not None
         self._at_end = at_end or (lambda _result: None)
         self._config, self._target, self._work = request.config, target, work
         self.last_measures: dict[str, float] = {}
@@ -302,11 +303,12 @@ class Run:
 
     def _layers_below(self) -> LayersBelow | None:
         """The layers that are not in memory, with the memory that they may take, which the run says."""
-        streamed = self._source.below
-        if streamed is None:
+        source = self._source
+        if source.streamed is None:
             return None
         pairs = (pair for step in range(self.total_steps) for pair in self._batches.pairs(step)[1])
-        found = layers_below(streamed, self._config, self._weights, (batch for pair in pairs for batch in pair))
+        batches = (batch for pair in pairs for batch in pair)
+        found = layers_below(source.streamed, self._config, self._weights, batches, source.held, scored=self._is_scored)
         self._request.note(found.about)
         return found
 

@@ -53,7 +53,8 @@ class Windows:
         self._first = len(below.streamed.order)
         self._decoder = below.streamed.skeleton.decoder
         self._within, self._upcoming, self._are_same = within, upcoming, are_same
-        self._window: dict[Hashable, Tensor] = {}
+        # Of another run with the same model, which may train other layers.
+        below.held.clear()
         # Whether batches are packed, of the kinds that were tried.
         self._proven: set[bool] = set()
 
@@ -67,15 +68,16 @@ class Windows:
                 offer.
         """
         key = _key(batch)
-        if key not in self._window:
-            self._window = {}
+        held = self._below.held
+        if key not in held:
+            held.clear()
             self._below.give_back()
             if (packed := batch.layout is not None) not in self._proven:
                 self._refuse_unproven(batch)
                 self._proven.add(packed)
-            self._window = self._swept(self._streamed, chain([batch], self._upcoming()))
+            held.update(self._swept(self._streamed, chain([batch], self._upcoming())))
             self._below.give_back()
-        return self._window[key]
+        return held[key]
 
     def arguments(self, batch: Batch) -> dict[int, LayerArguments]:
         """What the layers from the first trained one on are called with besides; nothing is read for it."""

@@ -187,9 +187,11 @@ class SweepResult:
             words += as_options(type(config), settings)
         else:
             words += [word for name, value in settings.items() for word in ("--set", f"{name}={value_text(value)}")]
-        for name in ("data", "revision", "device", "max_kl", "kl_text", "kl_every"):
+        for name in ("data", "revision", "device", "max_kl", "kl_text", "kl_every", "memory"):
             if given.get(name) is not None:
                 words += [f"--{name.replace('_', '-')}", str(given[name])]
+        if given.get("stream"):
+            words.append("--stream")
         if given["trust_remote_code"]:
             words.append("--trust-remote-code")
         return shlex.join([*words, "--output", output])

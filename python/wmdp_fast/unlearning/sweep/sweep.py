@@ -24,9 +24,11 @@ from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.results.runs_file import RunsFile
 from wmdp_fast.runtime.devices import shared_devices
 from wmdp_fast.runtime.files import check_folder
+from wmdp_fast.runtime.memory import amount_of_memory
 from wmdp_fast.unlearning import activation_cache, evaluations, preflight
 from wmdp_fast.unlearning.api import cache_bytes, listed_corpora, listed_names, refuse_leftovers
 from wmdp_fast.unlearning.budget import budget_request
+from wmdp_fast.unlearning.memory_plan import refuse_unstreamed
 from wmdp_fast.unlearning.request import Request
 from wmdp_fast.unlearning.rmu.config import RMUConfig
 from wmdp_fast.unlearning.sweep import identity as sweep_identity
@@ -81,6 +83,8 @@ def sweep(
     max_kl: float | None = None,
     kl_text: str | PathLike[str] | None = None,
     kl_every: int | None = None,
+    memory: str | int | None = None,
+    stream: bool = False,
     progress: bool = True,
     note: Callable[[str], None] | None = None,
 ) -> SweepResult:
@@ -120,6 +124,10 @@ def sweep(
             different lengths then share nothing.
         kl_text: As in `unlearn`.
         kl_every: As in `unlearn`.
+        memory: As in `unlearn`: if the whole model does not fit into it, the layers that are trained stay in memory,
+            and all others are read when they are run, once for each evaluation or each chunk of one. Of several
+            processes on the CPU each takes an even share.
+        stream: As in `unlearn`.
         progress: Whether to show progress bars on stderr.
         note: Takes lines meant for the user.
 
@@ -173,6 +181,10 @@ def sweep(
         budget=budget_request(max_kl, kl_text, kl_every, field=base.field),
     )
     request.check()
+    if memory is not None or stream:
+        refuse_unstreamed(model, request, configs)
+    if memory is not None:
+        amount_of_memory(memory)
     leaves = _check_tasks(tasks, request.eval_options, request.eval_text)
     tokenizer, corpora = preflight.check(
         request,
@@ -204,6 +216,9 @@ def sweep(
         trunk=trunk,
         limit=limit,
         processes=1,
+        configs=configs,
+        memory=memory,
+        stream=stream,
     )
     with _results_folder(folder), RunsFile(folder / RUNS) as file:
         results = Results(base, tuple(space), file, say, several=several is not None)
@@ -242,6 +257,8 @@ def sweep(
             "max_kl": max_kl,
             "kl_text": None if kl_text is None else os.fspath(kl_text),
             "kl_every": kl_every,
+            "memory": memory,
+            "stream": stream,
         },
     )
 

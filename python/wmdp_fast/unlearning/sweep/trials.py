@@ -18,9 +18,11 @@ from wmdp_fast import _rust
 from wmdp_fast.checkpoints import checkpoint
 from wmdp_fast.exceptions import DivergedError
 from wmdp_fast.runtime.clock import PhaseClock
+from wmdp_fast.runtime.memory import in_gigabytes
 from wmdp_fast.unlearning import evaluations
 from wmdp_fast.unlearning.activation_cache import CacheUse, TrunkCache
 from wmdp_fast.unlearning.api import work_folder
+from wmdp_fast.unlearning.memory_plan import streaming_of
 from wmdp_fast.unlearning.parameters import trained_parameters
 from wmdp_fast.unlearning.source import open_source
 from wmdp_fast.unlearning.sweep import identity as sweep_identity
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from wmdp_fast.models.streamed import StreamedModel
     from wmdp_fast.results.result import TaskResult
     from wmdp_fast.unlearning.request import Request
     from wmdp_fast.unlearning.result import UnlearnResult
@@ -65,6 +68,9 @@ class Plan:
         trunk: Of the trunk cache.
         limit: Most bytes in there, or None.
         processes: How many share the cache.
+        configs: Settings at the bounds of all that will be run.
+        memory: As in `unlearn`: of all processes together, if they are on the CPU.
+        stream: As in `unlearn`.
     """
 
     base: TrainingConfig
@@ -81,6 +87,9 @@ class Plan:
     trunk: Path
     limit: int | None
     processes: int
+    configs: Sequence[TrainingConfig]
+    memory: str | int | None
+    stream: bool
 
 
 @dataclass(frozen=True)
@@ -141,30 +150,47 @@ class _Trials:
 
     def __init__(self, plan: Plan, device: str) -> None:
         self._plan = plan
+        streaming = streaming_of(
+            plan.model,
+            plan.request,
+            plan.configs,
+            memory=plan.memory,
+            stream=plan.stream,
+            revision=plan.revision,
+            device=device,
+            trust_remote_code=plan.trust_remote_code,
+            whole=True,
+            sharers=plan.processes,
+        )
         self._source = open_source(
-            plan.model, plan.request.config, plan.tokenizer, plan.revision, device, plan.trust_remote_code, whole=True
+            plan.model,
+            plan.request.config,
+            plan.tokenizer,
+            plan.revision,
+            device,
+            plan.trust_remote_code,
+            whole=True,
+            streaming=streaming,
         )
         if self._source.tokenizer is None:
             raise ValueError("a sweep needs the model's tokenizer; pass tokenizer=...")
-        self._cache = TrunkCache(plan.trunk, self._source.decoder, limit=plan.limit, processes=plan.processes)
+        streamed = self._source.streamed
+        self._cache = TrunkCache(
+            plan.trunk,
+            self._source.decoder,
+            limit=plan.limit,
+            processes=plan.processes,
+            weights_of=None if streamed is None else streamed.weights_of,
+        )
 
     def work(self, job: Job, tell: Callable[[Message], None]) -> None:
         """Does a job."""
         match job:
             case Check():
-                plan = self._plan
-                sweep_identity.check(
-                    plan.folder,
-                    plan.base,
-                    plan.extent,
-                    self._source,
-                    plan.corpora,
-                    self._cache,
-                    plan.tasks,
-                    plan.leaves,
-                    plan.request,
-                )
+                self._check()
             case Before():
+                if self._source.streamed is not None:
+                    tell(_about(self._source.streamed))
                 tell(self._measured(SweepRun(settings={}, steps=0, forget=None, retain=None)))
             case Train():
                 self._train(job, tell)
@@ -172,6 +198,22 @@ class _Trials:
                 self._keep(job, tell)
         done, self._cache.use = self._cache.use, CacheUse()
         tell(done)
+
+    def _check(self) -> None:
+        plan, streamed = self._plan, self._source.streamed
+        # Of a sweep that went further, layers are hashed that are not in memory.
+        with contextlib.nullcontext() if streamed is None else streamed.dropping():
+            sweep_identity.check(
+                plan.folder,
+                plan.base,
+                plan.extent,
+                self._source,
+                plan.corpora,
+                self._cache,
+                plan.tasks,
+                plan.leaves,
+                plan.request,
+            )
 
     def _train(self, job: Train, tell: Callable[[Message], None]) -> None:
         """One run, measured after the steps of each point."""
@@ -208,12 +250,12 @@ class _Trials:
             del left[wanted]
 
         def after_step(steps: int) -> None:
-            # At the end also what the corpora are too short for. Within a budget, what counts is known at the end only.
-            for wanted in sorted(left) if request.budget is None else ():
-                if steps == min(wanted, run.total_steps):
-                    measure(wanted, steps)
+            # What counts within a budget is known at the end only. What is measured there needs no layers twice.
+            if steps in left and steps < run.total_steps and request.budget is None:
+                measure(steps, steps)
 
         def at_end(result: UnlearnResult) -> None:
+            # Also what the corpora are too short for.
             for wanted in sorted(left):
                 measure(wanted, result.best_step, (result.budget or {}).get("kl"))
 
@@ -252,6 +294,7 @@ class _Trials:
             folder=self._plan.folder / place,
             samples=self._plan.request.log_samples,
             texts=self._plan.request.eval_text,
+            progress=self._plan.request.progress,
         )
         leaves = self._plan.leaves
         accuracies = {kind: _pooled([result.tasks[name] for name in names]) for kind, names in leaves.items()}
@@ -280,6 +323,16 @@ class _Trials:
         with self._restored(config), work_folder(target) as work:
             run = Run(request, self._source, plan.corpora, PhaseClock(), target, work, self._cache)
             run.result(resume=job.resume)
+
+
+def _about(streamed: StreamedModel) -> str:
+    """What a sweep says of layers that are not in memory."""
+    kept = sorted(streamed.resident)
+    return (
+        f"layers {kept[0]} to {kept[-1]} stay in memory of {in_gigabytes(streamed.memory)}; the others are streamed:"
+        f" {in_gigabytes(streamed.stored_bytes)} to read for each evaluation, or for each chunk of one, and those below"
+        " the trained ones for each window of batches that the trunk cache does not have"
+    )
 
 
 def _pooled(tasks: Sequence[TaskResult]) -> Accuracy:
