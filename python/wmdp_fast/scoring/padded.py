@@ -28,7 +28,7 @@ from wmdp_fast.scoring.chunk_memory import Needs, budget_that_fits
 from wmdp_fast.scoring.excerpts import excerpts_of
 from wmdp_fast.scoring.journal import Plan
 from wmdp_fast.scoring.ranks import smallest
-from wmdp_fast.scoring.scores import NAN_ADVICE, PartialScores, score_targets
+from wmdp_fast.scoring.scores import NAN_ADVICE, NumbersError, PartialScores, score_targets
 from wmdp_fast.scoring.streamed import Batch, for_trials, refuse_unproven, scored_in_chunks
 
 if TYPE_CHECKING:
@@ -309,13 +309,13 @@ def logits_of_few_tokens(
     readouts = np.array([[0, 2], [1, 0], [1, 1]])
     logits = all_logits(model, input_ids, readouts)
     if logits.isnan().any():
-        raise ModelError(NAN_ADVICE)
+        raise NumbersError(NAN_ADVICE)
     unpadded = all_logits(model, input_ids[1:, :2], np.array([[0, 0], [0, 1]]))
     # A model may hide padding from itself and see the tokens that follow all the same, such as those of a choice.
     places = np.array([[0, 0], [0, 1]])
     beginning, followed = (all_logits(model, input_ids[:1, :end], places) for end in (2, 3))
     if not (are_close(unpadded, logits[1:]) and are_close(beginning, followed)):
-        raise ModelError(
+        raise NumbersError(
             "the model's output at a token depends on what comes after it, so its rows cannot be padded. Its attention"
             " must be causal: look for `is_causal`, `is_decoder` or a bidirectional layer in its configuration"
         )

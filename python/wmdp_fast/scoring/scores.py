@@ -31,6 +31,10 @@ NAN_ADVICE = (
 )
 
 
+class NumbersError(ModelError):
+    """A model's output is no number, or not what it is in another batch: the model is to blame, not how it is run."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """Log-likelihoods of all choices of a run, and what they cost.
@@ -166,10 +170,10 @@ class PartialScores:
             choices: The choice each token belongs to: int64 `[N]`.
 
         Raises:
-            ModelError: The model's output is not a number.
+            NumbersError: The model's output is not a number.
         """
         if np.isnan(targets.logprobs).any():
-            raise ModelError(NAN_ADVICE)
+            raise NumbersError(NAN_ADVICE)
         new = np.isnan(self.loglikelihood[choices])
         choices, logprobs, greedy = choices[new], targets.logprobs[new], targets.greedy[new]
         distinct, index = np.unique(choices, return_inverse=True)

@@ -44,7 +44,7 @@ from wmdp_fast.scoring.padded import (
     refuse_smaller,
     score_padded,
 )
-from wmdp_fast.scoring.scores import NAN_ADVICE, PartialScores, Scores, TargetScores, look_up
+from wmdp_fast.scoring.scores import NAN_ADVICE, NumbersError, PartialScores, Scores, TargetScores, look_up
 from wmdp_fast.scoring.streamed import Batch, for_trials, refuse_unproven, scored_in_chunks
 from wmdp_fast.scoring.trunk import Passes, RunPlan
 
@@ -728,7 +728,7 @@ class _TokenScores:
             ModelError: The model's output is not a number.
         """
         if np.isnan(targets.logprobs).any():
-            raise ModelError(NAN_ADVICE)
+            raise NumbersError(NAN_ADVICE)
         new = indices[np.isnan(self._logprobs[indices])]
         np.subtract.at(self._missing, self._choices[new], 1)
         self._logprobs[indices] = targets.logprobs

@@ -14,13 +14,15 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from wmdp_fast.exceptions import DivergedError, ModelError, TaskError, WmdpFastWarning
+from wmdp_fast.exceptions import DivergedError, TaskError, WmdpFastWarning
+from wmdp_fast.models.attention.packed import NotPackableError
 from wmdp_fast.models.load import wrap_streamed
 from wmdp_fast.prompts.chat import chat_template_source
 from wmdp_fast.prompts.options import PromptOptions
 from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.results.perplexity import METRICS
 from wmdp_fast.scoring.opened import OpenedModel
+from wmdp_fast.scoring.scores import NumbersError
 from wmdp_fast.tasks import resolve
 
 if TYPE_CHECKING:
@@ -102,6 +104,8 @@ def measure(
 
     Raises:
         DivergedError: It gives no numbers any more.
+        ModelError: It could not be scored before the first step either; or memory has run out, or a file that is read
+            for it is damaged.
         OSError: The results cannot be written.
         ValueError: There is no whole model or no tokenizer.
     """
@@ -124,7 +128,7 @@ def measure(
                 progress=progress and source.streamed is not None,
                 **options,
             )
-    except ModelError as error:
+    except (NotPackableError, NumbersError) as error:
         if not steps:
             raise
         # Before the first step it could be scored.

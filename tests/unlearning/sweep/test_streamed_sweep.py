@@ -6,6 +6,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 import wmdp_fast as wf
+import wmdp_fast.evaluation as evaluate_module
 from tests.support import unlearning_runs as runs
 from tests.support.expected_warnings import WIDER_TYPE
 from tests.support.sparse_models import sparse_model
@@ -24,7 +26,8 @@ from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models.streamed import StreamedModel
 from wmdp_fast.results.runs_file import RunsFile
 from wmdp_fast.runtime import cpus
-from wmdp_fast.unlearning import memory_plan
+from wmdp_fast.scoring.scores import NumbersError
+from wmdp_fast.unlearning import evaluations, memory_plan
 from wmdp_fast.unlearning.methods.npo import NPOConfig
 from wmdp_fast.unlearning.rmu.config import RMUConfig
 from wmdp_fast.unlearning.rmu.windows import Windows
@@ -259,6 +262,58 @@ def test_several_processes_share_the_memory(
     found = swept(folder, questions, tmp_path / "two", devices="cpu:2", stream=True, memory="6GB", note=notes.append)
     assert told(found) == told(expected)
     assert any("stay in memory of 3 GB" in note for note in notes)
+
+
+@pytest.mark.parametrize("what", ["an evaluation", "a window"])
+def test_a_shard_that_is_cut_off_ends_the_sweep_and_is_no_failed_run(
+    tmp_path: Path, questions: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(folder, model)
+    weights = model / "model.safetensors"
+    content, over = weights.read_bytes(), {"alpha": [1.0, 50.0]}
+    config = dataclasses.replace(CONFIG, max_steps=2)
+    expected = swept(model, questions, tmp_path / "expected", over, config=config)
+    place: Any = (evaluations, "measure") if what == "an evaluation" else (Windows, "_swept")
+    called, calls = getattr(*place), [0]
+
+    def cut(*arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        # The evaluation after the first of two runs; or what the second one looks at in the end.
+        if calls[0] == (2 if what == "an evaluation" else 4):
+            os.truncate(weights, len(content) // (2 if what == "an evaluation" else 50))
+        return called(*arguments, **options)
+
+    monkeypatch.setattr(*place, cut)
+    with pytest.raises(ModelError, match=r"model\.safetensors (ends within .*|is no safetensors file, .*); copy"):
+        swept(model, questions, tmp_path / "out", over, config=config, stream=True)
+    monkeypatch.undo()
+    done = len((tmp_path / "out" / "runs.jsonl").read_text().splitlines())
+    assert done == (1 if what == "an evaluation" else 2)
+    weights.write_bytes(content)
+    assert told(swept(model, questions, tmp_path / "out", over, config=config, stream=True, resume=True)) == told(
+        expected
+    )
+
+
+def test_only_numbers_are_a_failed_run(
+    tmp_path: Path, questions: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, errors = evaluate_module.evaluate, [None, NumbersError("not a number"), None]
+
+    def raising(*arguments: Any, **options: Any) -> Any:
+        if (error := errors.pop(0)) is not None:
+            raise error
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(evaluate_module, "evaluate", raising)
+    over = {"alpha": [1.0, 50.0], "max_steps": [2]}
+    found = swept(folder, questions, tmp_path / "out", over)
+    assert [run.failed is None for run in found.runs] == [False, True]
+    assert "cannot be scored any more (not a number); lower the learning rate" in str(found.runs[0].failed)
+    errors += [None, ModelError("out of memory")]
+    with pytest.raises(ModelError, match=r"^out of memory$"):
+        swept(folder, questions, tmp_path / "other", over)
 
 
 # What is refused
