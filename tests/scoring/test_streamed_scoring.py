@@ -154,6 +154,27 @@ def test_progress_is_by_layers(saved: dict[str, Path]) -> None:
     assert steps[-1][0] == steps[-1][1]
 
 
+def test_progress_of_a_resumed_run_is_of_what_is_left(saved: dict[str, Path], tmp_path: Path) -> None:
+    _, streamed = both(saved["llama"])
+    streamed, requests, steps = with_chunks(streamed, 20), some_requests(), list[tuple[int, int]]()
+
+    def interrupt(done: int, _total: int) -> None:
+        if done > 4:
+            raise KeyboardInterrupt
+
+    run = {"model": "made up"}
+    with contextlib.closing(Journal.open(tmp_path, run, resume=False)) as journal:
+        partial = PartialScores.resumed(requests.num_choices, journal)
+        with pytest.raises(KeyboardInterrupt):
+            score_trie(streamed, requests, token_budget=8, partial=partial, progress=interrupt)
+    with contextlib.closing(Journal.open(tmp_path, run, resume=True)) as journal:
+        partial = PartialScores.resumed(requests.num_choices, journal)
+        score_trie(streamed, requests, token_budget=8, partial=partial, progress=lambda *step: steps.append(step))
+    # Three of some chunks of two layers, of which it never says that there are many more.
+    assert [done for done, _ in steps] == [1, 2, 3, 4, 5, 6], steps
+    assert {total for _, total in steps} == {6}, steps
+
+
 def test_too_little_memory_is_said_before_the_run(saved: dict[str, Path]) -> None:
     _, streamed = both(saved["llama"])
     assert streamed.streamed is not None

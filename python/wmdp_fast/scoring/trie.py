@@ -392,6 +392,10 @@ def _score(
                 failed = pipeline.run(trie.batches(budget, readouts, start), needed)
             else:
                 needs = _needs(loaded, trie, budget, logits=lm_head is None)
+                if partial.finished.any():
+                    # What is finished does not go through the layers again.
+                    left = enumerate(trie.batches(budget, readouts, start))
+                    needs = replace(needs, tokens=sum(one.input_ids.size for index, one in left if needed[index]))
                 failed = pipeline.run_streamed(trie.batches(budget, readouts, start), needed, loaded.streamed, needs)
             done = failed is None
             if failed is None:
