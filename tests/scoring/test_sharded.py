@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import signal
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from tests.support import killed_ranks, ranks, tiny_models
 from tests.support.thorough import THOROUGH
 from wmdp_fast import Requests, cli
 from wmdp_fast._rust import Trie
+from wmdp_fast.cli import devices as cli_devices
 from wmdp_fast.exceptions import JournalError
 from wmdp_fast.runtime.ranks import Place, place_of_process
 from wmdp_fast.scoring.shards import shards_of
@@ -189,6 +191,26 @@ def test_devices_starts_the_ranks_itself(
     assert len(json.loads(printed.out)["wmdp_fast"]["ranks"]) == 2
     assert printed.err.count("scoring: 100%") == 1  # of the first rank alone
     assert len(list(tmp_path.rglob("results_*.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("codes", "named", "code"),
+    [
+        ({0: -15, 1: -9}, ["rank 1 was killed by SIGKILL"], 1),
+        ({0: -15, 1: -15}, ["rank 0 was killed by SIGTERM", "rank 1 was killed by SIGTERM"], 1),
+        ({0: -9, 1: -11, 2: 1}, ["rank 0 was killed by SIGKILL", "rank 1 was killed by SIGSEGV"], 1),
+        ({0: -15, 1: 2}, [], 2),
+        ({0: 143, 1: 1}, [], 1),
+        ({0: 143, 1: 143}, [], 143),
+    ],
+)
+def test_ranks_that_the_launcher_has_stopped_are_not_blamed(
+    codes: dict[int, int], named: list[str], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failures = {rank: SimpleNamespace(exitcode=one) for rank, one in codes.items()}
+    assert cli_devices._about(failures) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.removeprefix("error: ").partition(":")[0] for line in lines] == named
 
 
 def test_devices_that_are_not_there_are_refused(options: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,11 +86,15 @@ def _launch(number: int, command: list[str]) -> int:
 
 def _about(failures: dict[int, Any]) -> int:
     """The exit code of a run with ranks that failed; says so if one was killed, as that one could not."""
-    killed = {rank: failure.exitcode for rank, failure in failures.items() if failure.exitcode < 0}
+    codes = {rank: failure.exitcode for rank, failure in failures.items()}
+    # Those that are left when one has failed are stopped by the launcher.
+    stopped = (-signal.SIGTERM, 128 + signal.SIGTERM)
+    failed = {rank: code for rank, code in codes.items() if code not in stopped} or codes
+    killed = {rank: code for rank, code in failed.items() if code < 0}
     for rank, code in killed.items():
         name = signal.Signals(-code).name
         print(
             f"error: rank {rank} was killed by {name}: with --output, the same with --resume goes on from what is done",
             file=sys.stderr,
         )
-    return 1 if killed else max(failure.exitcode for failure in failures.values())
+    return 1 if killed else max(failed.values())
