@@ -285,8 +285,14 @@ def test_a_shard_that_is_cut_off_ends_the_sweep_and_is_no_failed_run(
         return called(*arguments, **options)
 
     monkeypatch.setattr(*place, cut)
-    with pytest.raises(ModelError, match=r"model\.safetensors (ends within .*|is no safetensors file, .*); copy"):
+    with pytest.raises(
+        ModelError, match=r"model\.safetensors (ends within .*|is no safetensors file, .*); copy"
+    ) as raised:
         swept(model, questions, tmp_path / "out", over, config=config, stream=True)
+    kept = (
+        f"what is finished is kept in {tmp_path / 'out'}: the same again with --resume (resume=True) goes on from there"
+    )
+    assert raised.value.__notes__ == [kept]
     monkeypatch.undo()
     done = len((tmp_path / "out" / "runs.jsonl").read_text().splitlines())
     assert done == (1 if what == "an evaluation" else 2)

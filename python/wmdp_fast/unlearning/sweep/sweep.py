@@ -25,6 +25,7 @@ from wmdp_fast.results.runs_file import RunsFile
 from wmdp_fast.runtime.devices import shared_devices
 from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.runtime.memory import amount_of_memory
+from wmdp_fast.scoring.journaled import GOES_ON
 from wmdp_fast.unlearning import activation_cache, evaluations, preflight
 from wmdp_fast.unlearning.api import cache_bytes, listed_corpora, listed_names, refuse_leftovers
 from wmdp_fast.unlearning.budget import budget_request
@@ -306,15 +307,17 @@ def _check_folders(
 
 @contextlib.contextmanager
 def _results_folder(folder: Path) -> Iterator[None]:
-    """The folder of a sweep's results. If it ends without a single one, it leaves no trace."""
+    """The folder of a sweep's results. If it ends without a single one, it leaves no trace; if early, it says so."""
     is_new = not sweep_identity.exists(folder)
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         runs = folder / RUNS
-        if is_new and not (runs.exists() and runs.stat().st_size):
+        if runs.exists() and runs.stat().st_size:
+            error.add_note(f"what is finished is kept in {folder}: {GOES_ON}")
+        elif is_new:
             runs.unlink(missing_ok=True)
             sweep_identity.remove(folder)
             for name in (TRUNK, checkpoint.EVALUATIONS):
