@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from wmdp_fast.cli.options import whole_number
 from wmdp_fast.runtime.tables import number_text
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from wmdp_fast.unlearning.result import UnlearnResult
 
 SUMMARY = "Unlearn the subjects of some corpora, with RMU or another method."
@@ -100,10 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         "stream",
     )
     options: dict[str, Any] = {name: given[name] for name in (*passed, "report_to") if name in given}
-    last_layer = None
-    if config.depth is not None and not {"eval_tasks", "eval_text", "max_kl"} & options.keys():
-        last_layer = config.depth - 1
-    with reading_ahead(arguments.model, revision=options.get("revision"), last_layer=last_layer):
+    with _reading_ahead(arguments.model, config.depth, options):
         from wmdp_fast.unlearning.api import unlearn
 
         result = unlearn(
@@ -119,6 +119,18 @@ def run(arguments: argparse.Namespace) -> int:
         )
     _report(result)
     return 0
+
+
+def _reading_ahead(
+    model: str, depth: int | None, options: Mapping[str, Any]
+) -> contextlib.AbstractContextManager[None]:
+    """Inside, what a run needs of the model's files is read, unless all of it is and that may not fit."""
+    last_layer = None
+    if depth is not None and not {"eval_tasks", "eval_text", "max_kl"} & options.keys():
+        last_layer = depth - 1
+    elif {"memory", "stream"} & options.keys():
+        return contextlib.nullcontext()
+    return reading_ahead(model, revision=options.get("revision"), last_layer=last_layer)
 
 
 def _report(result: UnlearnResult) -> None:

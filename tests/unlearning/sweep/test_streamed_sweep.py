@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +24,7 @@ from tests.support import unlearning_runs as runs
 from tests.support.expected_warnings import WIDER_TYPE
 from tests.support.sparse_models import sparse_model
 from wmdp_fast import cli, demo
+from wmdp_fast.cli import unlearn as cli_unlearn
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models.streamed import StreamedModel
 from wmdp_fast.results.runs_file import RunsFile
@@ -33,6 +36,8 @@ from wmdp_fast.unlearning.rmu.config import RMUConfig
 from wmdp_fast.unlearning.rmu.windows import Windows
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from wmdp_fast.unlearning.sweep.result import SweepResult
 
 pytestmark = WIDER_TYPE
@@ -365,6 +370,28 @@ def test_the_command_streams_and_prints_commands_that_do(tmp_path: Path, capsys:
     assert [run["scores"] for run in tables[0]["runs"]] == [run["scores"] for run in tables[1]["runs"]]
     assert all("--memory 20GB --stream" in run["command"] for run in tables[1]["runs"])
     assert all("--memory" not in run["command"] for run in tables[0]["runs"])
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_the_command_of_an_evaluated_run_reads_layers_when_their_turn_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], evaluated: bool
+) -> None:
+    read: list[int | None] = []
+
+    @contextlib.contextmanager
+    def reading_ahead(_model: str, *, revision: str | None, last_layer: int | None) -> Iterator[None]:
+        assert revision is None
+        read.append(last_layer)
+        yield
+
+    monkeypatch.setattr(cli_unlearn, "reading_ahead", reading_ahead)
+    command = ["unlearn", str(demo.model_path()), "--layer-id", "3", "--max-steps", "1", "--stream"]
+    command += ["--forget", str(demo.corpus_path("forget")), "--retain", str(demo.corpus_path("retain"))]
+    if evaluated:
+        command += ["--eval-tasks", str(demo.questions_path("forget")), "--limit", "4"]
+    assert cli.main([*command, "--output", str(tmp_path / "out")]) == 0
+    assert read == ([] if evaluated else [3])
+    assert (re.search(r"streaming \d+ layers of up to", capsys.readouterr().err) is not None) == evaluated
 
 
 def test_a_model_that_fits_is_not_streamed(tmp_path: Path, questions: Path, folder: Path) -> None:
