@@ -356,8 +356,27 @@ def test_a_full_disk_while_writing_the_checkpoint_leaves_nothing_half_done(base,
 
 def test_resuming_with_other_settings_is_refused(base, tmp_path):
     assert answer_of(base, tmp_path / "out", full_before_the_checkpoint) != ""
-    with pytest.raises(ModelError, match="with other number of steps, settings"):
+    with pytest.raises(ModelError, match="with other number of steps, settings") as refused:
         run(base, tmp_path / "out", CONFIG, resume=True)
+    # The same again would be refused again.
+    assert not hasattr(refused.value, "__notes__")
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_who_stops_a_run_is_told_whether_it_can_go_on(base, tmp_path, monkeypatch, saved):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(run_module.EvaluationLoop, "look", interrupted)
+    if saved:
+        answer_of(base, out, full_before_the_checkpoint)
+        monkeypatch.setattr(run_module.Run, "_train", interrupted)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run(base, out, LONG, resume=True)
+    kept = f"the last state is kept in {out}.unlearning: the same again with --resume (resume=True) goes on from there"
+    assert getattr(stopped.value, "__notes__", []) == ([kept] if saved else [])
+    assert out.with_name("out.unlearning").exists() == saved
 
 
 def test_a_model_in_memory_is_saved_with_a_delta(tmp_path):

@@ -15,6 +15,7 @@ from wmdp_fast.prompts.documents import CorpusTokens
 from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.runtime.clock import PhaseClock
 from wmdp_fast.runtime.files import check_folder
+from wmdp_fast.scoring.journaled import GOES_ON
 from wmdp_fast.unlearning import evaluations, preflight, stopping
 from wmdp_fast.unlearning.activation_cache import TrunkCache
 from wmdp_fast.unlearning.budget import budget_request
@@ -263,10 +264,14 @@ def work_folder(target: Path | None) -> Iterator[Path | None]:
         work.mkdir(parents=True, exist_ok=True)
         yield work
     except BaseException as error:
+        raised = checkpoint.explain_full_disk(error, work) if isinstance(error, OSError) else error
         if not (work / STATE).exists():
             shutil.rmtree(work, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise checkpoint.explain_full_disk(error, work) from error
+        elif isinstance(error, (KeyboardInterrupt, OSError)):
+            # After other errors the same again may well end in the same way.
+            raised.add_note(f"the last state is kept in {work}: {GOES_ON}")
+        if raised is not error:
+            raise raised from error
         raise
     shutil.rmtree(work)
 

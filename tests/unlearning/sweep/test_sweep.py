@@ -258,7 +258,7 @@ def test_more_values_on_resuming_run_only_what_is_new(folder, tmp_path):
     assert again.runs[0] == result.runs[0]
     assert told(again) == told(swept(folder, tmp_path / "anew", further, config=config))
     assert swept(folder, tmp_path / "out", {"alpha": [50.0]}, config=config, resume=True).runs == [result.runs[0]]
-    with pytest.raises(ModelError, match="a sweep with other evaluation options, settings"):
+    with pytest.raises(ModelError, match="a sweep with other evaluation options, settings") as refused:
         swept(
             folder,
             tmp_path / "out",
@@ -267,6 +267,8 @@ def test_more_values_on_resuming_run_only_what_is_new(folder, tmp_path):
             eval_options={"template": "mmlu", "limit": 4},
             resume=True,
         )
+    # The same again would be refused again.
+    assert not hasattr(refused.value, "__notes__")
 
 
 def test_weights_that_explode_are_a_failed_run_and_not_the_end(folder, tmp_path):

@@ -311,13 +311,15 @@ def _results_folder(folder: Path) -> Iterator[None]:
     is_new = not sweep_identity.exists(folder)
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    runs = folder / RUNS
+    before = _size(runs)
     try:
         yield
     except BaseException as error:
-        runs = folder / RUNS
-        if runs.exists() and runs.stat().st_size:
+        size = _size(runs)
+        if size > before or (size and isinstance(error, (KeyboardInterrupt, OSError))):
             error.add_note(f"what is finished is kept in {folder}: {GOES_ON}")
-        elif is_new:
+        elif is_new and not size:
             runs.unlink(missing_ok=True)
             sweep_identity.remove(folder)
             for name in (TRUNK, checkpoint.EVALUATIONS):
@@ -325,6 +327,10 @@ def _results_folder(folder: Path) -> Iterator[None]:
             if not existed and not any(folder.iterdir()):
                 folder.rmdir()
         raise
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _check_tasks(
