@@ -20,6 +20,7 @@ from wmdp_fast.cli import failures, terminal
 from wmdp_fast.cli.habits import Parser, close_command, with_dashes
 from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.runtime import cpus, leaving
+from wmdp_fast.runtime.garbage import process_of_our_own
 from wmdp_fast.runtime.ranks import place_of_process
 from wmdp_fast.runtime.tables import fitted_to
 
@@ -66,7 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     terminal.open_closed()
     cpus.set_openmp()
-    with warnings.catch_warnings(), _termination_as_exception(), fitted_to(terminal.width()):
+    with (
+        warnings.catch_warnings(),
+        _termination_as_exception(),
+        fitted_to(terminal.width()),
+        process_of_our_own(),
+    ):
         warnings.showwarning = _show_warning
         return _run(argv)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 import warnings
@@ -294,11 +293,6 @@ def _evaluate_many(arguments: argparse.Namespace, options: dict[str, Any]) -> in
     every = []
     for scored in evaluate_many(_specs(arguments, options), **options, progress=not arguments.quiet):
         every.append(scored)
-        if len(every) == 1:
-            # Imports are done, and everything that they made stays: no collection need look at it between two models,
-            # which takes a quarter of a second. What circles the first model has left goes before that.
-            gc.collect()
-            gc.freeze()
         if scored.result is not None:
             if not arguments.json:
                 print(f"{scored.spec}\n{scored.result.table()}\n", flush=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from wmdp_fast.checkpoints.model_name import parts_of
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
-from wmdp_fast.runtime.garbage import not_collecting
+from wmdp_fast.runtime.garbage import not_collecting, set_imports_aside
 from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
 from wmdp_fast.scoring.on_disk import OnDisk
 from wmdp_fast.scoring.opened import OpenedModel
@@ -206,7 +206,8 @@ def _loaded(
     files = found.locate()
     with clock("import"), not_collecting():
         from transformers import AutoConfig, AutoTokenizer  # noqa: F401 (takes seconds, so it is timed)
-    with clock("tokenizer"):
+    # That imports half of transformers and of torch.distributed.
+    with clock("tokenizer"), not_collecting():
         opened = load_tokenizer_only(
             base,
             tokenizer=_named(load.tokenizer),
@@ -221,6 +222,7 @@ def _loaded(
         from wmdp_fast.models.load import load_model
         from wmdp_fast.scoring.local import LocalModel
 
+    set_imports_aside()
     in_memory = shared is not None and shared.loaded
     if not in_memory and (load.stream or load.memory is not None):
         memory = load.memory or "auto"
