@@ -41,6 +41,7 @@ __all__ = [
     "calibration",
     "chi_square_uniform",
     "clustered_stderr",
+    "gate_in_place",
     "holm",
     "mcnemar",
     "num_threads",
@@ -1266,6 +1267,28 @@ def clustered_stderr(values: NDArray[float64], clusters: NDArray[int64]) -> floa
 
     Raises:
         ValueError: If the arrays differ in length, there are fewer than two clusters, or a value is not finite.
+    """
+
+def gate_in_place(
+    opened: NDArray[float32],
+    inner: NDArray[float32],
+    *,
+    scale: SupportsFloat | SupportsIndex,
+    cubic: SupportsFloat | SupportsIndex,
+    threads: SupportsIndex = 1,
+) -> None:
+    """
+    What is between the products of a gated feed-forward block: `opened * sigmoid(scale * (opened + cubic * opened^3)) * inner`.
+
+    Args:
+        opened: The gate's product, float32 [N]; overwritten with the result.
+        inner: What the gate lets through, float32 [N], contiguous.
+        scale: 1 for `SiLU`, 2 sqrt(2 / pi) for GELU by the hyperbolic tangent.
+        cubic: 0 for `SiLU`, 0.044715 for that GELU.
+        threads: Threads to use.
+
+    Raises:
+        ValueError: Lengths differ, an array is not contiguous, or scale or cubic is out of range.
     """
 
 def holm(p_values: SupportsGetItem[int, SupportsFloat | SupportsIndex]) -> list[float]:

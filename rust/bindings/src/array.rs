@@ -98,6 +98,8 @@ impl<'a, 'py, T: NumpyScalar + 'a, D: Dimension + 'a> FromPyObject<'a, 'py> for 
 /// An array that came from Python to be written, borrowed for the length of a call.
 pub(crate) struct Writable<'py, T: Element, D: Dimension>(PyReadwriteArray<'py, T, D>);
 
+/// `Writable` with one axis.
+pub(crate) type Writable1<'py, T> = Writable<'py, T, Ix1>;
 /// `Writable` with two axes.
 pub(crate) type Writable2<'py, T> = Writable<'py, T, Ix2>;
 /// `Writable` with three axes.

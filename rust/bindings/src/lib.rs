@@ -13,6 +13,7 @@ mod corpus;
 mod dataset;
 mod detach;
 mod error;
+mod gate;
 mod hints;
 mod json;
 mod log_softmax;
@@ -44,6 +45,8 @@ mod _rust {
     use crate::corpus::{EncodedCorpus, read_documents};
     #[pymodule_export]
     use crate::dataset::{read_many, read_questions};
+    #[pymodule_export]
+    use crate::gate::gate_in_place;
     #[pymodule_export]
     use crate::log_softmax::TokenLogprobs;
     #[pymodule_export]

@@ -1,7 +1,8 @@
-"""Gated feed-forward blocks computed in parts by oneDNN."""
+"""Gated feed-forward blocks computed in parts by oneDNN, or with one pass between torch's products."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,14 +26,15 @@ if TYPE_CHECKING:
     from wmdp_fast.models.fused.trials import Compute
 
 
-pytestmark = pytest.mark.skipif(not linear.is_available(), reason="this torch or this processor is left as it is")
-
-
-@pytest.fixture(autouse=True)
-def _faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A processor on which oneDNN is faster."""
-    monkeypatch.setattr(environment, "is_intel", lambda: False)
+@pytest.fixture(autouse=True, params=["oneDNN", "one pass"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Processors on which blocks are computed by oneDNN, and with one pass between torch's products."""
+    found: str = request.param
+    if found == "oneDNN" and not linear.is_available():
+        pytest.skip("this torch or this processor is left as it is")
+    monkeypatch.setattr(environment, "is_intel", lambda: found != "oneDNN")
     monkeypatch.setattr(environment, "has_avx512", lambda: True)
+    return found
 
 
 def gated_blocks(model: nn.Module) -> AbstractContextManager[None]:
@@ -93,19 +95,55 @@ def test_a_gated_block_of_another_dtype_is_left_alone(dtype: torch.dtype) -> Non
         assert replaced(block) == set()
 
 
-@pytest.mark.parametrize(("question", "answer"), [("is_intel", True), ("has_avx512", False)])
-def test_processors_on_which_mkl_is_faster_stay_with_it(
-    question: str, answer: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(environment, question, lambda: answer)
-    block = LlamaMLP(LlamaConfig(hidden_size=32, intermediate_size=48))
-    with gated_blocks(block):
-        assert replaced(block) == set()
+@pytest.mark.parametrize("name", ["silu", "gelu_pytorch_tanh", "quick_gelu", "gelu", "relu", "tanh"])
+def test_other_activations_than_there_is_code_for_are_left_to_torch(name: str, way: str) -> None:
+    block = LlamaMLP(LlamaConfig(hidden_size=32, intermediate_size=300, hidden_act=name))
+    rows = 8 * torch.randn(1, 7, 32)
+    with torch.no_grad():
+        expected = block(rows)
+        with gated_blocks(block):
+            assert ("" in replaced(block)) == (way == "oneDNN" or name in ("silu", "gelu_pytorch_tanh", "quick_gelu"))
+            assert_close(block(rows), expected)
+
+
+class Swish(nn.Module):
+    """With a slope that its class does not tell."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(slope))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(self.slope * x)
+
+
+def test_activations_of_one_class_that_differ_are_told_apart(way: str) -> None:
+    blocks = nn.ModuleList(LlamaMLP(LlamaConfig(hidden_size=32, intermediate_size=48)) for _ in range(2))
+    for block, slope in zip(blocks, (1.0, 1.5), strict=True):
+        block.act_fn = Swish(slope)
+    rows = 8 * torch.randn(1, 7, 32)
+    with torch.no_grad():
+        expected = [block(rows) for block in blocks]
+        with gated_blocks(blocks):
+            assert replaced(blocks) == ({"0", "1"} if way == "oneDNN" else {"0"})
+            for block, one in zip(blocks, expected, strict=True):
+                assert_close(block(rows), one)
+
+
+def test_hooks_on_parts_are_called() -> None:
+    for part in ("act_fn", "gate_proj", "down_proj"):
+        block = LlamaMLP(LlamaConfig(hidden_size=32, intermediate_size=48))
+        called = []
+        getattr(block, part).register_forward_hook(lambda *_args, part=part, called=called: called.append(part))
+        with gated_blocks(block), torch.no_grad():
+            block(torch.randn(1, 3, 32))
+        assert called == [part]
 
 
 def test_blocks_that_are_alike_are_tried_once() -> None:
     blocks = [LlamaMLP(LlamaConfig(hidden_size=32, intermediate_size=48)) for _ in range(3)]
-    for block, activation in zip(blocks, (nn.functional.silu, nn.functional.gelu, nn.functional.silu), strict=True):
+    tanh = partial(nn.functional.gelu, approximate="tanh")
+    for block, activation in zip(blocks, (nn.functional.silu, tanh, nn.functional.silu), strict=True):
         del block.act_fn
         block.act_fn = activation
     tried = []

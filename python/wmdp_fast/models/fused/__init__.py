@@ -3,7 +3,7 @@
 | file     | what is replaced          | on a CPU                      | on a GPU              | proven before use     |
 | -------- | ------------------------- | ----------------------------- | --------------------- | --------------------- |
 | `linear` | linear layers             | oneDNN on some: float32       | stay as they are      | torch's own class     |
-| `gates`  | gated feed-forward blocks | as these, in parts            | between the products  | 2 rows, to a rounding |
+| `gates`  | gated feed-forward blocks | as these, or between products | between the products  | 2 rows, to a rounding |
 | `norms`  | root-mean-square norms    | one pass: float32             | one pass              | 2 rows, to a rounding |
 | `rotary` | rotary position embedding | one pass: float32, bfloat16   | one pass              | 3 tokens, to the bit  |
 

@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod dtype;
+pub mod gate;
 pub mod log_softmax;
 pub mod norm;
 pub mod rotary;
