@@ -9,9 +9,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.checkpoints.read_ahead import reading_ahead
+from wmdp_fast.cli import devices
 from wmdp_fast.cli.asking import add_selection, add_wording, asked
 from wmdp_fast.cli.method_options import add_budget, add_settings, config_of
 from wmdp_fast.cli.options import whole_number
+from wmdp_fast.runtime.ranks import place_of_process
 from wmdp_fast.runtime.tables import number_text
 
 if TYPE_CHECKING:
@@ -36,6 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " on the disk and are read when they are run, with --eval-tasks and --eval-text also those above",
     )
     lower.add_argument("--stream", action="store_true", help="do so even if they fit, in what memory is free")
+
+    several = parser.add_argument_group("a model that does not fit on one device (LoRA)")
+    several.add_argument(
+        "--devices",
+        metavar="DS",
+        help="with --parallel, a process on each of several: all (GPUs), a number of GPUs, cuda:0,cuda:1 or cpu:2",
+    )
+    several.add_argument(
+        "--parallel",
+        choices=("fsdp",),
+        help="with --devices or torchrun: hold one model together, each with a part of every layer and of every batch",
+    )
 
     watch = parser.add_argument_group("watching it")
     watch.add_argument("--eval-tasks", action="append", metavar="NAMES", help="tasks to score before, during and after")
@@ -68,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--output", required=True, metavar="DIR", help="folder for the new checkpoint")
     output.add_argument("--resume", action="store_true", help="go on from where an interrupted run to DIR stopped")
-    parser.set_defaults(quiet=False)
+    parser.set_defaults(quiet=False, fail=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -79,7 +93,15 @@ def run(arguments: argparse.Namespace) -> int:
         # One line: the usage of all methods' options would bury it.
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if arguments.quiet:
+    if hasattr(arguments, "devices"):
+        if hasattr(arguments, "device"):
+            arguments.fail("--devices and --device exclude each other")
+        if not hasattr(arguments, "parallel"):
+            arguments.fail("--devices is for several processes that hold one model: it needs --parallel fsdp")
+        return devices.run(arguments.devices, arguments.given)
+    is_first = place_of_process().rank == 0
+    shows = is_first and not arguments.quiet
+    if not shows:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     given = vars(arguments)
     passed = (
@@ -101,6 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
         "cache_limit",
         "memory",
         "stream",
+        "parallel",
     )
     options: dict[str, Any] = {name: given[name] for name in (*passed, "report_to") if name in given}
     with _reading_ahead(arguments.model, config.depth, options):
@@ -113,11 +136,12 @@ def run(arguments: argparse.Namespace) -> int:
             config=config,
             output=arguments.output,
             eval_options=asked(arguments),
-            progress=not arguments.quiet,
-            note=None if arguments.quiet else _note,
+            progress=shows,
+            note=_note if shows else None,
             **options,
         )
-    _report(result)
+    if is_first:
+        _report(result)
     return 0
 
 
@@ -126,6 +150,8 @@ def _reading_ahead(
 ) -> contextlib.AbstractContextManager[None]:
     """Inside, what a run needs of the model's files is read, unless all of it is and that may not fit."""
     last_layer = None
+    if "parallel" in options:
+        return contextlib.nullcontext()  # each process reads a share
     if depth is not None and not {"eval_tasks", "eval_text", "max_kl"} & options.keys():
         last_layer = depth - 1
     elif {"memory", "stream"} & options.keys():

@@ -75,10 +75,20 @@ def logits_without_base(model: nn.Module, base: nn.Module, outputs: Any, hidden:
     Returns:
         What the model makes of them: `[R, V]`.
     """
-    outputs.last_hidden_state = hidden[None]
+
+    def put_in(*_: Any) -> Any:
+        outputs.last_hidden_state = hidden[None]
+        return outputs
+
+    outputs.last_hidden_state = hidden.new_empty(0)
     tokens = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-    with replaced_forwards({base: lambda *_, **__: outputs}):
-        logits: Tensor = forward_without_cache(model, tokens).logits
+    # After the hooks that the base has: FSDP's would take the gradient of a few logits for the end of a batch's.
+    last = base.register_forward_hook(put_in)
+    try:
+        with replaced_forwards({base: lambda *_, **__: outputs}):
+            logits: Tensor = forward_without_cache(model, tokens).logits
+    finally:
+        last.remove()
     return logits[0]
 
 
@@ -108,9 +118,8 @@ def head_of(model: nn.Module, device: torch.device) -> ModelHead | None:
         device: Where its token ids go.
     """
     inner: Any = without_adapter(model)
-    # OPT calls the decoder in its base, not the base. Llama 4 calls itself its base.
-    inside = [child for child in inner.children() if hasattr(child, "get_input_embeddings")]
-    bases = [getattr(inner, "base_model", inner), getattr(inner, "get_decoder", lambda: inner)(), *inside]
+    # OPT calls the decoder in its base, not the base.
+    bases = [getattr(inner, "base_model", inner), getattr(inner, "get_decoder", lambda: inner)()]
     bases = [base for base in bases if base is not inner and isinstance(base, nn.Module)]
     input_ids = torch.tensor([[1, 2, 1]], device=device)
     with torch.no_grad():

@@ -156,7 +156,7 @@ def one_model(place: Place, device: str) -> Iterator[None]:
     """Inside, the processes of a run hold one model together: they run the same batches, each its part.
 
     Raises:
-        ModelError: The first one cannot be reached, or this torch has no NCCL for GPUs.
+        ModelError: The first one cannot be reached, this torch has no NCCL for GPUs, or another one has ended.
     """
     on_gpu = device.startswith("cuda")
     if on_gpu:
@@ -164,6 +164,11 @@ def one_model(place: Place, device: str) -> Iterator[None]:
     _group(place, "nccl" if on_gpu else "gloo")
     try:
         yield
+    except RuntimeError as error:
+        # Of gloo it is a plain RuntimeError that the connection to another process is closed.
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            raise ModelError("another rank has ended, so this one does too") from error
+        raise
     finally:
         distributed.destroy_process_group()
 

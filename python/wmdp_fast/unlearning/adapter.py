@@ -119,7 +119,8 @@ class LoRAWeights(TrainedWeights):
             yield
             return
         dropouts = [layer.lora_dropout for layer in self._layers.values()]
-        mixed = mixed_seed((seed, step))
+        shared = self._source.shared
+        mixed = mixed_seed((seed, step) if shared is None else (seed, step, shared.rank))
         devices = [self.device] if self.device.type == "cuda" else []
         for one in dropouts:
             one.train()
@@ -149,7 +150,7 @@ class LoRAWeights(TrainedWeights):
 
     def digest(self) -> str:
         """SHA-256 of the matrices and of the factors' first values."""
-        return tensor_file.digest_of({**self._untouched, **self.originals})
+        return tensor_file.digest_of(_Whole({**self._untouched, **self.originals}))
 
     def saving(self) -> Saving:
         """In what type the matrices would be saved now, and what rounding the merged ones to it loses."""
@@ -331,6 +332,24 @@ def weights_of(config: TrainingConfig, picked: Sequence[TrainedParameter], sourc
     return LoRAWeights(
         picked, source, config.save_dtype, config.lora, seed=config.seed, save_adapter=config.save_adapter
     )
+
+
+class _Whole(Mapping[str, "Tensor"]):
+    """Tensors as a whole, each put together when it is asked for where processes hold parts of it (a DTensor)."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Any = self._tensors[name]
+        whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        return whole
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 class _Merged(Mapping[str, "Tensor"]):

@@ -7,7 +7,7 @@ import os
 import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from wmdp_fast.checkpoints import checkpoint
 from wmdp_fast.exceptions import WmdpFastWarning
@@ -22,6 +22,7 @@ from wmdp_fast.unlearning.budget import budget_request
 from wmdp_fast.unlearning.memory_plan import streaming_of
 from wmdp_fast.unlearning.request import Request
 from wmdp_fast.unlearning.rmu.config import RMUConfig
+from wmdp_fast.unlearning.sharing import place_in_run, sharing, silenced
 from wmdp_fast.unlearning.source import open_source
 from wmdp_fast.unlearning.state import STATE
 from wmdp_fast.unlearning.trainer import Run
@@ -65,6 +66,7 @@ def unlearn(
     cache_limit: float | None = None,
     memory: str | int | None = None,
     stream: bool = False,
+    parallel: Literal["fsdp"] | None = None,
     progress: bool = True,
     note: Callable[[str], None] | None = None,
 ) -> UnlearnResult:
@@ -115,6 +117,10 @@ def unlearn(
             for evaluations the others too. Results are the same to the last bit. None keeps them in memory. For RMU
             without `max_kl`.
         stream: Whether to do so even if they fit; without `memory`, in what is free.
+        parallel: How the processes that `torchrun` has started hold one model together that is too large for a device:
+            `fsdp`, each with a part of every layer's weights and some documents of every batch. For LoRA methods over
+            logits with `save_adapter`, without evaluations. All of them must call this; the first one prints and
+            writes, and the results of the others have no `output`.
         progress: Whether to show a progress bar on stderr.
         note: Takes lines meant for the user: what is trained, what was found.
 
@@ -131,7 +137,7 @@ def unlearn(
         DivergedError: Numbers have become infinite or NaN; says what to lower. No checkpoint is written.
         FileExistsError: There is something at `output`, or an unfinished run to it and `resume` was not set.
         ImportError: A tracker is not installed, or PEFT, which LoRA needs.
-        ModelError: The model cannot be loaded, or has no such parameters.
+        ModelError: The model cannot be loaded, or has no such parameters; or another process has ended.
         OSError: The disk is full. What was there before is unchanged.
         TaskError: A task is unknown.
         ValueError: A setting is impossible.
@@ -177,6 +183,9 @@ def unlearn(
         trust_remote_code=trust_remote_code,
         whole=request.needs_whole_model,
     )
+    place, device = place_in_run(
+        parallel, model, request, device, memory=memory, stream=stream, cache_trunk=cache_trunk
+    )
     target = None if output is None else Path(output)
     if target is not None:
         refuse_leftovers(target, resume=resume)
@@ -184,44 +193,53 @@ def unlearn(
     if request.evaluates:
         conditions = (*request.stop_when, *request.keep_while)
         evaluations.check_tasks(request.eval_tasks, request.eval_options, conditions, request.eval_text)
-    with clock("corpora"):
-        tokenizer, corpora = preflight.check(
-            request,
-            model,
-            tokenizer,
-            configs=[config],
-            revision=revision,
-            device=device,
-            trust_remote_code=trust_remote_code,
-        )
-        for sentence in (*corpora.not_held_out, *corpora.doubts):
-            warnings.warn(sentence, WmdpFastWarning, stacklevel=2)
-        for sentence in corpora.cut:
-            request.note(sentence)
-    with clock("load"):
-        source = open_source(
-            model,
-            config,
-            tokenizer,
-            revision,
-            device,
-            trust_remote_code,
-            whole=request.needs_whole_model,
-            streaming=streaming,
-        )
-    cache = None
-    if cache_trunk is not None:
-        weights_of = None if source.streamed is None else source.streamed.weights_of
-        cache = TrunkCache(Path(cache_trunk), source.decoder, limit=limit, weights_of=weights_of)
-    with work_folder(target) as work:
-        result = Run(request, source, corpora, clock, target, work, cache).result(resume=resume)
+    with sharing(place, device) as shared:
+        if place is not None and place.rank > 0:
+            request, target = silenced(request), None
+        with clock("corpora"):
+            tokenizer, corpora = preflight.check(
+                request,
+                model,
+                tokenizer,
+                configs=[config],
+                revision=revision,
+                device=device,
+                trust_remote_code=trust_remote_code,
+            )
+            for sentence in (*corpora.not_held_out, *corpora.doubts):
+                warnings.warn(sentence, WmdpFastWarning, stacklevel=2)
+            for sentence in corpora.cut:
+                request.note(sentence)
+        with clock("load"):
+            source = open_source(
+                model,
+                config,
+                tokenizer,
+                revision,
+                device,
+                trust_remote_code,
+                whole=request.needs_whole_model,
+                streaming=streaming,
+                shared=shared,
+            )
+        cache = None
+        if cache_trunk is not None:
+            weights_of = None if source.streamed is None else source.streamed.weights_of
+            cache = TrunkCache(Path(cache_trunk), source.decoder, limit=limit, weights_of=weights_of)
+        with work_folder(target) as work:
+            result = Run(request, source, corpora, clock, target, work, cache).result(resume=resume)
+        _speak_of(result, request)
+    return result
+
+
+def _speak_of(result: UnlearnResult, request: Request) -> None:
+    """Says what is to be known of a finished run."""
     if result.saving.is_to_be_known:
-        warnings.warn(str(result.saving.reason), WmdpFastWarning, stacklevel=2)
+        warnings.warn(str(result.saving.reason), WmdpFastWarning, stacklevel=3)
     elif result.saving.reason is not None:
         request.note(result.saving.reason)
     if (problem := result.findings.verdict) is not None:
-        warnings.warn(problem, WmdpFastWarning, stacklevel=2)
-    return result
+        warnings.warn(problem, WmdpFastWarning, stacklevel=3)
 
 
 def cache_bytes(gigabytes: float | None, cache_trunk: str | PathLike[str] | None) -> int | None:

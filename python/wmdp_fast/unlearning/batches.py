@@ -54,6 +54,21 @@ class Batch:
         """Tokens that are computed, padding included."""
         return self.inputs["input_ids"].numel()
 
+    def part(self, first: int, last: int) -> Batch:
+        """Some neighbors of its documents, as they lie in it: those at the places from `first` to below `last`."""
+        rows, columns, layout = slice(first, last), slice(None), None
+        if self.layout is not None:
+            starts, ends = self.layout.segments[first:last, 0], self.layout.segments[first:last, 1]
+            rows, columns = slice(None), slice(int(starts[0]), int(ends[-1]))
+            layout = Layout.of_documents((ends - starts).tolist())
+        return Batch(
+            {name: tensor[rows, columns] for name, tensor in self.inputs.items()},
+            (self.key, first, last),
+            self.documents[first:last],
+            layout,
+            counted=None if self.counted is None else self.counted[rows, columns],
+        )
+
 
 def num_batches(corpus: CorpusTokens, batch_size: int) -> int:
     """How many batches a corpus makes; the last may be smaller."""

@@ -11,17 +11,26 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from wmdp_fast.unlearning.shared_batches import SharedBatches
 
-def add_gradients(loss: Tensor, trained: Mapping[str, nn.Parameter], gradients: dict[str, Tensor]) -> None:
+
+def add_gradients(
+    loss: Tensor,
+    trained: Mapping[str, nn.Parameter],
+    gradients: dict[str, Tensor],
+    shared: SharedBatches | None = None,
+) -> None:
     """Differentiates a loss, and adds in the weights' precision, as a backward pass through a sum of losses does.
 
     Args:
         loss: A number; its graph is let go.
         trained: The parameters by name.
         gradients: Those of other losses, by the same names; added to in place. Empty before the first.
+        shared: The processes that share the batch of the loss; None if this one has all of it.
     """
     # A parameter without a gradient is an expert that no token of the batch went to.
-    found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True, materialize_grads=True)
+    own = torch.autograd.grad(loss, list(trained.values()), allow_unused=True, materialize_grads=True)
+    found = own if shared is None else shared.summed(own)
     for name, gradient in zip(trained, found, strict=True):
         gradients[name] = gradients[name].add_(gradient) if name in gradients else gradient
 

@@ -39,10 +39,11 @@ from wmdp_fast.unlearning.gradients import add_gradients
 from wmdp_fast.unlearning.token_losses import cross_entropies, kl_divergences, soft_cross_entropies
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor, nn
 
+    from wmdp_fast.models.fused.trials import ModulePart
     from wmdp_fast.unlearning.batches import Batch
     from wmdp_fast.unlearning.method import Setup
 
@@ -106,6 +107,10 @@ class _Predicted:
     targets: Tensor
     document: Tensor
 
+    def none(self) -> _Predicted:
+        """None of them."""
+        return _Predicted(self.row[:0], self.at[:0], self.targets[:0], self.document[:0])
+
 
 class LanguageModel:
     """A model with its head, of which some parameters are trained.
@@ -153,7 +158,12 @@ class LanguageModel:
         self._setup, self._trained = setup, dict(setup.trained)
         self._checkpointing = gradient_checkpointing
         # Layers that are run again keep nothing anyway.
-        self._parts = (LINEAR_LAYERS,) if gradient_checkpointing else (LINEAR_LAYERS, LEAN_GATES)
+        self._parts: tuple[ModulePart, ...] = (
+            (LINEAR_LAYERS,) if gradient_checkpointing else (LINEAR_LAYERS, LEAN_GATES)
+        )
+        if setup.shared is not None:
+            # Layers have no whole weights to be tried with until they run.
+            self._parts = ()
         self._trials = Trials()
         device = setup.batches.device
         with computing():
@@ -216,15 +226,21 @@ class LanguageModel:
         padding = padded_to is not None
         if padded_to is not None:
             batch = lengthened(batch, padded_to, self._setup.batches.pad_id)
-        predicted = _predicted(batch, padding=padding)
-        hidden = self._states(batch, padding=padding)[predicted.row, predicted.at]
-        nll = cross_entropies(self._head.logits, hidden, predicted.targets, **self._options)
-        return DocumentLosses(nll, predicted.document, len(batch.documents))
+
+        def losses_of(own: Batch, predicted: _Predicted) -> Tensor:
+            hidden = self._states(own, padding=padding)[predicted.row, predicted.at]
+            return cross_entropies(self._head.logits, hidden, predicted.targets, **self._options)
+
+        nll, document = self._of_tokens(losses_of, batch, padding=padding)
+        return DocumentLosses(nll, document, len(batch.documents))
 
     def hidden(self, batch: Batch) -> Tensor:
         """The last hidden states of the positions that predict a token that counts, `[N, d]`, with gradients."""
-        predicted = _predicted(batch)
-        return self._states(batch)[predicted.row, predicted.at]
+
+        def states_of(own: Batch, predicted: _Predicted) -> Tensor:
+            return self._states(own)[predicted.row, predicted.at]
+
+        return self._of_tokens(states_of, batch)[0]
 
     def soft_losses(self, batch: Batch, tokens: Tensor, shares: Tensor) -> Tensor:
         """The cross-entropy to a distribution over a few tokens, for every token that counts: float32 `[N]`.
@@ -246,9 +262,13 @@ class LanguageModel:
             batch: Documents.
             temperature: What both logits are divided by.
         """
-        with self.originals():
-            original = self.hidden(batch)
-        return self._divergences(self.hidden(batch), original, temperature)
+
+        def divergences_of(own: Batch, predicted: _Predicted) -> Tensor:
+            with self.originals():
+                original = self._states(own)[predicted.row, predicted.at]
+            return self._divergences(self._states(own)[predicted.row, predicted.at], original, temperature)
+
+        return self._of_tokens(divergences_of, batch)[0]
 
     def losses_and_kl(self, batch: Batch, *, temperature: float = 1.0) -> tuple[DocumentLosses, DocumentLosses]:
         """What `losses` and `kl` are, the latter by document too, from one run of the model and one of the original.
@@ -257,13 +277,16 @@ class LanguageModel:
             batch: Documents.
             temperature: What both logits are divided by for the divergence, and for that alone.
         """
-        predicted = _predicted(batch)
-        with self.originals():
-            original = self._states(batch)[predicted.row, predicted.at]
-        hidden = self._states(batch)[predicted.row, predicted.at]
-        nll = cross_entropies(self._head.logits, hidden, predicted.targets, **self._options)
-        divergences = self._divergences(hidden, original, temperature)
-        nlls, kls = (DocumentLosses(one, predicted.document, len(batch.documents)) for one in (nll, divergences))
+
+        def both_of(own: Batch, predicted: _Predicted) -> Tensor:
+            with self.originals():
+                original = self._states(own)[predicted.row, predicted.at]
+            hidden = self._states(own)[predicted.row, predicted.at]
+            nll = cross_entropies(self._head.logits, hidden, predicted.targets, **self._options)
+            return torch.stack([nll, self._divergences(hidden, original, temperature)], dim=1)
+
+        both, document = self._of_tokens(both_of, batch)
+        nlls, kls = (DocumentLosses(one, document, len(batch.documents)) for one in both.unbind(dim=1))
         return nlls, kls
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -290,8 +313,31 @@ class LanguageModel:
             `into`, or new ones; each of its parameter's shape and type.
         """
         gradients = {} if into is None else into
-        add_gradients(loss, self._trained, gradients)
+        add_gradients(loss, self._trained, gradients, self._setup.shared)
         return gradients
+
+    def _of_tokens(
+        self, compute: Callable[[Batch, _Predicted], Tensor], batch: Batch, *, padding: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Something of every token that counts in a batch, `[N, ...]`, and the places of their documents.
+
+        Args:
+            compute: Computes it for a batch, or for a part of one.
+            batch: The batch. Of one that processes share, this one computes its documents and gets all.
+            padding: Whether padding counts.
+
+        Raises:
+            ValueError: Nothing in the batch counts.
+        """
+        predicted, shared = _predicted(batch, padding=padding), self._setup.shared
+        if len(predicted.row) == 0:
+            raise ValueError("a batch has no token whose loss counts: give documents of two tokens or more")
+        if shared is None:
+            return compute(batch, predicted), predicted.document
+        part, is_own = shared.part_of(batch)
+        own = _predicted(part, padding=padding)
+        made = compute(part, own if is_own else own.none())
+        return shared.gathered(made, predicted.document, len(batch.documents)), predicted.document
 
     def _states(self, batch: Batch, *, padding: bool = False) -> Tensor:
         """The last hidden states of all positions, `[B, S, d]`."""
@@ -363,11 +409,7 @@ class LanguageModel:
 
 
 def _predicted(batch: Batch, *, padding: bool = False) -> _Predicted:
-    """What counts in a batch; `padding` counts that too.
-
-    Raises:
-        ValueError: Nothing does.
-    """
+    """What counts in a batch; `padding` counts that too."""
     ids, real = batch.inputs["input_ids"], batch.attention_mask.bool()
     if batch.layout is not None:
         first = batch.inputs["position_ids"] == 0
@@ -379,8 +421,6 @@ def _predicted(batch: Batch, *, padding: bool = False) -> _Predicted:
     counted = real if batch.counted is None else batch.counted.bool()
     predicted = predicted & (counted | ~real if padding else counted & real)[:, 1:]
     row, at = predicted.nonzero(as_tuple=True)
-    if len(row) == 0:
-        raise ValueError("a batch has no token whose loss counts: give documents of two tokens or more")
     return _Predicted(row, at, ids[row, at + 1], document[row, at])
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from wmdp_fast.unlearning.batch_reader import BatchReader
     from wmdp_fast.unlearning.batches import Batch
     from wmdp_fast.unlearning.layers_below import LayersBelow
+    from wmdp_fast.unlearning.shared_batches import SharedBatches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ class Setup:
         tokenizer: The model's, or None if it has none: tokens may be given ready-made.
         below: The layers below the first trained one, if they are not in memory but read when they are run, which only
             RMU does; else None.
+        shared: The processes that share batches, each holding a part of the model's layers; None if this one has all.
 
     Example:
         >>> import torch
@@ -91,6 +93,7 @@ class Setup:
     cache: TrunkCache | None
     tokenizer: PreTrainedTokenizerBase | None = None
     below: LayersBelow | None = None
+    shared: SharedBatches | None = None
 
 
 @dataclass(frozen=True)

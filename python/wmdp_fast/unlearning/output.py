@@ -83,6 +83,7 @@ def run_record(
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
         "trunk_cache": None if cache is None else asdict(cache.use),
         "streamed": None if source.streamed is None else source.streamed.cost.record(),
+        **({} if source.shared is None else {"parallel": {"kind": "fsdp", "processes": source.shared.size}}),
         "peak_memory_mb": round(reporting.peak_memory(weights.device), 1),
         "versions": environment.versions(),
         "hardware": environment.hardware(),

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.checkpoints import checkpoint, tensor_file
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from wmdp_fast.models.streamed import StreamedModel
     from wmdp_fast.unlearning.budget import BudgetRequest
     from wmdp_fast.unlearning.request import Request
+    from wmdp_fast.unlearning.shared_batches import SharedBatches
     from wmdp_fast.unlearning.training_config import TrainingConfig
 
 
@@ -44,6 +45,7 @@ class Source:
             others are read when they are run; None if all that is needed is in memory.
         held: What enters the first trained layer of batches to come, where the layers below it are not in memory.
             Whoever needs that memory may take it: what is missing is computed again.
+        shared: The processes that hold its layers together; None if this one has all.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Source:
     said: set[str] = field(default_factory=set)
     streamed: StreamedModel | None = None
     held: dict[Hashable, Tensor] = field(default_factory=dict)
+    shared: SharedBatches | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ def open_source(
     *,
     whole: bool,
     streaming: Streaming | None = None,
+    shared: SharedBatches | None = None,
 ) -> Source:
     """Loads what is needed of the model, or takes the one in memory.
 
@@ -114,6 +118,7 @@ def open_source(
         trust_remote_code: Whether code that comes with the model may run.
         whole: Whether all of it is needed.
         streaming: Which layers are in memory if the others are read when they are run; None if all are to be.
+        shared: The processes that are to hold its layers together; None if this one is to have all.
     """
     from wmdp_fast.models.load import load_model
 
@@ -123,6 +128,9 @@ def open_source(
             raise ValueError(f"{', '.join(unfit)} cannot be changed for a model that is already in memory")
         return source_in_memory(model, tokenizer)
     name = os.fspath(model)
+    if shared is not None:
+        part = _part_of(name, config, tokenizer, revision, device, trust_remote_code)
+        return replace(part, shared=shared)
     if streaming is not None:
         first = load_layers_from(
             name,
@@ -169,6 +177,26 @@ def open_source(
         num_layers=first.num_layers,
         notes=first.notes,
         streamed=first.streamed,
+    )
+
+
+def _part_of(
+    name: str,
+    config: TrainingConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    revision: str | None,
+    device: str,
+    trust_remote_code: bool,
+) -> Source:
+    """This process's part of a model; arguments are those of `open_source`."""
+    from wmdp_fast.models.sharded_layers import load_sharded
+
+    part = load_sharded(name, revision=revision, dtype=config.dtype, device=device, trust_remote_code=trust_remote_code)
+    if tokenizer is None:
+        tokenizer = tokenizer_of(name, part.folder, part.commit, trust_remote_code=trust_remote_code)
+    base = checkpoint.Checkpoint.open(part.folder)
+    return _described(
+        name, decoder_of(part.model), part.model, tokenizer, base=base, commit=part.commit, notes=part.notes
     )
 
 

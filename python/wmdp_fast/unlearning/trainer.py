@@ -131,7 +131,9 @@ class Run:
         """Trains, evaluates, writes, and puts the model's flags back."""
         model = self._weights.model
         below = self._layers_below()
-        with only_user(model), fresh_rotary(model), self._weights.in_model():
+        # What is a part of a model in each of several processes is nothing to go on with.
+        keep = self._source.shared is None
+        with only_user(model), fresh_rotary(model), self._weights.in_model(keep=keep):
             setup = Setup(
                 name=self._source.name,
                 decoder=self._source.decoder,
@@ -144,6 +146,7 @@ class Run:
                 cache=self._cache,
                 tokenizer=self._source.tokenizer,
                 below=below,
+                shared=self._source.shared,
             )
             self._method = method = self._config.method(setup)
             if self._request.budget is not None and self._corpora.general is not None:
@@ -177,6 +180,9 @@ class Run:
         optimizer = optimizer_of(config, optimized)
         identity = self._identity(method)
         state = load_state(self._work, identity) if resume and self._work is not None else None
+        if self._source.shared is not None:
+            # The others have no working folder.
+            state = self._source.shared.from_first(state)
         begun = time.perf_counter()
         if state is None:
             method.prepare()
@@ -285,7 +291,7 @@ class Run:
                 metrics=metrics.rows,
                 evaluations=self._evaluations.evaluations,
                 seconds=self._clock.seconds,
-                model=self._source.whole,
+                model=None if self._source.shared is not None else self._source.whole,
                 output=self._target,
                 budget=None if self._evaluations.budget is None else self._evaluations.budget.to_json(best_step),
             )

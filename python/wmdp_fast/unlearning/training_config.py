@@ -77,6 +77,8 @@ class TrainingConfig(ABC):
             the response: `Batch.counted`), or both.
         retain_kinds: Likewise for retain corpora.
         why_kinds: Why another kind will not do, as a sentence's part.
+        shares_batches: Whether all that the method asks of the model are losses and divergences of `LanguageModel`, and
+            gradients of these, so that several processes can share its batches (`parallel`).
         activation_metrics: Metrics of a step that depend on the model's activations alone: one that is infinite or NaN
             in the first step is the model's fault.
         parameters: Which parameters of the trained layers: a role (`mlp.down_proj`, `self_attn.o_proj`, `mlp`, ...) or
@@ -136,6 +138,7 @@ class TrainingConfig(ABC):
     forget_kinds: ClassVar[tuple[CorpusKind, ...]] = ("documents",)
     retain_kinds: ClassVar[tuple[CorpusKind, ...]] = ("documents",)
     why_kinds: ClassVar[str] = "its loss is of every token"
+    shares_batches: ClassVar[bool] = False
 
     parameters: str = "mlp.down_proj"
     learning_rate: float = 5e-5

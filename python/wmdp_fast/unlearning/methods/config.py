@@ -78,6 +78,7 @@ class ForgetRetainConfig(LanguageModelConfig):
     source: ClassVar[str]
     summary: ClassVar[str]
     needs_reference: ClassVar[bool] = False
+    shares_batches: ClassVar[bool] = True
 
     forget_weight: float = 1.0
     retain_weight: float = 1.0

@@ -30,6 +30,7 @@ class FinetuneConfig(LanguageModelConfig):
     source: ClassVar[str] = "fine-tuning on the retain corpora"
     summary: ClassVar[str] = "The loss on the retain corpora was lowered. Nothing was done to the forget corpora."
     reductions: ClassVar[tuple[str, ...]] = ("sequence_mean", "batch_mean_padded")
+    shares_batches: ClassVar[bool] = True
 
     # What `ForgetRetain` asks of its settings.
     needs_reference: ClassVar[bool] = False

@@ -47,6 +47,7 @@ class SCRUBConfig(LanguageModelConfig):
         " on the retain corpora held to them while their loss was lowered."
     )
     reductions: ClassVar[tuple[str, ...]] = ("sequence_mean",)
+    shares_batches: ClassVar[bool] = True
     activation_metrics: ClassVar[tuple[str, ...]] = ("kl", "nll")
     search_axes: ClassVar[tuple[SearchAxis, ...]] = (
         SearchAxis("kl_weight", zero_allowed=True),
