@@ -98,3 +98,30 @@ def test_a_model_without_layers() -> None:
     model.config.num_hidden_layers = 5
     with pytest.raises(ModelError, match="no list of 5 decoder layers"):
         decoder_of(model)
+
+
+class Twice(torch.nn.ModuleList):
+    """Layers that a model goes through twice."""
+
+    def __getitem__(self, index: Any) -> Any:
+        found: Any = super().__getitem__(index)
+        return [*found, *found] if isinstance(index, slice) else found
+
+
+@pytest.mark.parametrize("family", [*tiny_models.TRIE_FAMILIES, "falcon", "mamba"])
+def test_layers_that_are_called_in_their_turn_are_accepted(family: str) -> None:
+    model = decoder(family)
+    model.refuse_other_orders()
+    assert not any("forward" in vars(module) for module in model.model.modules())
+
+
+def test_layers_that_are_called_twice_have_no_output_of_their_own() -> None:
+    whole = tiny_models.build("llama").eval()
+    whole.model.layers = Twice(whole.model.layers)
+    with pytest.raises(ModelError, match=r"order of its own \(layer 0 after layer 1\), some maybe several times"):
+        decoder_of(whole).refuse_other_orders()
+
+
+def test_layers_of_several_streams_have_no_output_of_their_own() -> None:
+    with pytest.raises(ModelError, match=r"several residual streams from layer to layer \(\[2, 1, 2, 32\]"):
+        decoder("gemma3n_text").refuse_other_orders()

@@ -9,14 +9,14 @@ import sys
 import pytest
 
 import wmdp_fast as wf
-from tests.support import tokenizers_zoo
+from tests.support import tiny_models, tokenizers_zoo
 from tests.support import unlearning_runs as runs
 from wmdp_fast import cli
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models import load
 from wmdp_fast.models.decoder import decoder_of
 from wmdp_fast.models.partial import first_layers_without_weights
-from wmdp_fast.unlearning import source
+from wmdp_fast.unlearning import preflight, source
 from wmdp_fast.unlearning.parameters import ROLES, select_parameters
 
 # What is wrong, and what is said of it. {0} is the folder of the test.
@@ -181,3 +181,20 @@ def test_without_weights_the_same_parameters_are_found_as_with_them(tmp_path, fa
             except ModelError as error:
                 found.append(str(error))
         assert found[0] == found[1]
+
+
+def test_the_tokenizer_of_a_model_that_cannot_be_built_without_weights_is_found(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(preflight, "first_layers_without_weights", lambda *_, **__: None)
+    command = ["unlearn", str(folder / "base"), *corpora(folder), "--layer-id", "1", "--max-steps", "1", "--quiet"]
+    assert cli.main([*command, "--output", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_model_that_cannot_be_cut_off_is_told_so(folder, tmp_path, capsys):
+    model = tiny_models.build("gemma3n_text")
+    model.save_pretrained(tmp_path / "model")
+    tokenizers_zoo.tokenizer("llama3").save_pretrained(tmp_path / "model")
+    command = ["unlearn", str(tmp_path / "model"), *corpora(folder), "--max-steps", "1", "--quiet"]
+    rmu = ["--layer-id", "0", "--update-layer-ids", "0"]
+    assert cli.main([*command, *rmu, "--output", str(tmp_path / "out")]) == 1
+    assert "Only the first 1 of 2 layers were to be read" in capsys.readouterr().err

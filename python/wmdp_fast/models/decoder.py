@@ -31,6 +31,10 @@ class _ReachedError(Exception):
     """The forward pass is far enough."""
 
 
+class _OrderError(ModelError):
+    """A layer has no output of its own."""
+
+
 @dataclass(frozen=True)
 class Decoder:
     """A model without its head, and its layers.
@@ -110,6 +114,52 @@ class Decoder:
             args, kwargs = arguments[index]
             hidden = residual_of(self.layers[index](hidden, *args, **kwargs))
         return hidden
+
+    def refuse_other_orders(self) -> None:
+        """Makes sure that each layer has one output: that it is called once, in its turn, on one residual stream.
+
+        Tried on two tokens, with layers that pass on what enters them, so that no weight of theirs is needed.
+
+        Raises:
+            ModelError: The model calls its layers several times, or in another order, or passes several streams on.
+        """
+        name, called = type(self.model).__name__, list[Tensor]()
+
+        def pass_on(items: int, index: int, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+            if index != len(called):
+                after = f"layer {len(called) - 1}" if called else "none"
+                raise _OrderError(
+                    f"{name} calls its layers in an order of its own (layer {index} after {after}), some maybe several"
+                    " times: a layer has no one output to work on"
+                )
+            if not called and hidden_states.dim() != 3:
+                raise _OrderError(
+                    f"{name} passes several residual streams from layer to layer ({list(hidden_states.shape)} for a row"
+                    " of two tokens): a layer has no one output to work on"
+                )
+            if called and hidden_states.shape != called[0].shape:
+                raise TypeError("it takes something else from what a layer returns")
+            called.append(hidden_states)
+            return (hidden_states, *[None] * (items - 1)) if items else hidden_states
+
+        embedding: Any = self.model.get_input_embeddings()
+        device = embedding.weight.device if embedding.weight.device.type != "meta" else "cpu"
+        call: Any = self.model
+        # Some take the first thing of a tuple, or of two or three.
+        for items in (0, 1, 2, 3):
+            called.clear()
+            forwards: dict[nn.Module, Any] = {
+                layer: partial(pass_on, items, index) for index, layer in enumerate(self.layers)
+            }
+            with torch.no_grad(), zero_embedding(self), replaced_forwards(forwards):
+                try:
+                    call(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False)
+                except _OrderError:
+                    raise
+                except Exception:  # noqa: S110 (of layers that do nothing, or a norm that is not there)
+                    pass
+            if len(called) == len(self.layers):
+                return
 
     def _check(self, start: int, stop: int) -> None:
         if not 0 <= start < stop <= len(self.layers):

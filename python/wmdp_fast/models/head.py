@@ -118,8 +118,9 @@ def head_of(model: nn.Module, device: torch.device) -> ModelHead | None:
         device: Where its token ids go.
     """
     inner: Any = without_adapter(model)
-    # OPT calls the decoder in its base, not the base.
-    bases = [getattr(inner, "base_model", inner), getattr(inner, "get_decoder", lambda: inner)()]
+    # OPT calls the decoder in its base, not the base. Llama 4 calls itself its base.
+    inside = [child for child in inner.children() if hasattr(child, "get_input_embeddings")]
+    bases = [getattr(inner, "base_model", inner), getattr(inner, "get_decoder", lambda: inner)(), *inside]
     bases = [base for base in bases if base is not inner and isinstance(base, nn.Module)]
     input_ids = torch.tensor([[1, 2, 1]], device=device)
     with torch.no_grad():

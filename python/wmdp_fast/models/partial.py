@@ -84,7 +84,18 @@ def load_first_layers(
         cut = _cut(config, count)
     with without_progress():
         # What is above the first layers has no place, so that nothing is said of tensors that are not read.
-        model, _, _ = read_pretrained(AutoModel, where, part=True, config=cut, dtype=torch_dtype or "auto", **source)
+        try:
+            model, _, _ = read_pretrained(
+                AutoModel, where, part=True, config=cut, dtype=torch_dtype or "auto", **source
+            )
+        except ModelError as error:
+            if count == available:
+                raise
+            raise ModelError(
+                f"{error}. Only the first {count} of {available} layers were to be read: if the whole model loads,"
+                " others of its weights depend on the number of layers, and it cannot be cut off; a method over logits"
+                " takes all of it"
+            ) from error
     try:
         moved: Any = model
         model = moved.to(torch_device)
@@ -161,22 +172,23 @@ def load_layers_from(
 
 
 def first_layers_without_weights(
-    name_or_path: str, count: int, *, revision: str | None = None, trust_remote_code: bool = False
+    name_or_path: str, count: int | None, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> FirstLayers | None:
     """The first layers of a checkpoint as its configuration describes them: names and shapes, no numbers.
 
-    Arguments and errors are those of `load_first_layers`.
+    Arguments and errors are those of `load_first_layers`; `count` may be None, for all.
 
     Returns:
         None where the architecture cannot be built without numbers.
     """
     from transformers import AutoModel
 
-    files, _, _, config, available = _configuration(name_or_path, count, revision, trust_remote_code)
+    files, _, _, config, available = _configuration(name_or_path, count or 1, revision, trust_remote_code)
+    wanted = config if count is None else _cut(config, count)
     try:
         with loading(), torch.device("meta"):
             untyped: Any = AutoModel
-            model = untyped.from_config(_cut(config, count), trust_remote_code=trust_remote_code)
+            model = untyped.from_config(wanted, trust_remote_code=trust_remote_code)
         decoder = decoder_of(model)
     except Exception:
         return None

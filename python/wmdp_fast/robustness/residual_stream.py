@@ -31,12 +31,15 @@ def decoder_in(model: LocalModel) -> Decoder:
     """The decoder of a model that is attacked.
 
     Raises:
-        ModelError: It has no list of decoder layers, or its adapter puts tokens of its own before every row.
+        ModelError: It has no list of decoder layers, or calls them several times, or its adapter puts tokens of its own
+            before every row.
     """
     network: Any = model.loaded.model
     if getattr(getattr(network, "active_peft_config", None), "is_prompt_learning", False):
         raise ModelError(f"{model.name}: its adapter puts tokens of its own before every row; its layers are not read")
-    return decoder_of(without_adapter(network))
+    decoder = decoder_of(without_adapter(network))
+    decoder.refuse_other_orders()
+    return decoder
 
 
 def residual_stream(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from wmdp_fast.models import locate
 from wmdp_fast.models.decoder import decoder_of
 from wmdp_fast.models.load import parse_device, parse_dtype
 from wmdp_fast.models.partial import first_layers_without_weights
@@ -67,8 +68,9 @@ def check(
         first = _without_weights(name, configs, revision=revision, trust_remote_code=trust_remote_code)
         if first is not None:
             _check_parameters(name, first.decoder, first.num_layers, configs)
-            if tokenizer is None:
-                tokenizer = tokenizer_of(name, first.folder, first.commit, trust_remote_code=trust_remote_code)
+        if tokenizer is None:
+            files = locate.locate_model(name, revision=revision)
+            tokenizer = tokenizer_of(name, files.folder, files.commit, trust_remote_code=trust_remote_code)
     if tokenizer is not None:
         check_chat_template(tokenizer, request.eval_options)
     corpora = read_corpora(request, tokenizer, name)
@@ -89,9 +91,6 @@ def _without_weights(
     name: str, configs: Sequence[TrainingConfig], *, revision: str | None, trust_remote_code: bool
 ) -> FirstLayers | None:
     """As many layers as any of the settings needs, without numbers; None where that cannot be built."""
-    depths = [config.depth for config in configs]
-    deepest = max((depth for depth in depths if depth is not None), default=1)
-    first = first_layers_without_weights(name, deepest, revision=revision, trust_remote_code=trust_remote_code)
-    if first is None or None not in depths:
-        return first
-    return first_layers_without_weights(name, first.num_layers, revision=revision, trust_remote_code=trust_remote_code)
+    depths = [config.depth for config in configs if config.depth is not None]
+    count = max(depths) if len(depths) == len(configs) else None
+    return first_layers_without_weights(name, count, revision=revision, trust_remote_code=trust_remote_code)

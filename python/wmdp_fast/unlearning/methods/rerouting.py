@@ -114,6 +114,7 @@ class LayerOutputs:
 
     def __init__(self, setup: Setup) -> None:
         self._setup, self._decoder = setup, setup.decoder
+        self._decoder.refuse_other_orders()
         ours = {id(parameter) for parameter in setup.trained.values()}
         holds = [any(id(parameter) in ours for parameter in layer.parameters()) for layer in self._decoder.layers]
         self.first = holds.index(True)

@@ -62,6 +62,7 @@ class RMU:
     def __init__(
         self, setup: Setup, topics: Sequence[RMUTopic], layer_id: int, *, masked: bool, noise: float, seed: int
     ) -> None:
+        setup.decoder.refuse_other_orders()
         _warn_of_dropout(setup.decoder.model)
         self._setup, self._topics = setup, topics
         self._noise_scale, self._seed = noise, seed

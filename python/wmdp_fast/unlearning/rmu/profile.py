@@ -269,6 +269,7 @@ def profile_layers(
     halves = [_halves(corpus, num_documents, width) for corpus in (forget, retain)]
     decoder = decoder_of(loaded.model)  # type: ignore[arg-type]
     with evaluation_mode(loaded.model):
+        decoder.refuse_other_orders()
         layers = _measure(decoder, halves, loaded.device, token_budget)
     layer_id, update_layer_ids, coefficient = suggest(layers, factor)
     forget_tokens, retain_tokens = (sum(len(row) for half in corpus for row in half) for corpus in halves)
