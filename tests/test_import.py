@@ -28,6 +28,13 @@ def test_the_command_line_starts_without_torch():
     assert set(loaded.split()).isdisjoint(set(HEAVY) - {"argparse"})
 
 
+def test_unlearning_begins_without_torch():
+    loaded = run_python(
+        "from wmdp_fast import unlearn; import sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    assert set(loaded.split()).isdisjoint({"torch", "transformers"})
+
+
 def test_every_public_name_is_there_and_says_where_it_is_from():
     assert sorted(wmdp_fast.__all__) == sorted(set(wmdp_fast.__all__))
     for name in wmdp_fast.__all__:

@@ -21,6 +21,7 @@ CALLS = {
     "render": "lambda: template.render(questions)",
     "pickle": "lambda: pickle.loads(pickle.dumps(prompts))",
     "encode": "lambda: tokenizer.encode_requests([prompts], 4096)",
+    "corpora ahead": "lambda: CorporaAhead(**made_of, corpora=[([path], 64, 'question', False, 0, None)]).take(0)",
     "requests hash": "lambda: requests.content_hash",
     "plan": "lambda: pickle.loads(pickle.dumps(requests))",
     "trie": "lambda: Trie(requests)",
@@ -36,7 +37,8 @@ import numpy as np
 sys.path.insert(0, sys.argv[2])
 from tests.support import tokenizers_zoo
 from wmdp_fast._rust import (
-    PromptTemplate, QuestionSet, Samples, Tokenizer, Trie, aggregate, read_questions, read_samples, write_samples,
+    CorporaAhead, PromptTemplate, QuestionSet, Samples, Tokenizer, Trie, aggregate, read_questions, read_samples,
+    write_samples,
 )
 
 # A shell that starts its jobs in the background lets them ignore Ctrl-C.
@@ -48,9 +50,11 @@ rows = [{"question": one.question, "choices": one.choices, "answer": one.answer}
 template = PromptTemplate("question", choices="texts")
 prompts = template.render(questions)
 slow = tokenizers_zoo.tokenizer("gpt2")
-tokenizer = Tokenizer(
-    slow.backend_tokenizer.to_str(), add_special_tokens=True, prefix_token_id=1, prefix_text=slow.decode(1)
-)
+made_of = {
+    "json": slow.backend_tokenizer.to_str(), "add_special_tokens": True, "prefix_token_id": 1,
+    "prefix_text": slow.decode(1),
+}
+tokenizer = Tokenizer(**made_of)
 requests = tokenizer.encode_requests([prompts], 4096)
 scores = -np.random.default_rng(0).random(requests.num_choices)
 greedy = np.zeros(requests.num_choices, dtype=bool)

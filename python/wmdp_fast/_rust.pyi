@@ -105,6 +105,61 @@ class Calibration:
         """
 
 @final
+class CorporaAhead:
+    """
+    A tokenizer that is being loaded, and corpora that are tokenized with it after that, on a thread that needs no interpreter.
+
+    Dropping the object stops the thread without waiting for it.
+
+    Args:
+        json: As of `Tokenizer`.
+        add_special_tokens: Likewise.
+        prefix_token_id: Likewise.
+        prefix_text: Likewise.
+        corpora: For each corpus the arguments of `Tokenizer.encode_corpus`: `paths`, `max_length`, `field`, `raw_lines`, `min_chars`
+            and `limit`.
+    """
+    def __new__(
+        cls,
+        /,
+        json: str,
+        *,
+        add_special_tokens: bool,
+        prefix_token_id: SupportsIndex,
+        prefix_text: str,
+        corpora: SupportsGetItem[
+            int,
+            tuple[
+                SupportsGetItem[int, str | PathLike[str]],
+                SupportsIndex,
+                str,
+                bool,
+                SupportsIndex,
+                SupportsIndex | None,
+            ],
+        ],
+    ) -> CorporaAhead: ...
+    def stop(self, /) -> None:
+        """
+        Has the thread stop at the next document, or once the tokenizer is loaded.
+        """
+    def take(self, /, corpus: SupportsIndex) -> EncodedCorpus:
+        """
+        The tokens of a corpus, by its place in `corpora`: waits for them. They are given once.
+
+        Raises:
+            DatasetError, OSError, TokenizerError, ValueError: As `Tokenizer.encode_corpus`.
+        """
+    def tokenizer(self, /) -> Tokenizer:
+        """
+        The tokenizer: waits until it is loaded.
+
+        Raises:
+            TokenizerError: As `Tokenizer`; the first time.
+            ValueError: If that was raised before.
+        """
+
+@final
 class EncodedCorpus:
     """
     The documents of a corpus as token ids.

@@ -19,8 +19,8 @@ import wmdp_fast as wf
 from tests.support import unlearning_runs as runs
 from wmdp_fast.checkpoints import checkpoint, tensor_file
 from wmdp_fast.unlearning import budget, state
-from wmdp_fast.unlearning.api import unlearn  # noqa: F401 (likewise)
 from wmdp_fast.unlearning.metrics import Metrics
+from wmdp_fast.unlearning.one_run import one_run  # noqa: F401 (likewise)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -128,7 +128,7 @@ def main(folder: Path) -> None:
     from transformers import AutoModel, AutoModelForCausalLM  # noqa: F401
 
     from wmdp_fast.models.load import parse_device
-    from wmdp_fast.unlearning.api import unlearn  # noqa: F401
+    from wmdp_fast.unlearning.one_run import one_run  # noqa: F401
 
     device = parse_device(job.device)
     outcome = Outcome(device=device_name(device), threads=torch.get_num_threads())

@@ -68,19 +68,21 @@ def read_ahead(
 
 def files_here(model: str | PathLike[str], revision: str | None) -> list[Path]:
     """Those files of a model's tokenizer and weights, or of an adapter, that are on this machine; no hub is asked."""
-    name = os.fspath(model)
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        cached = _in_cache(name, revision)
-        if cached is None:
-            return []
-        folder = cached
+    folder = folder_here(model, revision)
+    if folder is None:
+        return []
     try:
         weights = weight_files(folder) if (folder / CONFIG).is_file() else None
     except (ModelError, OSError):
         return []
     names = (_TOKENIZER, _ADAPTER_WEIGHTS) if weights is None else (_TOKENIZER, *weights.shards)
     return [folder / name for name in names if (folder / name).is_file()]
+
+
+def folder_here(model: str | PathLike[str], revision: str | None) -> Path | None:
+    """The folder on this machine that holds a model or an adapter, if there is one; no hub is asked."""
+    folder = Path(model).expanduser()
+    return folder if folder.is_dir() else _in_cache(os.fspath(model), revision)
 
 
 def _in_cache(name: str, revision: str | None) -> Path | None:

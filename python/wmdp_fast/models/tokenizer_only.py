@@ -163,3 +163,26 @@ def load_tokenizer(
             " missing; copy or download them again"
         )
     return loaded
+
+
+def tokenizer_of(
+    name: str, folder: Path, commit: str | None, *, trust_remote_code: bool
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a checkpoint, or None if its folder has none.
+
+    Args:
+        name: Folder, or name on the hub.
+        folder: Holds its files.
+        commit: The hub's commit, or None for a folder of the user's.
+        trust_remote_code: Whether code that comes with it may run.
+
+    Raises:
+        TokenizerError: It cannot be loaded.
+    """
+    has_files = commit is not None or any(
+        (folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")
+    )
+    if not has_files:
+        return None
+    where = name if commit is not None else str(folder)
+    return load_tokenizer(where, {"revision": commit, "trust_remote_code": trust_remote_code})

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from wmdp_fast._rust import Tokenizer
 from wmdp_fast.data.corpora import find_corpus
 from wmdp_fast.prompts.answers import encode_answers, has_answers, read_answers
-from wmdp_fast.prompts.tokenizer import load_tokenizer, prefix_token_id
+from wmdp_fast.prompts.tokenizer import prefix_token_id, tokenizer_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
+
+    from wmdp_fast._rust import EncodedCorpus
 
 
 CorpusKind = Literal["documents", "answers"]
@@ -87,6 +89,7 @@ def load_corpus(
     revision: str | None = None,
     offline: bool | None = None,
     encoder: Callable[[], Tokenizer] | None = None,
+    ahead: Callable[..., EncodedCorpus | None] | None = None,
 ) -> CorpusTokens:
     """Reads and tokenizes a corpus.
 
@@ -108,6 +111,8 @@ def load_corpus(
         offline: Whether to use only what is cached. None does as `HF_HUB_OFFLINE` says.
         encoder: Gives `tokenizer` as this package's own, for a caller that reads several corpora with it; loading a
             large one takes seconds. None loads it.
+        ahead: Takes the arguments of `Tokenizer.encode_corpus`, and gives what that would return if it was begun ahead
+            with this tokenizer, else None.
 
     Raises:
         DataUnavailableError: The corpus is missing, gated or out of reach; says what to do.
@@ -126,9 +131,16 @@ def load_corpus(
         chat = tokenizer if chat_template and not isinstance(tokenizer, Tokenizer) else None
         found = encode_answers(answers, rust.encode, max_length=max_length, chat=chat)
         return CorpusTokens(name, found.tokens, found.offsets, found.content_hash, commit, found.prompt_lengths)
-    encoded = rust.encode_corpus(
-        list(files), max_length=max_length, field=field, raw_lines=raw_lines, min_chars=min_chars, limit=num_documents
-    )
+    options: dict[str, Any] = {
+        "max_length": max_length,
+        "field": field,
+        "raw_lines": raw_lines,
+        "min_chars": min_chars,
+        "limit": num_documents,
+    }
+    encoded = None if ahead is None else ahead(files, **options)
+    if encoded is None:
+        encoded = rust.encode_corpus(list(files), **options)
     return CorpusTokens(name, encoded.tokens, encoded.offsets, encoded.content_hash, commit)
 
 
@@ -138,7 +150,14 @@ def rust_tokenizer(tokenizer: PreTrainedTokenizerBase | Tokenizer) -> Tokenizer:
     Raises:
         TokenizerError: It is another kind of tokenizer.
     """
-    if isinstance(tokenizer, Tokenizer):
-        return tokenizer
+    return tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer(**rust_arguments(tokenizer))
+
+
+def rust_arguments(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What `rust_tokenizer` makes this package's own tokenizer of: arguments of `Tokenizer`.
+
+    Raises:
+        TokenizerError: As `rust_tokenizer`.
+    """
     # The token in front of a continuation without a context; a corpus has neither.
-    return load_tokenizer(tokenizer, prefix_token_id=prefix_token_id(tokenizer) or 0)
+    return tokenizer_arguments(tokenizer, prefix_token_id(tokenizer) or 0)

@@ -61,13 +61,16 @@ def load_tokenizer(
         >>> ours.encode("Which lantern is lit?") == theirs("Which lantern is lit?")["input_ids"]
         True
     """
-    return Tokenizer(**_arguments(tokenizer, prefix_token_id, add_special_tokens))
+    return Tokenizer(**tokenizer_arguments(tokenizer, prefix_token_id, add_special_tokens))
 
 
-def _arguments(
-    tokenizer: PreTrainedTokenizerBase, prefix_token_id: int, add_special_tokens: bool | None
+def tokenizer_arguments(
+    tokenizer: PreTrainedTokenizerBase, prefix_token_id: int, add_special_tokens: bool | None = None
 ) -> dict[str, Any]:
-    """All that the Rust tokenizer is made of: where these are equal, so are all tokens."""
+    """All that the Rust tokenizer is made of: where these are equal, so are all tokens.
+
+    Arguments and errors are those of `load_tokenizer`.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise TokenizerError(
@@ -154,10 +157,10 @@ class BackgroundTokenizer:
         # Of the very same tokenizer nothing needs to be written down and compared, which takes longer than tokenizing.
         if self._made_for == (model.tokenizer, model.prefix_token_id, special):
             return True
-        return _arguments(model.tokenizer, model.prefix_token_id, special) == self._made_of
+        return tokenizer_arguments(model.tokenizer, model.prefix_token_id, special) == self._made_of
 
     def _load(self, tokenizer: PreTrainedTokenizerBase, prefix_token_id: int, model_type: str) -> Tokenizer:
         special = self._selection.compat.add_special_tokens(model_type)
-        self._made_of = _arguments(tokenizer, prefix_token_id, special)
+        self._made_of = tokenizer_arguments(tokenizer, prefix_token_id, special)
         self._made_for = tokenizer, prefix_token_id, special
         return Tokenizer(**self._made_of)

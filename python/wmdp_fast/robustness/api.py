@@ -30,7 +30,7 @@ from wmdp_fast.robustness.utility import Utility
 from wmdp_fast.runtime.devices import shared_devices
 from wmdp_fast.runtime.files import check_file, check_folder
 from wmdp_fast.scoring.backend import LoadOptions, ScoreOptions
-from wmdp_fast.unlearning.budget import GENERAL_TEXT
+from wmdp_fast.unlearning.budget_request import GENERAL_TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -1,34 +1,24 @@
-"""Unlearning from beginning to end: `unlearn`."""
+"""Unlearning from beginning to end: `unlearn`. Importing this imports no torch: corpora are read while it does."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from wmdp_fast.checkpoints import checkpoint
-from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.prompts.documents import CorpusTokens
 from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.runtime.clock import PhaseClock
 from wmdp_fast.runtime.files import check_folder
-from wmdp_fast.scoring.journaled import GOES_ON
-from wmdp_fast.unlearning import evaluations, preflight, stopping
-from wmdp_fast.unlearning.activation_cache import TrunkCache
-from wmdp_fast.unlearning.budget import budget_request
-from wmdp_fast.unlearning.memory_plan import streaming_of
+from wmdp_fast.runtime.garbage import not_collecting, set_imports_aside
+from wmdp_fast.unlearning import evaluations, stopping
+from wmdp_fast.unlearning.budget_request import budget_request
+from wmdp_fast.unlearning.corpora_ahead import corpora_ahead
 from wmdp_fast.unlearning.request import Request
 from wmdp_fast.unlearning.rmu.config import RMUConfig
-from wmdp_fast.unlearning.sharing import place_in_run, sharing, silenced
-from wmdp_fast.unlearning.source import open_source
-from wmdp_fast.unlearning.state import STATE
-from wmdp_fast.unlearning.trainer import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -172,74 +162,33 @@ def unlearn(
     limit = cache_bytes(cache_limit, cache_trunk)
     if cache_trunk is not None:
         check_folder(cache_trunk)
-    streaming = streaming_of(
-        model,
-        request,
-        [config],
-        memory=memory,
-        stream=stream,
-        revision=revision,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        whole=request.needs_whole_model,
-    )
-    place, device = place_in_run(
-        parallel, model, request, device, memory=memory, stream=stream, cache_trunk=cache_trunk
-    )
-    target = None if output is None else Path(output)
-    if target is not None:
-        refuse_leftovers(target, resume=resume)
     clock = PhaseClock()
     if request.evaluates:
         conditions = (*request.stop_when, *request.keep_while)
         evaluations.check_tasks(request.eval_tasks, request.eval_options, conditions, request.eval_text)
-    with sharing(place, device) as shared:
-        if place is not None and place.rank > 0:
-            request, target = silenced(request), None
-        with clock("corpora"):
-            tokenizer, corpora = preflight.check(
-                request,
-                model,
-                tokenizer,
-                configs=[config],
-                revision=revision,
-                device=device,
-                trust_remote_code=trust_remote_code,
-            )
-            for sentence in (*corpora.not_held_out, *corpora.doubts):
-                warnings.warn(sentence, WmdpFastWarning, stacklevel=2)
-            for sentence in corpora.cut:
-                request.note(sentence)
-        with clock("load"):
-            source = open_source(
-                model,
-                config,
-                tokenizer,
-                revision,
-                device,
-                trust_remote_code,
-                whole=request.needs_whole_model,
-                streaming=streaming,
-                shared=shared,
-            )
-        cache = None
-        if cache_trunk is not None:
-            weights_of = None if source.streamed is None else source.streamed.weights_of
-            cache = TrunkCache(Path(cache_trunk), source.decoder, limit=limit, weights_of=weights_of)
-        with work_folder(target) as work:
-            result = Run(request, source, corpora, clock, target, work, cache).result(resume=resume)
-        _speak_of(result, request)
-    return result
-
-
-def _speak_of(result: UnlearnResult, request: Request) -> None:
-    """Says what is to be known of a finished run."""
-    if result.saving.is_to_be_known:
-        warnings.warn(str(result.saving.reason), WmdpFastWarning, stacklevel=3)
-    elif result.saving.reason is not None:
-        request.note(result.saving.reason)
-    if (problem := result.findings.verdict) is not None:
-        warnings.warn(problem, WmdpFastWarning, stacklevel=3)
+    with corpora_ahead(
+        request, model, tokenizer, clock, revision=revision, trust_remote_code=trust_remote_code
+    ) as ahead:
+        with clock("import"), not_collecting():
+            from wmdp_fast.unlearning.one_run import one_run
+        set_imports_aside()
+        return one_run(
+            request,
+            model,
+            tokenizer,
+            clock,
+            ahead,
+            target=None if output is None else Path(output),
+            resume=resume,
+            revision=revision,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            cache=None if cache_trunk is None else Path(cache_trunk),
+            cache_limit=limit,
+            memory=memory,
+            stream=stream,
+            parallel=parallel,
+        )
 
 
 def cache_bytes(gigabytes: float | None, cache_trunk: str | PathLike[str] | None) -> int | None:
@@ -255,43 +204,6 @@ def cache_bytes(gigabytes: float | None, cache_trunk: str | PathLike[str] | None
     if not gigabytes > 0:
         raise ValueError(f"cache_limit must be a number of gigabytes above 0, not {gigabytes}")
     return int(gigabytes * 1e9)
-
-
-def refuse_leftovers(target: Path, *, resume: bool) -> None:
-    """Raises FileExistsError if there is something at `target`, or an unfinished run to it that is not resumed."""
-    checkpoint.refuse_existing(target)
-    work = _work_path(target)
-    if work.exists() and not resume:
-        raise FileExistsError(
-            f"found an unfinished run in {work}: pass resume (--resume) to continue it, or remove the folder"
-        )
-
-
-def _work_path(target: Path) -> Path:
-    return target.with_name(f"{target.name}.unlearning")
-
-
-@contextlib.contextmanager
-def work_folder(target: Path | None) -> Iterator[Path | None]:
-    """The folder of a run's metrics and state; it goes when the run ends well, or without a state to go on from."""
-    if target is None:
-        yield None
-        return
-    work = _work_path(target)
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        yield work
-    except BaseException as error:
-        raised = checkpoint.explain_full_disk(error, work) if isinstance(error, OSError) else error
-        if not (work / STATE).exists():
-            shutil.rmtree(work, ignore_errors=True)
-        elif isinstance(error, (KeyboardInterrupt, OSError)):
-            # After other errors the same again may well end in the same way.
-            raised.add_note(f"the last state is kept in {work}: {GOES_ON}")
-        if raised is not error:
-            raise raised from error
-        raise
-    shutil.rmtree(work)
 
 
 def listed_corpora(corpora: Corpus | Sequence[Corpus]) -> list[Corpus]:

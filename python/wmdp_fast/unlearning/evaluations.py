@@ -15,14 +15,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.exceptions import DivergedError, TaskError, WmdpFastWarning
-from wmdp_fast.models.attention.packed import NotPackableError
-from wmdp_fast.models.load import wrap_streamed
 from wmdp_fast.prompts.chat import chat_template_source
 from wmdp_fast.prompts.options import PromptOptions
 from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.results.perplexity import METRICS
 from wmdp_fast.scoring.opened import OpenedModel
-from wmdp_fast.scoring.scores import NumbersError
 from wmdp_fast.tasks import resolve
 
 if TYPE_CHECKING:
@@ -110,6 +107,9 @@ def measure(
         ValueError: There is no whole model or no tokenizer.
     """
     from wmdp_fast.evaluation import evaluate
+    from wmdp_fast.models.attention.packed import NotPackableError
+    from wmdp_fast.models.load import wrap_streamed
+    from wmdp_fast.scoring.scores import NumbersError
 
     model: Any = source.whole
     if source.streamed is not None and source.tokenizer is not None:

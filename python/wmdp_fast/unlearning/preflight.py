@@ -9,10 +9,11 @@ from wmdp_fast.models import locate
 from wmdp_fast.models.decoder import decoder_of
 from wmdp_fast.models.load import parse_device, parse_dtype
 from wmdp_fast.models.partial import first_layers_without_weights
+from wmdp_fast.models.tokenizer_only import tokenizer_of
 from wmdp_fast.unlearning import reporting
 from wmdp_fast.unlearning.evaluations import check_chat_template
 from wmdp_fast.unlearning.parameters import trained_parameters
-from wmdp_fast.unlearning.source import read_corpora, steps_available, tokenizer_of
+from wmdp_fast.unlearning.source import read_corpora, steps_available
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from wmdp_fast.models.decoder import Decoder
     from wmdp_fast.models.partial import FirstLayers
+    from wmdp_fast.unlearning.corpora_ahead import CorporaAhead
     from wmdp_fast.unlearning.request import Request
     from wmdp_fast.unlearning.source import Corpora
     from wmdp_fast.unlearning.training_config import TrainingConfig
@@ -36,6 +38,7 @@ def check(
     revision: str | None,
     device: str,
     trust_remote_code: bool,
+    ahead: CorporaAhead | None = None,
 ) -> tuple[PreTrainedTokenizerBase | None, Corpora]:
     """Checks what needs no weights: trackers, layers, parameters, corpora, and whether these last for a step.
 
@@ -47,6 +50,7 @@ def check(
         revision: Of the model on the hub.
         device: The device to run on.
         trust_remote_code: Whether code that comes with the model may run.
+        ahead: Corpora that were begun ahead, if any were.
 
     Returns:
         The tokenizer, or None if the model has none, and the tokens of the corpora.
@@ -70,10 +74,13 @@ def check(
             _check_parameters(name, first.decoder, first.num_layers, configs)
         if tokenizer is None:
             files = locate.locate_model(name, revision=revision)
-            tokenizer = tokenizer_of(name, files.folder, files.commit, trust_remote_code=trust_remote_code)
+            tokenizer = None if ahead is None else ahead.tokenizer_in(files.folder)
+            if tokenizer is None:
+                tokenizer = tokenizer_of(name, files.folder, files.commit, trust_remote_code=trust_remote_code)
     if tokenizer is not None:
         check_chat_template(tokenizer, request.eval_options)
-    corpora = read_corpora(request, tokenizer, name)
+    begun = ahead if ahead is not None and ahead.tokenizer is tokenizer else None
+    corpora = read_corpora(request, tokenizer, name, begun)
     steps_available(config, corpora)
     if not isinstance(model, (str, os.PathLike)):
         decoder = decoder_of(model)

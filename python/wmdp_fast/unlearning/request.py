@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from wmdp_fast.prompts.documents import Corpus, CorpusTokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from os import PathLike
 
-    from wmdp_fast.prompts.documents import Corpus
     from wmdp_fast.prompts.texts import Text
-    from wmdp_fast.unlearning.budget import BudgetRequest
+    from wmdp_fast.unlearning.budget_request import BudgetRequest
     from wmdp_fast.unlearning.stopping import Condition
     from wmdp_fast.unlearning.training_config import Topic, TrainingConfig
 
@@ -59,6 +61,15 @@ class Request:
     def documents_read(self) -> int:
         """Most documents of a corpus that the run gets to."""
         return self.config.documents_read(len(self.topics))
+
+    @property
+    def files_read(self) -> list[tuple[str, int, bool]]:
+        """Corpora that are given by path or name, each with the maximum length and `raw_lines` that it is read with."""
+        config, topics = self.config, self.topics
+        forget = [(one, topic.max_length, topic.raw_lines) for one, topic in zip(self.forget, topics, strict=True)]
+        every = [*forget, *((one, config.retain_max_length, False) for one in self.retain)]
+        named = ((one, length, raw) for one, length, raw in every if not isinstance(one, CorpusTokens))
+        return list(dict.fromkeys((os.fspath(one), length, raw) for one, length, raw in named))
 
     def check(self) -> None:
         """Raises ValueError for settings that contradict each other, before anything is loaded."""

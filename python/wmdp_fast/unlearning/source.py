@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wmdp_fast.checkpoints import checkpoint, tensor_file
 from wmdp_fast.models.decoder import Decoder, decoder_of
 from wmdp_fast.models.partial import load_first_layers, load_layers_from
+from wmdp_fast.models.tokenizer_only import tokenizer_of
 from wmdp_fast.prompts.documents import Corpus, CorpusTokens, rust_tokenizer
 from wmdp_fast.unlearning.batches import num_batches
 from wmdp_fast.unlearning.budget import budget_tokens
@@ -21,14 +22,14 @@ from wmdp_fast.unlearning.held_out import trained_on
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
     from os import PathLike
-    from pathlib import Path
 
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wmdp_fast._rust import Tokenizer
     from wmdp_fast.models.streamed import StreamedModel
-    from wmdp_fast.unlearning.budget import BudgetRequest
+    from wmdp_fast.unlearning.budget_request import BudgetRequest
+    from wmdp_fast.unlearning.corpora_ahead import CorporaAhead
     from wmdp_fast.unlearning.request import Request
     from wmdp_fast.unlearning.shared_batches import SharedBatches
     from wmdp_fast.unlearning.training_config import TrainingConfig
@@ -241,28 +242,16 @@ def _described(
     )
 
 
-def tokenizer_of(
-    name: str, folder: Path, commit: str | None, *, trust_remote_code: bool
-) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a checkpoint, or None if its folder has none: tokens may be given ready-made."""
-    from wmdp_fast.models.tokenizer_only import load_tokenizer
-
-    has_files = commit is not None or any(
-        (folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")
-    )
-    if not has_files:
-        return None
-    where = name if commit is not None else str(folder)
-    return load_tokenizer(where, {"revision": commit, "trust_remote_code": trust_remote_code})
-
-
-def read_corpora(request: Request, tokenizer: PreTrainedTokenizerBase | None, name: str) -> Corpora:
+def read_corpora(
+    request: Request, tokenizer: PreTrainedTokenizerBase | None, name: str, ahead: CorporaAhead | None = None
+) -> Corpora:
     """The tokens of all corpora; what is named twice with the same limits is read once, and is the same object.
 
     Args:
         request: What the user asked for.
         tokenizer: The model's, or None if it has none: tokens may be given ready-made.
         name: The model's, for messages.
+        ahead: What was begun ahead with the same tokenizer, if anything was.
     """
     config, topics, wanted = request.config, request.topics, request.documents_read
     read: dict[Any, CorpusTokens] = {}
@@ -271,7 +260,7 @@ def read_corpora(request: Request, tokenizer: PreTrainedTokenizerBase | None, na
     def encoder() -> Tokenizer:
         if tokenizer is None:
             raise ValueError(f"{name} has no tokenizer")
-        return rust_tokenizer(tokenizer)
+        return rust_tokenizer(tokenizer) if ahead is None else ahead.encoder()
 
     def tokens(corpus: Corpus, max_length: int, *, raw_lines: bool) -> CorpusTokens:
         if isinstance(corpus, CorpusTokens):
@@ -279,7 +268,9 @@ def read_corpora(request: Request, tokenizer: PreTrainedTokenizerBase | None, na
         else:
             key = (os.fspath(corpus), max_length, raw_lines)
             if key not in read:
-                read[key] = _load(corpus, tokenizer, encoder, name, max_length, wanted, request, raw_lines=raw_lines)
+                read[key] = _load(
+                    corpus, tokenizer, encoder, name, max_length, wanted, request, ahead, raw_lines=raw_lines
+                )
             found = read[key]
         empty = int((found.offsets[1:] == found.offsets[:-1]).sum())
         if len(found) == 0 or empty:
@@ -398,6 +389,7 @@ def _load(
     max_length: int,
     num_documents: int,
     request: Request,
+    ahead: CorporaAhead | None,
     *,
     raw_lines: bool,
 ) -> CorpusTokens:
@@ -416,5 +408,6 @@ def _load(
         chat_template=request.config.chat_template,
         data=request.data,
         encoder=encoder,
+        ahead=None if ahead is None else ahead.take,
     )
     return read

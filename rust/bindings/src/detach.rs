@@ -96,6 +96,19 @@ pub(crate) fn briefly<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T> 
     })
 }
 
+/// Waits for something that is on its way, without the GIL; `ask` waits up to so long and returns None if it is not there by then.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn patiently<T: Send>(py: Python<'_>, ask: impl Fn(Duration) -> Result<Option<T>> + Sync) -> PyResult<T> {
+    loop {
+        if let Some(found) = py.detach(|| ask(SIGNAL_INTERVAL).map_err(to_py))? {
+            return Ok(found);
+        }
+        py.check_signals()?;
+    }
+}
+
 /// The next result of work that is done ahead, without the GIL while there is none yet.
 ///
 /// # Errors

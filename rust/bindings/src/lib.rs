@@ -9,6 +9,7 @@
 mod aggregate;
 mod array;
 mod attention;
+mod corpora_ahead;
 mod corpus;
 mod dataset;
 mod detach;
@@ -41,6 +42,8 @@ mod _rust {
     use crate::aggregate::{Outcome, aggregate, pool};
     #[pymodule_export]
     use crate::attention::{packed_attention, packed_attention_gradient};
+    #[pymodule_export]
+    use crate::corpora_ahead::CorporaAhead;
     #[pymodule_export]
     use crate::corpus::{EncodedCorpus, read_documents};
     #[pymodule_export]

@@ -44,6 +44,13 @@ pub(crate) struct Tokenizer {
     add_special_tokens: bool,
 }
 
+impl Tokenizer {
+    /// One that is loaded already, from this text.
+    pub(crate) fn of(inner: Arc<tokenizer::Tokenizer>, json: &str, add_special_tokens: bool) -> Self {
+        Self { inner, json: json.to_owned(), add_special_tokens }
+    }
+}
+
 #[pymethods]
 impl Tokenizer {
     #[new]
@@ -57,7 +64,7 @@ impl Tokenizer {
     ) -> PyResult<Self> {
         let load = |_: &_| tokenizer::Tokenizer::from_json(json, add_special_tokens, prefix_token_id, prefix_text);
         let inner = Arc::new(detach::run_to_end(py, load)?);
-        Ok(Self { inner, json: json.to_owned(), add_special_tokens })
+        Ok(Self::of(inner, json, add_special_tokens))
     }
 
     fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Arguments<'_>)> {

@@ -13,7 +13,7 @@ from wmdp_fast.robustness.retained.keyword import KeywordAccuracy
 from wmdp_fast.robustness.retained.lm_eval_task import LmEvalTask
 from wmdp_fast.robustness.retained.mt_bench import ChatAnswers, read_questions
 from wmdp_fast.robustness.retained.writing import Writing
-from wmdp_fast.unlearning.budget import GENERAL_TEXT
+from wmdp_fast.unlearning.budget_request import GENERAL_TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

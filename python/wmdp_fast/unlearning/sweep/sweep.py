@@ -27,9 +27,10 @@ from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.runtime.memory import amount_of_memory
 from wmdp_fast.scoring.journaled import GOES_ON
 from wmdp_fast.unlearning import activation_cache, evaluations, preflight
-from wmdp_fast.unlearning.api import cache_bytes, listed_corpora, listed_names, refuse_leftovers
-from wmdp_fast.unlearning.budget import budget_request
+from wmdp_fast.unlearning.api import cache_bytes, listed_corpora, listed_names
+from wmdp_fast.unlearning.budget_request import budget_request
 from wmdp_fast.unlearning.memory_plan import refuse_unstreamed
+from wmdp_fast.unlearning.one_run import refuse_leftovers
 from wmdp_fast.unlearning.request import Request
 from wmdp_fast.unlearning.rmu.config import RMUConfig
 from wmdp_fast.unlearning.sweep import identity as sweep_identity

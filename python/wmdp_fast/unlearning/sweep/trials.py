@@ -21,8 +21,8 @@ from wmdp_fast.runtime.clock import PhaseClock
 from wmdp_fast.runtime.memory import in_gigabytes
 from wmdp_fast.unlearning import evaluations
 from wmdp_fast.unlearning.activation_cache import CacheUse, TrunkCache
-from wmdp_fast.unlearning.api import work_folder
 from wmdp_fast.unlearning.memory_plan import streaming_of
+from wmdp_fast.unlearning.one_run import work_folder
 from wmdp_fast.unlearning.parameters import trained_parameters
 from wmdp_fast.unlearning.source import open_source
 from wmdp_fast.unlearning.sweep import identity as sweep_identity

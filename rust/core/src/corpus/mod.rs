@@ -4,6 +4,7 @@
 //! record at a time; reading ends with the last document that is wanted, so the first 300 of a corpus of gigabytes cost what 300
 //! documents cost. [`tokens`] turns them into token ids.
 
+pub mod ahead;
 #[cfg(test)]
 mod tests;
 pub mod tokens;

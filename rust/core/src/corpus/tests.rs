@@ -10,7 +10,7 @@ use super::*;
 fn small() -> Limits {
     Limits { record: 100, decompressed: 1000, budget: Arc::new(MemoryBudget::new(10_000)) }
 }
-const TINY: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+pub(super) const TINY: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
     "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
     "model": {"type": "WordLevel", "vocab": {"u": 0, "a": 1}, "unk_token": "u"}}"#;
 
