@@ -11,7 +11,7 @@ from wmdp_fast.prompts.texts import read_texts
 from wmdp_fast.runtime.clock import PhaseClock
 from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.runtime.garbage import not_collecting, set_imports_aside
-from wmdp_fast.unlearning import evaluations, stopping
+from wmdp_fast.unlearning import stopping
 from wmdp_fast.unlearning.budget_request import budget_request
 from wmdp_fast.unlearning.corpora_ahead import corpora_ahead
 from wmdp_fast.unlearning.request import Request
@@ -163,9 +163,6 @@ def unlearn(
     if cache_trunk is not None:
         check_folder(cache_trunk)
     clock = PhaseClock()
-    if request.evaluates:
-        conditions = (*request.stop_when, *request.keep_while)
-        evaluations.check_tasks(request.eval_tasks, request.eval_options, conditions, request.eval_text)
     with corpora_ahead(
         request, model, tokenizer, clock, revision=revision, trust_remote_code=trust_remote_code
     ) as ahead:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from wmdp_fast.checkpoints import checkpoint
 from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.scoring.journaled import GOES_ON
-from wmdp_fast.unlearning import preflight
+from wmdp_fast.unlearning import evaluations, preflight
 from wmdp_fast.unlearning.activation_cache import TrunkCache
 from wmdp_fast.unlearning.memory_plan import streaming_of
 from wmdp_fast.unlearning.sharing import place_in_run, sharing, silenced
@@ -83,6 +83,9 @@ def one_run(
     place, device = place_in_run(parallel, model, request, device, memory=memory, stream=stream, cache_trunk=cache)
     if target is not None:
         refuse_leftovers(target, resume=resume)
+    if request.evaluates:
+        conditions = (*request.stop_when, *request.keep_while)
+        evaluations.check_tasks(request.eval_tasks, request.eval_options, conditions, request.eval_text)
     with sharing(place, device) as shared:
         if place is not None and place.rank > 0:
             request, target = silenced(request), None
