@@ -14,6 +14,7 @@ __all__ = [
     "RELEASE_BUILD",
     "__version__",
     "Calibration",
+    "CorporaAhead",
     "EncodedCorpus",
     "OrderAnswers",
     "OrderEffects",
@@ -130,12 +131,7 @@ class CorporaAhead:
         corpora: SupportsGetItem[
             int,
             tuple[
-                SupportsGetItem[int, str | PathLike[str]],
-                SupportsIndex,
-                str,
-                bool,
-                SupportsIndex,
-                SupportsIndex | None,
+                SupportsGetItem[int, str | PathLike[str]], SupportsIndex, str, bool, SupportsIndex, SupportsIndex | None
             ],
         ],
     ) -> CorporaAhead: ...
