@@ -412,9 +412,11 @@ def _faster(loaded: LoadedModel, *, compiled: bool) -> AbstractContextManager[No
     model: Any = loaded.model
     if compiled:
         return compiled_parts(model)
-    # Layers that are streamed are seen to when they are there.
-    whole = loaded.streamed is None and loaded.parallel is None
-    return fused_parts(model, last_layer=unwatched_last_layer(model) if whole else None)
+    # Layers that are streamed are seen to when they are there; those that stay in memory, here.
+    streamed = loaded.streamed
+    is_there = streamed is None or len(streamed.skeleton.decoder.layers) - 1 in streamed.resident
+    last_layer = unwatched_last_layer(model) if is_there and loaded.parallel is None else None
+    return fused_parts(model, last_layer=last_layer)
 
 
 @dataclass

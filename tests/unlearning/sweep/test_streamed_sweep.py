@@ -323,7 +323,7 @@ def test_only_numbers_are_a_failed_run(
     assert [run.failed is None for run in found.runs] == [False, True]
     assert "cannot be scored any more (not a number); lower the learning rate" in str(found.runs[0].failed)
     errors += [None, ModelError("out of memory")]
-    with pytest.raises(ModelError, match=r"^out of memory$"):
+    with pytest.raises(ModelError, match=r"^out of memory\n.* is kept in"):
         swept(folder, questions, tmp_path / "other", over)
 
 
