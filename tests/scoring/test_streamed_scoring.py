@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from tests.support import tiny_models
+from tests.support.peak_memory import NEEDS_PROC, peak_of
 from tests.support.sparse_models import sparse_model
 from tests.support.tries import some_requests
 from wmdp_fast import Requests
@@ -36,6 +34,8 @@ from wmdp_fast.scoring.scores import PartialScores
 from wmdp_fast.scoring.trie import score, score_trie
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from wmdp_fast.models.load import LoadedModel
 
 
@@ -247,17 +247,7 @@ def test_a_real_model(real_weights: Path, dtype: str) -> None:
             np.testing.assert_array_equal(found.loglikelihood, expected.loglikelihood)
 
 
-_CHILD = """
-import sys
-from wmdp_fast.cli import main
-
-code = main(sys.argv[1:])
-[peak] = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
-print("peak", int(peak) * 1024, "code", code)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel's count is read from /proc")
+@NEEDS_PROC
 @pytest.mark.parametrize(
     "shape",
     [{"layers": 36}, {"layers": 3, "vocabulary": 200_000}, {"layers": 3, "vocabulary": 400_000, "tied": True}],
@@ -269,11 +259,8 @@ def test_a_process_keeps_to_its_memory(shape: dict[str, int], tmp_path: Path) ->
     rows = [{"question": f"made up {number}?", "choices": ["a", "b", "c", "d"], "answer": 0} for number in range(4)]
     questions.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     command = ["eval", str(tmp_path / "model"), "--tasks", str(questions), "--memory", f"{limit}", "--device", "cpu"]
-    done = subprocess.run([sys.executable, "-c", _CHILD, *command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert f"streaming {shape['layers']} layers of up to 0.028 GB in memory of 1.1 GB: about " in done.stderr
-    peak, code = (int(word) for word in done.stdout.split()[-3::2])
-    assert code == 0
+    peak, told = peak_of(*command)
+    assert f"streaming {shape['layers']} layers of up to 0.028 GB in memory of 1.1 GB: about " in told
     # The libraries alone take most of it, so that the whole model would not fit.
     assert weights > 1_000_000_000
     assert peak < limit

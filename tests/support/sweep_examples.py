@@ -1,7 +1,8 @@
-"""A sweep's result with made-up accuracies, for tests of what is shown of it."""
+"""Made-up questions for sweeps, and a sweep's result with made-up accuracies, for tests of what is shown of it."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from wmdp_fast.unlearning.rmu.config import RMUConfig
@@ -16,6 +17,16 @@ POINTS = (
     (7, 1200.0, 0.33, 0.56),
     (9, 100.0, 0.50, 0.40),
 )
+
+
+def write_questions(folder: Path) -> None:
+    """Two files, birds.jsonl and trees.jsonl, of eight questions each."""
+    for name, what in (("birds", "bird"), ("trees", "tree")):
+        rows = [
+            {"question": f"What is {what} {i}?", "choices": [f"a {i}", "an owl", "oak", "wren"], "answer": i % 4}
+            for i in range(8)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def accuracy(value: float) -> Accuracy:

@@ -7,9 +7,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +17,7 @@ from transformers.models.llama import modeling_llama
 
 from tests.support import unlearning_runs as runs
 from tests.support.expected_warnings import SHORT_CORPORA, WIDER_TYPE
+from tests.support.peak_memory import NEEDS_PROC, peak_of
 from tests.support.sparse_models import sparse_model
 from tests.support.thorough import cases
 from wmdp_fast import cli, demo
@@ -32,6 +30,7 @@ from wmdp_fast.unlearning.rmu.config import RMUConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from wmdp_fast.unlearning.layers_below import LayersBelow
     from wmdp_fast.unlearning.result import UnlearnResult
@@ -310,18 +309,8 @@ def test_a_killed_run_goes_on_in_memory_or_not(tmp_path: Path, before: bool, aft
 # Memory
 
 
-_CHILD = """
-import sys
-from wmdp_fast.cli import main
-
-code = main(sys.argv[1:])
-[peak] = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
-print("peak", int(peak) * 1024, "code", code)
-"""
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel's count is read from /proc")
+@NEEDS_PROC
 def test_a_process_takes_less_by_the_layers_on_the_disk(tmp_path: Path) -> None:
     sparse_model(tmp_path / "model", layers=26)
     with (tmp_path / "texts.jsonl").open("w") as file:
@@ -335,16 +324,9 @@ def test_a_process_takes_less_by_the_layers_on_the_disk(tmp_path: Path) -> None:
     limit = 1_250_000_000
     for more in ([], ["--memory", str(limit)]):
         output = ["--output", str(tmp_path / f"out {len(more)}")]
-        done = subprocess.run(
-            [sys.executable, "-c", _CHILD, *command, *output, *more], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        peak, code = (int(word) for word in done.stdout.split()[-3::2])
-        assert code == 0, done.stderr
+        peak, told = peak_of(*command, *output, *more)
         peaks.append(peak)
-    assert (
-        "streaming the 22 layers of up to 0.028 GB below layer 22 in memory of 1.2 GB: 0.62 GB to read" in done.stderr
-    )
+    assert "streaming the 22 layers of up to 0.028 GB below layer 22 in memory of 1.2 GB: 0.62 GB to read" in told
     # 22 layers of 28 MB were in memory, and two are at a time.
     assert peaks[1] < peaks[0] - 19 * 28_000_000
     assert peaks[1] < limit

@@ -10,8 +10,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +20,9 @@ import wmdp_fast as wf
 import wmdp_fast.evaluation as evaluate_module
 from tests.support import unlearning_runs as runs
 from tests.support.expected_warnings import WIDER_TYPE
+from tests.support.peak_memory import NEEDS_PROC, peak_of
 from tests.support.sparse_models import sparse_model
+from tests.support.sweep_examples import write_questions
 from wmdp_fast import cli, demo
 from wmdp_fast.cli import unlearn as cli_unlearn
 from wmdp_fast.exceptions import ModelError
@@ -50,12 +50,7 @@ CONFIG = RMUConfig(layer_id=3, steering_coeff=2.0, alpha=50.0, learning_rate=0.0
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("questions")
-    for name, what in (("birds", "bird"), ("trees", "tree")):
-        rows = [
-            {"question": f"What is {what} {i}?", "choices": [f"a {i}", "an owl", "oak", "wren"], "answer": i % 4}
-            for i in range(8)
-        ]
-        (made / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_questions(made)
     return made
 
 
@@ -402,18 +397,8 @@ def test_a_model_that_fits_is_not_streamed(tmp_path: Path, questions: Path, fold
     assert told(found) == told(swept(folder, questions, tmp_path / "again", over))
 
 
-_CHILD = """
-import sys
-from wmdp_fast.cli import main
-
-code = main(sys.argv[1:])
-[peak] = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
-print("peak", int(peak) * 1024, "code", code)
-"""
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel's count is read from /proc")
+@NEEDS_PROC
 def test_a_process_keeps_to_its_memory(tmp_path: Path, questions: Path) -> None:
     limit, weights = 1_150_000_000, sparse_model(tmp_path / "model", layers=36)
     texts = tmp_path / "texts.jsonl"
@@ -424,11 +409,8 @@ def test_a_process_keeps_to_its_memory(tmp_path: Path, questions: Path) -> None:
     command += ["--layer-id", "34", "--max-steps", "1", "--alpha", "1", "--steering-coeff", "2", "--limit", "4"]
     command += ["--forget-tasks", str(questions / "birds.jsonl"), "--retain-tasks", str(questions / "trees.jsonl")]
     command += ["--template", "mmlu", "--output", str(tmp_path / "out"), "--memory", str(limit)]
-    done = subprocess.run([sys.executable, "-c", _CHILD, *command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "layers 32 to 34 stay in memory of 1.1 GB; the others are streamed: 0.94 GB to read for" in done.stderr
-    peak, code = (int(word) for word in done.stdout.split()[-3::2])
-    assert code == 0, done.stderr
+    peak, told = peak_of(*command)
+    assert "layers 32 to 34 stay in memory of 1.1 GB; the others are streamed: 0.94 GB to read for" in told
     # The libraries alone take most of it, so that the whole model would not fit.
     assert weights > 1_000_000_000
     assert peak < limit

@@ -132,12 +132,7 @@ def folder(tmp_path_factory):
     model.resize_token_embeddings(640)
     model.save_pretrained(made / "base")
     tokenizers_zoo.tokenizer("llama3").save_pretrained(made / "base")
-    for name, what in (("birds", "bird"), ("trees", "tree")):
-        rows = [
-            {"question": f"What is {what} {i}?", "choices": [f"a {i}", "an owl", "oak", "wren"], "answer": i % 4}
-            for i in range(8)
-        ]
-        (made / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sweep_examples.write_questions(made)
     return made
 
 
