@@ -125,3 +125,64 @@ def test_layers_that_are_called_twice_have_no_output_of_their_own() -> None:
 def test_layers_of_several_streams_have_no_output_of_their_own() -> None:
     with pytest.raises(ModelError, match=r"several residual streams from layer to layer \(\[2, 1, 2, 32\]"):
         decoder("gemma3n_text").refuse_other_orders()
+
+
+class Named(torch.nn.Module):
+    """A model whose layers return the residual stream by name, and that wants it so.
+
+    Args:
+        order: In which its layers are called.
+    """
+
+    def __init__(self, *order: int) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(8, 4)
+        self.layers = torch.nn.ModuleList(NamedLayer() for _ in range(2))
+        self.order = order
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.embedding
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+        hidden: torch.Tensor = self.embedding(input_ids)
+        for index in self.order:
+            hidden = self.layers[index](hidden)["stream"]
+        return hidden
+
+
+class NamedLayer(torch.nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+
+    def forward(self, hidden: torch.Tensor) -> Any:
+        return {"stream": super().forward(hidden)}
+
+
+def named(*order: int) -> Decoder:
+    model: Any = Named(*order)
+    return Decoder(model, model.layers, "layers", 4)
+
+
+def test_layers_that_do_not_pass_on_what_they_are_given_are_called_themselves() -> None:
+    model = named(0, 1)
+    before = torch.get_rng_state()
+    model.refuse_other_orders()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any("forward" in vars(module) for module in model.model.modules())
+    for order, found in (((0, 1, 0, 1), "layer 0 after layer 1"), ((1, 0), "layer 1 after none")):
+        with pytest.raises(ModelError, match=rf"Named calls its layers in an order of its own \({found}\)"):
+            named(*order).refuse_other_orders()
+
+
+def test_a_model_that_cannot_be_asked_is_refused() -> None:
+    """Even one that called all its layers in their turn before something that has nothing to do with them failed."""
+    model = named(0, 1)
+    model.model.to("meta")
+    with pytest.raises(ModelError, match=r"Named cannot be asked in which order it calls its layers \(\w+Error: "):
+        model.refuse_other_orders()
+    with pytest.raises(ModelError, match=r"cannot be asked .* \(1 of 2 layers called\)"):
+        named(0).refuse_other_orders()
+    for broken in (decoder(), named(0, 1)):
+        broken.model.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ModelError, match=r"cannot be asked .* \(ZeroDivisionError: "):
+            broken.refuse_other_orders()

@@ -19,7 +19,7 @@ from wmdp_fast.models.adapters import without_adapter
 from wmdp_fast.models.fused.forwards import replaced_forwards
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from transformers import PreTrainedModel
 
@@ -118,52 +118,110 @@ class Decoder:
     def refuse_other_orders(self) -> None:
         """Makes sure that each layer has one output: that it is called once, in its turn, on one residual stream.
 
-        Tried on two tokens, with layers that pass on what enters them, so that no weight of theirs is needed.
+        Tried on two tokens, with layers that pass on what enters them, so that no weight of theirs is needed. A model
+        that wants more of its layers than that is tried with the layers themselves, if their weights are there.
 
         Raises:
-            ModelError: The model calls its layers several times, or in another order, or passes several streams on.
+            ModelError: The model calls its layers several times, or in another order, or passes several streams on; or
+                it could not be tried.
         """
-        name, called = type(self.model).__name__, list[Tensor]()
-
-        def pass_on(items: int, index: int, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
-            if index != len(called):
-                after = f"layer {len(called) - 1}" if called else "none"
-                raise _OrderError(
-                    f"{name} calls its layers in an order of its own (layer {index} after {after}), some maybe several"
-                    " times: a layer has no one output to work on"
-                )
-            if not called and hidden_states.dim() != 3:
-                raise _OrderError(
-                    f"{name} passes several residual streams from layer to layer ({list(hidden_states.shape)} for a row"
-                    " of two tokens): a layer has no one output to work on"
-                )
-            if called and hidden_states.shape != called[0].shape:
-                raise TypeError("it takes something else from what a layer returns")
-            called.append(hidden_states)
-            return (hidden_states, *[None] * (items - 1)) if items else hidden_states
-
-        embedding: Any = self.model.get_input_embeddings()
-        device = embedding.weight.device if embedding.weight.device.type != "meta" else "cpu"
-        call: Any = self.model
+        order = _Order(self)
+        complete = not any(parameter.is_meta for parameter in self.model.parameters())
         # Some take the first thing of a tuple, or of two or three.
         for items in (0, 1, 2, 3):
-            called.clear()
-            forwards: dict[nn.Module, Any] = {
-                layer: partial(pass_on, items, index) for index, layer in enumerate(self.layers)
-            }
-            with torch.no_grad(), zero_embedding(self), replaced_forwards(forwards):
-                try:
-                    call(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False)
-                except _OrderError:
-                    raise
-                except Exception:  # noqa: S110 (of layers that do nothing, or a norm that is not there)
-                    pass
-            if len(called) == len(self.layers):
+            with zero_embedding(self):
+                ended = order.ends([partial(order.pass_on, index, items) for index in range(len(self.layers))])
+            # A norm behind the layers may have no numbers; of a model that has all, nothing is taken for granted.
+            if order.calls == len(self.layers) and (ended or not complete):
                 return
+        if complete and order.ends([partial(order.run, index, one.forward) for index, one in enumerate(self.layers)]):
+            if order.calls == len(self.layers):
+                return
+            order.reason = f"{order.calls} of {len(self.layers)} layers called"
+        raise ModelError(
+            f"{order.name} cannot be asked in which order it calls its layers ({order.reason or 'too few calls'}), so"
+            " nobody knows whether a layer has one output to work on"
+        )
 
     def _check(self, start: int, stop: int) -> None:
         if not 0 <= start < stop <= len(self.layers):
             raise ValueError(f"layers {start} to {stop - 1} of a model with layers 0 to {len(self.layers) - 1}")
+
+
+class _Order:
+    """In which order a model calls its layers, when it is run on two tokens.
+
+    Args:
+        decoder: The model.
+
+    Attributes:
+        name: The model's class.
+        reason: What the last run that did not end well ended with.
+
+    Raises:
+        ModelError: It does not say where its embedding is.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.name, self.reason = type(decoder.model).__name__, ""
+        self._decoder = decoder
+        self._shapes: list[torch.Size] = []
+        try:
+            embedding: Any = decoder.model.get_input_embeddings()
+        except NotImplementedError as error:
+            # A wrapper around the decoder of an encoder-decoder.
+            raise ModelError(f"{self.name} does not say where its embedding is; its layers are not run") from error
+        self._device = embedding.weight.device if embedding.weight.device.type != "meta" else "cpu"
+
+    @property
+    def calls(self) -> int:
+        """Layers that the last run has called."""
+        return len(self._shapes)
+
+    def ends(self, layer_forwards: Sequence[Callable[..., Any]]) -> bool:
+        """Runs the model with other forward functions for its layers; whether it came to its end.
+
+        Raises:
+            ModelError: It does not call its layers one after another, on one residual stream.
+        """
+        self._shapes.clear()
+        forwards = dict(zip(self._decoder.layers, layer_forwards, strict=True))
+        call: Any = self._decoder.model
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), replaced_forwards(forwards):
+            try:
+                call(input_ids=torch.zeros(1, 2, dtype=torch.long, device=self._device), use_cache=False)
+            except _OrderError:
+                raise
+            except Exception as error:
+                self.reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                return False
+        return True
+
+    def pass_on(self, index: int, items: int, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        """Stands in for a layer: returns what it is given, in a tuple with so many items if there are any."""
+        self._count(index, hidden_states)
+        return (hidden_states, *[None] * (items - 1)) if items else hidden_states
+
+    def run(self, index: int, forward: Callable[..., Any], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Runs a layer."""
+        self._count(index, hidden_states)
+        return forward(hidden_states, *args, **kwargs)
+
+    def _count(self, index: int, hidden_states: Tensor) -> None:
+        if index != self.calls:
+            after = f"layer {self.calls - 1}" if self.calls else "none"
+            raise _OrderError(
+                f"{self.name} calls its layers in an order of its own (layer {index} after {after}), some maybe several"
+                " times: a layer has no one output to work on"
+            )
+        if not self.calls and hidden_states.dim() != 3:
+            raise _OrderError(
+                f"{self.name} passes several residual streams from layer to layer ({list(hidden_states.shape)} for a"
+                " row of two tokens): a layer has no one output to work on"
+            )
+        if self.calls and hidden_states.shape != self._shapes[0]:
+            raise TypeError("it takes something else from what a layer returns")
+        self._shapes.append(hidden_states.shape)
 
 
 def decoder_of(model: PreTrainedModel) -> Decoder:
