@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     BartConfig,
@@ -23,6 +24,7 @@ from transformers import (
 from tests.support import tiny_models
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models.load import load_model
+from wmdp_fast.models.partial import load_first_layers
 from wmdp_fast.models.reading import about_architecture
 from wmdp_fast.models.tokenizer_only import load_tokenizer_only
 
@@ -117,6 +119,55 @@ def test_weights_without_their_quantization_are_told(tmp_path: Path, quantizatio
     with pytest.warns(WmdpFastWarning, match=re.escape(said)):
         loaded = load_model(folder, dtype="float32", device="cpu")
     assert [one.startswith(said) for one in loaded.warnings] == [True]
+
+
+def scaled_fp8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    scale = weight.abs().max() / 448
+    return (weight / scale).to(torch.float8_e4m3fn), scale.reshape(1)
+
+
+def scaled_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    scale = weight.abs().amax(1, keepdim=True) / 127
+    return (weight / scale).round().to(torch.int8), scale
+
+
+@pytest.mark.parametrize(
+    ("quantized", "suffix"),
+    [(scaled_fp8, "weight_scale"), (scaled_int8, "weight_scale"), (scaled_int8, "SCB")],
+    ids=["FP8", "integers", "bitsandbytes"],
+)
+@pytest.mark.parametrize("configured", [False, True])
+def test_quantized_weights_are_not_read_without_their_scales(
+    tmp_path: Path, quantized: Any, suffix: str, configured: bool
+) -> None:
+    """As by a tool that says how in a file of its own, or by a method that transformers does not know."""
+    folder = saved(tmp_path / "model", tiny_models.build("llama"))
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    for name in [one for one in tensors if "mlp" in one]:
+        tensors[name], tensors[name.replace("weight", suffix)] = quantized(tensors[name])
+    save_file(tensors, path, metadata={"format": "pt"})
+    if configured:
+        config = json.loads((tmp_path / "model" / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": "modelopt"}
+        (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    said = (
+        rf"is quantized, but model\.layers\.0\.mlp\.down_proj\.weight .* \(model\.layers\.0\.mlp\.down_proj\.{suffix}\)"
+    )
+    with pytest.raises(ModelError, match=said):
+        load_model(folder, dtype="float32", device="cpu")
+    with pytest.raises(ModelError, match=said):
+        load_first_layers(folder, 1)
+
+
+def test_scales_of_something_else_are_only_told(tmp_path: Path) -> None:
+    """Of keys and values in a cache, which checkpoints in bfloat16 have too."""
+    folder = saved(tmp_path / "model", tiny_models.build("llama"))
+    path = tmp_path / "model" / "model.safetensors"
+    scales = {f"model.layers.0.self_attn.{name}_scale": torch.ones(1) for name in ("k", "v")}
+    save_file({**load_file(path), **scales}, path, metadata={"format": "pt"})
+    with pytest.warns(WmdpFastWarning, match=r"no place; they are not used: model.layers.0.self_attn.k_scale"):
+        load_model(folder, dtype="float32", device="cpu")
 
 
 def test_a_method_of_quantization_that_is_not_installed_is_one_line(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.support import tiny_models
 from tests.support.peak_memory import NEEDS_PROC, peak_of
@@ -65,6 +66,38 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def with_chunks(model: LoadedModel, most_tokens: int) -> LoadedModel:
     assert model.streamed is not None
     return replace(model, streamed=replace(model.streamed, most_tokens=most_tokens))
+
+
+@pytest.mark.parametrize("wide", ["norm", "embed_tokens", "lm_head", "layers.1"])
+@pytest.mark.parametrize(
+    "shards", [(), ("",), ("float32",), ("bfloat16",)], ids=["one file", "two", "float32", "bfloat16"]
+)
+def test_a_checkpoint_of_two_types_that_names_none_is_of_the_type_that_it_has_in_memory(
+    wide: str, shards: tuple[str, ...], saved: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "mixed"
+    shutil.copytree(saved["llama"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["dtype"]
+    (folder / "config.json").write_text(json.dumps(config))
+    path = folder / "model.safetensors"
+    tensors = {name: one if wide in name else one.bfloat16() for name, one in load_file(path).items()}
+    if not shards:
+        save_file(tensors, path, metadata={"format": "pt"})
+    else:
+        path.unlink()
+        names = [sorted(tensors)[::2], sorted(tensors)[1::2]]
+        files = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+        for file, own in zip(files, names, strict=True):
+            save_file({name: tensors[name] for name in own}, folder / file, metadata={"format": "pt"})
+        places = {name: file for file, own in zip(files, names, strict=True) for name in own}
+        about = {"dtype": shards[0]} if shards[0] else {}
+        index = {"metadata": {"total_size": 1, **about}, "weight_map": places}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    whole, streamed = both(folder, "auto")
+    assert whole.dtype == streamed.dtype
+    expected, found = (score(one, some_requests(), token_budget=16) for one in (whole, streamed))
+    np.testing.assert_array_equal(found.loglikelihood, expected.loglikelihood)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

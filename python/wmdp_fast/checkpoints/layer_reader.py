@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import safe_open
 
 from wmdp_fast.checkpoints.tensor_file import read_header
+from wmdp_fast.checkpoints.weight_files import read_json
 from wmdp_fast.exceptions import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from wmdp_fast.checkpoints.weight_files import WeightFiles
@@ -120,3 +123,23 @@ def stored_tensors(files: WeightFiles) -> dict[str, StoredTensor]:
                 raise ModelError(f"{path} is damaged: {name} has {place.length} bytes, too few or many for its shape")
             found[name] = StoredTensor(name, path, dtype, place.shape, place.start, place.length)
     return found
+
+
+def unnamed_dtype(files: WeightFiles, stored: Mapping[str, StoredTensor]) -> torch.dtype:
+    """The type that transformers gives a model whose configuration names none (`_get_dtype`, 5.24).
+
+    That is what the index says, else the type of the first floating-point tensor of the first file, in the order in
+    which safetensors names them, which is not that of their places.
+
+    Args:
+        files: The checkpoint.
+        stored: Its tensors.
+    """
+    if files.index is not None and files.index.endswith(".json"):
+        about = read_json(files.folder / files.index).get("metadata")
+        named = getattr(torch, str(about.get("dtype")), None) if isinstance(about, dict) else None
+        if isinstance(named, torch.dtype):
+            return named
+    with safe_open(files.folder / files.shards[0], framework="np") as file:
+        kinds = [stored[name].dtype for name in file.keys()]  # noqa: SIM118 (it is no mapping)
+    return next((kind for kind in kinds if kind.is_floating_point), kinds[0])

@@ -19,6 +19,7 @@ from wmdp_fast.exceptions import ModelError, TokenizerError, WmdpFastWarning
 from wmdp_fast.models import identity, locate
 from wmdp_fast.models.adapters import with_adapter, without_adapter
 from wmdp_fast.models.attention.requirements import about_left_out, take_eager_where_needed
+from wmdp_fast.models.configurations import objects_returned
 from wmdp_fast.models.reading import (
     about_architecture,
     about_missing,
@@ -302,13 +303,19 @@ def wrap_streamed(streamed: StreamedModel, tokenizer: PreTrainedTokenizerBase, *
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     """Evaluates a model without a trace: training flags and torch's random state are put back afterwards.
 
-    So is what rotary embeddings remember of earlier batches, of which they know nothing inside. Other threads that want
-    the model wait.
+    So is what rotary embeddings remember of earlier batches, of which they know nothing inside, and a configuration
+    that wants tuples returned, which does not hold inside. Other threads that want the model wait.
 
     Gradients are off by `no_grad`: what a module caches under `inference_mode` could not be used in training later.
     """
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    with only_user(model), fresh_rotary(model), torch.random.fork_rng(devices=cuda), torch.no_grad():
+    with (
+        only_user(model),
+        fresh_rotary(model),
+        objects_returned(model),
+        torch.random.fork_rng(devices=cuda),
+        torch.no_grad(),
+    ):
         training = [(module, module.training) for module in model.modules()]
         model.eval()
         try:

@@ -36,6 +36,11 @@ _OTHER_HEADS = re.compile(
     r"(For(Sequence|Token)Classification|ForQuestionAnswering|ForMultipleChoice|ForMaskedLM|Reward\w*|ValueHead"
     r"|(?<!LMHead)(?<!Heads)Model)$"
 )
+# What quantized weights are to be multiplied by, or counted from: of FP8 and integers, of bitsandbytes.
+_SCALES = re.compile(
+    r"(?P<weight>.+\.weight)(_scale(_inv|_2)?|_scales|_global_scale|_zero_point|\.absmax|\.quant_map|\.quant_state\..+)"
+    r"|(?P<module>.+)\.SCB"
+)
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
@@ -61,6 +66,8 @@ def read_pretrained(
     """
     import torch
 
+    from wmdp_fast.models.configurations import return_objects
+
     lines: list[str] = []
     with failures_as(ModelError, f"{where} cannot be loaded"), _without_report(lines):
         try:
@@ -80,6 +87,7 @@ def read_pretrained(
             ) from error
     missing, unexpected = check_weights(where, type(model).__name__, info, allow_missing=allow_missing, part=part)
     loaded: PreTrainedModel = model
+    return_objects(loaded)
     return loaded, missing, unexpected
 
 
@@ -99,7 +107,8 @@ def check_weights(
         The names of missing weights, and those of the files' tensors that have no place in the model, sorted.
 
     Raises:
-        ModelError: Weights are missing or have another shape than `config.json` says.
+        ModelError: Weights are missing, have another shape than `config.json` says, or are quantized in a way that it
+            does not say.
     """
     if info["mismatched_keys"]:
         name, stored, wanted = min(info["mismatched_keys"])
@@ -116,7 +125,21 @@ def check_weights(
             f"{where} lacks weights of {model}, which would be random: {named(missing)}.{surplus} Copy"
             f" or download the checkpoint again, or correct {CONFIG}"
         )
+    _refuse_unscaled(where, model, missing, unexpected)
     return missing, unexpected
+
+
+def _refuse_unscaled(where: str, model: str, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+    """Raises ModelError if weights were read whose scales have no place: they are codes, not numbers."""
+    for name in unexpected:
+        found = _SCALES.fullmatch(name)
+        weight = found and (found["weight"] or f"{found['module']}.weight")
+        if weight and weight not in missing and weight not in unexpected:
+            raise ModelError(
+                f"{where} is quantized, but {weight} would be read without what it is to be multiplied by"
+                f" ({named([name])}), for which {model} has no place. {CONFIG} must have a quantization_config that"
+                " this version of transformers knows; or take the model before it was quantized"
+            )
 
 
 def about_missing(missing: Sequence[str]) -> list[str]:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from wmdp_fast.checkpoints.layer_reader import StoredTensor, stored_tensors
+from wmdp_fast.checkpoints.layer_reader import StoredTensor, stored_tensors, unnamed_dtype
 from wmdp_fast.checkpoints.stored_rows import StoredRows
 from wmdp_fast.checkpoints.weight_files import CONFIG, shown
 from wmdp_fast.exceptions import ModelError
+from wmdp_fast.models.configurations import return_objects
 from wmdp_fast.models.decoder import Decoder, decoder_of
 from wmdp_fast.models.reading import about_unexpected, check_config, check_weights, failures_as, without_progress
 from wmdp_fast.models.threads import loading
@@ -193,7 +194,7 @@ def build_skeleton(
     _refuse_kind(where, config)
     with failures_as(ModelError, f"{where} cannot be loaded"):
         stored = stored_tensors(files)
-        own: Any = config.dtype or next(one.dtype for one in stored.values() if one.dtype.is_floating_point)
+        own: Any = config.dtype or unnamed_dtype(files, stored)
         kind: torch.dtype = dtype or own
         model = _without_numbers(config, kind, where)
     if not type(model).__module__.startswith("transformers."):
@@ -222,6 +223,7 @@ def _without_numbers(config: PretrainedConfig, dtype: torch.dtype, where: str) -
     untyped: Any = AutoModelForCausalLM
     with loading(), torch.random.fork_rng(devices=[]), torch.device("meta"):
         model: PreTrainedModel = untyped.from_config(config, dtype=dtype).eval()
+    return_objects(model)
     return model
 
 

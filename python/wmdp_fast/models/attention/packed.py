@@ -23,16 +23,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.models.attention.cpu import attend_on_cpu
+from wmdp_fast.models.configurations import configurations_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
+    from transformers import PreTrainedModel
 
     from wmdp_fast.models.attention.layout import Layout
 
@@ -110,7 +112,7 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
 @contextmanager
 def attending_by(model: PreTrainedModel, name: str) -> Iterator[None]:
     """Sets a model to an attention implementation that transformers knows by name, and puts its own back."""
-    before = [(config, config._attn_implementation) for config in _configs(model)]
+    before = [(config, config._attn_implementation) for config in configurations_of(model)]
     try:
         model.set_attn_implementation(name)
         yield
@@ -122,20 +124,7 @@ def attending_by(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 def attention_names(model: nn.Module) -> set[str]:
     """The attention implementations that a model's parts are set to."""
-    return {str(config._attn_implementation) for config in _configs(model)}
-
-
-def _configs(model: nn.Module) -> list[Any]:
-    """All configurations that say how parts of a model attend, each once."""
-    found: dict[int, Any] = {}
-    waiting: list[Any] = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
-    waiting.append(getattr(model, "config", None))
-    while waiting:
-        config = waiting.pop()
-        if config is not None and id(config) not in found and hasattr(config, "_attn_implementation"):
-            found[id(config)] = config
-            waiting += [getattr(config, name, None) for name in getattr(config, "sub_configs", None) or ()]
-    return list(found.values())
+    return {str(config._attn_implementation) for config in configurations_of(model)}
 
 
 @contextmanager

@@ -1,0 +1,64 @@
+"""A configuration that wants tuples returned changes no number, and stays as it is."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support import tiny_models
+from tests.support.tries import some_requests
+from wmdp_fast.models.configurations import objects_returned
+from wmdp_fast.models.load import load_model, wrap_model
+from wmdp_fast.models.partial import load_first_layers
+from wmdp_fast.scoring.padded import score_padded
+from wmdp_fast.scoring.rolling import score_windows
+from wmdp_fast.scoring.trie import score_trie
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from wmdp_fast.models.load import LoadedModel
+    from wmdp_fast.scoring.scores import Scores
+
+WAYS = (score_trie, score_padded, score_windows)
+
+
+def all_scores(loaded: LoadedModel) -> list[Scores]:
+    return [way(loaded, some_requests()) for way in WAYS]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_numbers_are_those_of_objects(family: str, tmp_path: Path) -> None:
+    expected = all_scores(tiny_models.loaded(family))
+    model: Any = tiny_models.build(family)
+    model.config.return_dict = False
+    in_memory = wrap_model(model, tiny_models.tokenizer())
+    assert isinstance(model.base_model(torch.tensor([[1, 2]])), tuple)
+    found = all_scores(in_memory)
+    assert model.config.return_dict is False
+    model.save_pretrained(tmp_path)
+    tiny_models.tokenizer().save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["return_dict"] is False
+    found += all_scores(load_model(str(tmp_path), device="cpu"))
+    for one, other in zip(found, expected * 2, strict=True):
+        np.testing.assert_array_equal(one.loglikelihood, other.loglikelihood)
+
+
+def test_a_part_of_a_model_returns_objects(tmp_path: Path) -> None:
+    model: Any = tiny_models.build("llama")
+    model.config.return_dict = False
+    model.save_pretrained(tmp_path)
+    part: Any = load_first_layers(str(tmp_path), 1).decoder.model
+    assert part(torch.tensor([[1, 2]])).last_hidden_state.shape == (1, 2, 32)
+
+
+def test_configurations_are_put_back_after_an_error() -> None:
+    model: Any = tiny_models.build("llama")
+    model.config.return_dict = False
+    with pytest.raises(ZeroDivisionError), objects_returned(model):
+        assert 1 / (not model.config.return_dict)
+    assert model.config.return_dict is False
