@@ -253,7 +253,7 @@ def test_samples_that_do_not_fit_leave_nothing_and_are_named(tmp_path: Path) -> 
         check=True,
         cwd=Path(__file__).parents[2],
     )
-    assert re.search(r"samples_birds_.*\.jsonl: File too large", done.stdout)
+    assert re.search(r"no space to write \S+/samples_birds_\S+\.jsonl \(File too large, .* GB free\): ", done.stdout)
     assert list((tmp_path / "org__toy").iterdir()) == []
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import json
 import os
@@ -21,7 +20,7 @@ from wmdp_fast.checkpoints.shard_copies import copy_file
 from wmdp_fast.checkpoints.weight_files import DELTA as DELTA
 from wmdp_fast.checkpoints.weight_files import INDEX, WEIGHTS, weight_files
 from wmdp_fast.exceptions import ModelError
-from wmdp_fast.runtime.files import check_folder
+from wmdp_fast.runtime.files import check_folder, explain_full_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -309,20 +308,6 @@ def refuse_existing(target: Path) -> None:
     check_folder(target)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} exists already; choose another output folder, or remove it")
-
-
-def explain_full_disk(error: OSError, target: Path) -> OSError:
-    """The error in words that help, if it came from a lack of space; else as it is."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        # A failed write does not know its file's name.
-        named = error.filename is not None or error.errno is None
-        return error if named else OSError(error.errno, error.strerror or str(error), str(target))
-    free = shutil.disk_usage(target.parent).free / 1e9
-    return OSError(
-        error.errno,
-        f"no space to write {target} ({os.strerror(error.errno)}, {free:.1f} GB free): what was there before is"
-        " unchanged; make room, then run again with --resume if the run had saved a state",
-    )
 
 
 def sync_folder(folder: Path) -> None:

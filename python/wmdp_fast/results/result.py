@@ -21,7 +21,7 @@ from wmdp_fast.results.lm_eval_files import NOT_AVAILABLE, sha256
 from wmdp_fast.results.paths import names_a_file, next_time, output_folder, sanitize_model_name
 from wmdp_fast.results.saved import SavedResults, look_up, saved_results
 from wmdp_fast.runtime import environment, strict_json
-from wmdp_fast.runtime.files import write_whole
+from wmdp_fast.runtime.files import explain_full_disk, write_whole
 from wmdp_fast.runtime.tables import aligned, html_table, number_text
 
 if TYPE_CHECKING:
@@ -547,9 +547,13 @@ class EvalResult:
             # Last, so that a results file never tells of samples that are not there.
             content = strict_json.dumps(self.to_json(task_hashes), indent=2, ensure_ascii=False, default=str)
             write_whole(results_file, content)
-        except BaseException:
+        except BaseException as error:
             for samples_file in written:
                 samples_file.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                explained = explain_full_disk(error, Path(error.filename or results_file))
+                if explained is not error:
+                    raise explained from error
             raise
         return results_file
 

@@ -7,9 +7,9 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from wmdp_fast.checkpoints.checkpoint import explain_full_disk
 from wmdp_fast.exceptions import JournalError
 from wmdp_fast.runtime import strict_json
+from wmdp_fast.runtime.files import explain_full_disk
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

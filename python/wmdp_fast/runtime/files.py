@@ -125,3 +125,17 @@ def check_file(path: str | os.PathLike[str]) -> None:
         check_folder(target.parent)
     elif not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, "cannot be written to", str(path))
+
+
+def explain_full_disk(error: OSError, target: Path) -> OSError:
+    """The error in words that help, if it came from a lack of space; else as it is."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        # A failed write does not know its file's name.
+        named = error.filename is not None or error.errno is None
+        return error if named else OSError(error.errno, error.strerror or str(error), str(target))
+    free = shutil.disk_usage(target.parent).free / 1e9
+    return OSError(
+        error.errno,
+        f"no space to write {target} ({os.strerror(error.errno)}, {free:.1f} GB free): what was there before is"
+        " unchanged; make room, then run again with --resume if the run had saved a state",
+    )

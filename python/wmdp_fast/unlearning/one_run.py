@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from wmdp_fast.checkpoints import checkpoint
 from wmdp_fast.exceptions import WmdpFastWarning
+from wmdp_fast.runtime.files import explain_full_disk
 from wmdp_fast.scoring.journaled import GOES_ON
 from wmdp_fast.unlearning import evaluations, preflight
 from wmdp_fast.unlearning.activation_cache import TrunkCache
@@ -161,7 +162,7 @@ def work_folder(target: Path | None) -> Iterator[Path | None]:
         work.mkdir(parents=True, exist_ok=True)
         yield work
     except BaseException as error:
-        raised = checkpoint.explain_full_disk(error, work) if isinstance(error, OSError) else error
+        raised = explain_full_disk(error, work) if isinstance(error, OSError) else error
         if not (work / STATE).exists():
             shutil.rmtree(work, ignore_errors=True)
         elif isinstance(error, (KeyboardInterrupt, OSError)):

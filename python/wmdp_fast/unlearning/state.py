@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.checkpoints import tensor_file
-from wmdp_fast.checkpoints.checkpoint import explain_full_disk, sync_folder
+from wmdp_fast.checkpoints.checkpoint import sync_folder
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.runtime import strict_json
+from wmdp_fast.runtime.files import explain_full_disk
 
 if TYPE_CHECKING:
     from pathlib import Path

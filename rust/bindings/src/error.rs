@@ -2,9 +2,7 @@
 
 use std::io::ErrorKind;
 
-use pyo3::exceptions::{
-    PyFileNotFoundError, PyIsADirectoryError, PyKeyboardInterrupt, PyOSError, PyPermissionError, PyValueError,
-};
+use pyo3::exceptions::{PyIsADirectoryError, PyKeyboardInterrupt, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use wmdp_core::Error;
 
@@ -20,11 +18,11 @@ mod exceptions {
 pub(crate) fn to_py(error: Error) -> PyErr {
     let message = error.to_string();
     match error {
-        Error::Io { source, .. } => match source.kind() {
-            ErrorKind::NotFound => PyFileNotFoundError::new_err(message),
-            ErrorKind::PermissionDenied => PyPermissionError::new_err(message),
-            ErrorKind::IsADirectory => PyIsADirectoryError::new_err(message),
-            _ => PyOSError::new_err(message),
+        // With a number, Python makes `FileNotFoundError` and the like of it; without one nobody knows more than the message.
+        Error::Io { path, source } => match source.raw_os_error() {
+            Some(number) => PyOSError::new_err((number, in_words(&source, number), path.into_os_string())),
+            None if source.kind() == ErrorKind::IsADirectory => PyIsADirectoryError::new_err(message),
+            None => PyOSError::new_err(message),
         },
         Error::Dataset(fault) => exceptions::DatasetError::new_err((fault.file, fault.problem, fault.row, fault.field)),
         Error::Template(_) => exceptions::TemplateError::new_err(message),
@@ -33,4 +31,10 @@ pub(crate) fn to_py(error: Error) -> PyErr {
         Error::Cancelled => PyKeyboardInterrupt::new_err(()),
         _ => exceptions::InternalError::new_err(message),
     }
+}
+
+/// What the operating system calls an error, without its number, which Python puts in front.
+fn in_words(error: &std::io::Error, number: i32) -> String {
+    let text = error.to_string();
+    text.strip_suffix(&format!(" (os error {number})")).map_or_else(|| text.clone(), str::to_owned)
 }
