@@ -44,6 +44,7 @@ from wmdp_fast.scoring.padded import (
     refuse_smaller,
     score_padded,
 )
+from wmdp_fast.scoring.rounding import difference_beyond_rounding, is_coarse, rounded_otherwise, with_probes
 from wmdp_fast.scoring.scores import NAN_ADVICE, NumbersError, PartialScores, Scores, TargetScores, look_up
 from wmdp_fast.scoring.streamed import Batch, for_trials, refuse_unproven, scored_in_chunks
 from wmdp_fast.scoring.trunk import Passes, RunPlan
@@ -263,7 +264,7 @@ _ALL_BUT_ALL, _NEVER = 1.0, -1.0
 
 
 def _proven(loaded: LoadedModel, requests: Requests, trunk: SharedTrunk | None = None) -> tuple[str | None, float]:
-    """Scores excerpts both ways; the difference in a log-probability, if it is more than rounding explains.
+    """Scores excerpts both ways; the difference in log-probabilities, if it is more than rounding explains.
 
     Or what was raised by trie: the model's own code may look at what stands in for its mask, or do anything else.
 
@@ -281,6 +282,8 @@ def _proven(loaded: LoadedModel, requests: Requests, trunk: SharedTrunk | None =
         ModelError: The model cannot be scored on padded rows either, or memory ran out.
     """
     excerpts = excerpts_of(loaded.model, requests)
+    if is_coarse(loaded.dtype):
+        excerpts = with_probes(excerpts)
     reasons: list[str] = []
     expected: NDArray[np.float64] | None = None
     for most_read, in_run in ((_ALL_BUT_ALL, MOST_READ), (_NEVER, _NEVER)):
@@ -302,7 +305,7 @@ def _proven(loaded: LoadedModel, requests: Requests, trunk: SharedTrunk | None =
             # Other rows have gone through all layers meanwhile, if the model remembers something of the last ones.
             again = partial_function(_of_excerpts, loaded, excerpts, "float32", trial, most_read=most_read)
             trunk.prove(trial, found, again)
-        if (difference := _difference(expected, found, loaded.dtype)) is None:
+        if (difference := _difference(loaded, excerpts, expected, found)) is None:
             return None, in_run
         reasons.append(difference)
     return reasons[0], MOST_READ
@@ -324,9 +327,19 @@ def _of_excerpts(
     return scores.loglikelihood
 
 
-def _difference(expected: NDArray[np.float64], found: NDArray[np.float64], dtype: torch.dtype) -> str | None:
+def _difference(
+    loaded: LoadedModel, excerpts: Requests, expected: NDArray[np.float64], found: NDArray[np.float64]
+) -> str | None:
+    """What to say of scores of excerpts by trie that are not those on padded rows; None if rounding explains it."""
+    if is_coarse(loaded.dtype):
+
+        def again(requests: Requests, seed: int) -> NDArray[np.float64]:
+            with rounded_otherwise(loaded.model, seed):
+                return score_padded(loaded, requests, every_logit=True).loglikelihood
+
+        return difference_beyond_rounding(excerpts, expected, found, loaded.dtype, again)
     # Half the digits of the model's dtype: batches of another shape round differently.
-    allowed = torch.finfo(dtype).eps ** 0.5 * np.maximum(1.0, np.abs(expected))
+    allowed = torch.finfo(loaded.dtype).eps ** 0.5 * np.maximum(1.0, np.abs(expected))
     difference = np.abs(found - expected)
     if (difference <= allowed).all():
         return None
