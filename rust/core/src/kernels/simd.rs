@@ -29,7 +29,7 @@ impl<S: Simd + Sync> Processor for Chosen<S> {
     }
 }
 
-/// 2^x for x <= 0 to one unit in the last place; 2^-126 for all smaller x. NaN stays NaN.
+/// 2^x for x <= 127 to one unit in the last place; 2^-126 for all smaller x. NaN stays NaN.
 #[inline(always)]
 pub(crate) fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     // 2^f for |f| <= 1/2, by least largest relative error (1.6e-8), highest power first.

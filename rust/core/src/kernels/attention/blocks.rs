@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use ndarray::{ArrayView1, ArrayView3, Axis};
 
-use super::kernel::{Aligned, BLOCK, GRANULE, Mask, ROWS};
-use super::{Attention, Shape};
+use super::kernel::{Aligned, BLOCK, GRANULE, Granule, MOST_GRANULES, Mask, ROWS};
+use super::{Attention, Registers, Shape};
 use crate::error::Result;
 use crate::kernels::rows::contiguous;
 use crate::runtime::parallel::{Team, for_each};
@@ -13,10 +13,9 @@ use crate::runtime::parallel::{Team, for_each};
 /// All keys and values of a call.
 #[derive(Debug)]
 pub(super) struct Blocks {
-    /// For each key head and block `[BLOCK / width, size, width]`, `width` keys being those that the kernel takes at once.
+    /// For each key head and granule, as [`Granule`] has them.
     key: Aligned,
     key_len: usize,
-    /// For each key head and block `[BLOCK, value size]`, cut into columns as the kernel takes them.
     value: Aligned,
     value_len: usize,
     /// Of each granule and of each block.
@@ -41,15 +40,8 @@ struct Bounds {
 }
 
 impl Blocks {
-    /// Packs them for a kernel that takes `width` keys and at most as many columns of values at once, and whose registers
-    /// hold `lanes` numbers.
-    pub(super) fn pack(
-        call: &Attention<'_>,
-        shape: &Shape,
-        lanes: usize,
-        width: usize,
-        team: &dyn Team,
-    ) -> Result<Self> {
+    /// Packs them for these registers.
+    pub(super) fn pack(call: &Attention<'_>, shape: &Shape, registers: Registers, team: &dyn Team) -> Result<Self> {
         let num_keys = shape.num_carried + shape.tokens;
         let blocks = num_keys.div_ceil(BLOCK);
         let (mut end, mut position) = (vec![0; num_keys], vec![0; num_keys]);
@@ -68,12 +60,14 @@ impl Blocks {
             floats.resize(blocks * BLOCK, 0.0);
             floats
         };
-        let value_len = BLOCK * shape.value_size.next_multiple_of(lanes);
+        let Registers { lanes, keys, columns } = registers;
+        let granules_of_head = blocks * MOST_GRANULES;
+        let (key_len, value_len) = (GRANULE * shape.size, GRANULE * shape.value_size.next_multiple_of(lanes));
         // What lies beyond the last key stays 0: it must be finite, as a weight of 0 does not hide NaN.
         let mut packed = Self {
-            key: Aligned::zeros(shape.key_heads * blocks * BLOCK * shape.size),
-            key_len: BLOCK * shape.size,
-            value: Aligned::zeros(shape.key_heads * blocks * value_len),
+            key: Aligned::zeros(shape.key_heads * granules_of_head * key_len),
+            key_len,
+            value: Aligned::zeros(shape.key_heads * granules_of_head * value_len),
             value_len,
             granules,
             bounds,
@@ -84,19 +78,21 @@ impl Blocks {
         let destinations: Vec<_> = packed
             .key
             .get_mut()
-            .chunks_mut(packed.key_len)
-            .zip(packed.value.get_mut().chunks_mut(packed.value_len))
+            .chunks_mut(MOST_GRANULES * key_len)
+            .zip(packed.value.get_mut().chunks_mut(MOST_GRANULES * value_len))
             .enumerate()
             .collect();
         for_each(destinations, team, Vec::new, |copy: &mut Vec<f32>, (index, (key, value))| {
             let (head, first) = (index / blocks, index % blocks * BLOCK);
             let mut run_start = 0;
-            for (keys, values) in &call.keys {
-                let run = run_start..run_start + keys.dim().1;
+            for (run_keys, run_values) in &call.keys {
+                let run = run_start..run_start + run_keys.dim().1;
                 for index in first.max(run.start)..(first + BLOCK).min(run.end) {
-                    let row = index - run_start;
-                    pack_key(contiguous(&row_of(keys, head, row), copy), index - first, width, key);
-                    pack_value(contiguous(&row_of(values, head, row), copy), index - first, lanes, width, value);
+                    let (row, granule, place) = (index - run_start, (index - first) / GRANULE, index % GRANULE);
+                    let key = &mut key[granule * key_len..][..key_len];
+                    pack_key(contiguous(&row_of(run_keys, head, row), copy), place, keys, key);
+                    let value = &mut value[granule * value_len..][..value_len];
+                    pack_value(contiguous(&row_of(run_values, head, row), copy), place, lanes, columns, value);
                 }
                 run_start = run.end;
             }
@@ -104,18 +100,27 @@ impl Blocks {
         Ok(packed)
     }
 
-    /// Keys and values of a block.
-    pub(super) fn of(&self, head: usize, block: usize) -> (&[f32], &[f32]) {
-        let at = head * self.bounds.len() + block;
-        (
-            &self.key.get()[at * self.key_len..(at + 1) * self.key_len],
-            &self.value.get()[at * self.value_len..(at + 1) * self.value_len],
-        )
+    /// The granules of a block, packed.
+    pub(super) fn granules(&self, head: usize, block: usize) -> [Granule<'_>; MOST_GRANULES] {
+        std::array::from_fn(|granule| self.granule(head, block * MOST_GRANULES + granule))
+    }
+
+    /// A granule, packed.
+    pub(super) fn granule(&self, head: usize, granule: usize) -> Granule<'_> {
+        let at = head * self.granules.len() + granule;
+        let keys = granule * GRANULE..(granule + 1) * GRANULE;
+        Granule {
+            key: &self.key.get()[at * self.key_len..][..self.key_len],
+            value: &self.value.get()[at * self.value_len..][..self.value_len],
+            index: &self.index[keys.clone()],
+            end: &self.end[keys.clone()],
+            position: &self.position[keys],
+        }
     }
 
     /// Length of a row of values, in whole registers.
     pub(super) fn value_stride(&self) -> usize {
-        self.value_len / BLOCK
+        self.value_len / GRANULE
     }
 
     /// The blocks of which any of some tokens, numbered as keys, sees something but for a window, and a few others.
@@ -131,10 +136,11 @@ impl Blocks {
             Seen::Some(_) => {}
             other => return other,
         }
-        let granules = &self.granules[block * BLOCK / GRANULE..(block + 1) * BLOCK / GRANULE];
-        let is_seen = |granule: &Bounds| granule.seen(tokens, window.as_ref()) != Seen::Nothing;
-        match (granules.iter().position(is_seen), granules.iter().rposition(is_seen)) {
-            (Some(first), Some(last)) => Seen::Some(first..last + 1),
+        let first = block * MOST_GRANULES;
+        let is_seen = |granule: usize| self.granules[granule].seen(tokens, window.as_ref()) != Seen::Nothing;
+        let mut seen = (first..first + MOST_GRANULES).filter(|&granule| is_seen(granule));
+        match (seen.next(), seen.next_back()) {
+            (Some(from), to) => Seen::Some(from..to.unwrap_or(from) + 1),
             _ => Seen::Nothing,
         }
     }
@@ -148,13 +154,9 @@ impl Blocks {
         }
     }
 
-    /// The mask of a block for rows of these tokens, numbered as keys.
-    pub(super) fn mask(&self, block: usize, row_tokens: [usize; ROWS], window: Option<usize>) -> Mask<'_> {
-        let keys = block * BLOCK..(block + 1) * BLOCK;
+    /// The mask for rows of these tokens, numbered as keys.
+    pub(super) fn mask(&self, row_tokens: [usize; ROWS], window: Option<usize>) -> Mask {
         Mask {
-            index: &self.index[keys.clone()],
-            end: &self.end[keys.clone()],
-            position: &self.position[keys],
             row: row_tokens.map(|token| token as f32),
             beyond: row_tokens
                 .map(|token| window.map_or(f32::NEG_INFINITY, |window| self.position[token] - window as f32)),
@@ -166,7 +168,7 @@ impl Blocks {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Seen {
     Nothing,
-    /// Something of these granules.
+    /// Something of these granules, numbered over all blocks, and of none beside them.
     Some(Range<usize>),
     All,
 }
@@ -207,7 +209,7 @@ impl Bounds {
         } else if self.last <= first && self.least_end > last && !window.is_some_and(partly_far) {
             Seen::All
         } else {
-            Seen::Some(0..BLOCK / GRANULE)
+            Seen::Some(self.first / GRANULE..(self.last + 1).div_ceil(GRANULE))
         }
     }
 }
@@ -216,17 +218,17 @@ fn row_of<'a>(array: &'a ArrayView3<'_, f32>, head: usize, row: usize) -> ArrayV
     array.index_axis(Axis(0), head).index_axis_move(Axis(0), row)
 }
 
-fn pack_key(key: &[f32], row: usize, width: usize, block: &mut [f32]) {
-    let group = &mut block[row / width * width * key.len()..][..width * key.len()];
+fn pack_key(key: &[f32], row: usize, width: usize, granule: &mut [f32]) {
+    let group = &mut granule[row / width * width * key.len()..][..width * key.len()];
     for (line, &number) in group.chunks_exact_mut(width).zip(key) {
         line[row % width] = number;
     }
 }
 
-fn pack_value(value: &[f32], row: usize, lanes: usize, width: usize, block: &mut [f32]) {
+fn pack_value(value: &[f32], row: usize, lanes: usize, width: usize, granule: &mut [f32]) {
     let stride = value.len().next_multiple_of(lanes);
     for (part, first) in value.chunks(width).zip((0..).step_by(width)) {
         let columns = (stride - first).min(width);
-        block[first * BLOCK + row * columns..][..part.len()].copy_from_slice(part);
+        granule[first * GRANULE + row * columns..][..part.len()].copy_from_slice(part);
     }
 }

@@ -6,8 +6,8 @@ use ndarray::{ArrayView2, ArrayView3, Axis};
 use pulp::{Arch, Simd, WithSimd};
 
 use super::blocks::{Blocks, Seen};
-use super::kernel::{Aligned, BLOCK, Block, GRANULE, ROWS, Rows, Scores, Weights, pack_row};
-use super::{Attention, Registers, Shape, has_many_registers};
+use super::kernel::{Aligned, BLOCK, GRANULE, MOST_GRANULES, ROWS, Rows, Scores, Weights, pack_row};
+use super::{AskRegisters, Attention, Shape, has_many_registers};
 use crate::error::{Error, Result};
 use crate::kernels::rows::contiguous;
 use crate::kernels::simd::Processor;
@@ -71,11 +71,11 @@ impl Attention<'_> {
             let message = "attention to keys that were carried over has no gradient".to_owned();
             return Err(Error::InvalidArgument(message));
         }
-        let (lanes, width) = processor.run(Registers);
-        let keys = Blocks::pack(self, &shape, lanes, width, team)?;
+        let registers = processor.run(AskRegisters);
+        let keys = Blocks::pack(self, &shape, registers, team)?;
         // Gradients multiply by values where the forward pass does by keys, and the other way round.
         let swapped = Shape { size: shape.value_size, value_size: shape.size, ..shape };
-        let values = Blocks::pack(&self.swapped(), &swapped, lanes, width, team)?;
+        let values = Blocks::pack(&self.swapped(), &swapped, registers, team)?;
         let mut trees = Vec::new();
         let mut rest = [gradients.query, gradients.key, gradients.value];
         for head in 0..shape.key_heads {
@@ -165,45 +165,60 @@ impl WithSimd for Tree<'_, '_, '_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        if const { has_many_registers::<S>() } { self.run::<S, 4>(simd) } else { self.run::<S, 2>(simd) }
+        if const { !has_many_registers::<S>() } {
+            self.run::<S, 2, 2>(simd);
+        } else if const { S::F32_LANES < GRANULE } {
+            self.run::<S, 4, 4>(simd);
+        } else {
+            self.run::<S, 4, 1>(simd);
+        }
     }
 }
 
 impl Tree<'_, '_, '_> {
     #[inline(always)]
-    fn run<S: Simd, const V: usize>(&mut self, simd: S) {
+    fn run<S: Simd, const V: usize, const U: usize>(&mut self, simd: S) {
         let scores = Scores::new(self.call.scale, self.call.softcap);
         let (size, value_size) = (self.shape.size, self.shape.value_size);
         // Rows of keys lie in whole registers where they are multiplied as values are.
         let (stride, value_stride) = (self.values.value_stride(), self.keys.value_stride());
         self.begin(scores.query_scale, stride, value_stride);
         for block in self.tokens.start / BLOCK..self.tokens.end.div_ceil(BLOCK) {
-            let (key, _) = self.keys.of(self.head, block);
-            let (value, key_rows) = self.values.of(self.head, block);
+            let values = self.values.granules(self.head, block);
+            // As their values they have themselves, which are added to the gradients of queries.
+            let mut keys = self.keys.granules(self.head, block);
+            for (key, value) in keys.iter_mut().zip(&values) {
+                key.value = value.value;
+            }
             self.scratch.key_sums.get_mut().fill(0.0);
             self.scratch.value_sums.get_mut().fill(0.0);
+            let first = block * MOST_GRANULES;
             for panel in 0..self.scratch.rows.len() {
                 let tokens = self.row_tokens(panel);
                 let seen = self.keys.seen(block, &(tokens[0]..tokens[ROWS - 1] + 1), self.call.window);
                 let (granules, mask) = match seen {
                     Seen::Nothing => continue,
-                    Seen::Some(granules) => (granules, Some(self.keys.mask(block, tokens, self.call.window))),
-                    Seen::All => (0..BLOCK / GRANULE, None),
+                    Seen::Some(granules) => {
+                        (granules.start - first..granules.end - first, Some(self.keys.mask(tokens, self.call.window)))
+                    }
+                    Seen::All => (0..MOST_GRANULES, None),
                 };
                 let scratch = &mut *self.scratch;
                 let query = &scratch.query.get()[panel * ROWS * size..][..ROWS * size];
                 let gradient = &scratch.gradient.get()[panel * ROWS * value_size..][..ROWS * value_size];
-                let keys = Block { key, value: key_rows, granules: granules.clone() };
-                let values = Block { key: value, value: &[], granules };
                 let rows = &scratch.rows[panel];
-                let weights = Weights::new::<S, V>(simd, &scores, query, gradient, &keys, &values, mask.as_ref(), rows);
+                let (keys, values) = (&keys[granules.clone()], &values[granules.clone()]);
+                let weights =
+                    Weights::new::<S, V, U>(simd, &scores, query, gradient, keys, values, mask.as_ref(), rows);
                 let range = panel * ROWS * stride..(panel + 1) * ROWS * stride;
-                weights.add_to_queries::<S, V>(simd, &keys, &mut scratch.query_sums.get_mut()[range.clone()]);
+                weights.add_to_queries::<S, V>(simd, keys, &mut scratch.query_sums.get_mut()[range.clone()]);
                 let query_rows = &scratch.query_rows.get()[range];
-                weights.add_to_keys::<S, V>(simd, &keys, query_rows, scratch.key_sums.get_mut());
+                let from = granules.start * GRANULE;
+                weights.add_to_keys::<S, V>(simd, query_rows, &mut scratch.key_sums.get_mut()[from * stride..]);
                 let gradient_rows =
                     &scratch.gradient_rows.get()[panel * ROWS * value_stride..(panel + 1) * ROWS * value_stride];
-                weights.add_to_values::<S, V>(simd, &keys, gradient_rows, scratch.value_sums.get_mut());
+                let sums = &mut scratch.value_sums.get_mut()[from * value_stride..];
+                weights.add_to_values::<S, V>(simd, gradient_rows, sums);
             }
             self.write_block(block, stride, value_stride);
         }

@@ -9,11 +9,14 @@ use crate::kernels::simd::exp2;
 /// Query rows that are computed together.
 pub(super) const ROWS: usize = 6;
 
-/// Keys that are computed together.
-pub(super) const BLOCK: usize = 64;
-
-/// So many keys of a block are left out if none of them is seen: what the widest registers hold.
+/// Keys that are packed together, and left out together where none of them is seen: what the widest registers hold.
 pub(super) const GRANULE: usize = LANES;
+
+/// Granules that a panel attends to in one step.
+pub(super) const MOST_GRANULES: usize = 4;
+
+/// Keys of as many granules that follow each other.
+pub(super) const BLOCK: usize = MOST_GRANULES * GRANULE;
 
 /// Numbers in the widest registers.
 const LANES: usize = 16;
@@ -92,10 +95,14 @@ impl Scores {
     }
 }
 
+/// How far a score may be above what its row takes for the largest, base 2, before that is raised. Weights may be so many
+/// powers of two above 1: they have room for that, and most blocks then leave everything before them as it is.
+const MOST_ABOVE: f32 = 8.0;
+
 /// What is known of each row of a panel so far.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Running {
-    /// Largest score, base 2.
+    /// Largest score, base 2, but for [`MOST_ABOVE`].
     maximum: [f32; ROWS],
     /// Sum of `exp2(score - maximum)`, in as many parts as a register has lanes.
     sum: [[f32; LANES]; ROWS],
@@ -105,8 +112,9 @@ impl Running {
     pub(super) const NEW: Self = Self { maximum: [NOTHING_SEEN; ROWS], sum: [[0.0; LANES]; ROWS] };
 
     /// The sum of `exp(score - maximum)` and the logarithm of the sum of `exp(score)` of a row.
-    pub(super) fn sums(&self, row: usize) -> (f32, f32) {
-        let sum: f32 = self.sum[row].iter().sum();
+    #[inline(always)]
+    pub(super) fn sums<S: Simd>(&self, simd: S, row: usize) -> (f32, f32) {
+        let sum = simd.reduce_sum_f32s(S::as_simd_f32s(&self.sum[row]).0[0]);
         (sum, self.maximum[row].mul_add(std::f32::consts::LN_2, sum.ln()))
     }
 }
@@ -120,29 +128,24 @@ pub(super) struct Panel<'a> {
     pub(super) out: &'a mut [f32],
 }
 
-/// Keys and values, packed for registers of the kind at hand.
-pub(super) struct Block<'a> {
+/// Some keys and their values, packed for registers of the kind at hand.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Granule<'a> {
+    /// `[GRANULE / width, size, width]`, `width` keys being those of `U` registers.
     pub(super) key: &'a [f32],
+    /// `[GRANULE, value size in whole registers]`, cut into columns of `V` registers.
     pub(super) value: &'a [f32],
-    /// The part of the block that a panel sees something of, in granules.
-    pub(super) granules: Range<usize>,
-}
-
-impl Block<'_> {
-    /// The part of the block that a panel sees something of.
-    fn keys(&self) -> Range<usize> {
-        self.granules.start * GRANULE..self.granules.end * GRANULE
-    }
-}
-
-/// Which keys of a block each row sees.
-pub(super) struct Mask<'a> {
-    /// Numbers of the block's keys.
+    /// Numbers of the keys.
     pub(super) index: &'a [f32],
     /// Where their subtrees end.
     pub(super) end: &'a [f32],
     /// Their positions.
     pub(super) position: &'a [f32],
+}
+
+/// Which keys each row of a panel sees.
+#[derive(Debug)]
+pub(super) struct Mask {
     /// The row's own number among the keys.
     pub(super) row: [f32; ROWS],
     /// A row sees only keys at higher positions.
@@ -150,122 +153,154 @@ pub(super) struct Mask<'a> {
 }
 
 impl Panel<'_> {
-    /// Attends to a block.
+    /// Attends to at most [`MOST_GRANULES`].
     #[inline(always)]
-    pub(super) fn step<S: Simd, const V: usize>(
+    pub(super) fn step<S: Simd, const V: usize, const U: usize>(
         self,
         simd: S,
         scores: &Scores,
-        block: &Block<'_>,
-        mask: Option<&Mask<'_>>,
+        granules: &[Granule<'_>],
+        mask: Option<&Mask>,
     ) {
-        let keys = block.keys();
+        // Loops whose number of turns is known have no branch to be guessed wrongly, which few keys would not make up for.
+        match *granules {
+            [] => {}
+            [a] => self.step_over::<S, V, U, 1>(simd, scores, [a], mask),
+            [a, b] => self.step_over::<S, V, U, 2>(simd, scores, [a, b], mask),
+            [a, b, c] => self.step_over::<S, V, U, 3>(simd, scores, [a, b, c], mask),
+            [a, b, c, d, ..] => self.step_over::<S, V, U, MOST_GRANULES>(simd, scores, [a, b, c, d], mask),
+        }
+    }
+
+    /// The same for so many.
+    #[inline(always)]
+    pub(super) fn step_over<S: Simd, const V: usize, const U: usize, const G: usize>(
+        self,
+        simd: S,
+        scores: &Scores,
+        granules: [Granule<'_>; G],
+        mask: Option<&Mask>,
+    ) {
         let mut weights = [[0.0; BLOCK]; ROWS];
-        products::<S, V>(simd, self.query, block, &mut weights);
-        let mut largest = [0.0; ROWS];
-        for (row, weights) in weights.iter_mut().enumerate() {
-            let weights = &mut weights[keys.clone()];
+        products::<S, V, U>(simd, self.query, &granules, &mut weights);
+        let mut largest = [simd.splat_f32s(NOTHING_SEEN); ROWS];
+        let mut above = simd.splat_f32s(NOTHING_SEEN);
+        for (row, (weights, largest)) in weights.iter_mut().zip(&mut largest).enumerate() {
+            let weights = &mut weights[..G * GRANULE];
             if let Some(cap) = scores.softcap {
                 for score in S::as_mut_simd_f32s(weights).0 {
                     *score = simd.mul_f32s(simd.splat_f32s(cap), tanh(simd, *score));
                 }
             }
             if let Some(mask) = mask {
-                hide(simd, mask, row, keys.clone(), weights);
+                hide(simd, mask, row, &granules, weights);
             }
-            largest[row] = maximum(simd, weights);
+            for &score in S::as_simd_f32s(weights).0 {
+                *largest = simd.max_f32s(*largest, score);
+            }
+            above = simd.max_f32s(above, simd.sub_f32s(*largest, simd.splat_f32s(self.running.maximum[row])));
         }
-        let factors = raise(simd, &mut self.running.maximum, &largest);
+        let factors = if simd.reduce_max_f32s(above) > MOST_ABOVE {
+            Some(raise(simd, &mut self.running.maximum, largest))
+        } else {
+            None
+        };
         for (row, weights) in weights.iter_mut().enumerate() {
             let (maximum, sum) = (self.running.maximum[row], &mut self.running.sum[row]);
-            exponentials(simd, &mut weights[keys.clone()], maximum, factors[row], sum);
+            let factor = factors.map(|factors| factors[row]);
+            exponentials(simd, &mut weights[..G * GRANULE], maximum, factor, sum);
         }
-        add_values::<S, V>(simd, &weights, block.value, keys, &factors, self.out);
+        add_values::<S, V>(simd, &weights, &granules, factors.as_ref(), self.out);
     }
 }
 
 /// Scores of a panel: query x key.
 #[inline(always)]
-fn products<S: Simd, const V: usize>(simd: S, query: &[f32], block: &Block<'_>, scores: &mut [[f32; BLOCK]; ROWS]) {
-    let width = V * S::F32_LANES;
+fn products<S: Simd, const V: usize, const U: usize>(
+    simd: S,
+    query: &[f32],
+    granules: &[Granule<'_>],
+    scores: &mut [[f32; BLOCK]; ROWS],
+) {
     let (query, _) = query.as_chunks::<ROWS>();
-    let wanted = block.granules.start * GRANULE / S::F32_LANES..block.granules.end * GRANULE / S::F32_LANES;
-    for (group, key) in block.key.chunks_exact(query.len() * width).enumerate() {
-        let (from, to) = (wanted.start.max(group * V), wanted.end.min((group + 1) * V));
-        if from >= to {
-            continue;
+    if const { V > U } {
+        // Registers hold the sums of several granules.
+        match granules {
+            [a] => product::<S, U, 1>(simd, query, [a.key], 0, scores),
+            [a, b] => product::<S, U, 2>(simd, query, [a.key, b.key], 0, scores),
+            [a, b, c] => product::<S, U, 3>(simd, query, [a.key, b.key, c.key], 0, scores),
+            [a, b, c, d] => product::<S, U, 4>(simd, query, [a.key, b.key, c.key, d.key], 0, scores),
+            _ => {}
         }
-        let (key, _) = S::as_simd_f32s(key).0.as_chunks::<V>();
-        let at = from - group * V;
-        match to - from {
-            1 if V > 1 => product::<S, V, 1>(simd, query, key, at, from, scores),
-            2 if V > 2 => product::<S, V, 2>(simd, query, key, at, from, scores),
-            3 if V > 3 => product::<S, V, 3>(simd, query, key, at, from, scores),
-            _ => product::<S, V, V>(simd, query, key, at, from, scores),
+        return;
+    }
+    let width = U * S::F32_LANES;
+    for (granule, first) in granules.iter().zip((0..).step_by(GRANULE)) {
+        for (key, first) in granule.key.chunks_exact(query.len() * width).zip((first..).step_by(width)) {
+            product::<S, U, 1>(simd, query, [key], first, scores);
         }
     }
 }
 
-/// The same for the vectors `at .. at + N` of a group of keys, which are `from .. from + N` of the block.
+/// The same for `N` times `U` registers of keys, the first of which is `first` of the scores.
 #[inline(always)]
-fn product<S: Simd, const V: usize, const N: usize>(
+fn product<S: Simd, const U: usize, const N: usize>(
     simd: S,
     query: &[[f32; ROWS]],
-    key: &[[S::f32s; V]],
-    at: usize,
-    from: usize,
+    keys: [&[f32]; N],
+    first: usize,
     scores: &mut [[f32; BLOCK]; ROWS],
 ) {
-    let mut sums = [[simd.splat_f32s(0.0); N]; ROWS];
-    for (query, key) in query.iter().zip(key) {
+    let mut packed: [&[[S::f32s; U]]; N] = [&[]; N];
+    for (packed, key) in packed.iter_mut().zip(keys) {
+        *packed = &S::as_simd_f32s(key).0.as_chunks::<U>().0[..query.len()];
+    }
+    let mut sums = [[[simd.splat_f32s(0.0); U]; N]; ROWS];
+    for (at, query) in query.iter().enumerate() {
         for (sums, &query) in sums.iter_mut().zip(query) {
             let query = simd.splat_f32s(query);
-            for (sum, &key) in sums.iter_mut().zip(&key[at..at + N]) {
-                *sum = simd.mul_add_e_f32s(query, key, *sum);
+            for (sums, key) in sums.iter_mut().zip(&packed) {
+                for (sum, &key) in sums.iter_mut().zip(&key[at]) {
+                    *sum = simd.mul_add_e_f32s(query, key, *sum);
+                }
             }
         }
     }
+    let first = first / S::F32_LANES;
     for (scores, sums) in scores.iter_mut().zip(sums) {
-        S::as_mut_simd_f32s(scores).0[from..from + N].copy_from_slice(&sums);
+        let scores = &mut S::as_mut_simd_f32s(scores).0[first..first + N * U];
+        scores.copy_from_slice(sums.as_flattened());
     }
 }
 
 /// Sets the scores of keys that a row does not see to -infinity.
 #[inline(always)]
-fn hide<S: Simd>(simd: S, mask: &Mask<'_>, row: usize, keys: Range<usize>, scores: &mut [f32]) {
+fn hide<S: Simd>(simd: S, mask: &Mask, row: usize, granules: &[Granule<'_>], scores: &mut [f32]) {
     let (own, beyond) = (simd.splat_f32s(mask.row[row]), simd.splat_f32s(mask.beyond[row]));
-    let index = S::as_simd_f32s(&mask.index[keys.clone()]).0;
-    let end = S::as_simd_f32s(&mask.end[keys.clone()]).0;
-    let position = S::as_simd_f32s(&mask.position[keys]).0;
-    for (((score, &index), &end), &position) in
-        S::as_mut_simd_f32s(scores).0.iter_mut().zip(index).zip(end).zip(position)
-    {
-        let above = simd.and_m32s(simd.less_than_or_equal_f32s(index, own), simd.less_than_f32s(own, end));
-        let seen = simd.and_m32s(above, simd.less_than_f32s(beyond, position));
-        *score = simd.select_f32s(seen, *score, simd.splat_f32s(f32::NEG_INFINITY));
+    for (scores, granule) in scores.as_chunks_mut::<GRANULE>().0.iter_mut().zip(granules) {
+        let index = S::as_simd_f32s(granule.index).0;
+        let end = S::as_simd_f32s(granule.end).0;
+        let position = S::as_simd_f32s(granule.position).0;
+        for (((score, &index), &end), &position) in
+            S::as_mut_simd_f32s(scores).0.iter_mut().zip(index).zip(end).zip(position)
+        {
+            let above = simd.and_m32s(simd.less_than_or_equal_f32s(index, own), simd.less_than_f32s(own, end));
+            let seen = simd.and_m32s(above, simd.less_than_f32s(beyond, position));
+            *score = simd.select_f32s(seen, *score, simd.splat_f32s(f32::NEG_INFINITY));
+        }
     }
 }
 
-/// The largest score of a row.
-#[inline(always)]
-fn maximum<S: Simd>(simd: S, row: &[f32]) -> f32 {
-    let row = S::as_simd_f32s(row).0;
-    let mut largest = row[0];
-    for &score in &row[1..] {
-        largest = simd.max_f32s(largest, score);
-    }
-    simd.reduce_max_f32s(largest)
-}
-
-/// Raises the maxima of a panel's rows to their largest new scores; returns what older weights are to be multiplied by.
+/// Raises the maxima of a panel's rows to their largest new scores, of which there is one in each lane; returns what older
+/// weights are to be multiplied by.
 ///
 /// All rows at once, and not by the C library: of short segments most of the time is spent between the products.
 #[inline(always)]
-fn raise<S: Simd>(simd: S, maxima: &mut [f32; ROWS], largest: &[f32; ROWS]) -> [f32; ROWS] {
+fn raise<S: Simd>(simd: S, maxima: &mut [f32; ROWS], largest: [S::f32s; ROWS]) -> [f32; ROWS] {
     let mut factors = [0.0; LANES];
-    for ((maximum, &largest), factor) in maxima.iter_mut().zip(largest).zip(&mut factors) {
+    for ((maximum, largest), factor) in maxima.iter_mut().zip(largest).zip(&mut factors) {
         let before = *maximum;
-        *maximum = before.max(largest);
+        *maximum = before.max(simd.reduce_max_f32s(largest));
         *factor = before - *maximum;
     }
     // What has seen no key yet has sums of 0, and the least power of two times that is 0.
@@ -275,11 +310,14 @@ fn raise<S: Simd>(simd: S, maxima: &mut [f32; ROWS], largest: &[f32; ROWS]) -> [
     std::array::from_fn(|row| factors[row])
 }
 
-/// Turns a row's scores into weights `exp2(score - maximum)`, and adds them to their sum, times a factor.
+/// Turns a row's scores into weights `exp2(score - maximum)`, and adds them to their sum, times a factor if there is one.
 #[inline(always)]
-fn exponentials<S: Simd>(simd: S, row: &mut [f32], maximum: f32, factor: f32, sum: &mut [f32; LANES]) {
+fn exponentials<S: Simd>(simd: S, row: &mut [f32], maximum: f32, factor: Option<f32>, sum: &mut [f32; LANES]) {
     let sum = &mut S::as_mut_simd_f32s(sum).0[0];
-    let mut total = simd.mul_f32s(*sum, simd.splat_f32s(factor));
+    let mut total = *sum;
+    if let Some(factor) = factor {
+        total = simd.mul_f32s(total, simd.splat_f32s(factor));
+    }
     let subtract = simd.splat_f32s(maximum);
     for score in S::as_mut_simd_f32s(row).0 {
         *score = exp2(simd, simd.sub_f32s(*score, subtract));
@@ -288,59 +326,58 @@ fn exponentials<S: Simd>(simd: S, row: &mut [f32], maximum: f32, factor: f32, su
     *sum = total;
 }
 
-/// out = out x factors + weights x values.
+/// out = out x factors, if there are any, + weights x values.
 #[inline(always)]
 fn add_values<S: Simd, const V: usize>(
     simd: S,
     weights: &[[f32; BLOCK]; ROWS],
-    value: &[f32],
-    keys: Range<usize>,
-    factors: &[f32; ROWS],
+    granules: &[Granule<'_>],
+    factors: Option<&[f32; ROWS]>,
     out: &mut [f32],
 ) {
-    let stride = out.len() / ROWS;
-    let value = S::as_simd_f32s(value).0;
     let out = S::as_mut_simd_f32s(out).0;
-    let vectors = stride / S::F32_LANES;
+    let vectors = out.len() / ROWS;
     let whole = vectors / V * V;
     for first in (0..whole).step_by(V) {
-        add_columns::<S, V>(simd, weights, &value[first * BLOCK..], keys.clone(), factors, out, first);
+        add_columns::<S, V>(simd, weights, granules, factors, out, first);
     }
-    let rest = &value[whole * BLOCK..];
     match vectors - whole {
-        1 => add_columns::<S, 1>(simd, weights, rest, keys, factors, out, whole),
-        2 => add_columns::<S, 2>(simd, weights, rest, keys, factors, out, whole),
-        3 => add_columns::<S, 3>(simd, weights, rest, keys, factors, out, whole),
+        1 => add_columns::<S, 1>(simd, weights, granules, factors, out, whole),
+        2 => add_columns::<S, 2>(simd, weights, granules, factors, out, whole),
+        3 => add_columns::<S, 3>(simd, weights, granules, factors, out, whole),
         _ => {}
     }
 }
 
-/// The same for the columns `first..first + N`, counted in vectors; `value` is `[BLOCK, N]` and more.
+/// The same for the columns `first..first + N`, counted in vectors.
 #[inline(always)]
 fn add_columns<S: Simd, const N: usize>(
     simd: S,
     weights: &[[f32; BLOCK]; ROWS],
-    value: &[S::f32s],
-    keys: Range<usize>,
-    factors: &[f32; ROWS],
+    granules: &[Granule<'_>],
+    factors: Option<&[f32; ROWS]>,
     out: &mut [S::f32s],
     first: usize,
 ) {
     let vectors = out.len() / ROWS;
-    let (value, _) = value.as_chunks::<N>();
     let mut sums = [[simd.splat_f32s(0.0); N]; ROWS];
     for row in 0..ROWS {
-        let factor = simd.splat_f32s(factors[row]);
-        let out = &out[row * vectors + first..][..N];
-        for column in 0..N {
-            sums[row][column] = simd.mul_f32s(out[column], factor);
+        sums[row].copy_from_slice(&out[row * vectors + first..][..N]);
+        if let Some(factors) = factors {
+            let factor = simd.splat_f32s(factors[row]);
+            for sum in &mut sums[row] {
+                *sum = simd.mul_f32s(*sum, factor);
+            }
         }
     }
-    for (key, value) in keys.clone().zip(&value[keys]) {
-        for row in 0..ROWS {
-            let weight = simd.splat_f32s(weights[row][key]);
-            for column in 0..N {
-                sums[row][column] = simd.mul_add_e_f32s(weight, value[column], sums[row][column]);
+    for (granule, from) in granules.iter().zip((0..BLOCK).step_by(GRANULE)) {
+        let (value, _) = S::as_simd_f32s(granule.value).0[first * GRANULE..].as_chunks::<N>();
+        for (value, key) in value[..GRANULE].iter().zip(from..from + GRANULE) {
+            for row in 0..ROWS {
+                let weight = simd.splat_f32s(weights[row][key]);
+                for column in 0..N {
+                    sums[row][column] = simd.mul_add_e_f32s(weight, value[column], sums[row][column]);
+                }
             }
         }
     }
@@ -369,10 +406,12 @@ impl Rows {
     }
 }
 
-/// The weights of a block's keys in a panel's rows, and the gradients of what their scores were before a soft cap.
+/// The weights of some keys in a panel's rows, and the gradients of what their scores were before a soft cap.
 pub(super) struct Weights {
-    weights: [[f32; BLOCK]; ROWS],
+    softmax: [[f32; BLOCK]; ROWS],
     gradients: [[f32; BLOCK]; ROWS],
+    /// How many keys there are.
+    len: usize,
 }
 
 impl Weights {
@@ -381,29 +420,29 @@ impl Weights {
     /// # Arguments
     /// - `query`: Scaled queries, `[size, ROWS]`.
     /// - `gradient`: Gradients of the outputs, `[value size, ROWS]`.
-    /// - `keys`: The block's keys.
-    /// - `values`: The block's values, packed as keys are.
+    /// - `keys`: The keys, at most [`MOST_GRANULES`].
+    /// - `values`: Their values, packed as keys are.
     /// - `mask`: Which keys the rows see, unless it is all.
     /// - `rows`: What is known of the rows.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
-    pub(super) fn new<S: Simd, const V: usize>(
+    pub(super) fn new<S: Simd, const V: usize, const U: usize>(
         simd: S,
         scores: &Scores,
         query: &[f32],
         gradient: &[f32],
-        keys: &Block<'_>,
-        values: &Block<'_>,
-        mask: Option<&Mask<'_>>,
+        keys: &[Granule<'_>],
+        values: &[Granule<'_>],
+        mask: Option<&Mask>,
         rows: &Rows,
     ) -> Self {
-        let range = keys.keys();
-        let mut this = Self { weights: [[0.0; BLOCK]; ROWS], gradients: [[0.0; BLOCK]; ROWS] };
-        products::<S, V>(simd, query, keys, &mut this.weights);
-        products::<S, V>(simd, gradient, values, &mut this.gradients);
+        let len = keys.len() * GRANULE;
+        let mut this = Self { softmax: [[0.0; BLOCK]; ROWS], gradients: [[0.0; BLOCK]; ROWS], len };
+        products::<S, V, U>(simd, query, keys, &mut this.softmax);
+        products::<S, V, U>(simd, gradient, values, &mut this.gradients);
         let one = simd.splat_f32s(1.0);
-        for (row, (weights, gradients)) in this.weights.iter_mut().zip(&mut this.gradients).enumerate() {
-            let (weights, gradients) = (&mut weights[range.clone()], &mut gradients[range.clone()]);
+        for (row, (weights, gradients)) in this.softmax.iter_mut().zip(&mut this.gradients).enumerate() {
+            let (weights, gradients) = (&mut weights[..len], &mut gradients[..len]);
             let along = simd.splat_f32s(rows.along[row]);
             let gradients = S::as_mut_simd_f32s(gradients).0;
             for (gradient, weight) in gradients.iter_mut().zip(S::as_mut_simd_f32s(weights).0) {
@@ -415,7 +454,7 @@ impl Weights {
                 }
             }
             if let Some(mask) = mask {
-                hide(simd, mask, row, range.clone(), weights);
+                hide(simd, mask, row, keys, weights);
             }
             let log_sum_exp = simd.splat_f32s(rows.log_sum_exp[row]);
             for (gradient, weight) in gradients.iter_mut().zip(S::as_mut_simd_f32s(weights).0) {
@@ -429,42 +468,32 @@ impl Weights {
     }
 
     /// Adds to the gradients of a panel's queries, `[ROWS, size in whole registers]`, but for the scale.
+    ///
+    /// `keys` has as its values the keys.
     #[inline(always)]
-    pub(super) fn add_to_queries<S: Simd, const V: usize>(&self, simd: S, keys: &Block<'_>, sums: &mut [f32]) {
-        add_values::<S, V>(simd, &self.gradients, keys.value, keys.keys(), &[1.0; ROWS], sums);
+    pub(super) fn add_to_queries<S: Simd, const V: usize>(&self, simd: S, keys: &[Granule<'_>], sums: &mut [f32]) {
+        add_values::<S, V>(simd, &self.gradients, keys, None, sums);
     }
 
-    /// Adds to the gradients of a block's keys, `[BLOCK, size in whole registers]`, but for the scale.
+    /// Adds to the gradients of the keys, `[keys, size in whole registers]`, but for the scale.
     #[inline(always)]
-    pub(super) fn add_to_keys<S: Simd, const V: usize>(
-        &self,
-        simd: S,
-        keys: &Block<'_>,
-        queries: &[f32],
-        sums: &mut [f32],
-    ) {
-        add_rows::<S, V>(simd, &self.gradients, keys.keys(), queries, sums);
+    pub(super) fn add_to_keys<S: Simd, const V: usize>(&self, simd: S, queries: &[f32], sums: &mut [f32]) {
+        add_rows::<S, V>(simd, &self.gradients, self.len, queries, sums);
     }
 
-    /// Adds to the gradients of a block's values, `[BLOCK, value size in whole registers]`.
+    /// Adds to the gradients of the values, `[keys, value size in whole registers]`.
     #[inline(always)]
-    pub(super) fn add_to_values<S: Simd, const V: usize>(
-        &self,
-        simd: S,
-        keys: &Block<'_>,
-        gradients: &[f32],
-        sums: &mut [f32],
-    ) {
-        add_rows::<S, V>(simd, &self.weights, keys.keys(), gradients, sums);
+    pub(super) fn add_to_values<S: Simd, const V: usize>(&self, simd: S, gradients: &[f32], sums: &mut [f32]) {
+        add_rows::<S, V>(simd, &self.softmax, self.len, gradients, sums);
     }
 }
 
-/// sums = sums + transposed weights x rows.
+/// sums = sums + transposed weights x rows, for the first `len` weights of each row.
 #[inline(always)]
 fn add_rows<S: Simd, const V: usize>(
     simd: S,
     weights: &[[f32; BLOCK]; ROWS],
-    keys: Range<usize>,
+    len: usize,
     rows: &[f32],
     sums: &mut [f32],
 ) {
@@ -473,12 +502,12 @@ fn add_rows<S: Simd, const V: usize>(
     let vectors = rows.len() / ROWS;
     let whole = vectors / V * V;
     for first in (0..whole).step_by(V) {
-        add_row_columns::<S, V>(simd, weights, keys.clone(), rows, sums, first);
+        add_row_columns::<S, V>(simd, weights, len, rows, sums, first);
     }
     match vectors - whole {
-        1 => add_row_columns::<S, 1>(simd, weights, keys, rows, sums, whole),
-        2 => add_row_columns::<S, 2>(simd, weights, keys, rows, sums, whole),
-        3 => add_row_columns::<S, 3>(simd, weights, keys, rows, sums, whole),
+        1 => add_row_columns::<S, 1>(simd, weights, len, rows, sums, whole),
+        2 => add_row_columns::<S, 2>(simd, weights, len, rows, sums, whole),
+        3 => add_row_columns::<S, 3>(simd, weights, len, rows, sums, whole),
         _ => {}
     }
 }
@@ -488,7 +517,7 @@ fn add_rows<S: Simd, const V: usize>(
 fn add_row_columns<S: Simd, const N: usize>(
     simd: S,
     weights: &[[f32; BLOCK]; ROWS],
-    keys: Range<usize>,
+    len: usize,
     rows: &[S::f32s],
     sums: &mut [S::f32s],
     first: usize,
@@ -496,7 +525,7 @@ fn add_row_columns<S: Simd, const N: usize>(
     let vectors = rows.len() / ROWS;
     let held: [[S::f32s; N]; ROWS] =
         std::array::from_fn(|row| std::array::from_fn(|column| rows[row * vectors + first + column]));
-    for (key, sums) in keys.clone().zip(sums[keys.start * vectors..].chunks_exact_mut(vectors)) {
+    for (key, sums) in (0..len).zip(sums.chunks_exact_mut(vectors)) {
         let mut added: [S::f32s; N] = std::array::from_fn(|column| sums[first + column]);
         for row in 0..ROWS {
             let weight = simd.splat_f32s(weights[row][key]);

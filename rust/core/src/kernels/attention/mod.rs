@@ -1,10 +1,11 @@
 //! Attention over a packed token trie on the processor: scores, softmax and weighted sums in one pass, no mask in memory.
 //!
-//! The rule is [`crate::tokens::pack`]'s: a token sees `key <= itself < subtree_end[key]`. Keys are cut into blocks of
-//! `kernel::BLOCK` and queries into panels of `kernel::ROWS` rows, a row being one query head of one token; a panel
-//! goes over the blocks of which it sees something, with a running maximum and sum (`FlashAttention`, arXiv 2205.14135).
-//! Whole blocks are skipped by two comparisons, so a batch of many short branches costs what its branches cost. Heads that
-//! share keys are rows of the same panel: their keys are read once.
+//! The rule is [`crate::tokens::pack`]'s: a token sees `key <= itself < subtree_end[key]`. Keys are cut into granules of
+//! `kernel::GRANULE`, four of which make a block, and queries into panels of `kernel::ROWS` rows, a row being one query head of one
+//! token; a panel goes over the keys of which it sees something, with a running maximum and sum (`FlashAttention`, arXiv
+//! 2205.14135). Whole blocks are skipped by two comparisons, so a batch of many short branches costs what its branches cost; the
+//! granules that a panel sees some keys of, far from each other in a trie, go through the registers four at a time. Heads that share
+//! keys are rows of the same panel: their keys are read once.
 
 #![allow(clippy::inline_always)] // See `crate::kernels::simd`.
 
@@ -23,7 +24,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use self::blocks::Blocks;
 use self::blocks::Seen;
-use self::kernel::{Aligned, BLOCK, Block, GRANULE, Panel, ROWS, Running, Scores, pack_panel};
+use self::kernel::{Aligned, GRANULE, MOST_GRANULES, Mask, Panel, ROWS, Running, Scores, pack_panel};
 use crate::error::{Error, Result};
 use crate::kernels::simd::Processor;
 use crate::runtime::parallel::{Team, for_each};
@@ -90,8 +91,7 @@ impl Attention<'_> {
         if out.len() != tokens * heads * shape.value_size || log_sum_exp.len() != tokens * heads {
             return Err(Error::InvalidArgument("the outputs of an attention call do not fit its inputs".to_owned()));
         }
-        let (lanes, width) = processor.run(Registers);
-        let blocks = Blocks::pack(self, &shape, lanes, width, team)?;
+        let blocks = Blocks::pack(self, &shape, processor.run(AskRegisters), team)?;
         let step = (TILE_ROWS / shape.group).max(1);
         // The last tokens see most, so they come first and the threads end together.
         let tiles: Vec<_> = out
@@ -165,15 +165,28 @@ impl Shape {
     }
 }
 
-/// How many numbers a register of this processor holds, and how many the kernel takes at once.
-struct Registers;
+/// What the kernel takes at once on a processor.
+#[derive(Debug, Clone, Copy)]
+struct Registers {
+    /// Numbers in a register.
+    lanes: usize,
+    /// Keys that lie side by side: those of `U` registers, at most a granule.
+    keys: usize,
+    /// Columns of values that lie side by side: those of `V` registers.
+    columns: usize,
+}
 
-impl WithSimd for Registers {
-    type Output = (usize, usize);
+/// What they are.
+struct AskRegisters;
+
+impl WithSimd for AskRegisters {
+    type Output = Registers;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> (usize, usize) {
-        (S::F32_LANES, S::F32_LANES * if has_many_registers::<S>() { 4 } else { 2 })
+    fn with_simd<S: Simd>(self, _: S) -> Registers {
+        let lanes = S::F32_LANES;
+        let columns = lanes * if has_many_registers::<S>() { 4 } else { 2 };
+        Registers { lanes, keys: columns.min(GRANULE), columns }
     }
 }
 
@@ -182,16 +195,41 @@ const fn has_many_registers<S: Simd>() -> bool {
     S::REGISTER_COUNT > ROWS * 4 + 4
 }
 
+/// A step of a panel over some granules, of which it may see only a part.
+#[derive(Debug)]
+struct Part {
+    panel: usize,
+    /// They are `len` from here on in [`Scratch::granules`].
+    first: usize,
+    len: usize,
+}
+
 /// Memory of one thread, used again from tile to tile.
 #[derive(Debug, Default)]
 struct Scratch {
-    /// The tokens of each panel's rows, numbered as keys.
-    tokens: Vec<[usize; ROWS]>,
+    /// Blocks that a panel sees the whole of, with the panel.
+    whole: Vec<(usize, usize)>,
+    /// What else panels see.
+    parts: Vec<Part>,
+    granules: Vec<usize>,
+    /// Of each panel.
+    masks: Vec<Mask>,
     query: Aligned,
     /// Queries of one panel that do not lie in one piece.
     strewn: Vec<f32>,
     running: Vec<Running>,
     out: Aligned,
+}
+
+/// A panel of those in a thread's memory.
+#[inline(always)]
+fn panel_of<'a>(query: &'a Aligned, running: &'a mut [Running], out: &'a mut Aligned, panel: usize) -> Panel<'a> {
+    let (query_len, out_len) = (query.get().len() / running.len(), out.get().len() / running.len());
+    Panel {
+        query: &query.get()[panel * query_len..][..query_len],
+        out: &mut out.get_mut()[panel * out_len..][..out_len],
+        running: &mut running[panel],
+    }
 }
 
 /// Some tokens of a batch, all their heads.
@@ -210,41 +248,70 @@ impl WithSimd for Tile<'_, '_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        if const { has_many_registers::<S>() } { self.run::<S, 4>(simd) } else { self.run::<S, 2>(simd) }
+        if const { !has_many_registers::<S>() } {
+            self.run::<S, 2, 2>(simd);
+        } else if const { S::F32_LANES < GRANULE } {
+            self.run::<S, 4, 4>(simd);
+        } else {
+            self.run::<S, 4, 1>(simd);
+        }
     }
 }
 
 impl Tile<'_, '_> {
     #[inline(always)]
-    fn run<S: Simd, const V: usize>(&mut self, simd: S) {
+    fn run<S: Simd, const V: usize, const U: usize>(&mut self, simd: S) {
         let scores = Scores::new(self.call.scale, self.call.softcap);
-        let stride = self.blocks.value_stride();
-        let keys = self.tokens.start + self.shape.num_carried..self.tokens.end + self.shape.num_carried;
-        let panels = (self.tokens.len() * self.shape.group).div_ceil(ROWS);
-        self.scratch.tokens = (0..panels).map(|panel| self.row_tokens(panel)).collect();
+        self.look();
         for head in 0..self.shape.key_heads {
             self.begin(head, scores.query_scale);
-            for block in self.blocks.before(&keys) {
-                let (key, value) = self.blocks.of(head, block);
-                for panel in 0..self.scratch.running.len() {
-                    let rows = self.scratch.tokens[panel];
-                    let seen = self.blocks.seen(block, &(rows[0]..rows[ROWS - 1] + 1), self.call.window);
-                    let (granules, mask) = match seen {
-                        Seen::Nothing => continue,
-                        Seen::Some(granules) => (granules, Some(self.blocks.mask(block, rows, self.call.window))),
-                        Seen::All => (0..BLOCK / GRANULE, None),
-                    };
-                    let query = self.shape.size * ROWS;
-                    Panel {
-                        query: &self.scratch.query.get()[panel * query..(panel + 1) * query],
-                        running: &mut self.scratch.running[panel],
-                        out: &mut self.scratch.out.get_mut()[panel * ROWS * stride..(panel + 1) * ROWS * stride],
-                    }
-                    .step::<S, V>(simd, &scores, &Block { key, value, granules }, mask.as_ref());
+            for &(block, panel) in &self.scratch.whole {
+                let panel = panel_of(&self.scratch.query, &mut self.scratch.running, &mut self.scratch.out, panel);
+                panel.step_over::<S, V, U, MOST_GRANULES>(simd, &scores, self.blocks.granules(head, block), None);
+            }
+            for &Part { panel, first, len } in &self.scratch.parts {
+                let numbers = &self.scratch.granules[first..first + len];
+                let mut granules = [self.blocks.granule(head, numbers[0]); MOST_GRANULES];
+                for (granule, &number) in granules.iter_mut().zip(numbers) {
+                    *granule = self.blocks.granule(head, number);
+                }
+                let mask = &self.scratch.masks[panel];
+                let panel = panel_of(&self.scratch.query, &mut self.scratch.running, &mut self.scratch.out, panel);
+                panel.step::<S, V, U>(simd, &scores, &granules[..len], Some(mask));
+            }
+            self.end(simd, head);
+        }
+    }
+
+    /// Finds out what each panel sees, which is the same for all heads.
+    fn look(&mut self) {
+        let panels = (self.tokens.len() * self.shape.group).div_ceil(ROWS);
+        let rows: Vec<_> = (0..panels).map(|panel| self.row_tokens(panel)).collect();
+        let scratch = &mut *self.scratch;
+        scratch.masks.clear();
+        scratch.whole.clear();
+        scratch.parts.clear();
+        scratch.granules.clear();
+        for (panel, rows) in rows.into_iter().enumerate() {
+            let (tokens, first) = (rows[0]..rows[ROWS - 1] + 1, scratch.granules.len());
+            for block in self.blocks.before(&tokens) {
+                match self.blocks.seen(block, &tokens, self.call.window) {
+                    Seen::Nothing => {}
+                    Seen::All => scratch.whole.push((block, panel)),
+                    Seen::Some(granules) => scratch.granules.extend(granules),
                 }
             }
-            self.end(head);
+            scratch.masks.push(self.blocks.mask(rows, self.call.window));
+            // Steps as long as each other: what one costs beside its products is the same for few granules and many.
+            let len = scratch.granules.len() - first;
+            let steps = len.div_ceil(MOST_GRANULES);
+            for step in 0..steps {
+                let (from, to) = (step * len / steps, (step + 1) * len / steps);
+                scratch.parts.push(Part { panel, first: first + from, len: to - from });
+            }
         }
+        // What is read of a block then serves all panels that see it.
+        scratch.whole.sort_unstable();
     }
 
     /// The tokens of a panel's rows, numbered as keys. A row is a query head of a token; the last panel repeats the last.
@@ -286,11 +353,11 @@ impl Tile<'_, '_> {
 
     /// Writes down what was computed for a key head.
     #[inline(always)]
-    fn end(&mut self, head: usize) {
+    fn end<S: Simd>(&mut self, simd: S, head: usize) {
         let (group, size, heads) = (self.shape.group, self.shape.value_size, self.shape.heads());
         let stride = self.blocks.value_stride();
         for row in 0..self.tokens.len() * group {
-            let (sum, log_sum_exp) = self.scratch.running[row / ROWS].sums(row % ROWS);
+            let (sum, log_sum_exp) = self.scratch.running[row / ROWS].sums(simd, row % ROWS);
             let place = row / group * heads + head * group + row % group;
             self.log_sum_exp[place] = log_sum_exp;
             let weighted = &self.scratch.out.get()[row * stride..][..size];
