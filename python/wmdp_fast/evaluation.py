@@ -23,6 +23,7 @@ from wmdp_fast.prompts.texts import read_texts, text_requests
 from wmdp_fast.prompts.tokenizer import BackgroundTokenizer
 from wmdp_fast.results.by_task import task_results
 from wmdp_fast.results.finished import JOURNALS, KEY, asked_facts, finished_run
+from wmdp_fast.results.letters import OneLetterWarning
 from wmdp_fast.results.lm_eval_files import tokenizer_info
 from wmdp_fast.results.near_tie import near_tie_of
 from wmdp_fast.results.paths import output_folder, results_under
@@ -529,7 +530,7 @@ class Evaluation:
                 held = {"kind": sharing.parallel, "processes": sharing.place.size}
                 result = replace(result, details={**result.details, "parallel": held})
             for note in result.letter_notes():
-                warnings.warn(note, WmdpFastWarning, stacklevel=3)
+                warnings.warn(note, OneLetterWarning, stacklevel=3)
             if keeping.output is not None and (sharing is None or sharing.place.rank == 0):
                 with clock("save"):
                     result = replace(result, saved_to=result.save(keeping.output, log_samples=log_samples))

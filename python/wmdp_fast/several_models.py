@@ -266,8 +266,9 @@ def _outputs(output: str | PathLike[str] | None, specs: Sequence[ModelSpec]) -> 
         variant = [part for part in (spec.revision, os.fspath(spec.peft) if spec.peft else None) if part]
         own = variant and names.count(name) > 1
         places.append(Path(output) / sanitize_model_name("__".join(variant)) if own else Path(output))
-    if len({(place, name) for place, name in zip(places, names, strict=True)}) < len(specs):
-        raise ValueError("models names one model twice")
+    homes = list(zip(places, names, strict=True))
+    if again := [name for number, (place, name) in enumerate(homes) if (place, name) in homes[:number]]:
+        raise ValueError(f"{again[0]} is named twice, and its results would go to one place: name it once")
     return list(places)
 
 

@@ -219,8 +219,11 @@ def test_the_wrong_order_is_doubted(
     given = [str(runs["wmdp-fast", model]) for model in ("unlearned", "base")]
     assert cli.main(["compare", *given]) == 0
     captured = capsys.readouterr()
-    assert captured.err.startswith("warning: org/unlearned and org/base: the run taken as before is called")
-    assert "the order is BEFORE AFTER" in captured.out
+    assert captured.out.count("the order is BEFORE AFTER") == 1
+    assert captured.err == ""
+    assert cli.main(["compare", *given, "--json"]) == 0
+    told = capsys.readouterr().err
+    assert told.startswith("warning: org/unlearned and org/base: the run taken as before is called")
     assert cli.main(["compare", *given[::-1]]) == 0
     assert capsys.readouterr().err == ""
 

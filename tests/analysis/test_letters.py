@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import pytest
 import wmdp_fast as wf
 from tests.support import tiny_models
 from tests.support.evaluations import NEAR_TIE, eval_result, task_of
+from tests.support.expected_warnings import printed
 from wmdp_fast import cli, evaluation
 from wmdp_fast._rust import PromptTemplate, QuestionSet
 from wmdp_fast.analysis import statistics
@@ -79,7 +81,9 @@ def test_one_letter_is_told_of_everywhere(tmp_path: Path, capsys: pytest.Capture
     assert json.loads(json.dumps(rescore(saved[1]).to_json()))["tasks"]["clouds"]["one_letter"]["predicted"] == 80
 
 
-def test_evaluate_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def answers_a(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A model that answers A to everything, and the file `birds` to ask it, as arguments of `eval`."""
     tiny_models.build("llama").save_pretrained(tmp_path / "model")
     tiny_models.tokenizer().save_pretrained(tmp_path / "model")
     rows = [{"question": f"Is {i}?", "choices": list("wxyz"), "answer": i % 4} for i in range(20)]
@@ -92,8 +96,50 @@ def test_evaluate_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         return task_results(read, prompts, scores, **options)
 
     monkeypatch.setattr(evaluation, "task_results", preferring)
-    with pytest.warns(WmdpFastWarning, match="birds: A is answered to 20 of 20 questions, of 5 of which"):
-        wf.evaluate(tmp_path / "model", tasks=questions, device="cpu", progress=False)
+    return [str(tmp_path / "model"), "--tasks", str(questions)]
+
+
+BIRDS = "birds: A is answered to 20 of 20 questions, of 5 of which"
+
+
+def test_evaluate_warns(answers_a: list[str]) -> None:
+    model, _, questions = answers_a
+    with pytest.warns(WmdpFastWarning, match=BIRDS):
+        wf.evaluate(model, tasks=questions, device="cpu", progress=False)
+
+
+@printed(".*is answered to")
+def test_a_terminal_shows_it_once(answers_a: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*answers_a[1:], "--device", "cpu", "--quiet", "--output", str(tmp_path / "results")]
+    model = answers_a[0]
+    other = shutil.copytree(model, tmp_path / "other")
+    # Below the table, where the numbers go; also of several models, and of results that are read back.
+    shown = []
+    for more in ([], ["--resume"], [str(other), "--resume"]):
+        assert cli.main(["eval", model, *more, *options]) == 0
+        out, err = capsys.readouterr()
+        assert (out.count(BIRDS), err.count(BIRDS)) == (1 + (len(more) > 1), 0)
+        shown.append(out)
+    assert shown[0] == shown[1]
+    # JSON has no table, but a list of warnings.
+    for more in ([], ["--resume"]):
+        assert cli.main(["eval", model, *more, *options, "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert err.count(BIRDS) == 1
+        assert json.loads(out)["wmdp_fast"]["warnings"][-1].startswith(BIRDS)
+
+
+def test_a_table_that_is_read_back_has_what_stood_below_it(tmp_path: Path) -> None:
+    result = replace(result_of(0.0, 30.0), near_tie=0.5)
+    saved = wf.read_results(result.save(tmp_path))
+    assert COLLAPSED in result.table()
+    assert saved.table() == result.table()
+    # What is not as this package writes it is named, and not shown.
+    content = json.loads(saved.path.read_text(encoding="utf-8"))
+    content["wmdp_fast"]["tasks"]["clouds"]["one_letter"]["predicted"] = "all"
+    saved.path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(wf.DatasetError, match=r"wmdp_fast.tasks.clouds.one_letter.*predicted"):
+        wf.read_results(saved.path)
 
 
 def test_many_tasks_are_told_of_together() -> None:

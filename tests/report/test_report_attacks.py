@@ -126,6 +126,35 @@ def test_claims_say_no_more_than_the_intervals() -> None:
     assert "removed" not in " ".join(told[:-1])
 
 
+def with_base(result: AttackResult, accuracy: float) -> AttackResult:
+    """The same beside a base with that accuracy, asked as it is and under the attack."""
+    runs = [
+        replace(one, readings=(reading(accuracy, 0.6),)) if one.role == "base" and one.readings else one
+        for one in result.runs
+    ]
+    return replace(result, runs=runs)
+
+
+def test_where_the_base_may_guess_nothing_is_said_to_resist() -> None:
+    guessing = with_base(attacked(0.26, 0.27), 0.27)
+    assert outcome(guessing) == "nothing to bring back"
+    assert "the base is not told from guessing either" in " ".join(claims(guessing))
+    assert "resists" not in " ".join(claims(guessing))
+    assert "so there was nothing to bring back" in guessing.claim()
+    # What comes back all the same was there, or was taught.
+    assert outcome(with_base(attacked(0.26, 0.7), 0.27)) == "comes back"
+    knowing = attacked(0.26, 0.27)
+    assert "nothing to bring back" not in knowing.claim()
+    assert "without a base" not in claims(knowing)[-1]
+    alone = replace(
+        knowing,
+        models={"unlearned": knowing.models["unlearned"]},
+        runs=[one for one in knowing.runs if one.role == "unlearned"],
+    )
+    assert outcome(alone) == "resists"
+    assert "without a base, so that what there was to bring back is not known" in claims(alone)[-1]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made: Path = tmp_path_factory.mktemp("reported")

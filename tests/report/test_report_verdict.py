@@ -9,10 +9,11 @@ import pytest
 pytest.importorskip("matplotlib", reason="needs the extra `plots`")
 pytest.importorskip("jinja2", reason="needs the extra `plots`")
 
-from tests.support import report_examples
+from tests.support import report_examples, sweep_examples
 from wmdp_fast.report import page
 from wmdp_fast.report.content import Change, Estimate, Report, Row, Run, Standing
-from wmdp_fast.report.verdict import verdicts
+from wmdp_fast.report.verdict import sweep_verdicts, verdicts
+from wmdp_fast.unlearning.sweep.sweep import _worth_having
 
 CHANCE = 0.25
 
@@ -101,6 +102,43 @@ def test_a_cost_is_named_only_where_it_is_significant_and_the_worst_subject_is_n
     [cost] = [one for one in verdicts(hidden) if one.question == "At what cost?"]
     assert any("Of 6 tasks 1 lost" in reason and "virology" in reason for reason in cost.reasons)
     assert answer(report(row("wmdp", "forget", 0.6, 0.3)), "At what cost?") == "Not measured"
+
+
+def test_a_loss_that_so_few_questions_could_not_show_is_not_said_to_be_none():
+    kept = row("mmlu", "retain", 0.58, 0.57, p=0.3)
+    [change] = kept.changes
+    few = replace(kept, changes=[replace(change, low=-0.13, high=0.11)])
+    shown = report(row("wmdp", "forget", 0.6, 0.3), few)
+    assert answer(shown, "At what cost?") == "Too few questions to tell"
+    [cost] = [one for one in verdicts(shown) if one.question == "At what cost?"]
+    assert any("13.0\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}+11.0" in reason for reason in cost.reasons)
+
+
+def test_what_could_not_be_done_before_is_not_said_to_be_kept():
+    shown = report(row("wmdp", "forget", 0.6, 0.3), row("mmlu", "retain", 0.26, 0.25, p=0.9))
+    assert answer(shown, "At what cost?") == "Was at guessing before"
+    mixed = report(
+        row("wmdp", "forget", 0.6, 0.3), row("mmlu", "retain", 0.26, 0.25, p=0.9), row("arc", "retain", 0.6, 0.6, p=1.0)
+    )
+    assert answer(mixed, "At what cost?") == "No significant loss"
+
+
+def test_a_sweep_of_a_model_that_may_guess_has_forgotten_and_kept_nothing():
+    knowing = sweep_examples.result()
+    assert knowing.cautions == []
+    found = {one.question: one.answers[0][1] for one in sweep_verdicts(knowing)}
+    assert (found["Forgotten?"], found["At what cost?"]) == ("In part", "\N{MINUS SIGN}2.0 points")
+    base = replace(knowing.base, forget=sweep_examples.accuracy(0.27), retain=sweep_examples.accuracy(0.26))
+    front, best = _worth_having(base, knowing.runs)
+    guessing = replace(knowing, base=base, front=front, best=best)
+    assert best is not None
+    found = {one.question: one.answers[0][1] for one in sweep_verdicts(guessing)}
+    assert (found["Forgotten?"], found["At what cost?"]) == ("Was at guessing before", "Was at guessing before")
+    forget, retain = guessing.cautions
+    assert forget.startswith("forget: the model before is not told from guessing (0.2700, guessing gives 0.2500)")
+    assert "no loss shows there" in retain
+    assert guessing.table().splitlines()[-2:] == [forget, retain]
+    assert guessing.to_json()["cautions"] == [forget, retain]
 
 
 def test_nothing_is_called_robust_that_was_not_tried():

@@ -65,12 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
         near=arguments.near,
         confidence=arguments.confidence,
     )
-    for contrast, after in zip(comparison.contrasts, runs[1:], strict=True):
-        if doubt := order_doubt(runs[0], after):
-            print(
-                f"warning: {contrast.before} and {contrast.after}: {doubt}; the order is BEFORE AFTER", file=sys.stderr
-            )
     if arguments.json:
+        # A table has it below.
+        for contrast, after in zip(comparison.contrasts, runs[1:], strict=True):
+            if doubt := order_doubt(runs[0], after):
+                which = f"{contrast.before} and {contrast.after}"
+                print(f"warning: {which}: {doubt}; the order is BEFORE AFTER", file=sys.stderr)
         print(strict_json.dumps(comparison.to_json(), indent=2, ensure_ascii=False))
     else:
         print(comparison.markdown() if arguments.markdown else comparison.table())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import warnings
@@ -13,6 +14,7 @@ from wmdp_fast.cli import devices, failures
 from wmdp_fast.cli.asking import add_selection, add_wording
 from wmdp_fast.cli.options import positive_number, whole_number, whole_number_or_auto
 from wmdp_fast.exceptions import WmdpFastWarning
+from wmdp_fast.results.letters import OneLetterWarning
 from wmdp_fast.results.saved import SavedResults
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.clock import timings_table
@@ -20,7 +22,7 @@ from wmdp_fast.runtime.ranks import place_of_process
 from wmdp_fast.scoring.server import Server
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from wmdp_fast.results.result import EvalResult
     from wmdp_fast.several_models import ModelSpec, ScoredModel
@@ -279,11 +281,21 @@ def _check_devices(arguments: argparse.Namespace) -> None:
 def _evaluate(model: str | Server, arguments: argparse.Namespace, options: dict[str, Any]) -> int:
     from wmdp_fast.evaluation import evaluate
 
-    result: EvalResult | SavedResults = evaluate(model, **options, progress=not arguments.quiet)
+    with _not_said_twice(arguments):
+        result: EvalResult | SavedResults = evaluate(model, **options, progress=not arguments.quiet)
     if place_of_process().rank == 0:
         report(result, as_json=arguments.json)
         _notes(result, arguments)
     return 0
+
+
+@contextlib.contextmanager
+def _not_said_twice(arguments: argparse.Namespace) -> Iterator[None]:
+    """Inside, what stands below a table is not warned of too: there it goes where the numbers go. JSON has no table."""
+    with warnings.catch_warnings():
+        if not arguments.json:
+            warnings.simplefilter("ignore", OneLetterWarning)
+        yield
 
 
 def _evaluate_many(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
@@ -291,12 +303,13 @@ def _evaluate_many(arguments: argparse.Namespace, options: dict[str, Any]) -> in
     from wmdp_fast.several_models import evaluate_many, models_table
 
     every = []
-    for scored in evaluate_many(_specs(arguments, options), **options, progress=not arguments.quiet):
-        every.append(scored)
-        if scored.result is not None:
-            if not arguments.json:
-                print(f"{scored.spec}\n{scored.result.table()}\n", flush=True)
-            _notes(scored.result, arguments, several=True)
+    with _not_said_twice(arguments):
+        for scored in evaluate_many(_specs(arguments, options), **options, progress=not arguments.quiet):
+            every.append(scored)
+            if scored.result is not None:
+                if not arguments.json:
+                    print(f"{scored.spec}\n{scored.result.table()}\n", flush=True)
+                _notes(scored.result, arguments, several=True)
     if arguments.json:
         found = [{"model": str(one.spec), **_contents(one)} for one in every]
         print(strict_json.dumps(found, indent=2, ensure_ascii=False, default=str))
@@ -354,8 +367,10 @@ def _notes(result: EvalResult | SavedResults, arguments: argparse.Namespace, *, 
     """What is said on stderr of a result."""
     if isinstance(result, SavedResults):
         # What was said when the model was scored holds of its numbers still.
+        below = [] if arguments.json else result.letter_notes()
         for warning in result.warnings:
-            warnings.warn(warning, WmdpFastWarning, stacklevel=2)
+            if warning not in below:
+                warnings.warn(warning, WmdpFastWarning, stacklevel=2)
         if not arguments.quiet:
             print(f"finished before, read from: {result.path}", file=sys.stderr)
         return

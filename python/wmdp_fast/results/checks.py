@@ -54,6 +54,16 @@ _NAMES: tuple[str, Callable[[Any], bool]] = (
     lambda value: _TEXTS[1](value) and len(set(value)) == len(value),
 )
 
+_ONE_LETTER: tuple[str, Callable[[Any], bool]] = (
+    "a letter with the numbers `predicted`, `right` and `n`",
+    lambda value: (
+        isinstance(value, dict)
+        and value.keys() == {"letter", "predicted", "right", "n"}
+        and isinstance(value["letter"], str)
+        and all(_is_count(value[name]) for name in ("predicted", "right", "n"))
+    ),
+)
+
 # What a field must be unless it is absent or null; a star stands for every name. Parents come before what they hold.
 _RULES: tuple[tuple[str, tuple[str, Callable[[Any], bool]]], ...] = (
     ("results", _OBJECT),
@@ -89,6 +99,7 @@ _RULES: tuple[tuple[str, tuple[str, Callable[[Any], bool]]], ...] = (
     ("wmdp_fast.tasks", _OBJECT),
     ("wmdp_fast.tasks.*", _OBJECT),
     ("wmdp_fast.tasks.*.near_ties", _COUNT),
+    ("wmdp_fast.tasks.*.one_letter", _ONE_LETTER),
     ("wmdp_fast.seconds", _OBJECT),
     ("wmdp_fast.seconds.*", _NUMBER),
     ("wmdp_fast.versions", _OBJECT),

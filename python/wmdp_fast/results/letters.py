@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from wmdp_fast.exceptions import WmdpFastWarning
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -18,6 +20,10 @@ COLLAPSED_SHARE = 0.9
 _COLLAPSED_LEAST = 10
 # More tasks than these are told of in one sentence.
 _COLLAPSES_TOLD = 3
+
+
+class OneLetterWarning(WmdpFastWarning):
+    """A task is answered with one letter; of its own kind since tables say it too."""
 
 
 @dataclass(frozen=True, kw_only=True)

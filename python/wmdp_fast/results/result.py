@@ -18,6 +18,7 @@ import numpy as np
 from wmdp_fast import _rust
 from wmdp_fast.results import letters
 from wmdp_fast.results.lm_eval_files import NOT_AVAILABLE, sha256
+from wmdp_fast.results.near_tie import near_tie_notes
 from wmdp_fast.results.paths import names_a_file, next_time, output_folder, sanitize_model_name
 from wmdp_fast.results.saved import SavedResults, look_up, saved_results
 from wmdp_fast.runtime import environment, strict_json
@@ -360,14 +361,16 @@ class EvalResult:
         from wmdp_fast.results.plot import plot_accuracies
 
         rows = [
-            ("  " * depth + one.alias, one.metrics["acc"], one.sample_len, self._chance(one.name))
+            ("  " * depth + one.alias, one.metrics["acc"], one.sample_len, self.chance(one.name))
             for one, depth in self._hierarchy()
             if isinstance(one, (TaskResult, GroupResult)) and "acc" in one.metrics
         ]
         return plot_accuracies(rows, axes, self.model_name)
 
-    def _chance(self, name: str) -> float | None:
-        """The accuracy that guessing gives; None where numbers of choices differ."""
+    def chance(self, name: str) -> float | None:
+        """The accuracy that guessing gives in a task or group; None of a text, and where numbers of choices differ."""
+        if name in self.texts:
+            return None
         numbers = {number for task in self._tasks_below(name) for number in task.numbers_of_choices}
         return 1 / numbers.pop() if len(numbers) == 1 else None
 
@@ -410,12 +413,7 @@ class EvalResult:
         if self.choice_orders is not None:
             lines += [line for name in self._topmost() for line in self._about_orders(name)]
         near_ties = sum(task.num_near_ties for task in self.tasks.values())
-        if near_ties:
-            total = sum(task.sample_len for task in self.tasks.values())
-            lines.append(
-                f"{near_ties} of {total} predictions are near-ties: their two best choices are within {self.near_tie:g}"
-                " nats, where rounding may decide."
-            )
+        lines += near_tie_notes(near_ties, sum(task.sample_len for task in self.tasks.values()), self.near_tie)
         if ranks := self.details.get("ranks"):
             lines.append(f"Scored by {len(ranks)} process{'es' * (len(ranks) > 1)} in {self.details['shards']} shards.")
         return [*lines, *self.letter_notes(), *(text.remark for text in self.texts.values())]

@@ -14,6 +14,8 @@ import numpy as np
 
 from wmdp_fast import _rust
 from wmdp_fast.results.checks import metric_number, read_results_file
+from wmdp_fast.results.letters import Collapse, letter_notes
+from wmdp_fast.results.near_tie import near_tie_notes
 from wmdp_fast.results.paths import find_results, homes, samples_file
 from wmdp_fast.results.perplexity import Documents, read_documents_samples
 from wmdp_fast.runtime.tables import aligned, frame, html_table, number_text
@@ -195,7 +197,19 @@ class SavedResults:
 
     def table(self) -> str:
         """The numbers as aligned text, tasks indented below their groups."""
-        return "\n".join(aligned(self._rows(), _SIDES))
+        return "\n".join([*aligned(self._rows(), _SIDES), *self._remarks()])
+
+    def _remarks(self) -> list[str]:
+        """What stands below the table, as far as this package has recorded it."""
+        known = [task for task in self.tasks.values() if task.near_ties is not None and task.n is not None]
+        near_ties, total = sum(task.near_ties or 0 for task in known), sum(task.n or 0 for task in known)
+        bound = self.extra.get("near_tie")
+        return [*(near_tie_notes(near_ties, total, bound) if bound is not None else ()), *self.letter_notes()]
+
+    def letter_notes(self) -> list[str]:
+        """What to be told of tasks to nearly all of whose questions one letter is answered; usually nothing."""
+        recorded = {name: (of or {}).get("one_letter") for name, of in (self.extra.get("tasks") or {}).items()}
+        return letter_notes({name: Collapse(**one) for name, one in recorded.items() if one and name in self.tasks})
 
     @property
     def group_subtasks(self) -> dict[str, list[str]]:
@@ -209,7 +223,7 @@ class SavedResults:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        return html_table(self._rows(), _SIDES, [f"{self.model_name} ({self.made_by})"])
+        return html_table(self._rows(), _SIDES, [f"{self.model_name} ({self.made_by})", *self._remarks()])
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = [("task", "n", "shots", "metric", "value", "stderr")]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wmdp_fast.checkpoints.checkpoint import Checkpoint, new_folder, refuse_existing, stored_tensors, write_checkpoint
 from wmdp_fast.exceptions import ModelError
 from wmdp_fast.prompts.options import PromptOptions
+from wmdp_fast.robustness.asking_options import check_asking
 from wmdp_fast.robustness.attacked_model import AttackedModel
 from wmdp_fast.robustness.blocks import ablated_in_turn
 from wmdp_fast.robustness.directions import found_directions
@@ -71,6 +72,7 @@ def save_ablated(
     """
     if components is not None and (base is None or components < 1):
         raise ValueError("components, a number of directions of each block, needs base: blocks are compared with its")
+    check_asking(eval_options)
     refuse_existing(Path(output))
     loading = LoadOptions(dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     asked = {**(eval_options or {})}

@@ -14,6 +14,7 @@ from wmdp_fast.data.corpora import find_corpus
 from wmdp_fast.prompts.documents import CorpusTokens
 from wmdp_fast.prompts.options import PromptOptions
 from wmdp_fast.prompts.texts import read_texts
+from wmdp_fast.robustness.asking_options import check_asking
 from wmdp_fast.robustness.attacked_model import AttackedModel
 from wmdp_fast.robustness.attacks.catalog import attacks_of, own_hashes
 from wmdp_fast.robustness.card import card_of, put_into_card
@@ -164,6 +165,7 @@ def attack(
         >>> result.worst() in ("ask", "calibrate")
         True
     """
+    check_asking(eval_options)
     chosen = attacks_of(attacks, budget)
     _check(budget, slack, output)
     several = shared_devices([model, base, never_learned], device, devices)

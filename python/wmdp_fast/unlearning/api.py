@@ -85,7 +85,8 @@ def unlearn(
         eval_text: Held-out texts whose perplexity to measure with every evaluation, as `text` of `wmdp_fast.evaluate`;
             it decides about nothing.
         eval_every: Steps between evaluations; None evaluates before and after only.
-        eval_options: Further options of `wmdp_fast.evaluate`, such as `limit`.
+        eval_options: Further options of `wmdp_fast.evaluate` that say how questions are asked and scored, such as
+            `limit` and `token_budget`.
         log_samples: Whether the evaluations in `output`, which `wmdp_fast.compare` reads, have each question's scores.
         data: Folder with corpora and datasets that are given by name, in place of the hub, laid out as
             `wmdp_fast.data.locate` says.

@@ -124,8 +124,8 @@ def _results(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
         else [
             f"Accuracy before (step {before['step']}) and after (step {after['step']}), with 95 % Wilson intervals.",
             "",
-            "| task | questions | before | after |",
-            "|---|---|---|---|",
+            "| task | questions | guessing | before | after |",
+            "|---|---|---|---|---|",
         ]
     )
     for task, scores in after["scores"].items():
@@ -133,7 +133,10 @@ def _results(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
             continue
         count = after["questions"][task]
         was, now = before["scores"][task]["acc"], scores["acc"]
-        lines.append(f"| {task} | {count} | {_share(was, count)} | {_share(now, count)} |")
+        # Of a run that an earlier version has begun it is not known.
+        chance = after.get("chance", {}).get(task)
+        guessing = "" if chance is None else f"{chance:.3f}"
+        lines.append(f"| {task} | {count} | {guessing} | {_share(was, count)} | {_share(now, count)} |")
     return [*lines, *_perplexities(before, after)]
 
 

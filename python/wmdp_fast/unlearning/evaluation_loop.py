@@ -34,7 +34,8 @@ class EvaluationLoop:
         total: Steps of the run.
 
     Attributes:
-        evaluations: Of each, its step, scores, numbers of questions, and where its results are kept.
+        evaluations: Of each, its step, scores, numbers of questions, what guessing gives, and where its results are
+            kept.
         stopped: Why the run should end, or None.
         budget: Measures the distance from the original model, if that is limited; set once the model is there.
         best: The last step that fulfilled `keep_while` and was within the budget, and its weights; None without either.
@@ -112,9 +113,9 @@ class EvaluationLoop:
             )
         scores = {name: dict(result[name].metrics) for name in result}
         kept = {} if folder is None else {"results": f"{checkpoint.EVALUATIONS}/{folder.name}"}
-        self.evaluations.append(
-            {"step": steps, "scores": scores, "questions": {name: result[name].sample_len for name in result}, **kept}
-        )
+        questions = {name: result[name].sample_len for name in result}
+        chance = {name: given for name in result if (given := result.chance(name)) is not None}
+        self.evaluations.append({"step": steps, "scores": scores, "questions": questions, "chance": chance, **kept})
         shown = ", ".join(f"{task} {metric} {value:.3f}" for task, of in scores.items() for metric, value in of.items())
         request.note(f"step {steps}: {shown}")
         return scores

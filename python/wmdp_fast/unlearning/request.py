@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.prompts.documents import Corpus, CorpusTokens
+from wmdp_fast.unlearning.eval_options import ASKING, SCORING, check_eval_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,6 +17,19 @@ if TYPE_CHECKING:
     from wmdp_fast.unlearning.budget_request import BudgetRequest
     from wmdp_fast.unlearning.stopping import Condition
     from wmdp_fast.unlearning.training_config import Topic, TrainingConfig
+
+
+_OF_THE_RUN = ("revision", "device", "trust_remote_code", "tokenizer", "memory", "stream", "parallel")
+_OF_THE_RUN += ("output", "log_samples", "resume", "progress")
+
+# What else `evaluate` has and a run decides, by name.
+_ELSEWHERE = {
+    **dict.fromkeys(_OF_THE_RUN, "it is for the whole run, so pass it beside eval_options"),
+    "dtype": "evaluations are in the type that is trained in, which is dtype of config",
+    "tasks": "what is asked is eval_tasks of unlearn, and forget_tasks and retain_tasks of sweep",
+    "text": "texts are eval_text",
+    "text_field": "documents of eval_text are under text",
+}
 
 
 def _ignore(_line: str) -> None:
@@ -73,6 +87,7 @@ class Request:
 
     def check(self) -> None:
         """Raises ValueError for settings that contradict each other, before anything is loaded."""
+        check_eval_options(self.eval_options, ASKING | SCORING, _ELSEWHERE)
         if not self.forget or not self.retain:
             raise ValueError("unlearning needs at least one forget corpus and one retain corpus")
         if len(self.retain) not in (1, len(self.forget)):

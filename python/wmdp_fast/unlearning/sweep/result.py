@@ -158,6 +158,17 @@ class SweepResult:
             )
         return "no run is called the best: each within max_loss loses as much on the retain as on the forget tasks"
 
+    @property
+    def cautions(self) -> list[str]:
+        """What speaks against these accuracies: where the model before may be guessing, none of them can show much."""
+        nothing_shows = {"forget": "nothing shows there as forgotten", "retain": "no loss shows there"}
+        return [
+            f"{kind}: the model before is not told from guessing ({of.value:.4f}, guessing gives {of.chance:.4f}), so"
+            f" {what}; take tasks that it can do, or more questions"
+            for kind, what in nothing_shows.items()
+            if (of := getattr(self.base, kind)) is not None and of.low <= of.chance
+        ]
+
     def config_of(self, index: int) -> TrainingConfig:
         """All settings of a run, for `wmdp_fast.unlearn`."""
         return dataclasses.replace(self.config, **self.runs[index].settings)
@@ -214,6 +225,7 @@ class SweepResult:
                 f"chance: forget {forget.chance:.4f}, retain {retain.chance:.4f}; forget is {forget.n} questions,"
                 f" retain {retain.n}"
             )
+        lines += self.cautions
         if self.texts:
             lines.append(f"{', '.join(self.texts)}: word perplexity, lower is better; it decides about no run")
         return "\n".join(lines)
@@ -236,6 +248,7 @@ class SweepResult:
             "inputs": self.inputs,
             "max_loss": self.max_loss,
             "why_no_best": self.why_no_best,
+            "cautions": self.cautions,
             "kept": None if self.kept is None else str(self.kept),
         }
 

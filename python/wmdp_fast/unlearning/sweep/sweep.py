@@ -114,7 +114,8 @@ def sweep(
         devices: Several, with a process on each that takes the next point when it is free: `all` GPUs, a number of
             GPUs, `cuda:0,cuda:1` or `cpu:2`.
         trust_remote_code: Whether to run code that comes with the model.
-        eval_options: Further options of `wmdp_fast.evaluate`, such as `limit`.
+        eval_options: Further options of `wmdp_fast.evaluate` that say how questions are asked and scored, such as
+            `limit` and `token_budget`.
         log_samples: Whether the evaluations in `output`, which `wmdp_fast.compare` reads, have each question's scores.
         data: Folder with corpora and datasets that are given by name, in place of the hub.
         cache_trunk: Folder for activations that training does not change; None is one in `output` that is removed when
