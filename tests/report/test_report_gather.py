@@ -458,6 +458,24 @@ def test_compare_writes_the_same_report(folder, tmp_path):
     assert file.read_text(encoding="utf-8") == again.read_text(encoding="utf-8")
 
 
+def test_python_takes_folders_and_results_that_were_never_saved(folder):
+    paths = [folder / "before", folder / "after"]
+    saved = [read_results(path) for path in paths]
+    expected = wmdp_fast.report_html(*saved)
+    assert wmdp_fast.report_html(*paths) == wmdp_fast.report_html(str(paths[0]), saved[1]) == expected
+    fresh = wmdp_fast.evaluate(
+        tiny_models.build("llama"), tokenizer=tiny_models.tokenizer(), tasks=[folder / "birds.jsonl"], progress=False
+    )
+    html = wmdp_fast.report_html(fresh)
+    assert "What does it know?" in html
+    with pytest.raises(ValueError, match=r"result.save\(FOLDER, log_samples=True\) first"):
+        wmdp_fast.report_html(fresh, include_text=True)
+    with pytest.raises(TypeError, match="what evaluate returned, or what read_results has read, not list"):
+        wmdp_fast.report_html(saved)
+    with pytest.raises(TypeError, match="not NoneType"):
+        wmdp_fast.compare(fresh, None)
+
+
 def test_a_folder_of_several_models_stands_for_all_of_them_once(folder, tmp_path):
     several = tmp_path / "several"
     shutil.copytree(folder / "after", several / "z")

@@ -25,13 +25,14 @@ from tests.support.ascent import Ascent, AscentConfig
 from wmdp_fast.checkpoints.checkpoint import apply_delta
 from wmdp_fast.exceptions import DivergedError, ModelError
 from wmdp_fast.models.decoder import decoder_of
+from wmdp_fast.unlearning import parameters
 from wmdp_fast.unlearning.adapter_config import AdapterConfig
 from wmdp_fast.unlearning.lora import LoRA
 from wmdp_fast.unlearning.method import Findings
 from wmdp_fast.unlearning.methods.npo import NPOConfig
 from wmdp_fast.unlearning.methods.rr import RRConfig
 from wmdp_fast.unlearning.optim import AdamW
-from wmdp_fast.unlearning.parameters import lora_targets
+from wmdp_fast.unlearning.parameters import TrainedParameter, lora_targets, told
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -501,6 +502,21 @@ def test_what_it_cannot_be_put_on_is_refused_in_a_line() -> None:
     model.model.peft_config = {}
     with pytest.raises(ModelError, match="has an adapter already"):
         runs.unlearn(model, CONFIG)
+
+
+def test_the_size_that_is_told_is_that_of_the_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    picked = [
+        TrainedParameter(f"layers.{layer}.q_proj.weight", layer, torch.nn.Parameter(torch.zeros(40, 60)))
+        for layer in range(3)
+    ]
+    first, *each = told(picked, LoRA(r=5))
+    assert first == "training LoRA factors (r=5,alpha=10,dropout=0; 0.0 MB in float32) beside:"
+    assert len(each) == 3
+    monkeypatch.setattr(parameters, "_MOST_TOLD", 2)
+    [line] = told(picked, LoRA(r=500))
+    # 500 x (40 + 60) numbers of 4 bytes for each of three matrices.
+    assert "; 0.6 MB in float32) beside: 3 parameters, from layers.0.q_proj.weight to layers.2" in line
+    assert told(picked) == ["training: 3 parameters, 0.0 MB, from layers.0.q_proj.weight to layers.2.q_proj.weight"]
 
 
 def test_without_peft_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from wmdp_fast.analysis.run_order import order_doubt
 from wmdp_fast.analysis.statistics import correct_answers, letters_of, paired_statistics, share
 from wmdp_fast.results.letters import letter_notes
 from wmdp_fast.results.perplexity import METRICS, change
-from wmdp_fast.results.result import from_evaluation
+from wmdp_fast.results.result import EvalResult, from_evaluation
 from wmdp_fast.results.saved import SavedGroup, SavedResults, SavedTask, each_once, read_runs
 from wmdp_fast.runtime.tables import frame
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from wmdp_fast.analysis.statistics import AnswerPair
     from wmdp_fast.results.perplexity import Documents
-    from wmdp_fast.results.result import EvalResult
 
 # Settings that may decide about numbers. Names of models and files differ by nature.
 _SETTINGS = (
@@ -184,7 +183,7 @@ def compare(
         >>> [(row.n, row.right_to_wrong, row.p) for row in contrast.rows if row.metric == "acc"]
         [(8, 0, 1.0)]
     """
-    read = tuple(each_once([_read(one) for one in results]))
+    read = tuple(each_once([runs_of(one) for one in results]))
     if len(read) < 2:
         raise ValueError("a comparison needs two runs or more")
     called = _names(read, names)
@@ -204,10 +203,22 @@ class _Options:
     confidence: float
 
 
-def _read(one: str | os.PathLike[str] | EvalResult | SavedResults) -> list[SavedResults]:
+def runs_of(one: str | os.PathLike[str] | EvalResult | SavedResults) -> list[SavedResults]:
+    """The runs that an argument of `compare` or `report_html` stands for.
+
+    Raises:
+        FileNotFoundError, DatasetError: As `read_runs`.
+        TypeError: It is something else.
+    """
     if isinstance(one, SavedResults):
         return [one]
-    return read_runs(one) if isinstance(one, (str, os.PathLike)) else [from_evaluation(one)]
+    if isinstance(one, EvalResult):
+        return [from_evaluation(one)]
+    if isinstance(one, (str, os.PathLike)):
+        return read_runs(one)
+    raise TypeError(
+        f"results are a folder or file, what evaluate returned, or what read_results has read, not {type(one).__name__}"
+    )
 
 
 def _names(results: Sequence[SavedResults], names: Sequence[str] | None) -> tuple[str, ...]:

@@ -103,11 +103,17 @@ def trained_parameters(
 
 def told(picked: Sequence[TrainedParameter], lora: LoRA | None = None) -> list[str]:
     """What is trained, as lines for the user; of many parameters only how many there are."""
-    what = "training" if lora is None else f"training LoRA factors ({lora}) beside"
+    if lora is None:
+        what = "training"
+        several = sum(one.parameter.numel() * one.parameter.element_size() for one in picked)
+    else:
+        # In float32, whatever the matrices are in.
+        several = sum(4 * lora.r * sum(one.parameter.shape) for one in picked)
+        what = f"training LoRA factors ({lora}; {several / 1e6:.1f} MB in float32) beside"
     if len(picked) <= _MOST_TOLD:
         return [f"{what}:", *(f"  {one}" for one in picked)]
-    megabytes = sum(one.parameter.numel() * one.parameter.element_size() for one in picked) / 1e6
-    return [f"{what}: {len(picked)} parameters, {megabytes:.1f} MB, from {picked[0].name} to {picked[-1].name}"]
+    size = f", {several / 1e6:.1f} MB" if lora is None else ""
+    return [f"{what}: {len(picked)} parameters{size}, from {picked[0].name} to {picked[-1].name}"]
 
 
 def all_parameters(decoder: Decoder, whole: nn.Module | None) -> list[TrainedParameter]:
