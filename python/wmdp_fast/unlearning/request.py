@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from wmdp_fast.unlearning.training_config import Topic, TrainingConfig
 
 
-_OF_THE_RUN = ("revision", "device", "trust_remote_code", "tokenizer", "memory", "stream", "parallel")
-_OF_THE_RUN += ("output", "log_samples", "resume", "progress")
+_OF_THE_RUN = (
+    "revision", "device", "trust_remote_code", "tokenizer", "memory", "stream", "parallel", "output", "log_samples",
+    "resume", "progress",
+)  # fmt: skip
 
 # What else `evaluate` has and a run decides, by name.
 _ELSEWHERE = {
