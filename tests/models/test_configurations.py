@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support import tiny_models
+import wmdp_fast as wf
+from tests.support import tiny_models, unlearning_runs
+from tests.support.expected_warnings import VERDICTS
+from tests.support.method_twins import SETTINGS
 from tests.support.tries import some_requests
 from wmdp_fast.models.configurations import objects_returned
 from wmdp_fast.models.load import load_model, wrap_model
@@ -54,6 +57,28 @@ def test_a_part_of_a_model_returns_objects(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     part: Any = load_first_layers(str(tmp_path), 1).decoder.model
     assert part(torch.tensor([[1, 2]])).last_hidden_state.shape == (1, 2, 32)
+
+
+@VERDICTS
+@pytest.mark.parametrize(
+    "config",
+    [
+        wf.GradDiffConfig(**{**SETTINGS, "max_steps": 2}),
+        wf.RMUConfig(layer_id=2, update_layer_ids=(1, 2), batch_size=2, max_steps=2),
+    ],
+    ids=["graddiff", "rmu"],
+)
+def test_a_model_in_memory_is_trained_as_with_objects(config: Any) -> None:
+    found = []
+    for return_dict in (True, False):
+        model: Any = unlearning_runs.model("llama")
+        model.config.return_dict = return_dict
+        documents = {"forget": unlearning_runs.documents(1), "retain": unlearning_runs.documents(2)}
+        corpora = {name: unlearning_runs.corpus(one, name) for name, one in documents.items()}
+        wf.unlearn(model, **corpora, config=config, progress=False)
+        assert model.config.return_dict is return_dict
+        found.append(model.state_dict())
+    assert all(torch.equal(one, found[1][name]) for name, one in found[0].items())
 
 
 def test_configurations_are_put_back_after_an_error() -> None:

@@ -121,7 +121,9 @@ def one_run(
         if cache is not None:
             weights_of = None if source.streamed is None else source.streamed.weights_of
             trunk = TrunkCache(cache, source.decoder, limit=cache_limit, weights_of=weights_of)
-        with work_folder(target) as work:
+        from wmdp_fast.models.configurations import objects_returned
+
+        with work_folder(target) as work, objects_returned(source.whole or source.decoder.model):
             result = Run(request, source, corpora, clock, target, work, trunk).result(resume=resume)
         _speak_of(result, request)
     return result
