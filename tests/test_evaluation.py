@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
 import wmdp_fast as wf
 from tests.support import tiny_models
@@ -43,6 +44,18 @@ def test_the_trie_is_the_default_and_the_results_say_what_it_saved(llama_dir: Pa
     assert recorded["tokens_useful"] <= recorded["tokens_run"] <= 1.05 * recorded["tokens_useful"]
     assert recorded["tokens_run"] < padded["tokens_useful"] <= padded["tokens_run"]
     assert 0 < recorded["seconds_waiting"] < recorded["seconds"]["forward"]
+
+
+@pytest.mark.parametrize("way", [{}, {"engine": "padded"}, {"stream": True}], ids=["trie", "padded", "streamed"])
+def test_autocast_around_the_call_changes_no_number(llama_dir: Path, birds: Path, way: dict[str, Any]) -> None:
+    def scored() -> np.ndarray:
+        result = wf.evaluate(llama_dir, tasks=birds, text={"a": ["Owls hoot."]}, dtype="float32", progress=False, **way)
+        [task], [text] = result.tasks.values(), result.texts.values()
+        return np.array([*task.outcome.loglikelihood, text.metrics["byte_perplexity"]])
+
+    expected = scored()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        np.testing.assert_array_equal(scored(), expected)
 
 
 def test_a_model_that_has_no_trie_is_named_once_and_scored_all_the_same(

@@ -306,6 +306,9 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     So is what rotary embeddings remember of earlier batches, of which they know nothing inside, and a configuration
     that wants tuples returned, which does not hold inside. Other threads that want the model wait.
 
+    The model computes in the type of its weights, as it is said to, whatever autocast surrounds the call; so does
+    lm-eval's (`HFLM._model_call`).
+
     Gradients are off by `no_grad`: what a module caches under `inference_mode` could not be used in training later.
     """
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
@@ -315,6 +318,8 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
         objects_returned(model),
         torch.random.fork_rng(devices=cuda),
         torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
     ):
         training = [(module, module.training) for module in model.modules()]
         model.eval()
