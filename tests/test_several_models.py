@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import wmdp_fast as wf
@@ -116,6 +117,32 @@ def test_the_command_line_goes_on_after_a_failure_and_ends_with_it(
     assert [Path(one["model"]).name for one in json.loads(capsys.readouterr().out)] == ["checkpoint-2", "gpt2"]
     with pytest.raises(SystemExit):
         cli.main(["eval", "--checkpoints", str(run), "--revisions", "a", *options])
+
+
+@SAME_CORPORA
+@VERDICTS
+@pytest.mark.parametrize("named", ["bfloat16", None])
+def test_a_delta_does_not_widen_a_model_of_which_tensors_are_stored_in_a_wider_type(
+    models: list[Path], named: str | None, tmp_path: Path
+) -> None:
+    """Those that are trained, here; the configuration, or the first tensor, says that the model is in bfloat16."""
+    base = tmp_path / "base"
+    shutil.copytree(models[1], base)
+    tensors = load_file(base / "model.safetensors")
+    stored = {name: one if ".1.mlp" in name else one.bfloat16() for name, one in tensors.items()}
+    assert {one.dtype for one in stored.values()} == {torch.float32, torch.bfloat16}
+    save_file(stored, base / "model.safetensors", metadata={"format": "pt"})
+    described = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**described, "dtype": named}))
+    config = wf.RMUConfig(layer_id=1, update_layer_ids=(1,), learning_rate=0.05, max_steps=2, batch_size=2)
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"words of {word}"}) + "\n" for word in ("one", "two", "three")))
+    whole = tmp_path / "run"
+    wf.unlearn(base, forget=texts, retain=texts, config=config, output=whole, device="cpu", progress=False)
+    [theirs] = wf.evaluate(whole, **TASKS).tasks.values()
+    result = wf.evaluate(f"{base}+{whole}", **TASKS)
+    [ours] = result.tasks.values()
+    assert np.array_equal(theirs.outcome.loglikelihood, ours.outcome.loglikelihood)
 
 
 @SAME_CORPORA

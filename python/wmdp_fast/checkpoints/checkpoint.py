@@ -192,10 +192,15 @@ def write_checkpoint(
         weights = file.name.endswith(_OTHER_WEIGHTS) and file.name != base.index
         if file.is_file() and not weights and file.name not in _NOT_CARRIED:
             shutil.copyfile(file, folder / file.name)
+    if added := added_types(base, changed):
+        _say_wider_type(folder, base.index, added)
+
+
+def added_types(base: Checkpoint, changed: Mapping[str, Tensor]) -> set[torch.dtype]:
+    """The types of changed tensors if one of them is none that the checkpoint has these in; else nothing."""
     wanted = {tensor.dtype for tensor in changed.values()}
-    places = base.places(changed)
-    if wanted - {tensor_file.dtype_of(name, place) for name, place in places.items()}:
-        _say_wider_type(folder, base.index, wanted)
+    stored = {tensor_file.dtype_of(name, place) for name, place in base.places(changed).items()}
+    return wanted if wanted - stored else set()
 
 
 def _has_types_of(shard: Path, tensors: Mapping[str, Tensor]) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from wmdp_fast.checkpoints.checkpoint import Checkpoint, by_stored_name, read_delta
+from wmdp_fast.checkpoints.checkpoint import Checkpoint, added_types, by_stored_name, read_delta
 from wmdp_fast.exceptions import ModelError
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def put_file_on(model: PreTrainedModel, folder: Path, delta: Path, *, keep_dtype
 def put_on(model: PreTrainedModel, base: Checkpoint, changed: Mapping[str, Tensor]) -> None:
     """Writes the tensors of a delta into a model that was loaded from its base.
 
-    The model takes a type that holds them if its own does not, as the checkpoint that `apply_delta` writes has it.
+    The model takes a type that holds them if they are in one that the base has them not in, as the checkpoint that
+    `apply_delta` writes has it.
 
     Args:
         model: The model.
@@ -50,7 +51,7 @@ def put_on(model: PreTrainedModel, base: Checkpoint, changed: Mapping[str, Tenso
     Raises:
         ModelError: The model has no place for one of them.
     """
-    wider = functools.reduce(torch.promote_types, (one.dtype for one in changed.values()), model.dtype)
+    wider = functools.reduce(torch.promote_types, added_types(base, changed), model.dtype)
     if wider != model.dtype:
         nn.Module.to(model, wider)
     left = set(changed)
