@@ -16,6 +16,7 @@ from tests.support.tries import some_requests
 from wmdp_fast.models.fused.last_layer import MOST_READ
 from wmdp_fast.models.load import LoadedModel, wrap_model
 from wmdp_fast.scoring import trie as trie_scoring
+from wmdp_fast.scoring import trie_batches
 from wmdp_fast.scoring.padded import score_padded
 from wmdp_fast.scoring.scores import PartialScores
 from wmdp_fast.scoring.trie import score_trie
@@ -51,7 +52,7 @@ def test_scores_are_those_of_the_cpu() -> None:
 def test_nothing_between_two_batches_waits_for_the_device(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, drawn = on_cuda(family, torch.bfloat16), some_requests()
     expected = score_trie(loaded, drawn, token_budget=9)
-    run = trie_scoring._Pipeline.run
+    run = trie_batches.Pipeline.run
 
     def watched(*arguments):
         # Torch raises where an operation would make this thread wait for the device.
@@ -61,7 +62,7 @@ def test_nothing_between_two_batches_waits_for_the_device(family: str, monkeypat
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(trie_scoring._Pipeline, "run", watched)
+    monkeypatch.setattr(trie_batches.Pipeline, "run", watched)
     found = score_trie(loaded, drawn, token_budget=9)
     np.testing.assert_array_equal(found.loglikelihood, expected.loglikelihood)
     assert found.batches > 5
@@ -72,7 +73,7 @@ def test_an_interrupt_keeps_the_batch_that_is_on_its_way(monkeypatch: pytest.Mon
     loaded, drawn = on_cuda("llama", torch.float32), some_requests()
     whole = score_trie(loaded, drawn, token_budget=16)
     partial = PartialScores.empty(drawn.num_choices)
-    monkeypatch.setattr(trie_scoring, "_proven", lambda *_: (None, MOST_READ))
+    monkeypatch.setattr(trie_scoring, "proven", lambda *_: (None, MOST_READ))
     forward, calls = loaded.model.forward, []
 
     @functools.wraps(forward)
@@ -94,7 +95,7 @@ def test_an_interrupt_keeps_the_batch_that_is_on_its_way(monkeypatch: pytest.Mon
 def test_out_of_memory_on_the_device_halves_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, drawn = on_cuda("llama", torch.float32), some_requests()
     expected = score_trie(loaded, drawn)
-    monkeypatch.setattr(trie_scoring, "_proven", lambda *_: (None, MOST_READ))
+    monkeypatch.setattr(trie_scoring, "proven", lambda *_: (None, MOST_READ))
     forward = loaded.model.forward
 
     @functools.wraps(forward)

@@ -1,4 +1,4 @@
-"""Every exception of the package that Python has no built-in for.
+"""Every exception of the package that Python has no built-in for, and how those of others are told.
 
 All derive from `WmdpFastError`. Those caused by an argument or a file also derive from `ValueError`, so that code which
 knows nothing of this package still catches them.
@@ -170,3 +170,9 @@ class WmdpFastWarning(UserWarning):
         >>> from wmdp_fast import WmdpFastWarning
         >>> warnings.simplefilter("error", WmdpFastWarning)  # stops at whatever would have been warned of
     """
+
+
+def what_was_raised(error: Exception) -> str:
+    """An error of others' code in at most a line."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return f"it raised {type(error).__name__}: {line if len(line) <= 200 else f'{line[:197]}...'}"

@@ -20,15 +20,17 @@ from tests.support.thorough import cases
 from tests.support.tries import requests, some_requests
 from wmdp_fast import Requests
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
-from wmdp_fast.models.attention import packed
+from wmdp_fast.models.attention import packable, packed
+from wmdp_fast.models.attention.packable import why_not
 from wmdp_fast.models.attention.packed import NotPackableError
 from wmdp_fast.models.fused.compiled import compiled_parts
 from wmdp_fast.models.fused.last_layer import MOST_READ
 from wmdp_fast.models.load import load_model, wrap_model
 from wmdp_fast.scoring import trie as trie_scoring
+from wmdp_fast.scoring import trie_run
 from wmdp_fast.scoring.padded import score_padded
 from wmdp_fast.scoring.scores import PartialScores
-from wmdp_fast.scoring.trie import score, score_trie, why_not
+from wmdp_fast.scoring.trie import score, score_trie
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -160,7 +162,7 @@ def test_out_of_memory_halves_the_budget_and_loses_nothing(monkeypatch: pytest.M
             raise torch.OutOfMemoryError("made up")
         return forward(input_ids=input_ids, **kwargs)
 
-    monkeypatch.setattr(trie_scoring, "_proven", lambda *_: (None, MOST_READ))
+    monkeypatch.setattr(trie_scoring, "proven", lambda *_: (None, MOST_READ))
     monkeypatch.setattr(trie_scoring, "why_not", lambda *_: None)
     monkeypatch.setattr(loaded.model, "forward", limited)
     with pytest.warns(WmdpFastWarning, match="out of memory on cpu with .* tokens: token_budget is now"):
@@ -220,10 +222,10 @@ def test_a_model_that_fails_the_proof_is_scored_on_padded_rows(monkeypatch: pyte
 
 def test_a_gpu_without_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_models.build("llama", torch.float32)
-    assert trie_scoring.why_not(model) is None
+    assert why_not(model) is None
     monkeypatch.setattr(model, "parameters", lambda: [SimpleNamespace(is_cuda=True)])
-    monkeypatch.setattr(trie_scoring, "find_spec", lambda _name: None)
-    assert "needs Triton" in trie_scoring.why_not(model)
+    monkeypatch.setattr(packable, "find_spec", lambda _name: None)
+    assert "needs Triton" in why_not(model)
 
 
 @pytest.mark.parametrize(("family", "reason"), tiny_models.PADDED_FAMILIES.items())
@@ -245,7 +247,7 @@ def test_the_engine_can_be_chosen() -> None:
 
 def test_compiled_parts_give_the_same_scores_at_any_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     # Making C++ of the graphs takes minutes on a small machine; what may go wrong here is how they are found.
-    monkeypatch.setattr(trie_scoring, "compiled_parts", functools.partial(compiled_parts, backend="eager"))
+    monkeypatch.setattr(trie_run, "compiled_parts", functools.partial(compiled_parts, backend="eager"))
     loaded, drawn = wrap_model(tiny_models.build("llama"), tiny_models.tokenizer()), some_requests()
     expected = score_trie(loaded, drawn)
     torch._dynamo.reset()

@@ -22,6 +22,7 @@ from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.models import load
 from wmdp_fast.models.fused.last_layer import MOST_READ
 from wmdp_fast.scoring import trie as trie_scoring
+from wmdp_fast.scoring import trie_batches
 from wmdp_fast.scoring import trunk as trunk_scoring
 from wmdp_fast.scoring.scores import PartialScores
 from wmdp_fast.scoring.trie import score, score_trie
@@ -230,8 +231,8 @@ def test_out_of_memory_goes_on_with_all_layers(when: str, monkeypatch: pytest.Mo
     expected = score_trie(loaded, drawn)
     if when == "taking":
         assert scored(trunk, loaded)["states"] == "kept"
-    run = trie_scoring._Pipeline._pass
-    monkeypatch.setattr(trie_scoring, "_proven", lambda *_: (None, MOST_READ))
+    run = trie_batches.Pipeline._pass
+    monkeypatch.setattr(trie_scoring, "proven", lambda *_: (None, MOST_READ))
     trunk._why_unproven = None
 
     def limited(self, layout, batch, cache, previous, hidden_only=False):
@@ -239,7 +240,7 @@ def test_out_of_memory_goes_on_with_all_layers(when: str, monkeypatch: pytest.Mo
             raise torch.OutOfMemoryError("made up")
         return run(self, layout, batch, cache, previous, hidden_only)
 
-    monkeypatch.setattr(trie_scoring._Pipeline, "_pass", limited)
+    monkeypatch.setattr(trie_batches.Pipeline, "_pass", limited)
     with pytest.warns(WmdpFastWarning, match="out of memory on cpu"):
         found = score(loaded, drawn, engine="trie", trunk=trunk)
     np.testing.assert_allclose(found.loglikelihood, expected.loglikelihood, atol=2e-5)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from wmdp_fast.exceptions import InternalError, ModelError
+from wmdp_fast.exceptions import InternalError, ModelError, what_was_raised
 from wmdp_fast.models.attention.packed import NotPackableError, packed_attention, packed_batch
 from wmdp_fast.models.fused.forwards import replaced_forwards
 from wmdp_fast.models.fused.lean_gates import LEAN_GATES
@@ -33,7 +33,6 @@ from wmdp_fast.models.fused.trials import Trials, replaced_modules
 from wmdp_fast.models.head import head_of
 from wmdp_fast.models.threads import computing
 from wmdp_fast.scoring.padded import is_out_of_memory
-from wmdp_fast.scoring.trie import what_was_raised
 from wmdp_fast.unlearning.batches import lengthened
 from wmdp_fast.unlearning.gradients import add_gradients
 from wmdp_fast.unlearning.token_losses import cross_entropies, kl_divergences, soft_cross_entropies

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wmdp_fast.scoring.trie import why_not
+from wmdp_fast.models.attention.packable import why_not
 
 if TYPE_CHECKING:
     from torch import nn

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import nn
 
+from wmdp_fast.exceptions import what_was_raised
 from wmdp_fast.models.attention.packed import NotPackableError, packed_attention, packed_batch
 from wmdp_fast.models.decoder import record_outputs
 from wmdp_fast.models.fused.lean_gates import LEAN_GATES
@@ -19,7 +20,6 @@ from wmdp_fast.models.fused.linear import LINEAR_LAYERS
 from wmdp_fast.models.fused.trials import Trials, replaced_modules
 from wmdp_fast.models.threads import computing
 from wmdp_fast.scoring.padded import is_out_of_memory
-from wmdp_fast.scoring.trie import what_was_raised
 from wmdp_fast.unlearning.gradients import add_gradients
 from wmdp_fast.unlearning.method import CardText, Findings, Method, StepOutput
 from wmdp_fast.unlearning.seeds import normal_noise

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from wmdp_fast.exceptions import ModelError
+from wmdp_fast.exceptions import ModelError, what_was_raised
 from wmdp_fast.models.attention.packed import (
     NotPackableError,
     PackedMask,
@@ -32,7 +32,6 @@ from wmdp_fast.models.fused.forwards import replaced_forwards
 from wmdp_fast.models.fused.linear import LINEAR_LAYERS
 from wmdp_fast.models.fused.trials import Trials, replaced_modules
 from wmdp_fast.scoring.padded import is_out_of_memory
-from wmdp_fast.scoring.trie import what_was_raised
 from wmdp_fast.unlearning.rmu.windows import Windows
 
 if TYPE_CHECKING:
