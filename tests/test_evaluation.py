@@ -113,6 +113,37 @@ def test_its_options_as_a_type_are_its_parameters() -> None:
     assert list(EvaluateOptions.__annotations__) == [name for name in parameters if name not in ("model", "resume")]
 
 
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"engine": "tire"}, "engine must be auto, trie or padded, not 'tire'"),
+        ({"score_mode": "Model"}, "score_mode must be float32 or model, not 'Model'"),
+        ({"token_budget": "lots"}, "token_budget must be a number of tokens from 1 to .*, not 'lots'"),
+        ({"token_budget": 2.5}, "token_budget must be a number of tokens from 1 to .*, not 2.5"),
+        ({"max_length": "5"}, "max_length must be a number of tokens from 1 to .*, not '5'"),
+        ({"num_fewshot": "2"}, "num_fewshot is '2'; it must be a whole number"),
+        ({"num_fewshot": 2.0}, "num_fewshot is 2.0; it must be a whole number"),
+    ],
+)
+def test_a_misspelt_value_is_not_taken_for_another(birds: Path, option: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        wf.evaluate("no-such-model", tasks=birds, **option)
+
+
+def test_what_is_no_model_is_told_so(birds: Path) -> None:
+    for wrong in (None, 3, ["a", "b"]):
+        with pytest.raises(TypeError, match=f"model must be a folder, .*, not {type(wrong).__name__}"):
+            wf.evaluate(wrong, tasks=birds)  # type: ignore[call-overload]
+
+
+def test_a_device_of_torch_is_a_device(llama_dir: Path, birds: Path, tmp_path: Path) -> None:
+    options: Any = {"tasks": birds, "progress": False, "output": tmp_path}
+    first = wf.evaluate(llama_dir, device="cpu", **options)
+    again = wf.evaluate(llama_dir, device=torch.device("cpu"), resume=True, **options)
+    assert isinstance(again, wf.SavedResults)
+    assert again.path == first.saved_to
+
+
 def test_a_model_that_is_nowhere_is_named_before_data_out_of_reach(
     llama_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

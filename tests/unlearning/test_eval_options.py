@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import wmdp_fast as wf
 from wmdp_fast.robustness.ablated_checkpoint import save_ablated
 from wmdp_fast.unlearning import eval_options
+from wmdp_fast.unlearning.api import listed_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +62,17 @@ def test_what_a_run_has_itself_is_passed_beside(call: Callable[..., object]) -> 
         call(eval_options={"dtype": "float32"})
     with pytest.raises(ValueError, match=r"does not take tasks: .*forget_tasks and retain_tasks of sweep"):
         call(eval_options={"tasks": "mmlu"})
+
+
+def test_settings_that_are_none_and_paths_that_are_tasks() -> None:
+    for wrong, told in (({"alpha": 1}, "not a dict"), (wf.RMUConfig, "not RMUConfig")):
+        with pytest.raises(TypeError, match=f"config must be settings such as .*{told}"):
+            unlearn(config=wrong)
+    # Commas stand in texts; a path is one, even if it reads like a task's name.
+    assert listed_names("a, b,") == ["a", "b"]
+    assert listed_names(["a,b", Path("c,d.jsonl")]) == ["a", "b", "./c,d.jsonl"]
+    assert listed_names(Path("mmlu")) == ["./mmlu"]
+    assert listed_names(Path("x/y.jsonl")) == ["x/y.jsonl"]
 
 
 def test_what_says_how_to_ask_and_score_gets_through() -> None:

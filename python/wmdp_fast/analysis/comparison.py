@@ -174,6 +174,7 @@ def compare(
     Raises:
         FileNotFoundError: There is no such file, or no results in a folder.
         DatasetError: A file is not what it should be; names file, row and field.
+        TypeError: Something else was given as results, or one text as a list of names.
         ValueError: There are fewer than two runs, they have no task in common, or an option has an impossible value.
 
     Example:
@@ -186,6 +187,9 @@ def compare(
     read = tuple(each_once([runs_of(one) for one in results]))
     if len(read) < 2:
         raise ValueError("a comparison needs two runs or more")
+    for option, given in (("names", names), ("forget", forget), ("near", near)):
+        if isinstance(given, str):
+            raise TypeError(f"{option} is a list of names, such as [{given!r}]")  # and not one of letters
     called = _names(read, names)
     chosen: dict[str, Section] = {**dict.fromkeys(near, "near"), **dict.fromkeys(forget, "forget")}
     if unknown := [name for name in chosen if not any(name in one for one in read)]:

@@ -186,5 +186,6 @@ class PromptOptions:
 def check_counts(**given: int | None) -> None:
     """Raises for numbers of tokens that Rust cannot count."""
     for name, number in given.items():
-        if number is not None and not 1 <= number <= _LARGEST:
-            raise ValueError(f"{name} must be a number of tokens from 1 to {_LARGEST}, not {number}")
+        whole = isinstance(number, int) and not isinstance(number, bool)
+        if number is not None and not (whole and 1 <= number <= _LARGEST):
+            raise ValueError(f"{name} must be a number of tokens from 1 to {_LARGEST}, not {number!r}")

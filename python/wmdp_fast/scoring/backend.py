@@ -54,7 +54,7 @@ class ScoreOptions:
     """The parameters of `evaluate` that say how a loaded model is scored, described there.
 
     Raises:
-        ValueError: `token_budget` is not a number of tokens.
+        ValueError: One of them has an impossible value.
     """
 
     score_mode: ScoreMode = "float32"
@@ -62,6 +62,10 @@ class ScoreOptions:
     token_budget: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
+        # A misspelt one would be taken for the other: numbers that are not those that were asked for.
+        for name, kinds in (("score_mode", ("float32", "model")), ("engine", ("auto", "trie", "padded"))):
+            if (given := getattr(self, name)) not in kinds:
+                raise ValueError(f"{name} must be {', '.join(kinds[:-1])} or {kinds[-1]}, not {given!r}")
         check_counts(token_budget=None if self.token_budget == "auto" else self.token_budget)
 
 

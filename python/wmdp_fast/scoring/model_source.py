@@ -81,6 +81,10 @@ def model_source(
     """
     if resume:
         raise ValueError("resume is for models on disk: a model in memory may have changed since the earlier run")
+    if not hasattr(model, "named_parameters"):
+        raise TypeError(
+            f"model must be a folder, a name on the hub, a model in memory or a Server, not {type(model).__name__}"
+        )
     tokenizer = _tokenizer_of(load, "evaluate")
     _refuse_in_memory(load)
     in_memory = cast("PreTrainedModel", model)

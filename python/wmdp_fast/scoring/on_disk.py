@@ -70,7 +70,7 @@ class OnDisk:
 
 def _device_type(device: str) -> str:
     if device != "auto":
-        return device.partition(":")[0]
+        return str(device).partition(":")[0]  # `torch.device` is taken too, as torch takes it
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

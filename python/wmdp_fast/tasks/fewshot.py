@@ -26,10 +26,11 @@ def check_num_fewshot(num_fewshot: int | None) -> None:
     """Makes sure that it is a possible number.
 
     Raises:
-        TaskError: It is negative, or more than any prompt has room for.
+        TaskError: It is no whole number, negative, or more than any prompt has room for.
     """
-    if num_fewshot is not None and not 0 <= num_fewshot <= _MOST_FEWSHOT:
-        raise TaskError(f"num_fewshot is {num_fewshot}; it must be from 0 to {_MOST_FEWSHOT}")
+    whole = isinstance(num_fewshot, int) and not isinstance(num_fewshot, bool)
+    if num_fewshot is not None and not (whole and 0 <= num_fewshot <= _MOST_FEWSHOT):
+        raise TaskError(f"num_fewshot is {num_fewshot!r}; it must be a whole number from 0 to {_MOST_FEWSHOT}")
 
 
 def with_fewshot_file(tasks: dict[str, Task], file: Path, num_fewshot: int | None) -> dict[str, Task]:

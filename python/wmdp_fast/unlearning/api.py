@@ -16,6 +16,7 @@ from wmdp_fast.unlearning.budget_request import budget_request
 from wmdp_fast.unlearning.corpora_ahead import corpora_ahead
 from wmdp_fast.unlearning.request import Request
 from wmdp_fast.unlearning.rmu.config import RMUConfig
+from wmdp_fast.unlearning.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from wmdp_fast.prompts.documents import Corpus
     from wmdp_fast.unlearning.result import UnlearnResult
-    from wmdp_fast.unlearning.training_config import TrainingConfig
 
 
 def unlearn(
@@ -40,7 +40,7 @@ def unlearn(
     revision: str | None = None,
     device: str = "auto",
     trust_remote_code: bool = False,
-    eval_tasks: str | Sequence[str] = (),
+    eval_tasks: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     eval_text: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     eval_every: int | None = None,
     eval_options: Mapping[str, Any] | None = None,
@@ -131,6 +131,7 @@ def unlearn(
         ModelError: The model cannot be loaded, or has no such parameters; or another process has ended.
         OSError: The disk is full. What was there before is unchanged.
         TaskError: A task is unknown.
+        TypeError: `config` is something else.
         ValueError: A setting is impossible.
 
     Example:
@@ -141,7 +142,7 @@ def unlearn(
         >>> result.steps, len(result.metrics)
         (2, 2)
     """
-    config = config or RMUConfig()
+    config = checked_config(config)
     request = Request(
         config=config,
         forget=listed_corpora(forget),
@@ -189,6 +190,20 @@ def unlearn(
         )
 
 
+def checked_config(config: TrainingConfig | None) -> TrainingConfig:
+    """The settings, those of RMU if there are none.
+
+    Raises:
+        TypeError: They are something else than an object of a method's configuration.
+    """
+    if config is None:
+        return RMUConfig()
+    if not isinstance(config, TrainingConfig):
+        what = config.__name__ if isinstance(config, type) else f"a {type(config).__name__}"
+        raise TypeError(f"config must be settings such as RMUConfig(layer_id=7), not {what}")
+    return config
+
+
 def cache_bytes(gigabytes: float | None, cache_trunk: str | PathLike[str] | None) -> int | None:
     """The limit of a trunk cache in bytes.
 
@@ -211,7 +226,13 @@ def listed_corpora(corpora: Corpus | Sequence[Corpus]) -> list[Corpus]:
     return list(corpora)
 
 
-def listed_names(given: str | Sequence[str]) -> list[str]:
-    """Names, of which commas may separate several, as a list."""
-    texts = [given] if isinstance(given, str) else given
-    return [name.strip() for text in texts for name in text.split(",") if name.strip()]
+def listed_names(given: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[str]:
+    """Names and paths as a list; commas in a text separate several."""
+    each = [given] if isinstance(given, (str, os.PathLike)) else given
+    # A path object is never a task's name, even if it reads like one.
+    several = (one.split(",") if isinstance(one, str) else [_as_path(os.fspath(one))] for one in each)
+    return [name.strip() for names in several for name in names if name.strip()]
+
+
+def _as_path(text: str) -> str:
+    return text if os.sep in text else os.path.join(os.curdir, text)  # noqa: PTH118 (Path drops the leading dot)

@@ -135,7 +135,7 @@ def measure(
         raise DivergedError(
             f"after step {steps} the model cannot be scored any more ({error}); lower the learning rate", steps
         ) from error
-    source.said.update(result.details["warnings"])
+    source.said.update([*result.details["warnings"], *result.letter_notes()])
     if steps:
         result = dataclasses.replace(result, model_name=f"{source.name} after step {steps}")
     if folder is not None:

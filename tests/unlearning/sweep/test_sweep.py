@@ -292,6 +292,9 @@ def test_impossible_sweeps_are_refused_before_anything_is_loaded(tmp_path):
     refused("steering_coeff must be", over={"steering_coeff": ["often"]})
     refused("2 values for 1 forget corpora", over={"alpha": [(1.0, 2.0)]})
     refused("forget_tasks is empty", forget_tasks="")
+    refused("over must map settings to the values to try", kind=TypeError, over=["alpha"])
+    refused("alpha needs a list of the values to try, not 3", over={"alpha": 3})
+    refused("config must be settings such as", kind=TypeError, config={"alpha": 3})
     refused("trials must be", trials=0)
     assert not (tmp_path / "out").exists()
 

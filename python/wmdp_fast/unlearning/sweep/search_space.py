@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from wmdp_fast.exceptions import WmdpFastError
 from wmdp_fast.unlearning.rmu.config import RMUConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from wmdp_fast.unlearning.training_config import SearchAxis
 
@@ -57,9 +58,12 @@ def check_space(
         axes: What can be swept.
 
     Raises:
+        TypeError: It is no mapping.
         ValueError: A setting cannot be swept, has no values, or a range is none.
     """
     names = [axis.name for axis in axes]
+    if not isinstance(over, Mapping):
+        raise TypeError(f"over must map settings to the values to try, such as {{{names[0]!r}: [...]}}, not {over!r}")
     if unknown := [name for name in over if name not in names]:
         raise ValueError(f"{unknown[0]} cannot be swept; what can is {', '.join(names)}")
     if not over:
@@ -75,7 +79,7 @@ def check_space(
                 raise ValueError(f"auto is for {' and '.join(takes) or 'no setting here'}, not for {axis.name}")
             space[axis.name] = _checked_range(axis, given, drawn=drawn)
             continue
-        if isinstance(given, str) or not given:
+        if not isinstance(given, Iterable) or isinstance(given, str) or not given:
             raise ValueError(f"{axis.name} needs a list of the values to try, not {given!r}")
         space[axis.name] = tuple(dict.fromkeys(tuple(one) if isinstance(one, list) else one for one in given))
     return space

@@ -27,12 +27,11 @@ from wmdp_fast.runtime.files import check_folder
 from wmdp_fast.runtime.memory import amount_of_memory
 from wmdp_fast.scoring.journaled import GOES_ON
 from wmdp_fast.unlearning import activation_cache, evaluations, preflight
-from wmdp_fast.unlearning.api import cache_bytes, listed_corpora, listed_names
+from wmdp_fast.unlearning.api import cache_bytes, checked_config, listed_corpora, listed_names
 from wmdp_fast.unlearning.budget_request import budget_request
 from wmdp_fast.unlearning.memory_plan import refuse_unstreamed
 from wmdp_fast.unlearning.one_run import refuse_leftovers
 from wmdp_fast.unlearning.request import Request
-from wmdp_fast.unlearning.rmu.config import RMUConfig
 from wmdp_fast.unlearning.sweep import identity as sweep_identity
 from wmdp_fast.unlearning.sweep import pareto, schedule
 from wmdp_fast.unlearning.sweep.identity import Extent
@@ -63,8 +62,8 @@ def sweep(
     forget: Corpus | Sequence[Corpus],
     retain: Corpus | Sequence[Corpus],
     over: Mapping[str, Sequence[Any] | Range],
-    forget_tasks: str | Sequence[str],
-    retain_tasks: str | Sequence[str],
+    forget_tasks: str | PathLike[str] | Sequence[str | PathLike[str]],
+    retain_tasks: str | PathLike[str] | Sequence[str | PathLike[str]],
     output: str | PathLike[str],
     eval_text: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     config: TrainingConfig | None = None,
@@ -142,6 +141,7 @@ def sweep(
         ModelError: The model cannot be loaded, lacks a layer or parameters; or `output` has a sweep of another model;
             or the processes on all devices were killed.
         TaskError: A task is unknown, or has no accuracy.
+        TypeError: `config` or `over` is something else.
         ValueError: A setting is impossible.
         WmdpFastError: Optuna is wanted and not installed; and what `unlearn` and `evaluate` raise.
 
@@ -160,7 +160,7 @@ def sweep(
     check_max_loss(max_loss)
     several = shared_devices([model], device, devices)
     kind = device if several is None else several.device
-    base = dataclasses.replace(config or RMUConfig(), save_every=0)
+    base = dataclasses.replace(checked_config(config), save_every=0)
     space = check_space(over, drawn=trials is not None, axes=base.search_axes)
     sampler = None if trials is None else OptunaSampler(space, base.seed)
     forgets, retains = listed_corpora(forget), listed_corpora(retain)
