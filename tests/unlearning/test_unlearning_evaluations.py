@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from tests.support import unlearning_runs as runs
 from tests.support.expected_warnings import ONE_LETTER, printed
 from tests.support.unlearning_runs import CONFIG
 from wmdp_fast import cli
-from wmdp_fast.exceptions import ModelError, TaskError
+from wmdp_fast.exceptions import ModelError, TaskError, WmdpFastWarning
 from wmdp_fast.prompts.texts import read_texts
+from wmdp_fast.results.result import EvalResult
 
 pytestmark = ONE_LETTER
 
@@ -96,7 +98,8 @@ def test_the_command_asks_in_every_way_that_eval_does(folder, tmp_path, words, c
     output = tmp_path / "out"
     command = ["unlearn", str(folder / "base"), *corpora, *settings, "--output", str(output)]
     assert cli.main([*command, "--eval-tasks", questions, *words]) == 0
-    capsys.readouterr()
+    asked = 7 if "--limit" in words else 12
+    assert f"accuracy of birds: on {asked} questions; guessing gives 0.250" in capsys.readouterr().out
     assert cli.main(["eval", str(output), "--tasks", questions, *words, "--json", "--quiet"]) == 0
     expected = json.loads(capsys.readouterr().out)
     kept = wf.read_results(output / "evaluations" / "step-1").raw
@@ -165,6 +168,18 @@ def test_what_is_unusual_in_the_prompts_is_told_once_a_run(command, folder, tmp_
         listed = json.loads(kept.read_text())["wmdp_fast"]["warnings"]
         assert sum("has a backslash and an n" in line for line in listed) == 2
     assert len(found) == 3
+
+
+def test_that_one_letter_is_answered_is_told_once_a_run(folder, tmp_path, monkeypatch):
+    note = "birds: A is answered to 12 of 12 questions (all of them)"
+    monkeypatch.setattr(EvalResult, "letter_notes", lambda _self: [note])
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always", WmdpFastWarning)
+        unlearned(folder, tmp_path / "out", eval_options={"template": "mmlu"})
+    assert [str(one.message) for one in given].count(note) == 1
+    kept = list((tmp_path / "out" / "evaluations").rglob("results*.json"))
+    assert len(kept) > 1
+    assert all(json.loads(file.read_text())["wmdp_fast"]["warnings"].count(note) == 1 for file in kept)
 
 
 def test_a_template_that_fails_is_told_before_anything_is_loaded(folder, tmp_path, capsys):

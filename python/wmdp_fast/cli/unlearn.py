@@ -17,9 +17,12 @@ from wmdp_fast.runtime.ranks import place_of_process
 from wmdp_fast.runtime.tables import number_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from wmdp_fast.unlearning.result import UnlearnResult
+
+# Tasks that a line below the accuracies names.
+_MOST_NAMED = 4
 
 SUMMARY = "Unlearn the subjects of some corpora, with RMU or another method."
 
@@ -171,10 +174,27 @@ def _report(result: UnlearnResult) -> None:
             if "acc" in of or "word_perplexity" in of
         )
         print(f"step {one['step']}: {scores}")
+    for line in _meaning(result.evaluations):
+        print(line)
     if result.budget is not None:
         print(f"KL from the original: {result.budget['kl']:.4g} nats per token, of at most {result.budget['max_kl']:g}")
     peak = f", peak memory {last['peak_memory_mb']:.0f} MB" if "peak_memory_mb" in last else ""
     print(f"{result.steps} steps in {result.seconds.get('steps', 0.0):.1f} s{peak}: {result.output}")
+
+
+def _meaning(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the accuracies of a run are to be read against."""
+    asked: dict[str, list[str]] = {}
+    for one in evaluations[-1:]:
+        for task, of in one["scores"].items():
+            if "acc" in of:
+                chance = one.get("chance", {}).get(task)
+                guessing = "" if chance is None else f"; guessing gives {chance:.3f}"
+                asked.setdefault(f"{one['questions'][task]} questions{guessing}", []).append(task)
+    return [
+        f"accuracy of {', '.join(tasks[:_MOST_NAMED])}{' and others' * (len(tasks) > _MOST_NAMED)}: on {what}"
+        for what, tasks in asked.items()
+    ][:_MOST_NAMED]
 
 
 def _note(line: str) -> None:
