@@ -12,7 +12,7 @@ from wmdp_fast._rust import Requests, Trie
 from wmdp_fast.exceptions import ModelError, what_was_raised
 from wmdp_fast.models.attention.packed import NotPackableError
 from wmdp_fast.models.fused.last_layer import MOST_READ
-from wmdp_fast.scoring.excerpts import excerpts_of
+from wmdp_fast.scoring.excerpts import cutting_budget, excerpts_of
 from wmdp_fast.scoring.padded import is_out_of_memory, score_padded
 from wmdp_fast.scoring.rounding import difference_beyond_rounding, is_coarse, rounded_otherwise, with_probes
 from wmdp_fast.scoring.scores import NAN_ADVICE, PartialScores
@@ -85,10 +85,10 @@ def scores_of_excerpts(
     *,
     most_read: float,
 ) -> NDArray[np.float64]:
-    """Scores of excerpts by trie, with a budget that cuts it, so that carrying over is tried too."""
+    """Scores of excerpts by trie, in batches that have all that those of a run have."""
     trie = Trie(excerpts)
     empty = PartialScores.empty(excerpts.num_choices)
-    budget = -(-trie.num_tokens // 2)
+    budget = cutting_budget(trie, excerpts)
     scores = run(loaded, excerpts, trie, budget, score_mode, empty, trunk=trunk, most_read=most_read)
     return scores.loglikelihood
 

@@ -28,9 +28,8 @@ def why_not(
     """
     if any(parameter.is_cuda for parameter in model.parameters()) and find_spec("triton") is None:
         return "packed attention on a GPU needs Triton, which is not installed"
-    adapter = getattr(model, "active_peft_config", None)
-    if getattr(adapter, "is_prompt_learning", False):
-        return "its adapter puts tokens of its own before every row"
+    if (reason := _why_not_with_its_adapter(model)) is not None:
+        return reason
     base = without_adapter(model)
     name = type(base).__name__
     if not getattr(base, "_can_set_attn_implementation", lambda: False)():
@@ -50,6 +49,15 @@ def why_not(
         if isinstance(layer, torch.nn.Conv1d | torch.nn.RNNBase):
             return f"{name} mixes tokens by {type(layer).__name__}, not by attention alone"
     return _why_not_as_long(base, longest) or _why_not_as_it_is_set(base)
+
+
+def _why_not_with_its_adapter(model: torch.nn.Module) -> str | None:
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return "its adapter puts tokens of its own before every row"
+    # Excerpts, out of which the middle of long contexts is left, may have none of these tokens.
+    if any(getattr(one, "alora_invocation_tokens", None) for one in getattr(model, "peft_config", {}).values()):
+        return "its adapter (aLoRA) begins where it finds certain tokens in a row, and a trie has many rows in one"
+    return None
 
 
 def _why_not_as_it_is_set(model: torch.nn.Module) -> str | None:
