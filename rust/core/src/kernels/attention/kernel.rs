@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use pulp::Simd;
 
-use crate::kernels::simd::exp2;
+use crate::kernels::simd::{exp2, exp2_or_zero};
 
 /// Query rows that are computed together.
 pub(super) const ROWS: usize = 6;
@@ -303,9 +303,9 @@ fn raise<S: Simd>(simd: S, maxima: &mut [f32; ROWS], largest: [S::f32s; ROWS]) -
         *maximum = before.max(simd.reduce_max_f32s(largest));
         *factor = before - *maximum;
     }
-    // What has seen no key yet has sums of 0, and the least power of two times that is 0.
+    // What has seen no key yet has sums of 0, and keeps them.
     for factor in S::as_mut_simd_f32s(&mut factors).0 {
-        *factor = exp2(simd, *factor);
+        *factor = exp2_or_zero(simd, *factor);
     }
     std::array::from_fn(|row| factors[row])
 }
@@ -320,7 +320,7 @@ fn exponentials<S: Simd>(simd: S, row: &mut [f32], maximum: f32, factor: Option<
     }
     let subtract = simd.splat_f32s(maximum);
     for score in S::as_mut_simd_f32s(row).0 {
-        *score = exp2(simd, simd.sub_f32s(*score, subtract));
+        *score = exp2_or_zero(simd, simd.sub_f32s(*score, subtract));
         total = simd.add_f32s(total, *score);
     }
     *sum = total;
@@ -460,7 +460,7 @@ impl Weights {
             for (gradient, weight) in gradients.iter_mut().zip(S::as_mut_simd_f32s(weights).0) {
                 // Rounding may put a score above the log-sum-exp that it is part of.
                 let score = simd.min_f32s(simd.sub_f32s(*weight, log_sum_exp), simd.splat_f32s(0.0));
-                *weight = exp2(simd, score);
+                *weight = exp2_or_zero(simd, score);
                 *gradient = simd.mul_f32s(*gradient, *weight);
             }
         }
