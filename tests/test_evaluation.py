@@ -136,6 +136,14 @@ def test_what_is_no_model_is_told_so(birds: Path) -> None:
             wf.evaluate(wrong, tasks=birds)  # type: ignore[call-overload]
 
 
+@pytest.mark.filterwarnings("ignore:scoring LlamaModel on padded rows:wmdp_fast.exceptions.WmdpFastWarning")
+def test_a_base_without_a_head_is_told_so(birds: Path) -> None:
+    base = tiny_models.build("llama").model
+    for engine in ("auto", "padded"):
+        with pytest.raises(ModelError, match=r"LlamaModel gives no logits: .*AutoModelForCausalLM"):
+            wf.evaluate(base, tokenizer=tiny_models.tokenizer(), tasks=birds, engine=engine, progress=False)
+
+
 def test_a_device_of_torch_is_a_device(llama_dir: Path, birds: Path, tmp_path: Path) -> None:
     options: Any = {"tasks": birds, "progress": False, "output": tmp_path}
     first = wf.evaluate(llama_dir, device="cpu", **options)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from wmdp_fast.exceptions import ModelError
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -27,8 +29,7 @@ def selected_logits(model: torch.nn.Module, input_ids: torch.Tensor, readouts: N
     # as many to each row as the row with the most has.
     wanted = torch.zeros(input_ids.shape, dtype=torch.bool, device="cpu")
     wanted[readouts[:, 0], readouts[:, 1]] = True
-    logits: torch.Tensor = model(input_ids, logits_to_keep=wanted.to(input_ids.device), **_no_cache(model)).logits
-    return logits
+    return _logits(model, model(input_ids, logits_to_keep=wanted.to(input_ids.device), **_no_cache(model)))
 
 
 def all_logits(model: torch.nn.Module, input_ids: torch.Tensor, readouts: NDArray[np.int64]) -> torch.Tensor:
@@ -41,12 +42,25 @@ def all_logits(model: torch.nn.Module, input_ids: torch.Tensor, readouts: NDArra
 
     Returns:
         Logits, `[R, V]`.
+
+    Raises:
+        ModelError: It gives none, as a base without a head.
     """
-    logits: torch.Tensor = forward_without_cache(model, input_ids).logits
+    logits = _logits(model, forward_without_cache(model, input_ids))
     # An adapter that learned a prompt puts its tokens first.
     virtual_tokens = logits.shape[1] - input_ids.shape[1]
     rows, positions = torch.from_numpy(readouts).to(logits.device).unbind(dim=1)
     return logits[rows, positions + virtual_tokens]
+
+
+def _logits(model: torch.nn.Module, outputs: Any) -> torch.Tensor:
+    logits: torch.Tensor | None = getattr(outputs, "logits", None)
+    if logits is None:
+        raise ModelError(
+            f"{type(model).__name__} gives no logits: it is the base of a language model, without its head; load it"
+            " with AutoModelForCausalLM, or pass the model that it belongs to"
+        )
+    return logits
 
 
 def forward_without_cache(model: torch.nn.Module, input_ids: torch.Tensor, **inputs: Any) -> Any:
