@@ -104,3 +104,20 @@ def test_an_adapter_that_begins_at_certain_tokens_is_scored_on_padded_rows(place
     with pytest.warns(WmdpFastWarning, match="aLoRA"):
         found = score(loaded, drawn)
     np.testing.assert_allclose(found.loglikelihood, expected, atol=1e-4)
+
+
+def test_a_hook_that_goes_by_places_in_a_row_is_not_run_by_trie() -> None:
+    """Those of a row of many questions are not those of a question, which may not show before the 34th."""
+    model: Any = tiny_models.build("llama")
+
+    def larger_from_there_on(_layer: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return torch.cat([output[:, :50], 1.5 * output[:, 50:]], dim=1)
+
+    handle = model.model.layers[0].register_forward_hook(larger_from_there_on)
+    loaded, drawn = wrap_model(model, tiny_models.tokenizer(), name="hooked"), random_questions(60, LETTERS)
+    with pytest.warns(WmdpFastWarning, match="tried on excerpts"):
+        found = score(loaded, drawn)
+    np.testing.assert_array_equal(found.loglikelihood, score_padded(loaded, drawn).loglikelihood)
+    handle.remove()
+    model.model.layers[0].register_forward_hook(lambda _layer, _inputs, output: 1.5 * output)
+    assert score(loaded, drawn).engine == "trie"

@@ -29,10 +29,14 @@ _WINDOWS = re.compile(r"(window|chunk)(_size|_len)?$|^local_attention$|^floor_sc
 
 
 def excerpts_of(model: torch.nn.Module, requests: Requests) -> Requests:
-    """A few questions of a run, shortened unless length matters to the model: what they begin with, and their ends."""
+    """A few questions of a run, shortened unless length matters to the model: what they begin with, and their ends.
+
+    It may matter to hooks that somebody has hung on its modules: those of an experiment often go by places in a row.
+    """
     longest = requests.padded_batch(0, 1)
     length = 0 if longest is None else int(longest.lengths[0])
-    return _excerpts(requests, whole=_smallest_window(model) < length)
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    return _excerpts(requests, whole=hooked or _smallest_window(model) < length)
 
 
 def _excerpts(requests: Requests, *, whole: bool) -> Requests:
