@@ -30,6 +30,7 @@ ORDER = (
     "results",
     "analysis",
     "evaluate_options",
+    "evaluation_run",
     "evaluation",
     "several_models",
     "unlearning",

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from wmdp_fast.checkpoints.read_ahead import read_ahead
 from wmdp_fast.checkpoints.weight_files import ADAPTER_CONFIG, CONFIG
-from wmdp_fast.evaluation import Evaluation, Keeping, has_results, model_named_first
+from wmdp_fast.evaluation import model_named_first
+from wmdp_fast.evaluation_run import Evaluation, Keeping, has_results
 from wmdp_fast.exceptions import WmdpFastError
 from wmdp_fast.models.adapter_base import AdapterBase
 from wmdp_fast.models.kept_tokenizer import KeptTokenizer

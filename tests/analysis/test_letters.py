@@ -14,7 +14,7 @@ import wmdp_fast as wf
 from tests.support import tiny_models
 from tests.support.evaluations import NEAR_TIE, eval_result, task_of
 from tests.support.expected_warnings import printed
-from wmdp_fast import cli, evaluation
+from wmdp_fast import cli, evaluation_run
 from wmdp_fast._rust import PromptTemplate, QuestionSet
 from wmdp_fast.analysis import statistics
 from wmdp_fast.analysis.comparison import compare
@@ -89,13 +89,13 @@ def answers_a(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     rows = [{"question": f"Is {i}?", "choices": list("wxyz"), "answer": i % 4} for i in range(20)]
     questions = tmp_path / "birds.jsonl"
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    task_results = evaluation.task_results
+    task_results = evaluation_run.task_results
 
     def preferring(read: Any, prompts: Any, scores: Any, **options: Any) -> Any:
         scores.loglikelihood[::4] += 100.0
         return task_results(read, prompts, scores, **options)
 
-    monkeypatch.setattr(evaluation, "task_results", preferring)
+    monkeypatch.setattr(evaluation_run, "task_results", preferring)
     return [str(tmp_path / "model"), "--tasks", str(questions)]
 
 

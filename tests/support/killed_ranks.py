@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wmdp_fast import evaluation
+from wmdp_fast import evaluation_run
 from wmdp_fast.models import load
 from wmdp_fast.models.read_together import ReadTogether
 from wmdp_fast.results import result
@@ -93,7 +93,7 @@ def kill_at(moment: Moment, folder: Path) -> None:
             "exchange": (ranks.Ranks, "exchange"),
             "layer": (ReadTogether, "read"),
             "saving": (result, "write_whole"),
-            "saved": (evaluation.EvalResult, "save"),
+            "saved": (evaluation_run.EvalResult, "save"),
         }
         _watch(*where[moment.kind], event, after=moment.kind in ("batch", "saved"))
 
