@@ -16,6 +16,7 @@ from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.models.load import wrap_model
 from wmdp_fast.scoring.excerpts import cutting_budget, excerpts_of
 from wmdp_fast.scoring.padded import score_padded
+from wmdp_fast.scoring.rolling import score_windows
 from wmdp_fast.scoring.trie import score
 
 
@@ -80,8 +81,8 @@ def test_a_model_that_mixes_neighbors_in_a_row_by_other_means_than_attention_is_
     np.testing.assert_array_equal(found.loglikelihood, score_padded(loaded, drawn).loglikelihood)
 
 
-@pytest.mark.parametrize("place", [25, 58])
-def test_an_adapter_that_begins_at_certain_tokens_is_scored_on_padded_rows(place: int) -> None:
+def alora() -> Any:
+    """A model with an adapter that begins where it finds the tokens 7 and 8."""
     peft = pytest.importorskip("peft", reason="peft is not installed (extra `peft`)")
     if "alora_invocation_tokens" not in inspect.signature(peft.LoraConfig).parameters:
         pytest.skip("this version of peft has no aLoRA")
@@ -93,17 +94,28 @@ def test_an_adapter_that_begins_at_certain_tokens_is_scored_on_padded_rows(place
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.3)
+    return adapted
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", [25, 58])
+def test_an_adapter_that_begins_at_certain_tokens_is_run_as_peft_runs_it(place: int) -> None:
+    adapted = alora()
     tokens = np.random.default_rng(3).integers(20, 600, (6, 60))
     tokens[:, place : place + 2] = [7, 8]
-    drawn = Requests.from_tokens(tokens.tolist(), [LETTERS] * 6, max_length=128)
-    expected = []
+    letters = Requests.from_tokens(tokens.tolist(), [LETTERS] * 6, max_length=128)
+    documents = Requests.from_tokens(tokens[:, :1].tolist(), [[one] for one in tokens[:, 1:].tolist()], max_length=128)
+    expected: list[list[float]] = [[], []]
     for row in tokens.tolist():
-        logits = adapted(input_ids=torch.tensor([row])).logits[0, -1]
-        expected += torch.log_softmax(logits, dim=-1)[1:5].tolist()
+        expected[0] += adapted(input_ids=torch.tensor([row])).logits[0, -1].log_softmax(dim=-1)[1:5].tolist()
+        # The last token of a document is predicted, and not read.
+        logprobs = adapted(input_ids=torch.tensor([row[:-1]])).logits[0].log_softmax(dim=-1)
+        expected[1].append(float(logprobs[range(59), row[1:]].sum()))
     loaded = wrap_model(adapted, tiny_models.tokenizer(), name="aLoRA")
     with pytest.warns(WmdpFastWarning, match="aLoRA"):
-        found = score(loaded, drawn)
-    np.testing.assert_allclose(found.loglikelihood, expected, atol=1e-4)
+        found = score(loaded, letters)
+    np.testing.assert_allclose(found.loglikelihood, expected[0], atol=1e-4)
+    np.testing.assert_allclose(score_windows(loaded, documents).loglikelihood, expected[1], atol=1e-3)
 
 
 def test_a_hook_that_goes_by_places_in_a_row_is_not_run_by_trie() -> None:

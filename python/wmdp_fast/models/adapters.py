@@ -30,6 +30,15 @@ def without_adapter(model: Any) -> Any:
     return getattr(model, "get_base_model", lambda: model)()
 
 
+def begins_at_tokens(model: Any) -> bool:
+    """Whether an adapter (aLoRA) begins where it finds certain tokens in a row, which peft looks for in a model's call.
+
+    So it is on in no call of a part of the model, and begins at one place in a row, whatever is in it.
+    """
+    configs = getattr(model, "peft_config", {}).values()
+    return any(getattr(config, "alora_invocation_tokens", None) for config in configs)
+
+
 def with_adapter(
     model: torch.nn.Module, adapter: str, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[torch.nn.Module, list[str]]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wmdp_fast.models.adapters import without_adapter
+from wmdp_fast.models.adapters import begins_at_tokens, without_adapter
 from wmdp_fast.models.fused.forwards import replaced_forwards
 from wmdp_fast.models.logits import all_logits, are_close, forward_without_cache
 
@@ -111,12 +111,14 @@ def logits_at(head: ModelHead, input_ids: Tensor, readouts: NDArray[np.int64]) -
 def head_of(model: nn.Module, device: torch.device) -> ModelHead | None:
     """A model's head; None if the model has no base, or its base and head do not give its own logits.
 
-    That is tried on a few tokens.
+    That is tried on a few tokens, but for an adapter that begins at others.
 
     Args:
         model: A causal model, in the mode in which it will be run.
         device: Where its token ids go.
     """
+    if begins_at_tokens(model):
+        return None
     inner: Any = without_adapter(model)
     # OPT calls the decoder in its base, not the base. Llama 4 calls itself its base.
     inside = [child for child in inner.children() if hasattr(child, "get_input_embeddings")]

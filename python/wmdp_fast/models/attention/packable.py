@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from wmdp_fast.models.adapters import without_adapter
+from wmdp_fast.models.adapters import begins_at_tokens, without_adapter
 from wmdp_fast.models.attention.requirements import left_out
 from wmdp_fast.models.row_length import keys_kept, length_rules
 
@@ -55,7 +55,7 @@ def _why_not_with_its_adapter(model: torch.nn.Module) -> str | None:
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         return "its adapter puts tokens of its own before every row"
     # Excerpts, out of which the middle of long contexts is left, may have none of these tokens.
-    if any(getattr(one, "alora_invocation_tokens", None) for one in getattr(model, "peft_config", {}).values()):
+    if begins_at_tokens(model):
         return "its adapter (aLoRA) begins where it finds certain tokens in a row, and a trie has many rows in one"
     return None
 
