@@ -127,16 +127,17 @@ def rounded_otherwise(model: torch.nn.Module, seed: int) -> Iterator[None]:
         seed: Of the numbers, which come from a generator of their own.
     """
     base: Any = without_adapter(model)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
     try:
         layers = list(decoder_of(base).layers)
     except (ModelError, AttributeError):
         layers = []
 
     def moved(hidden: Any) -> Any:
-        if not (isinstance(hidden, torch.Tensor) and hidden.is_floating_point()):
+        # What several processes hold together is no plain tensor.
+        if type(hidden) is not torch.Tensor or not hidden.is_floating_point():
             return hidden
-        off = torch.rand(hidden.shape, generator=generator, dtype=torch.float32).sub_(0.5).to(hidden.device)
+        off = torch.rand(hidden.shape, generator=generator, dtype=torch.float32, device="cpu").to(hidden.device) - 0.5
         return (hidden.float() * (1 + torch.finfo(hidden.dtype).eps * off)).to(hidden.dtype)
 
     def entering(_layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
