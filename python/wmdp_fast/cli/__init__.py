@@ -16,7 +16,7 @@ import warnings
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from wmdp_fast._rust import __version__
-from wmdp_fast.cli import failures, terminal
+from wmdp_fast.cli import failures, one_process, terminal
 from wmdp_fast.cli.habits import Parser, close_command, with_dashes
 from wmdp_fast.exceptions import WmdpFastWarning
 from wmdp_fast.runtime import cpus, leaving
@@ -97,7 +97,7 @@ def _run(argv: list[str]) -> int:
         if hasattr(arguments, "devices"):
             # What is started for each device is this very command.
             arguments.given = argv
-        code: int = arguments.run(arguments)
+        code: int = 2 if one_process.is_refused(argv[0], arguments) else arguments.run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt as error:
         if _debugging():
