@@ -52,6 +52,7 @@ UNDERSCORED: dict[str, tuple[Callable[[], Any], str]] = {
     "_forward_pre_hooks": (linear, "a module that somebody has hung something on is not replaced"),
     "_buffers": (linear, "the frequencies of rotary embeddings are put back; models that are streamed are filled"),
     "_parameters": (linear, "models that are streamed are filled"),
+    "_modules": (linear, "the modules as they were built of a model that is streamed with an adapter"),
     "_non_persistent_buffers_set": (linear, "models that are streamed are filled"),
     "_compiled_call_impl": (linear, "what `Module.compile` leaves is taken off"),
     "_version": (lambda: torch.zeros(1), "whether a tensor was changed in place"),

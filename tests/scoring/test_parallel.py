@@ -69,7 +69,7 @@ def test_what_cannot_be_on_several_devices_is_refused(
     refused("must be fsdp or tp, not 'pp'", parallel="pp")
     refused("leave shards out", shards=2)
     refused("not both", stream=True)
-    refused("without an adapter", peft="adapter")
+    refused("parallel tp has parts of matrices, .*: take fsdp", parallel="tp", peft="adapter")
     refused("nothing to resume", resume=True, output=tmp_path)
     server = wf.Server(model="m", protocol="openai", base_url="http://localhost:1/v1")
     refused("loaded here from its folder", model=server)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,6 +71,10 @@ class StoredTensor:
         finally:
             os.close(file)
         return self._in(memory, offset)
+
+    def first_rows(self, count: int) -> StoredTensor:
+        """The same with so many of its rows alone, which lie one behind the other."""
+        return replace(self, shape=(count, *self.shape[1:]), nbytes=self.nbytes // self.shape[0] * count)
 
     def without_numbers(self, device: torch.device) -> torch.Tensor:
         """Memory for it on a device, into which nothing is read."""

@@ -122,7 +122,8 @@ def load_model(
         opened: What `load_tokenizer_only` has read of the same model, weights located; then `tokenizer` is in it.
         shared: Keeps the model without the adapter for the next call, which differs from this one in `peft` alone.
         parallel: How all processes of torch's process group hold it together: `fsdp`, each with a part of every weight,
-            which are gathered for a layer as it runs; `tp`, each with a part of every product. By transformers.
+            which are gathered for a layer as it runs; `tp`, each with a part of every product. By transformers,
+            without an adapter.
 
     Warns:
         WmdpFastWarning: Weights are not used, or random, or of a type that this CPU is slow at; or a shared model is
@@ -178,6 +179,7 @@ def load_streamed(
     revision: str | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
+    peft: str | None = None,
 ) -> LoadedModel:
     """Builds a model whose layers are read when their turn comes; its folder must hold its weights.
 
@@ -188,14 +190,17 @@ def load_streamed(
         revision: As `load_model`.
         dtype: As `load_model`.
         device: As `load_model`.
+        peft: As `load_model`; its factors stay in memory.
 
     Warns:
         WmdpFastWarning: As `load_model`.
 
     Raises:
-        ModelError: As `load_model`; or it cannot be streamed, for a reason that is said.
+        DataUnavailableError: The adapter is missing or out of reach.
+        ModelError: As `load_model`; or it cannot be streamed, or not with this adapter, for a reason that is said.
         ValueError: As `load_model`.
     """
+    from wmdp_fast.models.adapter_on_parts import refuse_adapter, with_adapter_on
     from wmdp_fast.models.skeleton import build_skeleton
     from wmdp_fast.models.streamed import stream
 
@@ -208,20 +213,31 @@ def load_streamed(
     notes: list[str] = []
     if torch_device.type == "cpu":
         forget_files()
+    rows, of_adapter = None, tuple[str, ...]()
+    if peft is not None:
+        refuse_adapter(peft)
+        rows = len(opened.tokenizer)
     with warnings_as_ours(notes):
-        skeleton = build_skeleton(files.address(name_or_path), opened.source, weights, torch_dtype, torch_device)
+        skeleton = build_skeleton(
+            files.address(name_or_path), opened.source, weights, torch_dtype, torch_device, rows=rows
+        )
+        model: torch.nn.Module = skeleton.model
+        if peft is not None:
+            skeleton = skeleton.keeping_names()
+            with skeleton.layers_described():
+                model, of_adapter = with_adapter_on(skeleton, peft, opened.tokenizer)
         streamed = stream(skeleton, memory)
-    notes += [*skeleton.notes, *about_architecture(files.folder, type(skeleton.model).__name__)]
+    notes += [*skeleton.notes, *of_adapter, *about_architecture(files.folder, type(skeleton.model).__name__)]
     if torch_device.type == "cpu":
         # The rest of imports. From here on what is tried brings back what a run needs, before memory is shared out.
         forget_files()
     with streamed.one_of_each().on_demand():
-        notes += take_eager_where_needed(skeleton.model)
+        notes += take_eager_where_needed(model)
     for note in notes:
         warnings.warn(f"{name_or_path}: {note}", WmdpFastWarning, stacklevel=2)
     if torch_dtype is None:
         _warn_of_slow_dtype(skeleton.model, torch_device)
-    found = _describe(skeleton.model, opened.tokenizer, name=name_or_path, revision=revision, notes=notes)
+    found = _describe(model, opened.tokenizer, name=name_or_path, revision=revision, peft=peft, notes=notes)
     seconds = time.perf_counter() - begin
     return replace(found, path=files.folder, sha=files.commit, seconds=seconds, device=torch_device, streamed=streamed)
 

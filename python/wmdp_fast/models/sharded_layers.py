@@ -7,8 +7,9 @@ made some rows at a time, which may be more often in one process than in another
 
 from __future__ import annotations
 
+import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,9 +18,10 @@ import torch.distributed
 from wmdp_fast.checkpoints.weight_files import weight_files
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models import locate
+from wmdp_fast.models.adapter_on_parts import refuse_adapter, with_adapter_on
 from wmdp_fast.models.attention.requirements import take_eager_where_needed
 from wmdp_fast.models.fits import download
-from wmdp_fast.models.load import parse_device, parse_dtype
+from wmdp_fast.models.load import parse_device, parse_dtype, wrap_model
 from wmdp_fast.models.read_together import ReadTogether
 from wmdp_fast.models.reading import failures_as
 from wmdp_fast.models.skeleton import build_skeleton
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
+    from wmdp_fast.models.load import LoadedModel
     from wmdp_fast.models.skeleton import Skeleton
+    from wmdp_fast.models.tokenizer_only import TokenizerOnly
 
 # Type checkers do not see all of its names.
 distributed: Any = torch.distributed
@@ -40,16 +44,21 @@ class ShardedModel:
     """This process's part of a model.
 
     Attributes:
-        model: The model. Nothing of it needs a gradient.
+        skeleton: The model, all of whose parts are filled.
         folder: Where its files are.
         commit: The hub's commit, or None for a folder of the user's.
         notes: What is to be known of how it was loaded.
     """
 
-    model: PreTrainedModel
+    skeleton: Skeleton
     folder: Path
     commit: str | None
     notes: tuple[str, ...]
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model. Nothing of it needs a gradient."""
+        return self.skeleton.model
 
 
 def load_sharded(
@@ -59,6 +68,7 @@ def load_sharded(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    rows: int | None = None,
 ) -> ShardedModel:
     """Reads a checkpoint with the other processes of torch's process group, all of which must call it.
 
@@ -71,6 +81,7 @@ def load_sharded(
         dtype: `auto` is the checkpoint's.
         device: This process's: `cpu` or `cuda:N`.
         trust_remote_code: Whether code that comes with the model may be read; a model that needs it is refused.
+        rows: As `build_skeleton`.
 
     Warns:
         WmdpFastWarning: Tensors are not used, or the default attention leaves out what the configuration asks for.
@@ -86,14 +97,65 @@ def load_sharded(
     if weights is None:
         raise ModelError(f"{files.folder} has no safetensors weights")
     source: dict[str, Any] = {"revision": files.commit or revision, "trust_remote_code": trust_remote_code}
-    skeleton = build_skeleton(files.address(name_or_path), source, weights, torch_dtype, torch_device)
+    skeleton = build_skeleton(files.address(name_or_path), source, weights, torch_dtype, torch_device, rows=rows)
     skeleton.model.requires_grad_(requires_grad=False)
     with failures_as(ModelError, f"the layers of {name_or_path} cannot be shared out"):
         _fill(skeleton)
     notes = (*skeleton.notes, *take_eager_where_needed(skeleton.model))
     for note in notes:
         warnings.warn(f"{name_or_path}: {note}", WmdpFastWarning, stacklevel=2)
-    return ShardedModel(skeleton.model, files.folder, files.commit, notes)
+    return ShardedModel(skeleton, files.folder, files.commit, notes)
+
+
+def load_sharded_with_adapter(
+    name_or_path: str,
+    adapter: str,
+    *,
+    opened: TokenizerOnly,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> LoadedModel:
+    """The same with a LoRA adapter on it, whose factors each process has as a whole, ready for scoring.
+
+    Args:
+        name_or_path: As `load_sharded`.
+        adapter: Folder, or name on the hub.
+        opened: What `load_tokenizer_only` has read of the same model.
+        revision: As `load_sharded`.
+        dtype: As `load_sharded`.
+        device: As `load_sharded`.
+
+    Warns:
+        WmdpFastWarning: As `load_sharded` and `with_adapter`.
+
+    Raises:
+        DataUnavailableError: As `load_sharded`, or of the adapter.
+        ModelError: As `load_sharded`; or the adapter is refused, or cannot be put on.
+    """
+    begin = time.perf_counter()
+    refuse_adapter(adapter)
+    part = load_sharded(
+        name_or_path,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=opened.source["trust_remote_code"],
+        rows=len(opened.tokenizer),
+    )
+    model, notes = with_adapter_on(part.skeleton, adapter, opened.tokenizer)
+    for note in notes:
+        warnings.warn(f"{name_or_path}: {note}", WmdpFastWarning, stacklevel=2)
+    return replace(
+        wrap_model(model, opened.tokenizer, name=name_or_path),
+        path=part.folder,
+        revision=revision,
+        sha=part.commit,
+        peft=adapter,
+        seconds=time.perf_counter() - begin,
+        warnings=(*part.notes, *notes),
+        parallel="fsdp",
+    )
 
 
 def _fill(skeleton: Skeleton) -> None:

@@ -8,7 +8,8 @@ version has it otherwise, the model is refused.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from wmdp_fast.models.reading import about_unexpected, check_config, check_weigh
 from wmdp_fast.models.threads import loading
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel
@@ -102,6 +103,9 @@ class Skeleton:
         rest_bytes: Memory that all else takes.
         notes: What results should say of the checkpoint.
         twins: For a parameter of several names, all of them.
+        vocabulary: Rows of the embedding in the checkpoint, of which the model may have been given fewer.
+        as_built: The model with its modules as they were built, by whose names parts are filled and emptied, if others
+            were put around some of them since; None if not.
     """
 
     model: PreTrainedModel
@@ -114,6 +118,8 @@ class Skeleton:
     rest_bytes: int
     notes: tuple[str, ...]
     twins: Mapping[str, tuple[str, ...]]
+    vocabulary: int
+    as_built: PreTrainedModel | None = None
 
     @property
     def layers_as_stored(self) -> list[list[tuple[Any, ...]]]:
@@ -134,13 +140,14 @@ class Skeleton:
         Raises:
             ModelError: A file ends too early, or does not fit any more.
         """
-        _load(self.model, part.sources if sources is None else sources, self.dtype, self.device)
+        model = self._named
+        _load(model, part.sources if sources is None else sources, self.dtype, self.device)
         for name in part.empty:
-            filled = _get(self.model, name)
+            filled = _get(model, name)
             filled.requires_grad_(False)
             for twin in self.twins.get(name, ()):
                 if filled.device.type != "meta":
-                    _set(self.model, twin, filled)
+                    _set(model, twin, filled)
 
     def has_rows(self, part: Part) -> bool:
         """Whether a part is a matrix whose rows can be read when they are wanted."""
@@ -153,19 +160,42 @@ class Skeleton:
             raise ValueError("only a matrix that is taken as it is stored has rows")
         filled = StoredRows(matrix).parameter()
         for name in part.empty:
-            _set(self.model, name, filled)
+            _set(self._named, name, filled)
 
     def filled(self, part: Part) -> Tensor | None:
         """The first tensor of a part, if it has its numbers."""
         for name in part.empty:
-            tensor = _get(self.model, name)
+            tensor = _get(self._named, name)
             return None if tensor.is_meta else tensor
         return None
 
     def empty(self, part: Part) -> None:
         """Takes a part's numbers out again, which frees their memory."""
         for name, tensor in part.empty.items():
-            _set(self.model, name, tensor)
+            _set(self._named, name, tensor)
+
+    def keeping_names(self) -> Skeleton:
+        """The same, which finds its parts whatever is put around modules of the model from now on."""
+        return replace(self, as_built=_same_modules(self.model))
+
+    @contextmanager
+    def layers_described(self) -> Iterator[None]:
+        """Inside, parameters of layers say their shape, type and device; all numbers are 0, and take no memory."""
+        for part in self.layers:
+            for name, tensor in part.empty.items():
+                zeros = torch.zeros((), dtype=tensor.dtype, device=self.device).expand(tensor.shape)
+                is_parameter = isinstance(tensor, torch.nn.Parameter)
+                _set(self._named, name, torch.nn.Parameter(zeros, requires_grad=False) if is_parameter else zeros)
+        try:
+            yield
+        finally:
+            for part in self.layers:
+                self.empty(part)
+
+    @property
+    def _named(self) -> PreTrainedModel:
+        """The model by the names of the checkpoint."""
+        return self.model if self.as_built is None else self.as_built
 
 
 def build_skeleton(
@@ -176,6 +206,7 @@ def build_skeleton(
     device: torch.device,
     *,
     headless: bool = False,
+    rows: int | None = None,
 ) -> Skeleton:
     """Builds a model from its configuration, and finds out of which tensors of its checkpoint each part is made.
 
@@ -186,24 +217,48 @@ def build_skeleton(
         dtype: The type to compute in; None is the checkpoint's.
         device: Where to.
         headless: Whether the checkpoint may be one without a head, which is not going to be used.
+        rows: Rows that embedding and head are to have, where the checkpoint has more; None for all.
 
     Raises:
-        ModelError: The checkpoint is damaged or lacks weights, or the model is of a kind that cannot be taken apart.
+        ModelError: The checkpoint is damaged or lacks weights, or the model is of a kind that cannot be taken apart; or
+            it has fewer rows.
     """
     config = check_config(files.folder, where, source)
     _refuse_kind(where, config)
+    of_text = config.get_text_config()
+    vocabulary = int(of_text.vocab_size)
+    if rows is not None:
+        if rows > vocabulary:
+            raise ModelError(
+                f"the tokenizer has {rows} tokens and {where} {vocabulary}: rows for the others would have to be made"
+                " up, which is done in memory only"
+            )
+        of_text.vocab_size = rows
     with failures_as(ModelError, f"{where} cannot be loaded"):
         stored = stored_tensors(files)
         own: Any = config.dtype or unnamed_dtype(files, stored)
         kind: torch.dtype = dtype or own
         model = _without_numbers(config, kind, where)
+        if rows is not None:
+            stored = _with_fewer_rows(model, stored, rows)
     if not type(model).__module__.startswith("transformers."):
         raise ModelError(f"{where} comes with code of its own, which is not streamed")
     with failures_as(ModelError, f"{where} cannot be streamed with transformers {transformers.__version__}"):
         absent, notes = _dry_run(where, model, stored, kind, headless=headless)
         decoder = decoder_of(model)
         _fill_what_is_computed(model, absent, device)
-        return _in_parts(model, decoder, *_sources(model, stored), kind, device, notes)
+        return _in_parts(model, decoder, *_sources(model, stored), kind, device, notes, vocabulary)
+
+
+def _with_fewer_rows(model: PreTrainedModel, stored: Mapping[str, StoredTensor], rows: int) -> dict[str, StoredTensor]:
+    """Tensors of a checkpoint, those that the embedding and the head are made from with their first rows alone."""
+    untyped: Any = model
+    ends = [model.get_input_embeddings(), untyped.get_output_embeddings()]
+    theirs = {id(one) for module in ends if module is not None for one in module.parameters()}
+    sources, _ = _sources(model, stored)
+    names = [name for name, one in model.state_dict(keep_vars=True).items() if id(one) in theirs]
+    cut = {source.name: source.first_rows(rows) for name in names for source in sources.get(name, ())}
+    return {**stored, **cut}
 
 
 def _refuse_kind(where: str, config: PretrainedConfig) -> None:
@@ -334,6 +389,7 @@ def _in_parts(
     dtype: torch.dtype,
     device: torch.device,
     notes: list[str],
+    vocabulary: int,
 ) -> Skeleton:
     """Sorts parameters, given with the tensors that each is made from, by the parts of a model.
 
@@ -366,7 +422,17 @@ def _in_parts(
         raise ModelError(f"{type(model).__name__} has weights that several layers share, which is not streamed")
     parts, always = tuple(map(part, layers)), part(rest)
     skeleton = Skeleton(
-        model, decoder, device, dtype, parts, part(embedding), part(head), always.nbytes, tuple(notes), twins
+        model,
+        decoder,
+        device,
+        dtype,
+        parts,
+        part(embedding),
+        part(head),
+        always.nbytes,
+        tuple(notes),
+        twins,
+        vocabulary,
     )
     skeleton.fill(always)
     return skeleton
@@ -391,6 +457,15 @@ def _fill_what_is_computed(model: PreTrainedModel, names: Iterable[str], device:
     untyped: Any = model
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         untyped.initialize_weights()
+
+
+def _same_modules(module: Any) -> Any:
+    """Modules with the very parameters and buffers of others, which stay where they are when those are replaced."""
+    twin = object.__new__(type(module))
+    vars(twin).update(vars(module))
+    children = {name: None if one is None else _same_modules(one) for name, one in module._modules.items()}
+    vars(twin)["_modules"] = children
+    return twin
 
 
 def _get(model: nn.Module, name: str) -> Tensor:

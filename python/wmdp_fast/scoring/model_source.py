@@ -240,12 +240,20 @@ def _loaded(
         )
         if limit is not None and (streamed := _streamed(where, load, limit, opened)) is not None:
             return LocalModel(streamed, load, score)
+    peft = None if load.peft is None else os.fspath(load.peft)
+    if load.parallel is not None and peft is not None:
+        from wmdp_fast.models.sharded_layers import load_sharded_with_adapter
+
+        sharded = load_sharded_with_adapter(
+            where, peft, opened=opened, revision=load.revision, dtype=load.dtype, device=load.device
+        )
+        return LocalModel(sharded, load, score)
     loaded = load_model(
         where,
         revision=load.revision,
         dtype=load.dtype,
         device=load.device,
-        peft=None if load.peft is None else os.fspath(load.peft),
+        peft=peft,
         trust_remote_code=load.trust_remote_code,
         allow_missing=load.allow_missing,
         opened=opened,
@@ -263,10 +271,16 @@ def _streamed(where: str, load: LoadOptions, limit: int, opened: TokenizerOnly) 
     asked = load.stream or load.memory not in ("auto", None)
     said = f"{where} does not fit into the memory that is free"
     try:
-        _refuse_what_is_put_on(where, load)
+        _refuse_delta(where)
         download(opened.files, where)
         streamed = load_streamed(
-            where, limit, opened=opened, revision=load.revision, dtype=load.dtype, device=load.device
+            where,
+            limit,
+            opened=opened,
+            revision=load.revision,
+            dtype=load.dtype,
+            device=load.device,
+            peft=None if load.peft is None else os.fspath(load.peft),
         )
     except ModelError as error:
         if asked:
@@ -279,12 +293,13 @@ def _streamed(where: str, load: LoadOptions, limit: int, opened: TokenizerOnly) 
     return streamed
 
 
-def _refuse_what_is_put_on(where: str, load: LoadOptions) -> None:
-    """Raises ModelError for a model whose weights are not those of its checkpoint alone."""
-    if load.peft is not None:
-        raise ModelError(f"{where} has an adapter on it (peft), with which it is not streamed")
+def _refuse_delta(where: str) -> None:
+    """Raises ModelError for a model whose weights are not those of its checkpoint."""
     if parts_of(where)[1] is not None:
-        raise ModelError(f"{where} is a base with a delta on it, with which it is not streamed")
+        raise ModelError(
+            f"{where} is a base with a delta on it, with which it is not streamed: `wmdp-fast apply-delta` makes a"
+            " checkpoint of the two"
+        )
 
 
 def _in_memory(
