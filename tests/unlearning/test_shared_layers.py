@@ -52,11 +52,28 @@ CONFIGS: dict[str, tuple[str, wf.TrainingConfig]] = {
         "qwen3_moe",
         wf.SimNPOConfig(**{**SETTINGS, "lora": LoRA(r=4, targets=("self_attn",)), "learning_rate": 1e-3}),
     ),
+    # Of the layers' outputs; the first step's targets have noise.
+    "rr": ("llama", wf.RRConfig(**{**SETTINGS, "learning_rate": 1e-3}, target_layers=(1, 2))),
+    "rr of one document": ("gemma2", wf.RRConfig(**{**SETTINGS, "batch_size": 1}, target_layers=(2,), grad_accum=2)),
+    "elm": (
+        "llama",
+        wf.ELMConfig(
+            **SETTINGS,
+            update_layer_ids=None,
+            expert_prefix="By one:",
+            novice_prefix="By none:",
+            eta=5.0,
+            fluency_tokens=4,
+        ),
+    ),
 }
 
 
 # Which is exceeded on the way.
 BUDGET = {"max_kl": 0.15, "kl_every": 1}
+
+# After the second step the run ends.
+CONDITION = "letters.token_perplexity<1000000000"
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +95,25 @@ def shared(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) ->
     folder = tmp_path_factory.mktemp("shared")
     every = {name: {"model": models[family], "config": config} for name, (family, config) in CONFIGS.items()}
     every["budget"] = {**every["npo"], **BUDGET}
-    assert ranks.unlearn(2, folder, every) == [0, 0]
+    every["evaluated"] = {**every["npo"], **evaluations(folder)}
+    # In two goes, as what takes minutes is stopped.
+    for some in (list(every)[::2], list(every)[1::2]):
+        assert ranks.unlearn(2, folder, {name: every[name] for name in some}) == [0, 0]
     return folder
+
+
+def evaluations(folder: Path) -> dict[str, Any]:
+    """What is measured on the way."""
+    asked = ranks.questions_and_text(folder, 8, 3)
+    options = {name: asked[name] for name in ("choices", "token_budget")}
+    return {
+        "eval_tasks": str(asked["tasks"]),
+        "eval_text": asked["text"],
+        "eval_every": 2,
+        "eval_options": options,
+        "stop_when": CONDITION,
+        "keep_while": "birds.acc>=0",
+    }
 
 
 def numbers(metrics: list[dict[str, Any]]) -> np.ndarray:
@@ -129,6 +163,28 @@ def test_how_far_a_run_may_go_is_measured_together(models: dict[str, Path], shar
     found, alone = ([one["kl"] for one in of["measured"]] for of in (record["budget"], expected.budget or {}))
     np.testing.assert_allclose(found, alone, rtol=1e-3)
     assert_close_factors(shared / "budget", tmp_path / "one")
+
+
+def test_evaluations_on_the_way_are_those_of_one_process(models: dict[str, Path], shared: Path, tmp_path: Path) -> None:
+    family, config = CONFIGS["npo"]
+    runs.unlearn(models[family], config, output=tmp_path / "one", device="cpu", **evaluations(tmp_path))
+    record, alone = (json.loads((of / "unlearn.json").read_text()) for of in (shared / "evaluated", tmp_path / "one"))
+    assert record["stopped"] == alone["stopped"] == f"at step 2 {CONDITION}"
+    steps = [[one["step"] for one in of["evaluations"]] for of in (record, alone)]
+    assert steps == [[0, 2], [0, 2]]
+    for found, expected in zip(record["evaluations"], alone["evaluations"], strict=True):
+        assert found["questions"] == expected["questions"]
+        for name, scores in expected["scores"].items():
+            for metric, value in scores.items():
+                np.testing.assert_allclose(found["scores"][name][metric], value, rtol=1e-3)
+    # What each question was given.
+    for step in (0, 2):
+        ours, theirs = (
+            wf.read_results(of / "evaluations" / f"step-{step}")["birds"].loglikelihood_matrix()
+            for of in (shared / "evaluated", tmp_path / "one")
+        )
+        np.testing.assert_allclose(ours, theirs, rtol=2e-3 if step else 2e-5)
+    assert_close_factors(shared / "evaluated", tmp_path / "one")
 
 
 def test_three_processes_of_which_two_have_nothing_of_a_batch(
@@ -206,7 +262,6 @@ def test_what_processes_cannot_share_is_refused(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, npo = CONFIGS["npo"]
-    lora = {name: SETTINGS[name] for name in ("lora", "save_adapter")}
 
     def refused(says: str, config: wf.TrainingConfig = npo, model: Any = models["llama"], **given: Any) -> None:
         with pytest.raises(ValueError, match=says):
@@ -215,18 +270,17 @@ def test_what_processes_cannot_share_is_refused(
     refused("needs a process for each device")
     refused("must be fsdp, not 'tp'", parallel="tp")
     refused("rmu does not: it loads a few layers only", wf.RMUConfig(layer_id=2))
-    refused("rr does not: run it on one device", wf.RRConfig(**lora))
-    refused("elm does not", wf.ELMConfig(**lora))
+    refused("ssd does not: run it on one device", wf.SSDConfig())
     refused("it needs lora and save_adapter", wf.NPOConfig())
     refused("needs save_adapter", wf.NPOConfig(lora=SETTINGS["lora"]))
     refused("by its folder or name", model=runs.model("llama"))
     (tmp_path / "delta.safetensors").touch()
     refused("by its folder or name", model=f"{models['llama']}+{tmp_path / 'delta.safetensors'}")
-    refused("score the adapter afterwards", eval_tasks="wmdp_bio")
     refused("parallel and cache_trunk exclude each other", cache_trunk=models["llama"] / "cache")
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     refused("device cuda:1 is a single one", device="cuda:1")
+    monkeypatch.delenv("RANK")
     argv = ["unlearn", "m", "--forget", "f", "--retain", "r", "--output", "o", "--devices", "cpu:2"]
     for more, says in {("--device", "cpu"): "exclude each other", (): "needs --parallel fsdp"}.items():
         with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""A model that is open already and of which not all is in memory, in place of one that `evaluate` opens."""
+"""A model that is open already and of which this process has not all, in place of one that `evaluate` opens."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """What `evaluate` takes of a run that trains some layers of a model and has only these in memory.
+    """What `evaluate` takes of a run that trains a model of which it has some layers only, or a part of each.
 
     Attributes:
-        loaded: The model; its trained layers are as they are at the time.
+        loaded: The model; what is trained is as it is at the time.
     """
 
     loaded: LoadedModel

@@ -109,9 +109,9 @@ def unlearn(
             without `max_kl`.
         stream: Whether to do so even if they fit; without `memory`, in what is free.
         parallel: How the processes that `torchrun` has started hold one model together that is too large for a device:
-            `fsdp`, each with a part of every layer's weights and some documents of every batch. For LoRA methods over
-            logits with `save_adapter`, without evaluations. All of them must call this; the first one prints and
-            writes, and the results of the others have no `output`.
+            `fsdp`, each with a part of every layer's weights and some documents of every batch. For methods with `lora`
+            and `save_adapter`, but RMU. All of them must call this; the first one prints and writes, and the results of
+            the others have no `output`.
         progress: Whether to show a progress bar on stderr.
         note: Takes lines meant for the user: what is trained, what was found.
 

@@ -54,6 +54,13 @@ class Batch:
         """Tokens that are computed, padding included."""
         return self.inputs["input_ids"].numel()
 
+    def document_of_tokens(self) -> Tensor:
+        """The place of its document in the batch for each real token, row after row: int64 [N], ascending."""
+        if self.layout is not None:
+            return ((self.inputs["position_ids"] == 0).cumsum(dim=1) - 1)[0]
+        row, _ = self.attention_mask.nonzero(as_tuple=True)
+        return row
+
     def part(self, first: int, last: int) -> Batch:
         """Some neighbors of its documents, as they lie in it: those at the places from `first` to below `last`."""
         rows, columns, layout = slice(first, last), slice(None), None

@@ -112,6 +112,9 @@ class EvaluationLoop:
                 progress=request.progress,
             )
         scores = {name: dict(result[name].metrics) for name in result}
+        if self._source.shared is not None:
+            # The same in all, on the same kind of device: but what is decided by them must be.
+            scores = self._source.shared.from_first(scores)
         kept = {} if folder is None else {"results": f"{checkpoint.EVALUATIONS}/{folder.name}"}
         questions = {name: result[name].sample_len for name in result}
         chance = {name: given for name in result if (given := result.chance(name)) is not None}

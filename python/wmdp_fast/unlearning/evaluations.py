@@ -89,6 +89,8 @@ def measure(
 ) -> EvalResult:
     """Scores the whole model as it is now; where layers are not in memory, they are read when they are run.
 
+    Processes that hold a model together all score it, and must all call this.
+
     Args:
         source: The model and its tokenizer.
         names: Tasks, groups and question files.
@@ -108,7 +110,7 @@ def measure(
     """
     from wmdp_fast.evaluation import evaluate
     from wmdp_fast.models.attention.packed import NotPackableError
-    from wmdp_fast.models.load import wrap_streamed
+    from wmdp_fast.models.load import wrap_model, wrap_streamed
     from wmdp_fast.scoring.scores import NumbersError
 
     model: Any = source.whole
@@ -116,6 +118,9 @@ def measure(
         # There it is needed more, and what is missing afterwards is computed again.
         source.held.clear()
         model = OpenedModel(wrap_streamed(source.streamed, source.tokenizer, name=source.name))
+    elif source.shared is not None and source.whole is not None and source.tokenizer is not None:
+        held = wrap_model(source.whole, source.tokenizer, name=source.name)
+        model = OpenedModel(dataclasses.replace(held, parallel="fsdp"))
     if model is None or source.tokenizer is None:
         raise ValueError("evaluating needs the whole model and its tokenizer; pass tokenizer=...")
     try:

@@ -249,7 +249,12 @@ class LanguageModel:
             tokens: Token ids for each of them, int64 `[N, K]`.
             shares: Their probabilities, float32 `[N, K]`.
         """
-        return soft_cross_entropies(self._head.logits, self.hidden(batch), tokens, shares, **self._options)
+
+        def losses_of(own: Batch, predicted: _Predicted, tokens: Tensor, shares: Tensor) -> Tensor:
+            hidden = self._states(own)[predicted.row, predicted.at]
+            return soft_cross_entropies(self._head.logits, hidden, tokens, shares, **self._options)
+
+        return self._of_tokens(losses_of, batch, tokens, shares)[0]
 
     def kl(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
         """KL(p0 || p) wherever a token that counts is predicted, p0 being the original model's: float32 `[N]`.
@@ -316,13 +321,14 @@ class LanguageModel:
         return gradients
 
     def _of_tokens(
-        self, compute: Callable[[Batch, _Predicted], Tensor], batch: Batch, *, padding: bool = False
+        self, compute: Callable[..., Tensor], batch: Batch, *given: Tensor, padding: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Something of every token that counts in a batch, `[N, ...]`, and the places of their documents.
 
         Args:
-            compute: Computes it for a batch, or for a part of one.
+            compute: Computes it for a batch, or for a part of one, of which it is given what is predicted.
             batch: The batch. Of one that processes share, this one computes its documents and gets all.
+            given: What else it is given, a row for each token `[N, ...]`.
             padding: Whether padding counts.
 
         Raises:
@@ -332,10 +338,10 @@ class LanguageModel:
         if len(predicted.row) == 0:
             raise ValueError("a batch has no token whose loss counts: give documents of two tokens or more")
         if shared is None:
-            return compute(batch, predicted), predicted.document
+            return compute(batch, predicted, *given), predicted.document
         part, is_own = shared.part_of(batch)
-        own = _predicted(part, padding=padding)
-        made = compute(part, own if is_own else own.none())
+        own, rows = _predicted(part, padding=padding), shared.rows_of_own(predicted.document, len(batch.documents))
+        made = compute(part, own if is_own else own.none(), *(one[rows] for one in given))
         return shared.gathered(made, predicted.document, len(batch.documents)), predicted.document
 
     def _states(self, batch: Batch, *, padding: bool = False) -> Tensor:

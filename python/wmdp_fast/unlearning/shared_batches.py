@@ -60,10 +60,15 @@ class SharedBatches:
         Returns:
             `[N, ...]`.
         """
-        bounds = torch.tensor(self._bounds(num_documents), device=document.device)
-        ends = torch.searchsorted(document, bounds).tolist()
-        found: Tensor = _Gathered.apply(own, ends, self.rank)
+        found: Tensor = _Gathered.apply(own, self._ends(document, num_documents), self.rank)
         return found
+
+    def rows_of_own(self, document: Tensor, num_documents: int) -> slice:
+        """Which rows are those of this process's documents, where there is one for each token of a batch.
+
+        Arguments are those of `gathered`.
+        """
+        return slice(*self._ends(document, num_documents)[self.rank : self.rank + 2])
 
     def summed(self, own: Sequence[Tensor]) -> list[Tensor]:
         """The sums of all processes' tensors of the same shapes, all of one type."""
@@ -77,6 +82,11 @@ class SharedBatches:
         box = [own if self.rank == 0 else None]
         distributed.broadcast_object_list(box, src=0)
         return cast("_T", box[0])
+
+    def _ends(self, document: Tensor, num_documents: int) -> list[int]:
+        """The first row of each process's documents, and the number of rows at the end."""
+        bounds = torch.tensor(self._bounds(num_documents), device=document.device)
+        return torch.searchsorted(document, bounds).tolist()
 
     def _bounds(self, count: int) -> list[int]:
         """The first of so many documents that is each process's, and their number at the end."""

@@ -44,10 +44,6 @@ def place_in_run(
     _check_method(request.config)
     if not isinstance(model, (str, os.PathLike)) or parts_of(os.fspath(model))[1] is not None:
         raise ValueError("parallel takes a checkpoint as it is, by its folder or name on the hub")
-    if request.evaluates:
-        raise ValueError(
-            "parallel and eval_tasks or eval_text exclude each other: leave them out, and score the adapter afterwards"
-        )
     if given := [name for name, value in others.items() if value is not None and value is not False]:
         raise ValueError(f"parallel and {given[0]} exclude each other: leave one of them out")
     place = place_of_process()
@@ -65,8 +61,7 @@ def _check_method(config: TrainingConfig) -> None:
         if config.method_name == "rmu":
             instead = "it loads a few layers only: run it on one device, with memory (--memory) if they do not fit"
         raise ValueError(
-            f"parallel is for methods that work with the losses of documents alone; {config.method_name} does not:"
-            f" {instead}"
+            f"parallel is for methods that can share the documents of a batch; {config.method_name} does not: {instead}"
         )
     if config.lora is None:
         raise ValueError(

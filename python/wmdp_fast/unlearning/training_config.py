@@ -77,8 +77,9 @@ class TrainingConfig(ABC):
             the response: `Batch.counted`), or both.
         retain_kinds: Likewise for retain corpora.
         why_kinds: Why another kind will not do, as a sentence's part.
-        shares_batches: Whether all that the method asks of the model are losses and divergences of `LanguageModel`, and
-            gradients of these, so that several processes can share its batches (`parallel`).
+        shares_batches: Whether several processes can share the method's batches (`parallel`): whether all that it asks
+            of the model are losses and divergences of `LanguageModel`, and gradients of these, or it sees to the
+            exchange itself (`Setup.shared`).
         activation_metrics: Metrics of a step that depend on the model's activations alone: one that is infinite or NaN
             in the first step is the model's fault.
         parameters: Which parameters of the trained layers: a role (`mlp.down_proj`, `self_attn.o_proj`, `mlp`, ...) or

@@ -58,6 +58,7 @@ class ELMConfig(LanguageModelConfig):
     forget_kinds: ClassVar[tuple[CorpusKind, ...]] = ("documents",)
     retain_kinds: ClassVar[tuple[CorpusKind, ...]] = ("documents",)
     why_kinds: ClassVar[str] = "its targets are of every token"
+    shares_batches: ClassVar[bool] = True
     search_axes: ClassVar[tuple[SearchAxis, ...]] = (
         SearchAxis("eta"),
         SearchAxis("retain_weight", zero_allowed=True),

@@ -255,7 +255,9 @@ class Erasure:
             for number, row in zip(some, tokens.tolist(), strict=True):
                 kept = [*change, *_before_end(row, self._ends())]
                 written[number] = torch.tensor(kept, dtype=torch.int32, device="cpu")
-        return written
+        # All processes that share the model write; a draw between two tokens could fall either way.
+        shared = self._setup.shared
+        return written if shared is None else shared.from_first(written)
 
     def _draws(self, topic: int, number: int) -> Tensor:
         """What the tokens of a document's text come of, whatever it is generated together with."""

@@ -26,7 +26,7 @@ from wmdp_fast.unlearning.seeds import normal_noise
 from wmdp_fast.unlearning.verdict import Remedies, verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -115,6 +115,8 @@ class LayerOutputs:
     def __init__(self, setup: Setup) -> None:
         self._setup, self._decoder = setup, setup.decoder
         self._decoder.refuse_other_orders()
+        # Layers that processes hold together have no whole weights to be tried with until they run.
+        self._parts = (LINEAR_LAYERS, LEAN_GATES) if setup.shared is None else ()
         ours = {id(parameter) for parameter in setup.trained.values()}
         holds = [any(id(parameter) in ours for parameter in layer.parameters()) for layer in self._decoder.layers]
         self.first = holds.index(True)
@@ -156,7 +158,7 @@ class LayerOutputs:
     def _running(self, batch: Batch, stop: int) -> Iterator[None]:
         these = nn.ModuleList(self._decoder.layers[index] for index in range(stop))
         # No other parts are replaced: they have no gradients, and both models must differ in nothing but weights.
-        with replaced_modules(these, (LINEAR_LAYERS, LEAN_GATES), self._trials):
+        with replaced_modules(these, self._parts, self._trials):
             if batch.layout is None:
                 yield
             else:
@@ -260,23 +262,47 @@ class Rerouting(Method):
 
     def _forget_loss(self, batch: Batch, at: tuple[int, int]) -> Tensor:
         """`mean relu(cos(h, h0))`."""
-        now, before = self._outputs.now_and_before(batch, self._targets)
-        if not self._has_moved():
-            before = [_with_noise(one, (self._seed, *at, index)) for index, one in enumerate(before)]
-        return _cosine(now, before)
+        moved, num_tokens = self._has_moved(), int(batch.attention_mask.sum())
+
+        def cosines(own: Batch, rows: slice) -> Tensor:
+            now, before = self._outputs.now_and_before(own, self._targets)
+            if not moved:
+                seeds = [(self._seed, *at, index) for index in range(len(before))]
+                before = [_with_noise(one, num_tokens, rows, seed) for one, seed in zip(before, seeds, strict=True)]
+            return _cosines(now, before)
+
+        return self._of_tokens(cosines, batch).relu().mean()
 
     def _retain_loss(self, batch: Batch) -> Tensor:
         """`mean ||h - h0||`, over all layers up to the highest target."""
-        now, before = self._outputs.now_and_before(batch, self._held)
-        num_layers, num_tokens = self._targets[-1] + 1, len(now[0])
-        # By layer: those of all in one tensor, and its gradient, would be as much again as all that is recorded.
-        sums = [torch.linalg.vector_norm(a - b, dim=-1).sum() for a, b in zip(now, before, strict=True)]
-        return torch.stack(sums).sum() / (num_layers * num_tokens)
+
+        def distances(own: Batch, _rows: slice) -> Tensor:
+            now, before = self._outputs.now_and_before(own, self._held)
+            # By layer: those of all in one tensor, and its gradient, would be as much again as all that is recorded.
+            return torch.stack([torch.linalg.vector_norm(a - b, dim=-1) for a, b in zip(now, before, strict=True)])
+
+        found = self._of_tokens(distances, batch)
+        return found.sum(dim=1).sum() / ((self._targets[-1] + 1) * found.shape[1])
+
+    def _of_tokens(self, compute: Callable[[Batch, slice], Tensor], batch: Batch) -> Tensor:
+        """Something of every token of a batch at some layers, `[L, N]`.
+
+        Args:
+            compute: Computes it for a batch, or for a part of one, whose place among the batch's tokens it is given.
+            batch: The batch. Of one that processes share, this one computes its documents and gets all.
+        """
+        shared = self._setup.shared
+        if shared is None:
+            return compute(batch, slice(None))
+        document, count = batch.document_of_tokens(), len(batch.documents)
+        (part, is_own), rows = shared.part_of(batch), shared.rows_of_own(document, count)
+        found = compute(part, rows if is_own else slice(0, int(part.attention_mask.sum())))
+        return shared.gathered(found.t() if is_own else found.t()[:0], document, count).t()
 
     def _differentiate(self, loss: Tensor, gradients: dict[str, Tensor]) -> None:
         """Adds a loss's gradients to others, if it was to be differentiated."""
         if loss.requires_grad:
-            add_gradients(loss, self._setup.trained, gradients)
+            add_gradients(loss, self._setup.trained, gradients, self._setup.shared)
 
     def _has_moved(self) -> bool:
         """Whether the model is another than the original one."""
@@ -290,23 +316,28 @@ class Rerouting(Method):
         batches = self._setup.batches
         index, unseen = batches.after(topic, steps)
         with computing():
-            cosine = _cosine(*self._outputs.now_and_before(batches.forget(topic, index), self._targets))
+            cosines = _cosines(*self._outputs.now_and_before(batches.forget(topic, index), self._targets))
             kept = self._outputs.now_and_before(batches.retain(topic, index), self._held)
         shares = [(now - before).norm(dim=-1) / before.norm(dim=-1) for now, before in zip(*kept, strict=True)]
         distance = torch.stack(shares).sum() / ((self._targets[-1] + 1) * len(shares[0]))
-        return Effect(topic, unseen, *torch.stack([cosine, distance]).tolist())
+        return Effect(topic, unseen, *torch.stack([cosines.relu().mean(), distance]).tolist())
 
 
-def _cosine(now: Sequence[Tensor], before: Sequence[Tensor]) -> Tensor:
-    """The mean over layers and tokens, where it is above 0."""
-    cosines = [F.cosine_similarity(one, other, dim=-1) for one, other in zip(now, before, strict=True)]
-    mean: Tensor = torch.stack(cosines).relu().mean()
-    return mean
+def _cosines(now: Sequence[Tensor], before: Sequence[Tensor]) -> Tensor:
+    """By layer and token, [L, N]."""
+    return torch.stack([F.cosine_similarity(one, other, dim=-1) for one, other in zip(now, before, strict=True)])
 
 
-def _with_noise(activations: Tensor, seed: Sequence[int]) -> Tensor:
-    """Activations [N, d] with Gaussian noise of `NOISE` of their length, which depends on the seed alone."""
-    noise = normal_noise(activations.shape, seed)
+def _with_noise(activations: Tensor, num_tokens: int, rows: slice, seed: Sequence[int]) -> Tensor:
+    """Activations [n, d] with Gaussian noise of `NOISE` of their length, which depends on the seed alone.
+
+    Args:
+        activations: Those of some tokens of a batch.
+        num_tokens: N, of the batch.
+        rows: Which of its tokens they are.
+        seed: The seed.
+    """
+    noise = normal_noise(torch.Size((num_tokens, activations.shape[1])), seed)[rows]
     size = NOISE / math.sqrt(activations.shape[1]) * torch.linalg.vector_norm(activations, dim=-1, keepdim=True)
     noisy: Tensor = activations + size * noise.to(activations.device)
     return noisy

@@ -43,6 +43,7 @@ class RRConfig(AdapterConfig):
     search_axes: ClassVar[tuple[SearchAxis, ...]] = (SearchAxis("rerouting_coeff"), *TrainingConfig.search_axes)
     activation_metrics: ClassVar[tuple[str, ...]] = ("forget_cosine", "retain_distance")
     why_kinds: ClassVar[str] = "its loss is of the activations of all tokens"
+    shares_batches: ClassVar[bool] = True
 
     target_layers: tuple[int, ...] = (9, 19)
     update_layer_ids: tuple[int, ...] | None = None
