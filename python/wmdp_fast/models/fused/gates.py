@@ -50,7 +50,9 @@ def _alike(module: Any) -> Hashable | None:
     if not all(isinstance(layer, nn.Linear) for layer in layers):
         return None
     weight = module.gate_proj.weight
-    if not (weight.is_cuda and weight.dtype in _GPU_TOLERANCE) and not all(map(_is_silent, layers)):
+    # Of one that several processes hold together (a DTensor) there is no whole to be tried until it runs.
+    on_gpu = weight.is_cuda and weight.dtype in _GPU_TOLERANCE and not hasattr(weight, "full_tensor")
+    if not on_gpu and not all(map(_is_silent, layers)):
         return None
     found = _activated(activation, torch.linspace(-4, 4, 17, dtype=torch.float32, device="cpu").to(weight))
     if found is None:
