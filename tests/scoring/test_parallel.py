@@ -65,11 +65,12 @@ def test_what_cannot_be_on_several_devices_is_refused(
         with pytest.raises(ValueError, match=says):
             wf.evaluate(**{**options, "parallel": "fsdp", **given})
 
+    (tmp_path / "delta.safetensors").touch()
     refused("needs a process for each device")
     refused("must be fsdp or tp, not 'pp'", parallel="pp")
     refused("leave shards out", shards=2)
     refused("not both", stream=True)
-    refused("parallel tp has parts of matrices, .*: take fsdp", parallel="tp", peft="adapter")
+    refused("`wmdp-fast apply-delta` makes one", model=f"{options['model']}+{tmp_path / 'delta.safetensors'}")
     refused("nothing to resume", resume=True, output=tmp_path)
     server = wf.Server(model="m", protocol="openai", base_url="http://localhost:1/v1")
     refused("loaded here from its folder", model=server)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from transformers import AutoModelForCausalLM
+from transformers.distributed import DistributedConfig
 
 import wmdp_fast as wf
 from tests.support import ranks, tiny_models
@@ -63,6 +66,14 @@ def streamed(base: Path, adapter: Path, dtype: str = "float32") -> LoadedModel:
     files = locate.locate_model(name, revision=None)
     opened = load_tokenizer_only(name, tokenizer=None, revision=None, trust_remote_code=False, files=files)
     return load_streamed(name, 1 << 40, dtype=dtype, device="cpu", opened=opened, peft=str(adapter))
+
+
+def base_with_rows(folder: Path, rows: int) -> Path:
+    config: Any = tiny_models.config("llama")
+    config.vocab_size = rows
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tiny_models.tokenizer().save_pretrained(folder)
+    return folder
 
 
 def responses(result: Any) -> np.ndarray:
@@ -133,11 +144,20 @@ def test_several_processes_stream_a_model_with_its_adapter(options: dict[str, An
     np.testing.assert_array_equal(ranks.scores_in(tmp_path / "two")[0], ranks.scores_in(tmp_path / "one")[0])
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_two_processes_hold_a_model_and_each_its_adapter(dtype: str, options: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    not {"fsdp_size", "tp_plan"} <= inspect.signature(DistributedConfig).parameters.keys(),
+    reason="this transformers (5.12 and before) cannot be told how many devices have a model",
+)
+@pytest.mark.parametrize(("parallel", "dtype"), [("fsdp", "bfloat16"), ("fsdp", "float32"), ("tp", "float32")])
+def test_two_processes_hold_a_model_and_its_adapter(
+    parallel: str, dtype: str, options: dict[str, Any], tmp_path: Path
+) -> None:
     asked = {**options, "dtype": dtype, "engine": "trie"}
+    if parallel == "tp":
+        # Of which the embedding need not be cut.
+        asked["model"] = base_with_rows(tmp_path / "base", TOKENS)
     assert ranks.evaluate(1, tmp_path / "one", **asked) == [0]
-    assert ranks.evaluate(2, tmp_path / "two", **asked, parallel="fsdp") == [0, 0]
+    assert ranks.evaluate(2, tmp_path / "two", **asked, parallel=parallel) == [0, 0]
     expected, _ = ranks.scores_in(tmp_path / "one")
     for rank in range(2):
         found, _ = ranks.scores_in(tmp_path / "two", rank)
@@ -177,12 +197,7 @@ def test_other_adapters_are_refused_with_a_way_out(says: str, bases: dict[str, P
 
 
 def test_rows_that_would_be_made_up_are_refused(tmp_path: Path) -> None:
-    config: Any = tiny_models.config("llama")
-    config.vocab_size = 440
-    from transformers import AutoModelForCausalLM
-
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
-    tiny_models.tokenizer().save_pretrained(tmp_path / "base")
-    adapter = save_adapter(tmp_path / "adapter", tmp_path / "base", 440, r=2, target_modules=["q_proj"])
+    base = base_with_rows(tmp_path / "base", 440)
+    adapter = save_adapter(tmp_path / "adapter", base, 440, r=2, target_modules=["q_proj"])
     with pytest.raises(ModelError, match=r"the tokenizer has 447 tokens and .* 440: rows for the others would have"):
-        streamed(tmp_path / "base", adapter)
+        streamed(base, adapter)

@@ -17,7 +17,7 @@ from wmdp_fast.checkpoints.model_name import parts_of
 from wmdp_fast.checkpoints.weight_files import weight_files
 from wmdp_fast.exceptions import ModelError, TokenizerError, WmdpFastWarning
 from wmdp_fast.models import identity, locate
-from wmdp_fast.models.adapters import with_adapter, without_adapter
+from wmdp_fast.models.adapters import vocabulary_size, with_adapter, without_adapter
 from wmdp_fast.models.attention.requirements import about_left_out, take_eager_where_needed
 from wmdp_fast.models.configurations import objects_returned
 from wmdp_fast.models.reading import (
@@ -122,8 +122,8 @@ def load_model(
         opened: What `load_tokenizer_only` has read of the same model, weights located; then `tokenizer` is in it.
         shared: Keeps the model without the adapter for the next call, which differs from this one in `peft` alone.
         parallel: How all processes of torch's process group hold it together: `fsdp`, each with a part of every weight,
-            which are gathered for a layer as it runs; `tp`, each with a part of every product. By transformers,
-            without an adapter.
+            which are gathered for a layer as it runs; `tp`, each with a part of every product. By transformers;
+            an adapter goes with `tp` only, where PEFT shares out its factors, and must be one for the model's own rows.
 
     Warns:
         WmdpFastWarning: Weights are not used, or random, or of a type that this CPU is slow at; or a shared model is
@@ -153,7 +153,7 @@ def load_model(
     def read() -> tuple[torch.nn.Module, list[str]]:
         return _read(where, source, torch_dtype, torch_device, parallel, allow_missing=allow_missing)
 
-    model, notes = read() if peft is None else _adapted(read, peft, opened.tokenizer, shared)
+    model, notes = read() if peft is None else _adapted(read, peft, opened.tokenizer, shared, parallel)
     bare = without_adapter(model)
     notes = [*notes, *about_architecture(files.folder, type(bare).__name__), *about_quantization(files.folder, bare)]
     notes = notes + take_eager_where_needed(model)
@@ -266,11 +266,21 @@ def _adapted(
     peft: str,
     tokenizer: PreTrainedTokenizerBase,
     shared: AdapterBase | None,
+    parallel: str | None,
 ) -> tuple[torch.nn.Module, list[str]]:
     """A model with an adapter on it, and what is to be said of both."""
     if shared is not None:
         return shared.with_adapter(read, peft, tokenizer)
+    if parallel is not None:
+        from wmdp_fast.models.adapter_on_parts import refuse_adapter
+
+        refuse_adapter(peft)
     base, notes = read()
+    if parallel is not None and (rows := vocabulary_size(base)) != len(tokenizer):
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model {rows}, which is not cut or grown for the adapter"
+            f" {peft} where processes hold parts of it ({parallel}): take parallel fsdp, or stream it"
+        )
     model, of_adapter = with_adapter(base, peft, tokenizer)
     return model, [*notes, *of_adapter]
 

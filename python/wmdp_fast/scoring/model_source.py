@@ -241,7 +241,7 @@ def _loaded(
         if limit is not None and (streamed := _streamed(where, load, limit, opened)) is not None:
             return LocalModel(streamed, load, score)
     peft = None if load.peft is None else os.fspath(load.peft)
-    if load.parallel is not None and peft is not None:
+    if load.parallel == "fsdp" and peft is not None:
         from wmdp_fast.models.sharded_layers import load_sharded_with_adapter
 
         sharded = load_sharded_with_adapter(

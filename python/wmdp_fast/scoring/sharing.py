@@ -138,10 +138,6 @@ def _check_parallel(model: Any, load: LoadOptions, shards: int | None, size: int
         raise ValueError("parallel has all processes score all questions together: leave shards out")
     if load.stream or load.memory not in ("auto", None):
         raise ValueError("a model is streamed (memory, stream) or on several devices (parallel), not both")
-    if load.peft is not None and load.parallel == "tp":
-        raise ValueError(
-            "parallel tp has parts of matrices, beside which an adapter's whole factors (peft) do not fit: take fsdp"
-        )
     if parts_of(model)[1] is not None:
         raise ValueError(
             "parallel takes a checkpoint as it is, without a delta: `wmdp-fast apply-delta` makes one of base and delta"
