@@ -16,6 +16,7 @@ from tests.support import attack_records, saved_runs
 from tests.support.attack_records import reading, run
 from wmdp_fast import cli
 from wmdp_fast.report.attacks import gather_attacks
+from wmdp_fast.robustness.card import attacks_section
 from wmdp_fast.robustness.claims import claims, outcome
 from wmdp_fast.robustness.retained.measure import Measured
 
@@ -124,6 +125,26 @@ def test_claims_say_no_more_than_the_intervals() -> None:
     assert "does not resist these: 70.0 %" in " ".join(told)
     assert told[-1].endswith("for no other attack, and not that knowledge is removed.")
     assert "removed" not in " ".join(told[:-1])
+
+
+def test_what_unlearning_has_cost_is_told_without_an_attack() -> None:
+    result = attacked()
+    low, high = wf._rust.wilson(60, 100)
+    cell = f"0.600 [{low:.3f}, {high:.3f}]"
+    assert result.kept_rows()[0] == ("utility: mmlu_virology", [cell, cell])
+    assert any("utility: mmlu_virology" in line and line.count(cell) == 2 for line in str(result).splitlines())
+    assert f"| utility: mmlu_virology | {cell} | {cell} |" in attacks_section(result)
+    assert gather_attacks(result, "rmu").kept[0] == ("utility: mmlu_virology", [cell, cell])
+    # Of several tasks each, and texts.
+    several = {"acc": 0.5, "acc mmlu_virology": 0.6, "acc mmlu_law": 0.4, "bits_per_byte prose": 1.25}
+    asked = [
+        replace(one, readings=(replace(one.readings[0], utility=several),)) if one.attack == "ask" else one
+        for one in result.runs
+    ]
+    shown = dict(replace(result, runs=asked, utility_tasks={"mmlu_virology": 100, "mmlu_law": 100}).kept_rows())
+    assert list(shown)[:3] == ["utility: 2 tasks together", "utility: mmlu_virology", "utility: mmlu_law"]
+    assert shown["utility: mmlu_virology"][0] == cell
+    assert shown["utility: bits per byte prose"][0] == "1.2500"
 
 
 def with_base(result: AttackResult, accuracy: float) -> AttackResult:

@@ -50,16 +50,10 @@ def gather_attacks(result: AttackResult, name: str) -> Attacked:
         plots=[plot for attack in order for plot in (*_by_step(result, attack), *_by_layer(result, attack))],
         outcome=outcome(result),
         claims=claims(result),
-        kept=_kept(result),
+        kept=result.kept_rows(),
         levels=levels_of(result, _LOOKS),
         notes=notes,
     )
-
-
-def _kept(result: AttackResult) -> list[tuple[str, list[str]]]:
-    by_role = [{one.title: str(one) for one in result.kept(role)} for role in result.models]
-    titles = dict.fromkeys(title for of in by_role for title in of)
-    return [(title, [of.get(title, "not run") for of in by_role]) for title in titles]
 
 
 def compared_by_step(results: Mapping[str, AttackResult]) -> list[Plot]:

@@ -59,7 +59,7 @@ def attacks_section(result: AttackResult) -> str:
         *_table(("attack", *result.models, "null", "recovered"), _attack_rows(result)),
         "",
     ]
-    if kept := _kept_rows(result):
+    if kept := [[title, *values] for title, values in result.kept_rows()]:
         lines += ["Without an attack:", "", *_table(("kept", *result.models), kept), ""]
     lines += [*(f"- {claim}" for claim in claims(result)), *(f"- {one}" for one in not_run(result))]
     return "\n".join(lines)
@@ -88,12 +88,6 @@ def _attack_rows(result: AttackResult) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def _kept_rows(result: AttackResult) -> list[list[str]]:
-    by_role = [{one.title: str(one) for one in result.kept(role)} for role in result.models]
-    titles = dict.fromkeys(title for of in by_role for title in of)
-    return [[title, *(of.get(title, "not run") for of in by_role)] for title in titles]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

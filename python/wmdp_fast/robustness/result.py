@@ -16,9 +16,10 @@ from wmdp_fast.robustness.findings import Finding, by_attack, find, reasons, rec
 from wmdp_fast.robustness.retained.figures import figures_of, not_asked
 from wmdp_fast.robustness.retained.measure import Measured
 from wmdp_fast.robustness.runs import Run
+from wmdp_fast.robustness.utility import ACCURACY
 from wmdp_fast.runtime import strict_json
 from wmdp_fast.runtime.files import write_whole
-from wmdp_fast.runtime.tables import aligned
+from wmdp_fast.runtime.tables import aligned, number_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -270,17 +271,36 @@ class AttackResult:
 
     def kept_table(self) -> str:
         """A line for each number of what was to be kept, an empty text if nothing of it was measured."""
-        by_role = {role: {one.title: one for one in self.kept(role)} for role in self.models}
-        titles = dict.fromkeys(title for of in by_role.values() for title in of)
-        rows = [("kept, without an attack", *self.models)]
-        rows += [(title, *(str(of[title]) if title in of else "" for of in by_role.values())) for title in titles]
+        kept = self.kept_rows()
+        rows = [("kept, without an attack", *self.models), *((title, *values) for title, values in kept)]
         failed = [
             f"{one.text} on {role}: {one.title}: {one.why}"
-            for role, of in by_role.items()
-            for one in of.values()
+            for role in self.models
+            for one in self.kept(role)
             if one.value is None
         ]
-        return "\n".join([*aligned(rows, "l" + "r" * len(self.models)), *failed]) if titles else ""
+        return "\n".join([*aligned(rows, "l" + "r" * len(self.models)), *failed]) if kept else ""
+
+    def kept_rows(self) -> list[tuple[str, list[str]]]:
+        """What was to be kept, without an attack: what was measured, and its value of each model as text."""
+        by_role = [self._utility_texts(role) | {one.title: str(one) for one in self.kept(role)} for role in self.models]
+        titles = dict.fromkeys(title for of in by_role for title in of)
+        return [(title, [of.get(title, "not run") for of in by_role]) for title in titles]
+
+    def _utility_texts(self, role: Role) -> dict[str, str]:
+        """What a model's utility is without an attack, accuracies with Wilson's 95 % interval."""
+        tasks = dict(self.utility_tasks)
+        together = next(iter(tasks)) if len(tasks) == 1 else f"{len(tasks)} tasks together"
+        found = {}
+        for name, value in self.utility(role).items():
+            kind, _, of = name.partition(" ")
+            if kind != ACCURACY:
+                found[f"utility: {name.replace('_', ' ')}"] = number_text(value)
+                continue
+            n = tasks[of] if of else sum(tasks.values())
+            low, high = _rust.wilson(round(value * n), n)
+            found[f"utility: {of or together}"] = f"{value:.3f} [{low:.3f}, {high:.3f}]"
+        return found
 
     def __str__(self) -> str:
         lines = [self.table()]
