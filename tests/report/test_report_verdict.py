@@ -117,6 +117,9 @@ def test_a_loss_that_so_few_questions_could_not_show_is_not_said_to_be_none():
 def test_what_could_not_be_done_before_is_not_said_to_be_kept():
     shown = report(row("wmdp", "forget", 0.6, 0.3), row("mmlu", "retain", 0.26, 0.25, p=0.9))
     assert answer(shown, "At what cost?") == "Was at guessing before"
+    one = row("mmlu", "retain", 0.26, 0.26, p=1.0)
+    letters = replace(one, standings=[Standing(place="unclear", why="A is answered to 40 of 40 questions")] * 2)
+    assert answer(report(row("wmdp", "forget", 0.6, 0.3), letters), "At what cost?") == "Unclear"
     mixed = report(
         row("wmdp", "forget", 0.6, 0.3), row("mmlu", "retain", 0.26, 0.25, p=0.9), row("arc", "retain", 0.6, 0.6, p=1.0)
     )

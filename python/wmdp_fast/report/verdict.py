@@ -177,8 +177,9 @@ def _lost(rows: Sequence[Row], place: int) -> str:
     if any(_is_loss(row.changes[place - 1]) for row in rows):
         return "Some subjects lost"
     before = {standing.place for row in _tops(rows) if (standing := row.standings[0]) is not None}
-    if before == {"at"}:
-        return _WAS_GUESSING
+    if before and "above" not in before:
+        # One letter whatever is asked, for instance: no loss could show.
+        return "Unclear" if "unclear" in before else _WAS_GUESSING
     if min(change.low for change in changes) < -_TOLD:
         return "Too few questions to tell"
     return "No significant loss"
