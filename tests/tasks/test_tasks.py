@@ -131,7 +131,7 @@ def test_zero_shots_need_no_warning(num_fewshot):
 
 
 def test_a_negative_number_of_shots_is_an_error():
-    with pytest.raises(TaskError, match="num_fewshot is -1; it must be from 0"):
+    with pytest.raises(TaskError, match="num_fewshot is -1; it must be a whole number from 0"):
         resolve("mmlu", num_fewshot=-1)
 
 

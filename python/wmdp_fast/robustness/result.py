@@ -288,18 +288,21 @@ class AttackResult:
         return [(title, [of.get(title, "not run") for of in by_role]) for title in titles]
 
     def _utility_texts(self, role: Role) -> dict[str, str]:
-        """What a model's utility is without an attack, accuracies with Wilson's 95 % interval."""
+        """What a model's utility is without an attack, accuracies with Wilson's 95 % interval (of known counts)."""
         tasks = dict(self.utility_tasks)
-        together = next(iter(tasks)) if len(tasks) == 1 else f"{len(tasks)} tasks together"
+        together = next(iter(tasks)) if len(tasks) == 1 else f"{len(tasks)} tasks together" if tasks else ACCURACY
         found = {}
         for name, value in self.utility(role).items():
             kind, _, of = name.partition(" ")
             if kind != ACCURACY:
                 found[f"utility: {name.replace('_', ' ')}"] = number_text(value)
                 continue
-            n = tasks[of] if of else sum(tasks.values())
-            low, high = _rust.wilson(round(value * n), n)
-            found[f"utility: {of or together}"] = f"{value:.3f} [{low:.3f}, {high:.3f}]"
+            n = tasks.get(of, 0) if of else sum(tasks.values())
+            text = f"{value:.3f}"
+            if n:
+                low, high = _rust.wilson(round(value * n), n)
+                text += f" [{low:.3f}, {high:.3f}]"
+            found[f"utility: {of or together}"] = text
         return found
 
     def __str__(self) -> str:
