@@ -18,6 +18,7 @@ from tests.support.adapters import save_adapter
 from tests.support.tries import some_requests
 from wmdp_fast.exceptions import ModelError, WmdpFastWarning
 from wmdp_fast.models import locate
+from wmdp_fast.models.adapter_on_parts import refuse_adapter
 from wmdp_fast.models.load import load_model, load_streamed
 from wmdp_fast.models.tokenizer_only import load_tokenizer_only
 from wmdp_fast.scoring.trie import score
@@ -81,12 +82,12 @@ def responses(result: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "dora"), [*((family, False) for family in FAMILIES), ("llama", True)])
 def test_streamed_scores_are_those_of_the_adapter_in_memory(
-    family: str, dtype: str, bases: dict[str, Path], tmp_path: Path
+    family: str, dora: bool, dtype: str, bases: dict[str, Path], tmp_path: Path
 ) -> None:
     turned = {"fan_in_fan_out": True} if family == "gpt2" else {}
-    save_adapter(tmp_path, bases[family], TOKENS, r=2, target_modules=FAMILIES[family], **turned)
+    save_adapter(tmp_path, bases[family], TOKENS, r=2, target_modules=FAMILIES[family], use_dora=dora, **turned)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         whole = load_model(str(bases[family]), dtype=dtype, device="cpu", peft=str(tmp_path))
@@ -194,6 +195,13 @@ def test_other_adapters_are_refused_with_a_way_out(says: str, bases: dict[str, P
         streamed(bases[family], tmp_path)
     assert f"the adapter {tmp_path} {says}, and a model is streamed" in str(raised.value)
     assert "merge it into the model first (PEFT's merge_and_unload" in str(raised.value)
+
+
+def test_dora_is_refused_where_processes_share_matrices(bases: dict[str, Path], tmp_path: Path) -> None:
+    save_adapter(tmp_path, bases["llama"], TOKENS, target_modules=["v_proj"], use_dora=True)
+    refuse_adapter(str(tmp_path))
+    with pytest.raises(ModelError, match="is of the kind DoRA, which is put on whole matrices alone, and a model is"):
+        refuse_adapter(str(tmp_path), shared=True)
 
 
 def test_rows_that_would_be_made_up_are_refused(tmp_path: Path) -> None:

@@ -34,18 +34,23 @@ _FACTORS = (
 _PLAIN_BEGINNINGS = (None, True, False, "gaussian", "orthogonal")
 
 
-def refuse_adapter(adapter: str) -> None:
+def refuse_adapter(adapter: str, *, shared: bool = False) -> None:
     """Raises ModelError for an adapter that is more than factors beside matrices of layers.
 
     Args:
         adapter: Folder, or name on the hub.
+        shared: Whether several processes hold the model together. DoRA asks for the norms of whole matrices when it is
+            put on, of which each then has a part.
 
     Raises:
         DataUnavailableError: It is missing or out of reach.
         ModelError: It is refused; says why, and what to do.
     """
     folder = locate.locate_adapter(adapter).folder
-    reason = _why_not(read_json(folder / ADAPTER_CONFIG)) or _what_else(adapter, folder)
+    config = read_json(folder / ADAPTER_CONFIG)
+    reason = _why_not(config) or _what_else(adapter, folder)
+    if reason is None and shared and config.get("use_dora"):
+        reason = "is of the kind DoRA, which is put on whole matrices alone"
     if reason is not None:
         raise _refusal(adapter, reason)
 

@@ -274,7 +274,7 @@ def _adapted(
     if parallel is not None:
         from wmdp_fast.models.adapter_on_parts import refuse_adapter
 
-        refuse_adapter(peft)
+        refuse_adapter(peft, shared=True)
     base, notes = read()
     if parallel is not None and (rows := vocabulary_size(base)) != len(tokenizer):
         raise ModelError(

@@ -134,7 +134,7 @@ def load_sharded_with_adapter(
         ModelError: As `load_sharded`; or the adapter is refused, or cannot be put on.
     """
     begin = time.perf_counter()
-    refuse_adapter(adapter)
+    refuse_adapter(adapter, shared=True)
     part = load_sharded(
         name_or_path,
         revision=revision,
