@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use ndarray::{ArrayView2, ArrayView3, Axis};
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Arch, Simd};
 
 use super::blocks::{Blocks, Seen};
 use super::kernel::{Aligned, BLOCK, GRANULE, MOST_GRANULES, ROWS, Rows, Scores, Weights, pack_row};
-use super::{AskRegisters, Attention, Shape, has_many_registers};
+use super::{AskRegisters, Attention, Dispatched, ForRegisters, Shape};
 use crate::error::{Error, Result};
 use crate::kernels::rows::contiguous;
 use crate::kernels::simd::Processor;
@@ -71,7 +71,7 @@ impl Attention<'_> {
             let message = "attention to keys that were carried over has no gradient".to_owned();
             return Err(Error::InvalidArgument(message));
         }
-        let registers = processor.run(AskRegisters);
+        let registers = processor.run(Dispatched(AskRegisters));
         let keys = Blocks::pack(self, &shape, registers, team)?;
         // Gradients multiply by values where the forward pass does by keys, and the other way round.
         let swapped = Shape { size: shape.value_size, value_size: shape.size, ..shape };
@@ -93,7 +93,7 @@ impl Attention<'_> {
         trees.sort_by_key(|(_, tokens, _)| std::cmp::Reverse(tokens.len()));
         for_each(trees, team, Scratch::default, |scratch, (head, tokens, [query, key, value])| {
             let gradients = Gradients { query, key, value };
-            processor.run(Tree {
+            processor.run(Dispatched(Tree {
                 call: self,
                 shape: &shape,
                 keys: &keys,
@@ -103,7 +103,7 @@ impl Attention<'_> {
                 tokens,
                 gradients,
                 scratch,
-            });
+            }));
         })
     }
 
@@ -160,24 +160,11 @@ struct Tree<'a, 'b, 'c> {
     scratch: &'a mut Scratch,
 }
 
-impl WithSimd for Tree<'_, '_, '_> {
+impl ForRegisters for Tree<'_, '_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(mut self, simd: S) {
-        if const { !has_many_registers::<S>() } {
-            self.run::<S, 2, 2>(simd);
-        } else if const { S::F32_LANES < GRANULE } {
-            self.run::<S, 4, 4>(simd);
-        } else {
-            self.run::<S, 4, 1>(simd);
-        }
-    }
-}
-
-impl Tree<'_, '_, '_> {
-    #[inline(always)]
-    fn run<S: Simd, const V: usize, const U: usize>(&mut self, simd: S) {
+    fn run<S: Simd, const V: usize, const U: usize>(mut self, simd: S) {
         let scores = Scores::new(self.call.scale, self.call.softcap);
         let (size, value_size) = (self.shape.size, self.shape.value_size);
         // Rows of keys lie in whole registers where they are multiplied as values are.
@@ -224,7 +211,9 @@ impl Tree<'_, '_, '_> {
         }
         self.write_queries(stride);
     }
+}
 
+impl Tree<'_, '_, '_> {
     /// Panels hold all heads of a token side by side; the last one repeats the last row.
     fn row_tokens(&self, panel: usize) -> [usize; ROWS] {
         std::array::from_fn(|row| {

@@ -91,7 +91,7 @@ impl Attention<'_> {
         if out.len() != tokens * heads * shape.value_size || log_sum_exp.len() != tokens * heads {
             return Err(Error::InvalidArgument("the outputs of an attention call do not fit its inputs".to_owned()));
         }
-        let blocks = Blocks::pack(self, &shape, processor.run(AskRegisters), team)?;
+        let blocks = Blocks::pack(self, &shape, processor.run(Dispatched(AskRegisters)), team)?;
         let step = (TILE_ROWS / shape.group).max(1);
         // The last tokens see most, so they come first and the threads end together.
         let tiles: Vec<_> = out
@@ -102,7 +102,8 @@ impl Attention<'_> {
             .collect();
         for_each(tiles, team, Scratch::default, |scratch, (index, (out, log_sum_exp))| {
             let tokens = index * step..((index + 1) * step).min(shape.tokens);
-            processor.run(Tile { call: self, shape: &shape, blocks: &blocks, tokens, out, log_sum_exp, scratch });
+            let tile = Tile { call: self, shape: &shape, blocks: &blocks, tokens, out, log_sum_exp, scratch };
+            processor.run(Dispatched(tile));
         })
     }
 
@@ -165,28 +166,52 @@ impl Shape {
     }
 }
 
+/// Work whose loops are made for the registers of a processor.
+trait ForRegisters {
+    type Output;
+
+    /// Works with `V` registers of columns of values at once, and `U` of keys that lie side by side, at most a granule.
+    fn run<S: Simd, const V: usize, const U: usize>(self, simd: S) -> Self::Output;
+}
+
+/// Such work, for the registers at hand.
+struct Dispatched<W>(W);
+
+impl<W: ForRegisters> WithSimd for Dispatched<W> {
+    type Output = W::Output;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> W::Output {
+        if const { !has_many_registers::<S>() } {
+            self.0.run::<S, 2, 2>(simd)
+        } else if const { S::F32_LANES < GRANULE } {
+            self.0.run::<S, 4, 4>(simd)
+        } else {
+            self.0.run::<S, 4, 1>(simd)
+        }
+    }
+}
+
 /// What the kernel takes at once on a processor.
 #[derive(Debug, Clone, Copy)]
 struct Registers {
     /// Numbers in a register.
     lanes: usize,
-    /// Keys that lie side by side: those of `U` registers, at most a granule.
+    /// Keys that lie side by side.
     keys: usize,
-    /// Columns of values that lie side by side: those of `V` registers.
+    /// Columns of values that lie side by side.
     columns: usize,
 }
 
 /// What they are.
 struct AskRegisters;
 
-impl WithSimd for AskRegisters {
+impl ForRegisters for AskRegisters {
     type Output = Registers;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> Registers {
-        let lanes = S::F32_LANES;
-        let columns = lanes * if has_many_registers::<S>() { 4 } else { 2 };
-        Registers { lanes, keys: columns.min(GRANULE), columns }
+    fn run<S: Simd, const V: usize, const U: usize>(self, _: S) -> Registers {
+        Registers { lanes: S::F32_LANES, keys: U * S::F32_LANES, columns: V * S::F32_LANES }
     }
 }
 
@@ -243,24 +268,11 @@ struct Tile<'a, 'b> {
     scratch: &'a mut Scratch,
 }
 
-impl WithSimd for Tile<'_, '_> {
+impl ForRegisters for Tile<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(mut self, simd: S) {
-        if const { !has_many_registers::<S>() } {
-            self.run::<S, 2, 2>(simd);
-        } else if const { S::F32_LANES < GRANULE } {
-            self.run::<S, 4, 4>(simd);
-        } else {
-            self.run::<S, 4, 1>(simd);
-        }
-    }
-}
-
-impl Tile<'_, '_> {
-    #[inline(always)]
-    fn run<S: Simd, const V: usize, const U: usize>(&mut self, simd: S) {
+    fn run<S: Simd, const V: usize, const U: usize>(mut self, simd: S) {
         let scores = Scores::new(self.call.scale, self.call.softcap);
         self.look();
         for head in 0..self.shape.key_heads {
@@ -282,7 +294,9 @@ impl Tile<'_, '_> {
             self.end(simd, head);
         }
     }
+}
 
+impl Tile<'_, '_> {
     /// Finds out what each panel sees, which is the same for all heads.
     fn look(&mut self) {
         let panels = (self.tokens.len() * self.shape.group).div_ceil(ROWS);
